@@ -1,0 +1,120 @@
+"""Weights on disk: safetensors with the model configuration in the header. No pickles."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engines.errors import BadInputError
+from engines.files import atomic_file, sha256_file
+from rsrefseg.config import ModelConfig
+from rsrefseg.model import RSRefSeg, build_model
+
+FORMAT = "rsrefseg"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """A tensor file, read: its tensors by name and the JSON of its header."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    header: dict[str, Any]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header, atomically.
+
+    Raises:
+        RSRefSegError: the disk is full or the folder cannot be written.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    document = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **header}
+    with atomic_file(path) as temporary:
+        try:
+            save_file(contiguous, temporary, metadata={FORMAT: json.dumps(document)})
+        except SafetensorError as error:
+            # The library wraps the operating system's error; re-trying as a plain write names the true cause.
+            temporary.write_bytes(b"\0" * sum(tensor.nbytes for tensor in contiguous.values()))
+            raise BadInputError(f"'{path}' could not be written: {error}") from error
+
+
+def load_tensors(path: Path, prefix: str = "") -> TensorFile:
+    """Read a tensor file this project wrote; with ``prefix`` only the tensors under it, the prefix cut off.
+
+    Raises:
+        BadInputError: the file is missing, truncated, or not one of ours.
+    """
+    if not path.is_file():
+        raise BadInputError(f"'{path}' does not exist: give a safetensors file that `rsrefseg train` or `merge` wrote")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = json.loads((stream.metadata() or {}).get(FORMAT, "null"))
+            names = [name for name in stream.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
+            tensors = {name.removeprefix(prefix): stream.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadInputError(f"'{path}' is no whole safetensors file ({error}): copy or make it again") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise BadInputError(f"'{path}' was not written by rsrefseg: bring other checkpoints in with `rsrefseg convert`")
+    if header.get("schema_version") != SCHEMA_VERSION:
+        found = header.get("schema_version")
+        raise BadInputError(f"'{path}' has schema version {found}, this release reads {SCHEMA_VERSION}: write it again")
+    return TensorFile(path, tensors, header)
+
+
+def save_model(path: Path, model: RSRefSeg, dtype: torch.dtype | None = None, **header: Any) -> None:
+    """Write a whole model; ``dtype`` narrows its floating-point tensors in the file."""
+    tensors = model.state_dict()
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    save_tensors(path, tensors, {"config": model.config.to_dict(), **header})
+
+
+def load_model(path: Path) -> RSRefSeg:
+    """Read a whole model into float32, in eval mode.
+
+    Raises:
+        BadInputError: the file is damaged, or its tensors do not fit its configuration.
+    """
+    file = load_tensors(path)
+    if "config" not in file.header:
+        raise BadInputError(f"'{path}' holds part of a model, not a whole one: run `rsrefseg merge` and give its result")
+    model = build_model(ModelConfig.from_dict(file.header["config"]))
+    load_state(model, file.tensors, path)
+    return model
+
+
+def load_state(model: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy tensors into a model that must have exactly these names and shapes.
+
+    Raises:
+        BadInputError: names the first missing, surplus or misshapen tensor.
+    """
+    expected = model.state_dict()
+    check_names(expected.keys(), tensors.keys(), path)
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+            raise BadInputError(f"'{path}': tensor '{name}' has shape {found}, the model has {wanted}")
+    model.load_state_dict(dict(tensors))
+
+
+def check_names(expected: Iterable[str], found: Iterable[str], path: Path) -> None:
+    """Raise a BadInputError unless both sets of tensor names are equal."""
+    missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    for kind, names in (("misses", missing), ("has the unknown", surplus)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise BadInputError(f"'{path}' {kind} tensor '{names[0]}'{more}: it was not made for this model")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a checkpoint file, as manifests and run records state it."""
+    return sha256_file(path)

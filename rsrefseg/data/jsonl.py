@@ -1,0 +1,123 @@
+"""The JSON-lines form of a data set: one expression a line, as the field's converters write it."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engines.errors import BadInputError
+from engines.files import atomic_file
+from rsrefseg.data.masks import as_rle, compressed_rle, rle_box
+from rsrefseg.data.paths import image_file_name
+from rsrefseg.data.samples import Dataset, Sample
+
+NAME = "JSONL"
+LAYOUT = "FILE.jsonl with its images in a folder beside it"
+_SUFFIX = ".jsonl"
+# Where the images of a JSON-lines file are looked for, beside it.
+_IMAGE_FOLDERS = ("images", "images/rrsisd/JPEGImages", "JPEGImages", ".")
+# Nothing sensible needs more for one expression; it bounds what a file without line ends can take.
+_MAX_LINE_CHARACTERS = 64 << 20
+
+
+def matches(path: Path) -> bool:
+    """Whether a path is a JSON-lines file."""
+    return path.is_file() and path.suffix == _SUFFIX
+
+
+def read(path: Path, images: Path | None = None) -> Dataset:
+    """Read a JSON-lines file; no image is opened.
+
+    A line holds ``split``, ``file_name``, ``sent``, ``segmentation`` (a run-length mask, or a list of one) and, where
+    known, ``category_name`` and ``sample_id`` (else the line's number names the sample); other keys are not read.
+
+    Raises:
+        BadInputError: a line is no such object, or the images' folder cannot be found.
+    """
+    records = list(_records(path))
+    folder = images or _image_folder(path, records)
+    return Dataset(path, NAME, tuple(_sample(record, number, path, folder) for number, record in records))
+
+
+def export_jsonl(dataset: Dataset, path: Path) -> int:
+    """Write a data set as JSON lines, atomically; images are named, not copied.
+
+    ``file_name`` is relative to the folder that holds all images, ``bbox`` is ``[x1, y1, x2, y2]`` of the mask,
+    ``segmentation`` a list of one compressed run-length mask.
+
+    Returns:
+        How many lines were written.
+
+    Raises:
+        BadInputError: a mask is broken.
+        RSRefSegError: the file cannot be written.
+    """
+    folder = Path(os.path.commonpath([sample.image_path.parent for sample in dataset.samples]))
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for sample in dataset.samples:
+            stream.write(json.dumps(_record(sample, folder), ensure_ascii=False) + "\n")
+    return len(dataset.samples)
+
+
+def _record(sample: Sample, folder: Path) -> dict[str, Any]:
+    rle = compressed_rle(sample.rle, f"sample '{sample.sample_id}'")
+    return {
+        "split": sample.split,
+        "image_id": sample.image_path.stem,
+        "sample_id": sample.sample_id,
+        "sent": sample.phrase,
+        "file_name": sample.image_path.relative_to(folder).as_posix(),
+        "category_name": sample.category,
+        "bbox": list(rle_box(rle)),
+        "segmentation": [rle],
+    }
+
+
+def _sample(record: dict[str, Any], number: int, path: Path, folder: Path) -> Sample:
+    name = f"line {number} of '{path}'"
+    for key in ("split", "sent"):
+        if not isinstance(record.get(key), str):
+            raise BadInputError(f"{name} has no text '{key}'")
+    return Sample(
+        sample_id=str(record.get("sample_id", number)),
+        split=record["split"],
+        image_path=folder / image_file_name(record.get("file_name"), name),
+        phrase=record["sent"],
+        category=str(record.get("category_name", "unknown")),
+        rle=as_rle(record.get("segmentation"), name),
+    )
+
+
+def _image_folder(path: Path, records: list[tuple[int, dict[str, Any]]]) -> Path:
+    """The first folder beside the file that holds any of its first images: a missing one must not hide the folder."""
+    for folder in _IMAGE_FOLDERS:
+        for number, record in records[:100]:
+            if (
+                path.parent / folder / image_file_name(record.get("file_name"), f"line {number} of '{path}'")
+            ).is_file():
+                return path.parent / folder
+    raise BadInputError(f"no image of '{path}' lies beside it or in 'images' there: name their folder with --images")
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of every line that is not blank."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE_CHARACTERS), ""), start=1):
+                if line.strip():
+                    yield number, _parse(line, f"line {number} of '{path}'")
+    except OSError as error:
+        raise BadInputError(f"cannot read '{path}': {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"'{path}' is no UTF-8 text ({error.reason})") from error
+
+
+def _parse(line: str, name: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{name} is cut off or not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise BadInputError(f"{name} is no JSON object")
+    return record

@@ -1,0 +1,86 @@
+"""From a sample to its pixels: nothing is substituted, and a mask of another size than its image is never passed by."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.errors import BadInputError
+from rsrefseg.data.masks import BoolMask, resize_nearest
+from rsrefseg.data.samples import Dataset, Sample
+
+SizeMismatch = Literal["refuse", "resize"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPair:
+    """One sample's pixels.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB.
+        mask: (H, W) bool.
+        resized: whether the mask had another size and was resized; callers count these and say so.
+    """
+
+    image: npt.NDArray[np.uint8]
+    mask: BoolMask
+    resized: bool
+
+
+def load_pair(sample: Sample, on_size_mismatch: SizeMismatch = "refuse") -> LoadedPair:
+    """Read a sample's image and mask.
+
+    Args:
+        sample: what to read.
+        on_size_mismatch: what to do with a mask of another size than its image: refuse it, or resize it (nearest).
+
+    Raises:
+        BadInputError: the image or the mask cannot be read, or their sizes differ and that is refused.
+    """
+    from engines.images import read_image
+
+    image = read_image(sample.image_path)
+    mask, resized = fit_mask(sample, (image.shape[0], image.shape[1]), on_size_mismatch)
+    return LoadedPair(image, mask, resized)
+
+
+def fit_mask(sample: Sample, size: tuple[int, int], on_size_mismatch: SizeMismatch = "refuse") -> tuple[BoolMask, bool]:
+    """A sample's mask at its image's size, and whether it had to be resized: for callers that hold the image already.
+
+    Args:
+        sample: whose mask.
+        size: height and width of its image, in pixels.
+        on_size_mismatch: as in :func:`load_pair`.
+
+    Returns:
+        The mask, (H, W) bool, and True if it was resized.
+
+    Raises:
+        BadInputError: the mask is broken, or its size differs and that is refused.
+    """
+    mask_size = sample.mask_size
+    if mask_size == size:
+        return sample.mask(), False
+    if on_size_mismatch == "refuse":
+        raise BadInputError(
+            f"sample '{sample.sample_id}': its mask is {mask_size[0]}x{mask_size[1]} but its image "
+            f"'{sample.image_path.name}' {size[0]}x{size[1]} (height x width); --resize-masks resizes such masks"
+        )
+    return resize_nearest(sample.mask(), *size), True
+
+
+def verify_images(dataset: Dataset, splits: Iterable[str]) -> None:
+    """Make sure before a long run that every image of some splits is there.
+
+    Raises:
+        BadInputError: a split is empty or unknown, or files are missing: how many, and the first of them.
+    """
+    paths = dict.fromkeys(sample.image_path for split in splits for sample in dataset.split(split))
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise BadInputError(
+            f"{len(missing)} of {len(paths)} images of '{dataset.root}' are missing, the first is '{missing[0]}': "
+            "complete the download"
+        )

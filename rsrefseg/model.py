@@ -1,0 +1,107 @@
+"""RSRefSeg: five stages, composed. Training, the torch reference and the exporter all run these same modules."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from engines.contracts import Geometry, Stage
+from rsrefseg.config import ModelConfig
+from rsrefseg.prompter import AttnPrompter
+from rsrefseg.sam import SamDecoder, SamEncoder
+from rsrefseg.siglip import SiglipText, SiglipVision
+
+
+class ImageFeatures(NamedTuple):
+    """What an image contributes: clip_features (N, T, C) and image_embedding (N, D, g, g), float32."""
+
+    clip_features: Tensor
+    image_embedding: Tensor
+
+
+class Prediction(NamedTuple):
+    """What phrases get: mask_logits (P, 1, 4g, 4g) and mask_prompt (P, 1, 4g, 4g), the coarse logit map behind it."""
+
+    mask_logits: Tensor
+    mask_prompt: Tensor
+
+
+class RSRefSeg(nn.Module):
+    """Referring segmentation of remote-sensing images (paper, section II and equation 1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.siglip_vision = SiglipVision(config.siglip)
+        self.siglip_text = SiglipText(config.siglip, config.text_padding)
+        self.attn_prompter = AttnPrompter(config)
+        self.sam_encoder = SamEncoder(config.sam)
+        self.sam_decoder = SamDecoder(config.sam, config.dense_prompt)
+        self.refresh_grid_encoding()
+
+    def refresh_grid_encoding(self) -> None:
+        """Sample SAM's positional encoding on the SigLIP grid; call it after SAM weights were loaded."""
+        side = self.config.siglip.grid_size
+        encoding = self.sam_decoder.prompt_encoder.pe_layer((side, side)).unsqueeze(0)
+        self.attn_prompter.grid_encoding.copy_(encoding)
+
+    def stage(self, stage: Stage) -> nn.Module:
+        """The module that computes ``stage``."""
+        module = getattr(self, stage.value)
+        assert isinstance(module, nn.Module)
+        return module
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        """Both image towers on (N, 3, S, S) uint8 images."""
+        return ImageFeatures(self.siglip_vision(image), self.sam_encoder(image))
+
+    def segment(
+        self, features: ImageFeatures, input_ids: Tensor, token_mask: Tensor, image_index: Tensor | None = None
+    ) -> Prediction:
+        """Ask P phrases of encoded images.
+
+        Args:
+            features: of N images.
+            input_ids: (P, L) int64.
+            token_mask: (P, L) bool.
+            image_index: (P,) int64, which image each phrase asks about; None when there is one image.
+
+        Returns:
+            The prediction for each phrase.
+        """
+        clip_features, image_embedding = features
+        if image_index is not None:
+            clip_features, image_embedding = clip_features[image_index], image_embedding[image_index]
+        word_features, sentence_feature = self.siglip_text(input_ids, token_mask)
+        sparse_prompts, mask_prompt = self.attn_prompter(clip_features, word_features, sentence_feature, token_mask)
+        return Prediction(self.sam_decoder(image_embedding, sparse_prompts, mask_prompt), mask_prompt)
+
+    def forward(
+        self, image: Tensor, input_ids: Tensor, token_mask: Tensor, image_index: Tensor | None = None
+    ) -> Prediction:
+        """:meth:`encode_image`, then :meth:`segment`."""
+        return self.segment(self.encode_image(image), input_ids, token_mask, image_index)
+
+
+def geometry(config: ModelConfig) -> Geometry:
+    """The sizes of all tensors between stages."""
+    return Geometry(
+        image_size=config.sam.image_size,
+        clip_tokens=config.siglip.grid_size**2,
+        clip_channels=config.siglip.vision.hidden_size,
+        text_length=config.siglip.text_length,
+        prompt_tokens=config.prompt_grid_size**2,
+        prompt_channels=config.sam.prompt_channels,
+        embedding_grid=config.sam.grid_size,
+        mask_grid=config.sam.mask_size,
+    )
+
+
+def build_model(config: ModelConfig, seed: int = 0, device: str = "cpu") -> RSRefSeg:
+    """A randomly initialised model in eval mode; the same seed gives the same weights.
+
+    ``device="meta"`` builds the structure without memory, to be filled by a checkpoint.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        return RSRefSeg(config).eval()

@@ -1,0 +1,81 @@
+"""AttnPrompter: text as a filter over visual features, turned into prompts for SAM (paper, section II-C)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rsrefseg.config import ModelConfig
+from rsrefseg.siglip import similarity_parameters
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution without bias, batch norm, GELU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.act = nn.GELU()
+
+
+class AttnPrompter(nn.Module):
+    """Equations 3 (attended features) and 4 (sparse and dense prompts) of the paper.
+
+    ``logit_scale`` and ``logit_bias`` are SigLIP's own. ``grid_encoding`` is SAM's positional encoding sampled on the
+    SigLIP grid, a constant that :class:`rsrefseg.model.RSRefSeg` takes from the prompt encoder.
+    """
+
+    grid_encoding: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels, prompt_channels = config.siglip.vision.hidden_size, config.sam.prompt_channels
+        self.grid_size = config.siglip.grid_size
+        self.mask_size = config.sam.mask_size
+        self.logit_scale, self.logit_bias = similarity_parameters()
+        self.down_channel = ConvNormAct(3 * channels, prompt_channels, kernel_size=1)
+        self.down_spatial = nn.Sequential(
+            ConvNormAct(prompt_channels, prompt_channels, kernel_size=3, stride=2),
+            ConvNormAct(prompt_channels, prompt_channels, kernel_size=3, stride=2),
+            nn.Conv2d(prompt_channels, prompt_channels, kernel_size=1),
+        )
+        self.register_buffer("grid_encoding", torch.zeros(1, prompt_channels, self.grid_size, self.grid_size))
+
+    def forward(
+        self, clip_features: Tensor, word_features: Tensor, sentence_feature: Tensor, token_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts of P phrases about one image, or about P images one each.
+
+        Args:
+            clip_features: (1 or P, T, C) float32.
+            word_features: (P, L, C) float32.
+            sentence_feature: (P, C) float32.
+            token_mask: (P, L) bool, the words whose activations are averaged; at least one is true.
+
+        Returns:
+            sparse_prompts (P, M, D) float32 and mask_prompt (P, 1, H, W) float32, the raw global logit map.
+        """
+        direction = F.normalize(clip_features, dim=-1)
+        scale, bias = self.logit_scale.exp(), self.logit_bias
+        word_logits = scale * direction @ F.normalize(word_features, dim=-1).transpose(1, 2) + bias
+        sentence_logits = scale * direction @ F.normalize(sentence_feature, dim=-1).unsqueeze(-1) + bias
+
+        weight = token_mask.to(clip_features.dtype).unsqueeze(1)
+        local_activation = (word_logits.sigmoid() * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+        # mean_l(A_l * v) = mean_l(A_l) * v: the average needs no (P, L, T, C) tensor.
+        local_features = clip_features * (1 + local_activation) / 2
+        global_features = clip_features * sentence_logits.sigmoid()
+        attended = torch.cat([local_features, global_features, clip_features.expand_as(global_features)], dim=-1)
+
+        grid = self._to_grid(attended)
+        grid = self.down_channel(grid) + self.grid_encoding
+        sparse_prompts = self.down_spatial(grid).flatten(2).transpose(1, 2)
+        mask_prompt = F.interpolate(
+            self._to_grid(sentence_logits), size=(self.mask_size, self.mask_size), mode="bilinear", align_corners=False
+        )
+        return sparse_prompts, mask_prompt
+
+    def _to_grid(self, tokens: Tensor) -> Tensor:
+        """(P, T, C) in row-major order -> (P, C, G, G)."""
+        return tokens.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))

@@ -1,0 +1,1 @@
+"""Training: LoRA adaptation of a base, or a small model from scratch."""

@@ -1,0 +1,104 @@
+"""What training starts from: nothing, the shipped tiny base, or a whole model on disk."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from engines.errors import BadInputError, MissingPartError
+from rsrefseg.checkpoint import digest, load_model
+from rsrefseg.config import ModelConfig, Preset
+from rsrefseg.model import RSRefSeg, build_model
+
+# From nothing, a published bias of -10 would have to climb for most of a short training before a sigmoid opens.
+_SCRATCH_LOGIT_BIAS = -4.0
+
+
+class BaseKind(StrEnum):
+    """Where the weights before training come from."""
+
+    SCRATCH = "scratch"
+    SHIPPED = "shipped"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseWeights:
+    """The weights before training, as a run records them: ``sha256`` pins the file that merging needs again."""
+
+    kind: BaseKind
+    path: str | None = None
+    sha256: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able form."""
+        return {"kind": self.kind.value, "path": self.path, "sha256": self.sha256}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "BaseWeights":
+        """Read what :meth:`to_dict` gave."""
+        return cls(BaseKind(value["kind"]), value["path"], value["sha256"])
+
+    def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
+        """The model before training.
+
+        Raises:
+            BadInputError: the file is gone, or not the one that was recorded.
+        """
+        if self.kind is BaseKind.SCRATCH:
+            model = build_model(config, seed)
+            model.attn_prompter.logit_bias.data.fill_(_SCRATCH_LOGIT_BIAS)
+            return model
+        path = shipped_base() if self.kind is BaseKind.SHIPPED else Path(self.path or "")
+        if path.is_file() and self.sha256 is not None and digest(path) != self.sha256:
+            raise BadInputError(f"'{path}' is not the base this run was trained on: its SHA-256 differs from run.json")
+        return load_model(path)
+
+
+def from_scratch() -> BaseWeights:
+    """Random weights."""
+    return BaseWeights(BaseKind.SCRATCH)
+
+
+def shipped(preset: str) -> BaseWeights:
+    """The base that comes with the package.
+
+    Raises:
+        MissingPartError: the preset has none.
+    """
+    if preset != Preset.TINY:
+        raise MissingPartError(f"no base weights come with preset '{preset}': give a model file with --base")
+    return BaseWeights(BaseKind.SHIPPED, sha256=digest(shipped_base()))
+
+
+def from_file(path: Path) -> BaseWeights:
+    """A whole model file, such as a run's ``merged.safetensors``.
+
+    Raises:
+        BadInputError: there is no such file.
+    """
+    if not path.is_file():
+        raise BadInputError(f"base weights '{path}' do not exist")
+    return BaseWeights(BaseKind.FILE, str(path.resolve()), digest(path))
+
+
+def shipped_base() -> Path:
+    """File of the tiny base in the installed package.
+
+    Raises:
+        MissingPartError: the package was installed without it.
+    """
+    return _asset("tiny.safetensors")
+
+
+def shipped_tokenizer() -> Path:
+    """Tokenizer of the tiny base."""
+    return _asset("tokenizer.json")
+
+
+def _asset(name: str) -> Path:
+    path = Path(str(resources.files("rsrefseg"))) / "base" / name
+    if not path.is_file():
+        raise MissingPartError(f"'{path}' is missing from the installation: install rsrefseg again")
+    return path

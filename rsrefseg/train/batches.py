@@ -1,0 +1,139 @@
+"""From samples on disk to training batches, in an order that a seed, an epoch and nothing else decides."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from engines.images import read_image, stretch
+from engines.text import Tokenizer
+from rsrefseg.data.loading import SizeMismatch, fit_mask
+from rsrefseg.data.samples import Sample
+
+Draw = tuple[int, int]  # (image group, epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One image with some of its phrases: image (3, S, S) uint8, truth (K, S, S) uint8 in {0, 1}."""
+
+    image: Tensor
+    phrases: tuple[str, ...]
+    truth: Tensor
+
+
+@dataclass(slots=True)
+class Batch:
+    """N images and the P phrases asked of them.
+
+    image (N, 3, S, S) uint8; input_ids (P, L) int64; token_mask (P, L) bool; image_index (P,) int64;
+    truth (P, 1, S, S) float32 in {0, 1}.
+    """
+
+    image: Tensor
+    input_ids: Tensor
+    token_mask: Tensor
+    image_index: Tensor
+    truth: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+
+class TrainingImages(TorchDataset[Example]):
+    """Images with phrases drawn anew for each epoch; the draw depends on seed, epoch and image alone."""
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[Sample, ...]],
+        image_size: int,
+        phrases_per_image: int,
+        seed: int,
+        on_size_mismatch: SizeMismatch,
+    ) -> None:
+        self.groups = groups
+        self.image_size = image_size
+        self.phrases_per_image = phrases_per_image
+        self.seed = seed
+        self.on_size_mismatch = on_size_mismatch
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        index, epoch = draw
+        group = self.groups[index]
+        rng = np.random.default_rng([self.seed, epoch, index])
+        order = rng.permutation(len(group))[: self.phrases_per_image]
+        chosen = [group[position] for position in sorted(order)]
+        image = read_image(chosen[0].image_path)
+        masks = [fit_mask(sample, image.shape[:2], self.on_size_mismatch)[0] for sample in chosen]
+        truth = np.stack([_resize_mask(mask, self.image_size) for mask in masks])
+        return Example(
+            torch.from_numpy(stretch(image, self.image_size)),
+            tuple(sample.phrase for sample in chosen),
+            torch.from_numpy(truth),
+        )
+
+
+class EpochBatches(Sampler[list[Draw]]):
+    """Batches of draws for one epoch: a seeded permutation, from ``first_batch`` on. A short last batch is kept."""
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.drop_last = False
+        self.epoch = 0
+        self.first_batch = 0
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size).tolist()
+        for start in range(self.first_batch * self.batch_size, self.size, self.batch_size):
+            yield [(index, self.epoch) for index in order[start : start + self.batch_size]]
+
+
+@dataclass(frozen=True, slots=True)
+class Collate:
+    """Examples to a batch: phrases tokenised, everything stacked."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, examples: list[Example]) -> Batch:
+        """Stack examples; see :class:`Batch` for shapes."""
+        phrases = [phrase for example in examples for phrase in example.phrases]
+        tokens = self.tokenizer.encode(phrases)
+        counts = torch.tensor([len(example.phrases) for example in examples])
+        return Batch(
+            image=torch.stack([example.image for example in examples]),
+            input_ids=torch.from_numpy(tokens.input_ids),
+            token_mask=torch.from_numpy(tokens.token_mask),
+            image_index=torch.repeat_interleave(torch.arange(len(examples)), counts),
+            truth=torch.cat([example.truth for example in examples]).unsqueeze(1).float(),
+        )
+
+
+def training_loader(
+    images: TrainingImages, sampler: EpochBatches, tokenizer: Tokenizer, workers: int
+) -> DataLoader[Example]:
+    """A loader over one epoch at a time; set ``sampler.epoch`` and ``sampler.first_batch`` before iterating."""
+    # A generator of its own: without it, starting an epoch would draw from the global one and resuming would not be exact.
+    return DataLoader(
+        images,
+        batch_sampler=sampler,
+        collate_fn=Collate(tokenizer),
+        num_workers=workers,
+        generator=torch.Generator().manual_seed(sampler.seed),
+    )
+
+
+def _resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) bool -> (size, size) uint8 in {0, 1}, nearest."""
+    return cv2.resize(mask.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST_EXACT)

@@ -1,0 +1,93 @@
+"""``train``: from arguments to a finished run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.errors import BadInputError
+from rsrefseg.config import ModelConfig
+from rsrefseg.lora import trainable_parameters
+from rsrefseg.train.base import BaseWeights
+from rsrefseg.train.config import TrainConfig
+from rsrefseg.train.run import Run
+from rsrefseg.train.setup import (
+    DataChoice,
+    TrainingData,
+    check_output,
+    open_tokenizer,
+    prepare_model,
+    read_samples,
+    samples_digest,
+    versions,
+    write_tokenizer,
+)
+from rsrefseg.train.state import Position
+from rsrefseg.data.samples import group_by_image
+from rsrefseg.train.trainer import Trainer, Watcher
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a training run came to."""
+
+    run: Run
+    position: Position
+    trained_parameters: int
+    total_parameters: int
+
+
+def train(
+    data: DataChoice,
+    out: Path,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    base: BaseWeights,
+    *,
+    tokenizer: Path | None = None,
+    resume: bool = False,
+    watcher: Watcher = Watcher(),  # noqa: B008 (frozen)
+) -> TrainResult:
+    """Train into the folder ``out``.
+
+    With ``resume`` an existing run goes on exactly where its last checkpoint stands, under the settings of its own record; a
+    folder without a record (its process was killed before the first write) starts clean.
+
+    Raises:
+        BadInputError: the data, base or folder cannot be used, or ``out`` already holds a run and ``resume`` is not set.
+        RSRefSegError: the disk is full, or the loss is no longer finite.
+    """
+    check_output(out)
+    run = Run(out)
+    samples, validation = read_samples(data)
+    digest = samples_digest([*samples, *validation])
+    if run.record_path.exists():
+        if not resume:
+            raise BadInputError(f"'{out}' already holds a run: add --resume to go on with it, or give another --out")
+        record = run.read_record()
+        model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
+        base = BaseWeights.from_dict(record["base"])
+        if record["data"]["sha256"] != digest:
+            raise BadInputError(f"'{data.path}' is not the data '{out}' was started on: its annotations differ")
+    else:
+        write_tokenizer(run, base, tokenizer, model_config, [sample.phrase for sample in samples])
+    training_data = TrainingData(
+        group_by_image(samples),
+        validation,
+        open_tokenizer(run, model_config),
+        "resize" if data.resize_masks else "refuse",
+    )
+    model, _ = prepare_model(base, model_config, config)
+    trained = sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if not run.record_path.exists():
+        run.write_record(
+            {
+                "model": model_config.to_dict(),
+                "train": config.to_dict(),
+                "base": base.to_dict(),
+                "data": {"path": str(data.path.resolve()), "sha256": digest, "samples": len(samples)},
+                "parameters": {"trained": trained, "total": total},
+                "versions": versions(),
+            }
+        )
+    position = Trainer(model, config, training_data, run, watcher).train(resume)
+    return TrainResult(run, position, trained, total)

@@ -1,0 +1,85 @@
+"""The folder of one training run: what is in it, and how a run is found again."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.errors import BadInputError
+from engines.files import atomic_write_json
+
+RUN_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Paths of a run folder.
+
+    ``run.json`` (configuration, base and data, written once), ``tokenizer.json``, ``metrics.jsonl``, ``last.safetensors`` (all that
+    resuming needs), ``best.safetensors`` (trained weights of the best validation), ``merged.safetensors`` (a whole plain
+    model, by ``rsrefseg merge``).
+    """
+
+    path: Path
+
+    @property
+    def record_path(self) -> Path:
+        """Configuration, base and data of the run."""
+        return self.path / "run.json"
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer the model was trained with."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a line: training steps and validations."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def last_path(self) -> Path:
+        """Weights, optimizer and random state of the latest checkpoint."""
+        return self.path / "last.safetensors"
+
+    @property
+    def best_path(self) -> Path:
+        """Trained weights at the best validation gIoU so far."""
+        return self.path / "best.safetensors"
+
+    @property
+    def merged_path(self) -> Path:
+        """The whole model without adapters."""
+        return self.path / "merged.safetensors"
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write ``run.json``."""
+        atomic_write_json(self.record_path, {"schema_version": RUN_SCHEMA_VERSION, **record})
+
+    def read_record(self) -> dict[str, Any]:
+        """Read ``run.json``.
+
+        Raises:
+            BadInputError: there is none, it is damaged, or of another schema version.
+        """
+        if not self.record_path.is_file():
+            raise BadInputError(f"'{self.path}' is no run: it has no run.json; make one with `rsrefseg train`")
+        try:
+            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadInputError(f"'{self.record_path}' cannot be read: {error}") from error
+        if not isinstance(record, dict) or record.get("schema_version") != RUN_SCHEMA_VERSION:
+            raise BadInputError(f"'{self.record_path}' is of another release: train again with this one")
+        return record
+
+
+def latest_run(root: Path = Path("runs")) -> Run:
+    """The run under ``root`` whose record is newest.
+
+    Raises:
+        BadInputError: there is no run.
+    """
+    records = sorted(root.glob("*/run.json"), key=lambda record: (record.stat().st_mtime_ns, record.parent.name))
+    if not records:
+        raise BadInputError(f"no run under '{root}': train one with `rsrefseg train`, or name its folder")
+    return Run(records[-1].parent)

@@ -1,0 +1,155 @@
+"""Everything checked and prepared before the first step, so that almost every refusal comes at once."""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraModel
+
+from engines.errors import BadInputError
+from engines.files import atomic_write_bytes, unwritable
+from engines.text import Tokenizer
+from rsrefseg.config import ModelConfig
+from rsrefseg.data.loading import SizeMismatch, fit_mask, verify_images
+from rsrefseg.data.samples import Sample, group_by_image, open_dataset
+from rsrefseg.lora import add_lora, train_everything
+from rsrefseg.model import RSRefSeg
+from rsrefseg.tokenizer import write_word_tokenizer
+from rsrefseg.train.base import BaseKind, BaseWeights, shipped_tokenizer
+from rsrefseg.train.config import TrainConfig
+from rsrefseg.train.run import Run
+
+_LEAST_FREE_MIB = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """The samples of a run: training images with their phrases, validation samples, and the tokenizer."""
+
+    train_groups: tuple[tuple[Sample, ...], ...]
+    validation: tuple[Sample, ...]
+    tokenizer: Tokenizer
+    on_size_mismatch: SizeMismatch = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class DataChoice:
+    """Which samples to train on."""
+
+    path: Path
+    train_split: str = "train"
+    validation_split: str | None = "val"
+    resize_masks: bool = False
+
+
+def read_samples(choice: DataChoice) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Training and validation samples, every image known to exist and every mask to fit (or allowed to be resized).
+
+    Raises:
+        BadInputError: the data set cannot be used as it is.
+    """
+    dataset = open_dataset(choice.path)
+    splits = [choice.train_split, *([choice.validation_split] if choice.validation_split else [])]
+    verify_images(dataset, splits)
+    samples = [dataset.split(split) for split in splits]
+    if not choice.resize_masks:
+        for split in samples:
+            _refuse_size_differences(split)
+    return samples[0], samples[1] if len(samples) > 1 else ()
+
+
+def _refuse_size_differences(samples: Iterable[Sample]) -> None:
+    """Compare sizes by the images' headers alone: a whole data set takes seconds."""
+    from PIL import Image
+
+    for group in group_by_image(samples):
+        with Image.open(group[0].image_path) as image:
+            width, height = image.size
+        for sample in group:
+            if sample.mask_size != (height, width):
+                fit_mask(sample, (height, width))
+
+
+def samples_digest(samples: Sequence[Sample]) -> str:
+    """SHA-256 over what the annotations say of the samples, in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        counts = sample.rle["counts"]
+        text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
+        digest.update(json.dumps([sample.sample_id, sample.image_path.name, sample.phrase, text]).encode())
+    return digest.hexdigest()
+
+
+def write_tokenizer(run: Run, base: BaseWeights, tokenizer: Path | None, config: ModelConfig, phrases: list[str]) -> None:
+    """Put the tokenizer of the run in its folder: a given one, the base's own, or one made from the phrases."""
+    if tokenizer is None and base.kind is BaseKind.SHIPPED:
+        tokenizer = shipped_tokenizer()
+    if tokenizer is None and base.kind is BaseKind.FILE:
+        beside = Path(base.path or "").with_name("tokenizer.json")
+        if not beside.is_file():
+            raise BadInputError(f"no tokenizer beside '{base.path}': give one with --tokenizer")
+        tokenizer = beside
+    if tokenizer is None:
+        write_word_tokenizer(run.tokenizer_path, phrases, config.siglip.vocab_size)
+    else:
+        atomic_write_bytes(run.tokenizer_path, tokenizer.read_bytes())
+
+
+def open_tokenizer(run: Run, config: ModelConfig) -> Tokenizer:
+    """The run's tokenizer, fit for its model.
+
+    Raises:
+        BadInputError: its vocabulary is larger than the model's.
+    """
+    siglip = config.siglip
+    tokenizer = Tokenizer(run.tokenizer_path, siglip.text_length, config.text_padding, siglip.pad_token_id)
+    if tokenizer.vocabulary_size > siglip.vocab_size:
+        raise BadInputError(
+            f"'{run.tokenizer_path}' has {tokenizer.vocabulary_size} tokens, the model {siglip.vocab_size}: "
+            "give the tokenizer that belongs to these weights"
+        )
+    return tokenizer
+
+
+def prepare_model(base: BaseWeights, config: ModelConfig, train: TrainConfig) -> tuple[RSRefSeg, LoraModel | None]:
+    """The model to train, marked; with LoRA also peft's handle of it. The seed decides every random weight."""
+    model = base.build(config, train.seed)
+    if model.config != config:
+        raise BadInputError(f"the base weights are of preset '{model.config.preset}', not the '{config.preset}' asked for")
+    if train.lora is None:
+        train_everything(model)
+        return model, None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(train.seed)
+        return model, add_lora(model, train.lora)
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output folder that cannot be written or whose disk is nearly full, before any work.
+
+    Raises:
+        RSRefSegError: one of both.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe"
+        probe.touch()
+        probe.unlink()
+        free_mib = shutil.disk_usage(path).free / 2**20
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if free_mib < _LEAST_FREE_MIB:
+        raise BadInputError(f"only {free_mib:.0f} MiB free on the disk of '{path}', at least {_LEAST_FREE_MIB} are needed")
+
+
+def versions() -> dict[str, Any]:
+    """Versions a run's result may depend on."""
+    packages = ("torch", "transformers", "segment-anything", "peft", "accelerate", "numpy", "rsrefseg")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

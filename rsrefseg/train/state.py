@@ -1,0 +1,97 @@
+"""A training state as one safetensors file: weights, optimizer moments, random state and position, whole or not there."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engines.errors import BadInputError
+from rsrefseg.checkpoint import check_names, load_tensors, save_tensors
+
+_WEIGHT, _OPTIMIZER, _RANDOM = "weight.", "optimizer.", "random."
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where training stands: ``epoch`` and ``batch`` are the next to do, ``step`` counts optimizer steps done."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_giou: float = -1.0
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trained parameters and the buffers (batch-norm statistics) of the stages they belong to."""
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    statistics = {
+        f"{module_name}.{name}": buffer
+        for module_name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+    return trained | statistics
+
+
+def load_trained_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy a :func:`trained_state` back.
+
+    Raises:
+        BadInputError: the names or shapes are not this model's.
+    """
+    target = trained_state(model)
+    check_names(target, tensors, path)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if tensor.shape != target[name].shape:
+                found, wanted = tuple(tensor.shape), tuple(target[name].shape)
+                raise BadInputError(f"'{path}': tensor '{name}' has shape {found}, the model has {wanted}")
+            target[name].copy_(tensor)
+
+
+def save_training_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position, scaler: dict[str, Any] | None
+) -> None:
+    """Write everything that exact resuming needs, atomically."""
+    tensors = {_WEIGHT + name: tensor for name, tensor in trained_state(model).items()}
+    for name, parameter in _optimized(model, optimizer).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{_OPTIMIZER}{key}.{name}"] = value
+    tensors[_RANDOM + "cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors[_RANDOM + "cuda"] = torch.cuda.get_rng_state()
+    save_tensors(path, tensors, {"position": asdict(position), "scaler": scaler})
+
+
+def load_training_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Position, dict[str, Any] | None]:
+    """Put a saved state into model, optimizer and random generators.
+
+    Returns:
+        The position to go on from, and the gradient scaler's state where there was one.
+
+    Raises:
+        BadInputError: the file is damaged or of another model.
+    """
+    file = load_tensors(path)
+    weights = {n.removeprefix(_WEIGHT): t for n, t in file.tensors.items() if n.startswith(_WEIGHT)}
+    load_trained_state(model, weights, path)
+    by_name = _optimized(model, optimizer)
+    for name, tensor in file.tensors.items():
+        if name.startswith(_OPTIMIZER):
+            key, parameter_name = name.removeprefix(_OPTIMIZER).split(".", 1)
+            parameter = by_name[parameter_name]
+            moved = tensor if key == "step" else tensor.to(parameter.device)
+            optimizer.state[parameter][key] = moved
+    torch.set_rng_state(file.tensors[_RANDOM + "cpu"])
+    if torch.cuda.is_available() and _RANDOM + "cuda" in file.tensors:
+        torch.cuda.set_rng_state(file.tensors[_RANDOM + "cuda"])
+    return Position(**file.header["position"]), file.header["scaler"]
+
+
+def _optimized(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in held}
