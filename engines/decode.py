@@ -1,6 +1,7 @@
 """From image files of any usual kind to uint8 RGB. One clear refusal for each thing that cannot be read."""
 
 import contextlib
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from engines.errors import BadInputError
+from engines.tiff import TiffHeader, read_tiff_header
 
 # Pillow's other formats are left out on purpose: some start helper programs (EPS), none holds overhead imagery.
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "JPEG2000", "BMP", "GIF", "PPM")
@@ -29,10 +31,6 @@ _SIGNATURES = {
 }
 _BIT_DEPTHS = (8, 10, 11, 12, 14, 16)  # what sensors and their products use
 _MAX_BANDS = 4
-_BIG_TIFF_VERSION = 43
-_UNASSOCIATED_ALPHA = (
-    2  # TIFF 6.0 ExtraSamples; 1 is colour already multiplied by alpha, 0 any other band, often infrared
-)
 _process_wide_lock = threading.Lock()
 
 Pixels = npt.NDArray[Any]
@@ -49,14 +47,14 @@ def decode_image(path: Path, max_pixels: int) -> npt.NDArray[np.uint8]:
         if not prefix:
             raise BadInputError(f"the image '{path}' is empty (0 bytes)")
         kind = next((kind for signature, kind in _SIGNATURES.items() if prefix.startswith(signature)), None)
-        tiff_alpha = _check_tiff(path, stream, prefix, max_pixels) if kind == "TIFF" else None
+        tiff = _check_tiff(path, stream, max_pixels) if kind == "TIFF" else None
         try:
-            return _decode(path, stream, max_pixels, tiff_alpha)
+            return _decode(path, stream, max_pixels, tiff)
         except BadInputError:
             raise
         except UnidentifiedImageError as error:
-            if tiff_alpha is not None:
-                return to_rgb8(path, *_decode_with_opencv(path, stream, tiff_alpha))
+            if tiff is not None:
+                return to_rgb8(path, *_decode_with_opencv(path, stream, tiff))
             if kind is not None:
                 raise _corrupt(path, kind) from error
             raise BadInputError(
@@ -82,7 +80,7 @@ def to_rgb8(path: Path, pixels: Pixels, alpha: Pixels | None) -> npt.NDArray[np.
     return np.ascontiguousarray(colours if colours.ndim == 3 else np.repeat(colours[..., None], 3, axis=2))
 
 
-def _decode(path: Path, stream: IO[bytes], max_pixels: int, tiff_alpha: bool | None) -> npt.NDArray[np.uint8]:
+def _decode(path: Path, stream: IO[bytes], max_pixels: int, tiff: TiffHeader | None) -> npt.NDArray[np.uint8]:
     with _without_pillow_limit():
         image = Image.open(stream, formats=_FORMATS)
     _check_size(path, image.width, image.height, max_pixels)
@@ -92,7 +90,7 @@ def _decode(path: Path, stream: IO[bytes], max_pixels: int, tiff_alpha: bool | N
         image.load()  # before OpenCV, which takes a picture that is cut short without a word
     turn = _orientation(image)
     if deep:  # Pillow keeps the high byte only: 12-bit values would come out all but black
-        pixels, alpha = _decode_with_opencv(path, stream, image.mode == "RGBA" if tiff_alpha is None else tiff_alpha)
+        pixels, alpha = _decode_with_opencv(path, stream, tiff)
     else:
         pixels, alpha = _pillow_pixels(path, image)
     rgb = to_rgb8(path, pixels, alpha)
@@ -112,23 +110,26 @@ def _pillow_pixels(path: Path, image: Image.Image) -> tuple[Pixels, Pixels | Non
         raise BadInputError(f"the colour mode {image.mode} of '{path}' is not supported: save it as RGB") from error
 
 
-def _decode_with_opencv(path: Path, stream: IO[bytes], alpha: bool) -> tuple[Pixels, Pixels | None]:
-    """What Pillow has no pixel mode for: 16-bit colour, colour or 64-bit floats. ``alpha``: band 4 is opacity."""
+def _decode_with_opencv(path: Path, stream: IO[bytes], tiff: TiffHeader | None) -> tuple[Pixels, Pixels | None]:
+    """Colour values and opacity of what Pillow has no pixel mode for: 16-bit colour, colour or 64-bit floats."""
     import cv2
 
     stream.seek(0)
+    data = bytearray(stream.read())
+    if tiff is not None and tiff.unmarked:
+        position, rgb = tiff.rgb_patch
+        data[position : position + len(rgb)] = rgb
     try:
         with _without_opencv_log():
-            bands = cv2.imdecode(np.frombuffer(stream.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+            bands = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         bands = None
     if bands is None:
-        raise BadInputError(
-            f"the image '{path}' is corrupt, cut short or of a rare kind: save it as 8-bit or 16-bit RGB"
-        )
+        raise BadInputError(f"the image '{path}' is corrupt, cut short or of a rare kind: save it as 8 or 16-bit RGB")
     if bands.ndim == 2:
         return bands, None
-    return bands[..., 2::-1], bands[..., 3] if alpha and bands.shape[2] == _MAX_BANDS else None
+    opacity = bands.shape[2] == _MAX_BANDS and (tiff is None or tiff.opacity)
+    return bands[..., 2::-1], bands[..., 3] if opacity else None
 
 
 def _to_8_bits(path: Path, values: Pixels) -> npt.NDArray[np.uint8]:
@@ -160,24 +161,20 @@ def _scaled(values: Pixels, full: int) -> npt.NDArray[np.uint8]:
     return rounded.astype(np.uint8)
 
 
-def _check_tiff(path: Path, stream: IO[bytes], prefix: bytes, max_pixels: int) -> bool:
-    """Refuse by its header a TIFF too large or with other bands than a picture. Returns whether band 4 is opacity."""
+def _check_tiff(path: Path, stream: IO[bytes], max_pixels: int) -> TiffHeader:
+    """Refuse by its header a TIFF that is too large or has other bands than a picture."""
     try:
-        header_bytes = 16 if _BIG_TIFF_VERSION in prefix[2:4] else 8
-        directory = TiffImagePlugin.ImageFileDirectory_v2(prefix[:header_bytes])
-        stream.seek(directory.next)
-        directory.load(stream)
-        width, height = int(directory[TiffImagePlugin.IMAGEWIDTH]), int(directory[TiffImagePlugin.IMAGELENGTH])
-        bands = int(directory.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
-        bits = directory.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-        extra = directory.get(TiffImagePlugin.EXTRASAMPLES, (_UNASSOCIATED_ALPHA,))
-    except Exception as error:  # a broken directory raises almost anything
+        header = read_tiff_header(stream)
+    except (OSError, ValueError, OverflowError, struct.error) as error:
         raise _corrupt(path, "TIFF", error) from error
-    _check_size(path, width, height, max_pixels)
-    if bands > _MAX_BANDS or (bands == 2 and max(bits) > 8):
+    _check_size(path, header.width, header.height, max_pixels)
+    if header.bands > _MAX_BANDS or (header.bands == 2 and header.bits > 8):
         pick = "pick three as red, green and blue (e.g. gdal_translate -b 3 -b 2 -b 1)"
-        raise BadInputError(f"the image '{path}' has {bands} bands: {pick}")
-    return bands == _MAX_BANDS and tuple(extra) == (_UNASSOCIATED_ALPHA,)
+        raise BadInputError(f"the image '{path}' has {header.bands} bands: {pick}")
+    if header.unmarked and header.bits <= 8:
+        mark = "mark them as colour (e.g. gdal_translate -co PHOTOMETRIC=RGB)"
+        raise BadInputError(f"the {header.bands} bands of the image '{path}' are marked as grey: {mark}")
+    return header
 
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
@@ -212,9 +209,9 @@ def _turned(rgb: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    if path.is_dir():
-        raise BadInputError(f"'{path}' is a folder, not an image")
     try:
+        if path.is_dir():
+            raise BadInputError(f"'{path}' is a folder, not an image")
         stream = path.open("rb")
     except FileNotFoundError as error:
         raise BadInputError(f"no image at '{path}'") from error

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from engines.errors import BadInputError
 
 DEFAULT_MAX_PIXELS = 100_000_000
+_ROWS_PER_BLOCK = 32
 
 
 def read_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.NDArray[np.uint8]:
@@ -51,14 +52,10 @@ def upsample_logits(
     """Bring mask logits (h, w) float32 to the picture's size (H, W) float32.
 
     Two bilinear steps with half-pixel centres and no antialiasing, as published: mask grid -> ``stretched_size`` square
-    -> ``original`` (H, W). Equal to ``F.interpolate(mode="bilinear", align_corners=False)`` twice.
+    -> ``original`` (H, W). Equal to ``F.interpolate(mode="bilinear", align_corners=False)`` twice, down to its float32
+    weights; OpenCV's differ by 2e-5 of the range.
     """
-    import cv2
-
-    height, width = original
-    square = cv2.resize(logits, (stretched_size, stretched_size), interpolation=cv2.INTER_LINEAR)
-    resized: npt.NDArray[np.float32] = cv2.resize(square, (width, height), interpolation=cv2.INTER_LINEAR)
-    return resized
+    return _bilinear(_bilinear(logits, (stretched_size, stretched_size)), original)
 
 
 def check_picture(image: npt.NDArray[np.uint8]) -> None:
@@ -69,3 +66,33 @@ def check_picture(image: npt.NDArray[np.uint8]) -> None:
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise BadInputError(f"a picture must be (height, width, 3) uint8 RGB, got {list(image.shape)} {image.dtype}")
+
+
+def _bilinear(values: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """(h, w) to ``size`` (H, W)."""
+    return _stretch_rows(_stretch_rows(values.T, size[1]).T, size[0])
+
+
+def _stretch_rows(values: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
+    """(h, w) to (height, w), by blocks of rows: each block is a small matrix product with the few rows it comes from."""
+    above, below, share = _taps(values.shape[0], height)
+    resized = np.empty((height, values.shape[1]), np.float32)
+    for start in range(0, height, _ROWS_PER_BLOCK):
+        rows = slice(start, start + _ROWS_PER_BLOCK)
+        low, high = above[rows][0], below[rows][-1] + 1
+        each = np.arange(len(above[rows]))
+        weights = np.zeros((len(each), high - low), np.float32)
+        weights[each, above[rows] - low] = 1 - share[rows]
+        weights[each, below[rows] - low] += share[rows]
+        np.matmul(weights, values[low:high], out=resized[rows])
+    return resized
+
+
+def _taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """For each target position the two source positions it lies between, and the second one's share, all in float32."""
+    scale = np.float32(source) / np.float32(target)
+    centre = np.maximum(
+        scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0)
+    )
+    first = np.minimum(centre.astype(np.int64), source - 1)
+    return first, np.minimum(first + 1, source - 1), centre - first.astype(np.float32)

@@ -37,13 +37,14 @@ class RSRefSeg(nn.Module):
         self.attn_prompter = AttnPrompter(config)
         self.sam_encoder = SamEncoder(config.sam)
         self.sam_decoder = SamDecoder(config.sam, config.dense_prompt)
-        self.refresh_grid_encoding()
+        self.refresh_position_encodings()
 
-    def refresh_grid_encoding(self) -> None:
-        """Sample SAM's positional encoding on the SigLIP grid; call it after SAM weights were loaded."""
+    def refresh_position_encodings(self) -> None:
+        """Sample SAM's positional encoding on both grids; call it after SAM weights were loaded from elsewhere."""
+        prompt_encoder = self.sam_decoder.prompt_encoder
         side = self.config.siglip.grid_size
-        encoding = self.sam_decoder.prompt_encoder.pe_layer((side, side)).unsqueeze(0)
-        self.attn_prompter.grid_encoding.copy_(encoding)
+        self.attn_prompter.grid_encoding.copy_(prompt_encoder.pe_layer((side, side)).unsqueeze(0))
+        self.sam_decoder.position_encoding.copy_(prompt_encoder.get_dense_pe())
 
     def stage(self, stage: Stage) -> nn.Module:
         """The module that computes ``stage``."""

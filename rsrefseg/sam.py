@@ -80,7 +80,13 @@ class SamEncoder(nn.Module):
 
 
 class SamDecoder(nn.Module):
-    """Prompts to mask logits: SAM's mask-prompt encoder and the single-mask half of its decoder."""
+    """Prompts to mask logits: SAM's mask-prompt encoder and the single-mask half of its decoder.
+
+    ``position_encoding`` is SAM's positional encoding of its own grid, a constant kept as a tensor so that no graph
+    computes it anew; :meth:`rsrefseg.model.RSRefSeg.refresh_position_encodings` sets it.
+    """
+
+    position_encoding: Tensor
 
     def __init__(self, config: SamConfig, dense_prompt: bool) -> None:
         super().__init__()
@@ -105,6 +111,7 @@ class SamDecoder(nn.Module):
             iou_head_hidden_dim=config.prompt_channels,
         )
         _replace_layer_norms(self)
+        self.register_buffer("position_encoding", torch.zeros(1, config.prompt_channels, *grid))
 
     def forward(self, image_embedding: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor) -> Tensor:
         """Decode P masks on one image, or on P images one each (the first mask token; the IoU head is not used).
@@ -122,8 +129,7 @@ class SamDecoder(nn.Module):
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).unsqueeze(0)
         tokens = torch.cat([output_tokens.expand(sparse_prompts.shape[0], -1, -1), sparse_prompts], dim=1)
         source = image_embedding + dense
-        position = self.prompt_encoder.get_dense_pe()
-        hidden, source_tokens = decoder.transformer(source, position, tokens)
+        hidden, source_tokens = decoder.transformer(source, self.position_encoding, tokens)
 
         grid = source_tokens.transpose(1, 2).unflatten(2, source.shape[-2:])
         upscaled = decoder.output_upscaling(grid)

@@ -110,11 +110,15 @@ def mask_box(mask: BoolMask) -> tuple[int, int, int, int]:
 
 
 def resize_nearest(mask: BoolMask, height: int, width: int) -> BoolMask:
-    """Resize a mask, (h, w) bool, to (height, width) bool: the pixel under each new centre, as Pillow's NEAREST."""
+    """Resize a mask, (h, w) bool, to (height, width) bool, taking the pixel under the centre of each new one.
+
+    That is Pillow's NEAREST, computed in whole numbers: a centre on the border of two pixels takes the later one, where
+    Pillow's running sum of floats takes either.
+    """
     if mask.shape == (height, width):
         return mask
-    rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(np.intp)
-    columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(np.intp)
+    rows = (2 * np.arange(height) + 1) * mask.shape[0] // (2 * height)
+    columns = (2 * np.arange(width) + 1) * mask.shape[1] // (2 * width)
     resized: BoolMask = mask[rows[:, None], columns[None, :]]
     return resized
 

@@ -16,7 +16,7 @@ _MEMO_WRITERS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """Read a pickle that holds only None, bools, numbers, strings, bytes, lists, tuples and dicts.
+    """Read a pickle of built-in values: None, bools, numbers, strings, bytes, lists, tuples, dicts.
 
     Raises:
         BadInputError: the file names a global (that is: code), is cut off or corrupt, or asks for more memory than

@@ -34,7 +34,7 @@ class Pose:
         """Object coordinates (x along the length in [-1, 1]), (N, 2), to fractions of the image."""
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         turn = np.array([[cos, sin], [-sin, cos]])
-        return points @ turn * (self.length / 2) + np.array([self.x, self.y])
+        return np.asarray(points @ turn * (self.length / 2) + np.array([self.x, self.y]), np.float64)
 
     def corners(self, aspect: float, margin: float = 0.0) -> NDArray[np.float64]:
         """Corners (4, 2) of the object's rectangle, ``aspect`` wide per length, grown by ``margin`` on all sides."""
@@ -52,7 +52,7 @@ class Brush:
     def __init__(self, pose: Pose, aspect: float, size: int, rgb: RGB) -> None:
         self.factor = supersampling(size)
         corners = pose.corners(aspect * 1.15, 0.01) * size
-        low = np.maximum(np.floor(corners.min(axis=0)).astype(int) - 1, 0)
+        low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, size - 1)
         high = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + 1, size)
         self.x0, self.y0 = int(low[0]), int(low[1])
         self.width, self.height = max(int(high[0] - low[0]), 1), max(int(high[1] - low[1]), 1)

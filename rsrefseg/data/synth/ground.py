@@ -1,5 +1,6 @@
 """The ground of a scene: noisy materials, patches, roads and trees, described in fractions of the image."""
 
+import math
 from dataclasses import dataclass, field
 
 import cv2
@@ -7,6 +8,8 @@ import numpy as np
 
 from rsrefseg.data.synth.canvas import F32, F64, Brush, Canvas, Pose, shade
 from rsrefseg.data.synth.domain import RGB, Look
+
+Window = tuple[slice, slice]
 
 _GRAIN = {"grass": 1.0, "soil": 1.1, "concrete": 0.45, "asphalt": 0.5, "water": 0.3, "fallow": 0.9, "tree": 1.3}
 
@@ -75,26 +78,26 @@ class GroundPainter:
 
     def _ripples(self) -> F32:
         """Wavy parallel ridges, as wind leaves them on sand."""
-        along = (np.arange(self.size, dtype=np.float32) + 0.5) / self.size
-        turn, pitch = self.rng.uniform(0, np.pi), self.rng.uniform(14, 30)
-        phase = along[None, :] * np.cos(turn) + along[:, None] * np.sin(turn)
-        return np.asarray(np.sin(2 * np.pi * pitch * phase + 2.2 * self.smooth), np.float32)
+        y, x = self._along((slice(None), slice(None)))
+        turn, pitch = self.rng.uniform(0, math.pi), self.rng.uniform(14, 30)
+        phase = x * math.cos(turn) + y * math.sin(turn)
+        return np.asarray(np.sin(2 * math.pi * pitch * phase + 2.2 * self.smooth), np.float32)
 
     def _pick(self, material: str) -> F32:
         choices: tuple[RGB, ...] = getattr(self.look.ground, material)
         base = np.array(choices[self.rng.integers(len(choices))], np.float32)
         return np.asarray(base * self.rng.uniform(0.94, 1.06), np.float32)
 
-    def material(self, name: str) -> F32:
-        """A whole image (size, size, 3) of one material."""
+    def material(self, name: str, window: Window = (slice(None), slice(None))) -> F32:
+        """One material over a window of the image, (h, w, 3)."""
         base = self._pick(name)
         if name == "water":
-            pattern = 0.06 * self.smooth + 0.35 * self.fine * 2
+            pattern = 0.06 * self.smooth[window] + 0.7 * self.fine[window]
         else:
-            pattern = self.texture * _GRAIN[name]
+            pattern = self.texture[window] * _GRAIN[name]
         image = base * (1 + pattern[..., None])
         if name in ("grass", "fallow", "soil"):  # dry and lush spots differ in hue, not only in brightness
-            image += self.tint[..., None] * np.array([5.0, 1.5, -2.5], np.float32)
+            image += self.tint[window][..., None] * np.array([5.0, 1.5, -2.5], np.float32)
         return np.asarray(image, np.float32)
 
     def paint(self, plan: GroundPlan) -> F32:
@@ -107,39 +110,62 @@ class GroundPainter:
                 self._road(image, layer)
         return image
 
-    def _coverage(self, points: F64, thickness: float | None = None) -> F32:
+    def _window(self, points: F64, margin: float) -> Window | None:
+        """The part of the image that a shape with a margin can touch; None if it lies outside."""
+        low = np.clip(np.floor((points.min(axis=0) - margin) * self.size) - 2, 0, self.size).astype(int)
+        high = np.clip(np.ceil((points.max(axis=0) + margin) * self.size) + 2, 0, self.size).astype(int)
+        if (high <= low).any():
+            return None
+        return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
+
+    def _coverage(self, points: F64, window: Window, thickness: float | None = None) -> F32:
+        """Anti-aliased coverage of a polygon, or of a polyline with a thickness, inside a window."""
         factor = 2
-        drawn = np.zeros((self.size * factor, self.size * factor), np.uint8)
-        fixed = [np.asarray(np.round((points * self.size * factor - 0.5) * 16), np.int32)]
+        rows, cols = window
+        height, width = rows.stop - rows.start, cols.stop - cols.start
+        drawn = np.zeros((height * factor, width * factor), np.uint8)
+        local = (points * self.size - (cols.start, rows.start)) * factor - 0.5
+        fixed = [np.asarray(np.round(local * 16), np.int32)]
         if thickness is None:
             cv2.fillPoly(drawn, fixed, (255,), cv2.LINE_8, 4)
         else:
-            width = max(1, round(thickness * self.size * factor))
-            cv2.polylines(drawn, fixed, False, (255,), width, cv2.LINE_8, 4)
-        small = cv2.resize(drawn, (self.size, self.size), interpolation=cv2.INTER_AREA)
+            cv2.polylines(drawn, fixed, False, (255,), max(1, round(thickness * self.size * factor)), cv2.LINE_8, 4)
+        small = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA)
         return np.asarray(small.astype(np.float32) / 255, np.float32)
 
     def _patch(self, image: F32, patch: Patch) -> None:
-        cover = self._coverage(patch.outline)
+        window = self._window(patch.outline, 3 * patch.feather)
+        if window is None:
+            return
+        cover = self._coverage(patch.outline, window)
         if patch.feather > 0:
             cover = cv2.GaussianBlur(cover, (0, 0), patch.feather * self.size)
-        color = self.material(patch.material)
+        color = self.material(patch.material, window)
         if patch.rows is not None:
-            along = (np.arange(self.size, dtype=np.float32) + 0.5) / self.size
-            phase = along[None, :] * np.cos(patch.rows) + along[:, None] * np.sin(patch.rows)
-            color *= (1 + 0.05 * np.sin(2 * np.pi * 34 * phase))[..., None]
-        image += (color - image) * cover[..., None]
+            y, x = self._along(window)
+            phase = x * math.cos(patch.rows) + y * math.sin(patch.rows)
+            color *= (1 + np.float32(0.05) * np.sin(2 * math.pi * 34 * phase))[..., None]
+        part = image[window]
+        part += (color - part) * cover[..., None]
 
     def _road(self, image: F32, road: Road) -> None:
-        verge = self._coverage(road.path, road.width * 1.16)
-        cover = self._coverage(road.path, road.width)
-        image *= 1 - 0.14 * verge[..., None]
-        image += (self.material(road.material) - image) * cover[..., None]
+        window = self._window(road.path, road.width)
+        if window is None:
+            return
+        part = image[window]
+        part *= 1 - np.float32(0.14) * self._coverage(road.path, window, road.width * 1.16)[..., None]
+        cover = self._coverage(road.path, window, road.width)
+        part += (self.material(road.material, window) - part) * cover[..., None]
         if road.marked:
-            dashes = self._coverage(road.path, 0.006) * cover
-            ramp = np.add.outer(np.arange(self.size), np.arange(self.size) * 0.73) / self.size
-            dashes *= (ramp * 22 % 1.0) < 0.55
-            image += (np.float32(214) - image) * (0.8 * dashes[..., None])
+            dashes = self._coverage(road.path, window, 0.006) * cover
+            y, x = self._along(window)
+            dashes *= ((y + 0.73 * x) * 22 % 1.0) < 0.55
+            part += (np.float32(214) - part) * (np.float32(0.8) * dashes[..., None])
+
+    def _along(self, window: Window) -> tuple[F32, F32]:
+        """Image coordinates of a window's pixels as fractions: a column of y and a row of x."""
+        along = (np.arange(self.size, dtype=np.float32) + np.float32(0.5)) / np.float32(self.size)
+        return along[window[0], None], along[None, window[1]]
 
     def plant(self, canvas: Canvas, plan: GroundPlan) -> None:
         """Trees and clutter with their shadows, before any object is drawn."""

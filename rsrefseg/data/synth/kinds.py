@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rsrefseg.data.synth.canvas import F64, Pose
-from rsrefseg.data.synth.layout import Layout, strip
+from rsrefseg.data.synth.arranging import away, clutter, right_angles, several, turned
+from rsrefseg.data.synth.canvas import Pose
 from rsrefseg.data.synth.ground import Patch, Road
+from rsrefseg.data.synth.layout import Layout, strip
 
 Compose = Callable[[Layout, float], None]
 
@@ -31,31 +32,6 @@ def compose(layout: Layout, trees: float) -> str:
     return kind
 
 
-def _point(angle: float, along: float, across: float) -> tuple[float, float]:
-    """A point in a frame centred on the image and turned by ``angle``."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    return 0.5 + along * cos - across * sin, 0.5 + along * sin + across * cos
-
-
-def _grid(angle: float) -> tuple[float, ...]:
-    return tuple(angle + quarter * math.pi / 2 for quarter in range(4))
-
-
-def _pair_sizes(rng: np.random.Generator, low: float, high: float) -> tuple[float, float]:
-    """Either end of a size range, so that large and small ones stand side by side."""
-    span = (high - low) * 0.28
-    return (high - span, high) if rng.random() < 0.45 else (low, low + span)
-
-
-def _several(layout: Layout, name: str, count: int, within: F64 | None = None, angles: tuple[float, ...] | None = None,
-             jitter: float = 0.0, scale: float = 1.0, margin: float = 0.02) -> None:  # fmt: skip
-    """Several objects of one category in contrasting sizes; colours repeat now and then."""
-    category = layout.catalog[name]
-    for _ in range(count):
-        low, high = _pair_sizes(layout.rng, category.length[0] * scale, category.length[1] * scale)
-        layout.place(name, within=within, length=(low, high), angles=angles, jitter=jitter, margin=margin)
-
-
 def _airport(layout: Layout, trees: float) -> None:
     rng = layout.rng
     angle = float(rng.uniform(0, 2 * math.pi))
@@ -63,25 +39,28 @@ def _airport(layout: Layout, trees: float) -> None:
     with_runway = rng.random() < 0.55
     shift = 0.0
     if with_runway:
-        x, y = _point(angle, 0, -0.36)
+        x, y = turned(angle, 0, -0.36)
         layout.put("runway", Pose(x, y, float(rng.uniform(1.1, 1.5)), angle), margin=0.02)
         shift = 0.12
         for along in (-0.3, 0.3):
-            a, b = _point(angle, along, -0.36), _point(angle, along + 0.06, 0.1)
+            a, b = turned(angle, along, -0.36), turned(angle, along + 0.06, 0.1)
             layout.plan.layers.append(Road(np.array([a, b]), 0.06, "concrete", marked=False))
-    x, y = _point(angle, 0, 0.16 + shift)
+    x, y = turned(angle, 0, 0.16 + shift)
     apron = strip(x, y, angle, 0.84 if not with_runway else 0.74, 1.3)
     layout.plan.layers.append(Patch("concrete", apron))
     for offset in np.arange(-0.6, 0.7, 0.21):  # slab joints
-        layout.plan.layers.append(Road(np.array([_point(angle, offset, -0.24 + shift), _point(angle, offset, 0.6)]),
+        layout.plan.layers.append(Road(np.array([turned(angle, offset, -0.24 + shift), turned(angle, offset, 0.6)]),
                                        0.004, "asphalt", marked=False))  # fmt: skip
-    if rng.random() < 0.75:
-        layout.place("terminal", within=apron, angles=(angle + math.pi, angle), margin=0.03)
-    if rng.random() < 0.3:
-        layout.place("building", within=apron, angles=_grid(angle), length=(0.16, 0.24))
+    if rng.random() < 0.65:  # along the apron's far side, so that the stands stay free
+        x, y = turned(angle, 0, 0.34)
+        layout.place("terminal", within=strip(x, y, angle, 0.3), angles=(angle + math.pi,), margin=0.03)
     heading = angle + float(rng.choice([math.pi / 2, -math.pi / 2, 0.0]))
-    _several(layout, "airplane", int(rng.integers(3, 6)), None if not with_runway else apron, (heading,),
-             0.5 if rng.random() < 0.6 else math.pi)  # fmt: skip
+    spread = 0.5 if rng.random() < 0.6 else math.pi
+    count = int(rng.integers(3, 6))
+    several(layout, "airplane", count // 2 + 1, apron, (heading,), spread)
+    several(layout, "airplane", count - count // 2 - 1, apron, (heading,), spread)
+    if rng.random() < 0.3:
+        layout.place("building", within=apron, angles=right_angles(angle), length=(0.16, 0.24))
     layout.reserve(apron)
     layout.forest(int(30 * trees), (0.012, 0.022))
 
@@ -91,32 +70,27 @@ def _harbor(layout: Layout, trees: float) -> None:
     angle = float(rng.uniform(0, 2 * math.pi))
     layout.plan.base = "water"
     quay = float(rng.uniform(0.16, 0.32))
-    x, y = _point(angle, 0, quay + 0.5)
+    x, y = turned(angle, 0, quay + 0.5)
     land = strip(x, y, angle, 1.0)
     layout.plan.layers.append(Patch("concrete", land))
-    x, y = _point(angle, 0, quay + 0.78)
-    layout.plan.layers.append(Patch(str(rng.choice(["grass", "soil", "asphalt"])), strip(x, y, angle, 1.0), feather=0.004))
+    x, y = turned(angle, 0, quay + 0.78)
+    layout.plan.layers.append(
+        Patch(str(rng.choice(["grass", "soil", "asphalt"])), strip(x, y, angle, 1.0), feather=0.004)
+    )
     layout.reserve(land)
     if rng.random() < 0.6:  # a pier into the water
         along = float(rng.uniform(-0.3, 0.3))
-        x, y = _point(angle, along, quay - 0.17)
+        x, y = turned(angle, along, quay - 0.17)
         pier = strip(x, y, angle + math.pi / 2, float(rng.uniform(0.05, 0.09)), 0.4)
         layout.plan.layers.append(Patch("concrete", pier))
         layout.reserve(pier)
-    _several(layout, "ship", int(rng.integers(3, 6)), None, _grid(angle) if rng.random() < 0.6 else None, 0.25)
+    several(layout, "ship", int(rng.integers(3, 6)), None, right_angles(angle) if rng.random() < 0.6 else None, 0.25)
     layout.taken &= 1 - layout.area(land)
     for name in rng.permutation(["storage tank", "building", "storage tank"])[: int(rng.integers(1, 4))]:
-        layout.place(str(name), within=land, angles=_grid(angle), length=(0.13, 0.22))
+        layout.place(str(name), within=land, angles=right_angles(angle), length=(0.13, 0.22))
     for _ in range(int(rng.integers(3, 9))):
-        x, y = _point(angle, float(rng.uniform(-0.6, 0.6)), quay + float(rng.uniform(0.04, 0.3)))
-        _clutter(layout, Pose(x, y, float(rng.uniform(0.03, 0.06)), angle))
-
-
-def _clutter(layout: Layout, pose: Pose) -> None:
-    corners = pose.corners(0.6, 0.02)
-    if corners.min() > 0 and corners.max() < 1 and not (layout.area(corners) & layout.taken).any():
-        layout.plan.clutter.append(pose)
-        layout.reserve(corners)
+        x, y = turned(angle, float(rng.uniform(-0.6, 0.6)), quay + float(rng.uniform(0.04, 0.3)))
+        clutter(layout, Pose(x, y, float(rng.uniform(0.03, 0.06)), angle))
 
 
 def _tank_farm(layout: Layout, trees: float) -> None:
@@ -124,19 +98,19 @@ def _tank_farm(layout: Layout, trees: float) -> None:
     angle = float(rng.uniform(0, math.pi))
     layout.plan.base = str(rng.choice(["concrete", "soil", "grass"]))
     if rng.random() < 0.7:
-        path = np.array([_point(angle, -1, a := float(rng.uniform(-0.3, 0.3))), _point(angle, 1, a)])
+        path = np.array([turned(angle, -1, a := float(rng.uniform(-0.3, 0.3))), turned(angle, 1, a)])
         layout.plan.layers.append(Road(path, 0.07))
-        x, y = _point(angle, 0, a)
+        x, y = turned(angle, 0, a)
         layout.reserve(strip(x, y, angle, 0.09))
     yard = strip(0.5, 0.5, angle, 0.8, 0.8)
     layout.plan.layers.insert(0, Patch("concrete", yard))
-    _several(layout, "storage tank", int(rng.integers(4, 8)), margin=0.025)
+    several(layout, "storage tank", int(rng.integers(4, 8)), margin=0.025)
     for _ in range(int(rng.integers(0, 3))):
-        layout.place("building", angles=_grid(angle), length=(0.16, 0.27))
+        layout.place("building", angles=right_angles(angle), length=(0.16, 0.27))
     if rng.random() < 0.25:
-        layout.place("solar panel", angles=_grid(angle))
+        layout.place("solar panel", angles=right_angles(angle))
     for _ in range(6):
-        _clutter(layout, Pose(*map(float, rng.uniform(0.05, 0.95, 2)), float(rng.uniform(0.03, 0.05)), angle))
+        clutter(layout, Pose(away(rng), away(rng), float(rng.uniform(0.03, 0.05)), angle))
     layout.reserve(yard)
     layout.forest(int(20 * trees), (0.014, 0.026))
 
@@ -145,18 +119,18 @@ def _sports_park(layout: Layout, trees: float) -> None:
     rng = layout.rng
     angle = float(rng.uniform(0, math.pi))
     layout.plan.base = "grass"
-    grid = _grid(angle)
+    grid = right_angles(angle)
     if rng.random() < 0.6:
         across = float(rng.uniform(-0.45, 0.45))
-        layout.plan.layers.append(Road(np.array([_point(angle, -1, across), _point(angle, 1, across)]), 0.06))
-        x, y = _point(angle, 0, across)
+        layout.plan.layers.append(Road(np.array([turned(angle, -1, across), turned(angle, 1, across)]), 0.06))
+        x, y = turned(angle, 0, across)
         layout.reserve(strip(x, y, angle, 0.08))
-    for name, chance in (("stadium", 0.3), ("track field", 0.4), ("swimming pool", 0.25)):
+    for name, chance in (("stadium", 0.4), ("track field", 0.4), ("swimming pool", 0.25)):
         if rng.random() < chance:
             layout.place(name, angles=grid)
     courts = rng.choice(["tennis court", "basketball court", "baseball field"], 2, replace=False, p=[0.4, 0.35, 0.25])
-    _several(layout, str(courts[0]), int(rng.integers(2, 5)), None, grid)
-    _several(layout, str(courts[1]), int(rng.integers(1, 3)), None, grid)
+    several(layout, str(courts[0]), int(rng.integers(2, 5)), None, grid)
+    several(layout, str(courts[1]), int(rng.integers(1, 3)), None, grid)
     if rng.random() < 0.2:
         layout.place("swimming pool", angles=grid)
     layout.forest(int(90 * trees), (0.016, 0.034))
@@ -166,17 +140,17 @@ def _residential(layout: Layout, trees: float) -> None:
     rng = layout.rng
     angle = float(rng.uniform(0, math.pi))
     layout.plan.base = "grass"
-    grid = _grid(angle)
+    grid = right_angles(angle)
     across = float(rng.uniform(-0.12, 0.12))
     lines = [(angle, across)]
     if rng.random() < 0.5:
         lines.append((angle + math.pi / 2, float(rng.uniform(-0.3, 0.3))))
     for turn, offset in lines:
-        layout.plan.layers.append(Road(np.array([_point(turn, -1, offset), _point(turn, 1, offset)]), 0.075))
-        x, y = _point(turn, 0, offset)
+        layout.plan.layers.append(Road(np.array([turned(turn, -1, offset), turned(turn, 1, offset)]), 0.075))
+        x, y = turned(turn, 0, offset)
         layout.reserve(strip(x, y, turn, 0.1))
-    _several(layout, "building", int(rng.integers(3, 7)), None, grid, 0.05)
-    _several(layout, "swimming pool", int(rng.integers(0, 4)), None, grid, 0.4)
+    several(layout, "building", int(rng.integers(3, 6)), None, grid, 0.05)
+    several(layout, "swimming pool", int(rng.integers(0, 4)), None, grid, 0.4)
     if rng.random() < 0.25:
         layout.place("tennis court", angles=grid, length=(0.2, 0.26))
     if rng.random() < 0.15:
@@ -192,17 +166,17 @@ def _river(layout: Layout, trees: float) -> None:
     along = np.linspace(-0.9, 0.9, 40)
     wave = 0.02 * np.sin(along * rng.uniform(3, 6) + rng.uniform(0, 6.28))
     banks = [across + wave + side * (width / 2 + 0.012 * np.sin(along * 9 + side)) for side in (-1, 1)]
-    shore = np.array([_point(angle, a, b) for a, b in [*zip(along, banks[0], strict=True),
+    shore = np.array([turned(angle, a, b) for a, b in [*zip(along, banks[0], strict=True),
                                                        *zip(along[::-1], banks[1][::-1], strict=True)]])  # fmt: skip
-    x, y = _point(angle, 0, across)
+    x, y = turned(angle, 0, across)
     layout.plan.layers.append(Patch("soil", strip(x, y, angle, width + 0.1), feather=0.015))
     layout.plan.layers.append(Patch("water", shore))
-    with_dam = rng.random() < 0.3
+    with_dam = rng.random() < 0.45
     spots = rng.permutation([-0.36, -0.12, 0.12, 0.36])[: int(rng.integers(2, 4)) + int(with_dam) - 1]
     if not with_dam and rng.random() < 0.6:
         spots = rng.permutation([-0.34, 0.0, 0.34])[: int(rng.integers(2, 4))]
     for index, spot in enumerate(spots):
-        x, y = _point(angle, float(spot), across + float(np.interp(spot, along, wave)))
+        x, y = turned(angle, float(spot), across + float(np.interp(spot, along, wave)))
         turn = angle + math.pi / 2 + float(rng.uniform(-0.12, 0.12))
         if with_dam and index == 0:
             layout.put("dam", Pose(x, y, width * 1.25, angle + math.pi / 2 + (math.pi if rng.random() < 0.5 else 0.0)))
@@ -218,7 +192,7 @@ def _river(layout: Layout, trees: float) -> None:
         layout.place("ship", within=shore, angles=(angle, angle + math.pi), length=(0.24, 0.3), margin=0.01)
     layout.reserve(shore)
     for _ in range(int(rng.integers(1, 4))):
-        layout.place("building", angles=_grid(angle), length=(0.15, 0.26))
+        layout.place("building", angles=right_angles(angle), length=(0.15, 0.26))
     if rng.random() < 0.35:
         layout.place(str(rng.choice(["pond", "field", "solar panel"])), length=(0.2, 0.3))
     layout.forest(int(80 * trees), (0.016, 0.034))
@@ -229,18 +203,20 @@ def _parking(layout: Layout, trees: float) -> None:
     angle = float(rng.uniform(0, math.pi))
     layout.plan.base = "asphalt"
     edge = float(rng.uniform(0.3, 0.6))
-    x, y = _point(angle, 0, edge + 0.5)
+    x, y = turned(angle, 0, edge + 0.5)
     verge = strip(x, y, angle, 1.0)
     layout.plan.layers.append(Patch("grass", verge))
     for across in (-0.62, -0.1):  # bays
         for along in np.arange(-0.7, 0.75, 0.155):
-            ends = np.array([_point(angle, along, across), _point(angle, along, across + 0.3)])
+            ends = np.array([turned(angle, along, across), turned(angle, along, across + 0.3)])
             layout.plan.layers.append(Road(ends, 0.009, "concrete", marked=False))
     if rng.random() < 0.4:
-        layout.place("building", angles=_grid(angle), length=(0.3, 0.42))
+        layout.place("building", angles=right_angles(angle), length=(0.3, 0.42))
     layout.reserve(verge)
-    across = (angle + math.pi / 2, angle - math.pi / 2)
-    _several(layout, "vehicle", int(rng.integers(4, 8)), None, across if rng.random() < 0.6 else _grid(angle), 0.1)
+    parked = (angle + math.pi / 2, angle - math.pi / 2)
+    several(
+        layout, "vehicle", int(rng.integers(4, 8)), None, parked if rng.random() < 0.6 else right_angles(angle), 0.1
+    )
     layout.taken &= 1 - layout.area(verge)
     layout.forest(int(40 * trees), (0.03, 0.05), verge)
 
@@ -249,7 +225,7 @@ def _junction(layout: Layout, trees: float) -> None:
     rng = layout.rng
     angle = float(rng.uniform(0, math.pi))
     layout.plan.base = str(rng.choice(["grass", "concrete"]))
-    grid = _grid(angle)
+    grid = right_angles(angle)
     x, y = map(float, rng.uniform(0.3, 0.7, 2))
     arms = [*grid[: int(rng.integers(3, 5))]]
     for turn in arms:
@@ -257,8 +233,8 @@ def _junction(layout: Layout, trees: float) -> None:
         layout.plan.layers.append(Road(np.array([(x, y), end]), 0.085))
         layout.reserve(strip((x + end[0]) / 2, (y + end[1]) / 2, turn, 0.1, 1.5))
     layout.put("roundabout", Pose(x, y, float(rng.uniform(0.28, 0.4)), angle), margin=0.03)
-    _several(layout, "building", int(rng.integers(2, 6)), None, grid, 0.04)
-    for name, chance in (("pond", 0.3), ("basketball court", 0.3), ("solar panel", 0.25), ("swimming pool", 0.2)):
+    several(layout, "building", int(rng.integers(2, 6)), None, grid, 0.04)
+    for name, chance in (("pond", 0.35), ("basketball court", 0.3), ("solar panel", 0.35), ("swimming pool", 0.2)):
         if rng.random() < chance:
             layout.place(name, angles=grid)
     layout.forest(int(60 * trees), (0.016, 0.03))
@@ -268,23 +244,23 @@ def _farmland(layout: Layout, trees: float) -> None:
     rng = layout.rng
     angle = float(rng.uniform(0, math.pi))
     layout.plan.base = "fallow"
-    grid = _grid(angle)
+    grid = right_angles(angle)
     for along in (-0.5, 0.0, 0.5):
         for across in (-0.5, 0.0, 0.5):
             if rng.random() < 0.6:
-                x, y = _point(angle, along, across)
+                x, y = turned(angle, along, across)
                 outline = strip(x, y, angle, 0.5, 0.5)
                 material = str(rng.choice(["fallow", "soil", "grass"]))
                 layout.plan.layers.append(Patch(material, outline, rows=angle + float(rng.choice([0, math.pi / 2]))))
     if rng.random() < 0.6:
         across = float(rng.uniform(-0.4, 0.4))
-        layout.plan.layers.append(Road(np.array([_point(angle, -1, across), _point(angle, 1, across)]), 0.045, "soil",
+        layout.plan.layers.append(Road(np.array([turned(angle, -1, across), turned(angle, 1, across)]), 0.045, "soil",
                                        marked=False))  # fmt: skip
-        x, y = _point(angle, 0, across)
+        x, y = turned(angle, 0, across)
         layout.reserve(strip(x, y, angle, 0.06))
-    _several(layout, "field", int(rng.integers(2, 5)), None, grid, 0.03)
-    _several(layout, "pond", int(rng.integers(0, 3)))
-    if rng.random() < 0.35:
-        _several(layout, "solar panel", int(rng.integers(1, 3)), None, grid)
-    _several(layout, "building", int(rng.integers(0, 3)), None, grid, scale=0.85)
+    several(layout, "field", int(rng.integers(2, 5)), None, grid, 0.03)
+    several(layout, "pond", int(rng.integers(0, 4)))
+    if rng.random() < 0.45:
+        several(layout, "solar panel", int(rng.integers(1, 4)), None, grid)
+    several(layout, "building", int(rng.integers(0, 3)), None, grid, scale=0.85)
     layout.forest(int(50 * trees), (0.014, 0.03))

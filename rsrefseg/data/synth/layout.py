@@ -127,4 +127,6 @@ def strip(x: float, y: float, angle: float, width: float, length: float = 3.0) -
     along = np.array([math.cos(angle), math.sin(angle)]) * length / 2
     across = np.array([-math.sin(angle), math.cos(angle)]) * width / 2
     center = np.array([x, y])
-    return np.stack([center - along - across, center + along - across, center + along + across, center - along + across])
+    return np.stack(
+        [center - along - across, center + along - across, center + along + across, center - along + across]
+    )

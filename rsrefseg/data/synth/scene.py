@@ -65,8 +65,8 @@ def render(seed: int, domain: Domain, size: int = 256, max_referrals: int = 6, l
     """As :func:`render_scene`, with all that is known of the scene; ``look`` replaces the domain's own."""
     if seed < 0 or not 64 <= size <= 4096 or max_referrals < 1:
         raise BadInputError(
-            f"scene seed {seed}, size {size}, max_referrals {max_referrals}: the seed must not be negative, the size must "
-            "lie in 64 to 4096, and at least one referral must be allowed"
+            f"scene seed {seed}, size {size}, max_referrals {max_referrals}: the seed must not be negative, the size "
+            "must lie in 64 to 4096, and at least one referral must be allowed"
         )
     look = look or look_of(domain)
     for attempt in range(_ATTEMPTS):
@@ -114,4 +114,4 @@ def _item(category: str, color: str | None, mask: Mask) -> Item:
     rows, cols = np.nonzero(mask[::step, ::step])
     points = (np.stack([cols, rows], axis=1) * step + 0.5) / size
     x, y = points.mean(axis=0) if len(points) else (0.5, 0.5)
-    return Item(category, color, float(mask.mean()), float(x), float(y), points[:: max(1, len(points) // 60)])
+    return Item(category, color, float(mask.mean()), float(x), float(y), points[:: max(1, len(points) // 32)])

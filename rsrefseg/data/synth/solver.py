@@ -81,9 +81,11 @@ def solve(items: Sequence[Item], query: Query) -> int | None:
     elif query.place is None:
         kept = _by_size(items, kept, query.size)
     else:
-        # "the larger tank at the lower left": larger of those there, or the largest, which is there. Both must agree.
+        # "the larger tank at the lower left": the larger of several there, or the largest of all, which is there.
         there = _placed(items, kept, query.place)
-        kept = _agree(_by_size(items, there, query.size), _placed(items, _by_size(items, kept, query.size), query.place))
+        kept = _agree(
+            _by_size(items, there, query.size), _placed(items, _by_size(items, kept, query.size), query.place)
+        )
     return kept[0] if kept is not None and len(kept) == 1 else None
 
 
@@ -140,8 +142,8 @@ def _at(item: Item, place: str) -> int:
 
 
 def _by_size(items: Sequence[Item], indices: list[int] | None, size: str) -> list[int] | None:
-    if not indices or len(indices) == 1:
-        return indices
+    if indices is None or len(indices) < 2:  # alone, a thing is neither large nor small
+        return None
     ordered = sorted(indices, key=lambda index: items[index].area, reverse=size == "large")
     first, second = items[ordered[0]].area, items[ordered[1]].area
     return [ordered[0]] if max(first, second) >= _SIZE_RATIO * min(first, second) else None

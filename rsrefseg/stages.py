@@ -1,0 +1,35 @@
+"""All tensors that pass between stages, by their contract names: what merge proofs and parity compare."""
+
+import torch
+from torch import Tensor
+
+from engines.contracts import Stage, StageContract, stage_contracts
+from rsrefseg.model import RSRefSeg, geometry
+
+
+def model_contracts(model: RSRefSeg) -> dict[Stage, StageContract]:
+    """What each stage of this model takes and gives."""
+    return stage_contracts(geometry(model.config))
+
+
+@torch.inference_mode()
+def run_stages(model: RSRefSeg, image: Tensor, input_ids: Tensor, token_mask: Tensor) -> dict[str, Tensor]:
+    """Run the five stages in order on one image and P phrases.
+
+    Args:
+        model: in eval mode.
+        image: (1, 3, S, S) uint8.
+        input_ids: (P, L) int64.
+        token_mask: (P, L) bool.
+
+    Returns:
+        Every stage output by its contract name.
+    """
+    tensors = {"image": image, "input_ids": input_ids, "token_mask": token_mask}
+    outputs: dict[str, Tensor] = {}
+    for stage, contract in model_contracts(model).items():
+        given = tensors | outputs
+        results = model.stage(stage)(*(given[spec.name] for spec in contract.inputs))
+        results = results if isinstance(results, tuple) else (results,)
+        outputs |= {spec.name: result for spec, result in zip(contract.outputs, results, strict=True)}
+    return outputs
