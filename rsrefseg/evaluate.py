@@ -39,8 +39,9 @@ def evaluate(
 ) -> MetricsResult:
     """Metrics over ``samples``.
 
-    With ``shuffle_phrases`` every sample is asked with another phrase of its own image (the next in turn), which shows how
-    much of the score the phrase earns; images with a single sample are left out.
+    With ``shuffle_phrases`` every sample is asked with the phrase of the next one of its own image that means another
+    object. The score left over is what an answer earns without heeding the phrase; samples without such a neighbour are
+    left out.
     """
     metrics = ReferringMetrics(protocol)
     for answer in answers(
@@ -69,17 +70,15 @@ def answers(
     device = model.attn_prompter.grid_encoding.device
     image_size = model.config.sam.image_size
     groups = group_by_image(samples)
-    if shuffle_phrases:
-        groups = tuple(group for group in groups if len(group) > 1)
     was_training = model.training
     model.eval()
     try:
         for done, group in enumerate(groups, start=1):
+            asked = _shuffled(group) if shuffle_phrases else [(sample, sample.phrase) for sample in group]
+            if not asked:
+                continue
             image = read_image(group[0].image_path)
-            phrases = [sample.phrase for sample in group]
-            if shuffle_phrases:
-                phrases = phrases[1:] + phrases[:1]
-            tokens = tokenizer.encode(phrases)
+            tokens = tokenizer.encode([phrase for _, phrase in asked])
             prediction = model(
                 torch.from_numpy(stretch(image, image_size)).unsqueeze(0).to(device),
                 torch.from_numpy(tokens.input_ids).to(device),
@@ -87,10 +86,20 @@ def answers(
             )
             mask_logits = prediction.mask_logits.float().cpu().numpy()[:, 0]
             size = (image.shape[0], image.shape[1])
-            for sample, logits in zip(group, mask_logits, strict=True):
+            for (sample, _), logits in zip(asked, mask_logits, strict=True):
                 truth, _ = fit_mask(sample, size, on_size_mismatch)
                 yield Answer(sample, logits, upsample_logits(logits, image_size, size) > 0, truth)
             if progress is not None:
                 progress(done, len(groups))
     finally:
         model.train(was_training)
+
+
+def _shuffled(group: Sequence[Sample]) -> list[tuple[Sample, str]]:
+    """Each sample with the phrase of the next one, in turn, that has another mask."""
+    asked = []
+    for index, sample in enumerate(group):
+        others = [other for other in (*group[index + 1 :], *group[:index]) if other.rle != sample.rle]
+        if others:
+            asked.append((sample, others[0].phrase))
+    return asked

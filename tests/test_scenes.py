@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from engines.errors import BadInputError
 from rsrefseg.data.samples import open_dataset
 from rsrefseg.data.synth import Domain, Referral, Scene, render_scene, synthesize
+from rsrefseg.data.synth.canvas import Brush, Canvas, Pose
 from rsrefseg.data.synth.catalog import CONFUSABLE, categories
 from rsrefseg.data.synth.dataset import scene_seed
 from rsrefseg.data.synth.domain import look_of
@@ -198,6 +200,20 @@ def test_a_doubtful_query_has_no_answer(items: list[Item], query: Query) -> None
 )
 def test_a_clear_query_is_answered(items: list[Item], query: Query, wanted: int) -> None:
     assert solve(items, query) == wanted
+
+
+@pytest.mark.parametrize("name", categories())
+def test_a_shape_stays_inside_the_rectangle_it_reserves(name: str) -> None:
+    category = categories()[name]
+    pose = Pose(0.5, 0.5, 0.6, 0.4)
+    rectangle = np.zeros((512, 512), np.uint8)
+    cv2.fillPoly(rectangle, [np.round(pose.corners(category.aspect, 0.012) * 512).astype(np.int32)], (1,))
+    for seed in range(5):
+        brush = Brush(pose, category.aspect, 512, category.rgb)
+        category.draw(brush, np.random.default_rng(seed), category.rgb)
+        mask = Canvas(np.zeros((512, 512, 3), np.float32), (0.0, 0.0), 0.0).paint(brush, 0.0)
+        assert mask.sum() > 0.25 * rectangle.sum()
+        assert not (mask & (rectangle == 0)).any()
 
 
 def test_confusable_colours_are_paints() -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from engines.errors import BadInputError
 from rsrefseg.config import ModelConfig
+from rsrefseg.data.samples import group_by_image
 from rsrefseg.lora import trainable_parameters
+from rsrefseg.reference_inputs import pick_reference_inputs, save_reference_inputs
 from rsrefseg.train.base import BaseWeights
 from rsrefseg.train.config import TrainConfig
 from rsrefseg.train.run import Run
@@ -21,7 +23,6 @@ from rsrefseg.train.setup import (
     write_tokenizer,
 )
 from rsrefseg.train.state import Position
-from rsrefseg.data.samples import group_by_image
 from rsrefseg.train.trainer import Trainer, Watcher
 
 
@@ -69,6 +70,8 @@ def train(
             raise BadInputError(f"'{data.path}' is not the data '{out}' was started on: its annotations differ")
     else:
         write_tokenizer(run, base, tokenizer, model_config, [sample.phrase for sample in samples])
+        reference = pick_reference_inputs(validation or samples, model_config.sam.image_size)
+        save_reference_inputs(run.reference_inputs_path, reference)
     training_data = TrainingData(
         group_by_image(samples),
         validation,

@@ -15,9 +15,9 @@ RUN_SCHEMA_VERSION = 1
 class Run:
     """Paths of a run folder.
 
-    ``run.json`` (configuration, base and data, written once), ``tokenizer.json``, ``metrics.jsonl``, ``last.safetensors`` (all that
-    resuming needs), ``best.safetensors`` (trained weights of the best validation), ``merged.safetensors`` (a whole plain
-    model, by ``rsrefseg merge``).
+    ``run.json`` (configuration, base and data, written once), ``tokenizer.json``, ``reference_inputs.safetensors``,
+    ``metrics.jsonl``, ``last.safetensors`` (all that resuming needs), ``best.safetensors`` (trained weights of the best
+    validation), ``merged.safetensors`` (a whole plain model, by ``rsrefseg merge``).
     """
 
     path: Path
@@ -36,6 +36,11 @@ class Run:
     def metrics_path(self) -> Path:
         """One JSON object a line: training steps and validations."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def reference_inputs_path(self) -> Path:
+        """A few real inputs, for the proofs of merging and exporting."""
+        return self.path / "reference_inputs.safetensors"
 
     @property
     def last_path(self) -> Path:

@@ -51,7 +51,7 @@ class Brush:
 
     def __init__(self, pose: Pose, aspect: float, size: int, rgb: RGB) -> None:
         self.factor = supersampling(size)
-        corners = pose.corners(aspect * 1.15, 0.01) * size
+        corners = Pose(pose.x, pose.y, pose.length * 1.12, pose.angle).corners(aspect) * size
         low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, size - 1)
         high = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + 1, size)
         self.x0, self.y0 = int(low[0]), int(low[1])

@@ -23,7 +23,14 @@ PAINTS: dict[str, RGB] = {
 }
 
 # Pairs that haze and light may bring too close to each other to be told apart by name.
-CONFUSABLE = frozenset({frozenset({"white", "gray"}), frozenset({"gray", "black"}), frozenset({"red", "brown"})})
+CONFUSABLE = frozenset(
+    {
+        frozenset({"white", "gray"}),
+        frozenset({"gray", "black"}),
+        frozenset({"gray", "brown"}),
+        frozenset({"red", "brown"}),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ def _categories() -> tuple[Category, ...]:
     roofs = ("red", "gray", "white", "brown", "blue")
     cars = ("white", "black", "red", "blue", "yellow", "gray", "green")
     return (
-        Category("airplane", vehicles.airplane, 0.94, (0.24, 0.38), 0.10, ("white", "gray", "blue", "red", "yellow"),
+        Category("airplane", vehicles.airplane, 0.94, (0.22, 0.35), 0.10, ("white", "gray", "blue", "red", "yellow"),
                  ("airplane", "plane", "aircraft")),
         Category("runway", structures.runway, 0.115, (1.1, 1.5), 0.0, (), ("runway", "airport runway"),
                  (112, 112, 114)),

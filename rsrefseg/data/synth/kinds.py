@@ -56,9 +56,8 @@ def _airport(layout: Layout, trees: float) -> None:
         layout.place("terminal", within=strip(x, y, angle, 0.3), angles=(angle + math.pi,), margin=0.03)
     heading = angle + float(rng.choice([math.pi / 2, -math.pi / 2, 0.0]))
     spread = 0.5 if rng.random() < 0.6 else math.pi
-    count = int(rng.integers(3, 6))
-    several(layout, "airplane", count // 2 + 1, apron, (heading,), spread)
-    several(layout, "airplane", count - count // 2 - 1, apron, (heading,), spread)
+    count = int(rng.integers(3, 7))
+    several(layout, "airplane", count, apron, (heading,), spread)
     if rng.random() < 0.3:
         layout.place("building", within=apron, angles=right_angles(angle), length=(0.16, 0.24))
     layout.reserve(apron)

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from rsrefseg.data.synth.canvas import Brush, ellipse, shade
+from rsrefseg.data.synth.canvas import F64, Brush, ellipse, shade
 from rsrefseg.data.synth.domain import RGB
 
 _CHALK: RGB = (232, 232, 226)
 _LAWN: RGB = (92, 138, 68)
-_CLAY: RGB = (186, 134, 92)
+_CLAY: RGB = (172, 112, 76)
 _TARTAN: RGB = (178, 84, 66)
 
 
@@ -43,16 +43,15 @@ def basketball_court(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 def baseball_field(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
     """A quarter-circle outfield with its clay diamond at -x."""
     lawn = shade(_LAWN, rng.uniform(0.9, 1.1))
-    arc = ellipse(-0.96, 0, 1.94, 1.94, -math.pi / 4, math.pi / 4)
-    brush.poly(np.concatenate([[[-1.0, 0.0]], arc]), _CLAY)
-    inner = ellipse(-0.96, 0, 1.78, 1.78, -math.pi / 4.3, math.pi / 4.3)
-    brush.poly(np.concatenate([[[-0.9, 0.0]], inner]), lawn, solid=False)
-    for ring in (0.95, 1.3, 1.65):
-        brush.line(ellipse(-0.96, 0, ring, ring, -math.pi / 4.4, math.pi / 4.4), 0.12, shade(lawn, 1.09))
-    brush.poly(np.concatenate([[[-1.0, 0.0]], ellipse(-0.9, 0, 0.9, 0.9, -math.pi / 4, math.pi / 4)]), _CLAY)
-    brush.poly([[-0.82, 0], [-0.5, -0.32], [-0.18, 0], [-0.5, 0.32]], shade(lawn, 0.95), solid=False)
-    brush.disc(-0.5, 0, 0.07, _CLAY, solid=False)
-    brush.disc(-0.9, 0, 0.1, _CLAY, solid=False)
+    home, quarter = -0.69, math.pi / 4
+    brush.poly(_wedge(home, 1.39, quarter), _CLAY)
+    brush.poly(_wedge(home + 0.05, 1.25, quarter * 0.94), lawn, solid=False)
+    for ring in (0.72, 0.95, 1.18):
+        brush.line(ellipse(home, 0, ring, ring, -quarter * 0.9, quarter * 0.9), 0.09, shade(lawn, 1.09))
+    brush.poly(_wedge(home, 0.68, quarter), _CLAY)
+    brush.poly([[home + 0.1, 0], [home + 0.33, -0.23], [home + 0.56, 0], [home + 0.33, 0.23]], lawn, solid=False)
+    brush.disc(home + 0.33, 0, 0.05, _CLAY, solid=False)
+    brush.disc(home + 0.07, 0, 0.07, _CLAY, solid=False)
 
 
 def track_field(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
@@ -108,8 +107,13 @@ def swimming_pool(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
         brush.disc(-0.42, 0.02, 0.26, shade(water, 0.88), 0.24, solid=False)
 
 
-def _oval(length: float, width: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _oval(length: float, width: float) -> F64:
     """A track's outline: two half circles joined by straights."""
     straight = length - width
     right = ellipse(straight, 0, width, width, -math.pi / 2, math.pi / 2)
     return np.concatenate([right, -right])
+
+
+def _wedge(tip: float, radius: float, half_angle: float) -> F64:
+    """A sector of a circle that opens towards +x."""
+    return np.concatenate([[[tip, 0.0]], ellipse(tip, 0, radius, radius, -half_angle, half_angle)])

@@ -116,7 +116,7 @@ def roundabout(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 def pond(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
     """Still water with an irregular shore."""
     turn = np.linspace(0, 2 * math.pi, 48, endpoint=False)
-    radius = np.full_like(turn, 0.84)
+    radius = np.full_like(turn, 0.81)
     for wave in (2, 3, 5):
         radius += rng.uniform(0.02, 0.075) * np.cos(wave * turn + rng.uniform(0, 2 * math.pi))
     shore = np.stack([radius * np.cos(turn), 0.74 * radius * np.sin(turn)], axis=1)
@@ -127,11 +127,11 @@ def pond(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 def field(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
     """A cropped parcel with rows and tractor lines."""
-    skew = rng.uniform(-0.12, 0.12)
+    skew = rng.uniform(0.0, 0.16)
     edge = np.array([[-1 + skew, -0.72], [1, -0.72], [1 - skew, 0.72], [-1, 0.72]])
     brush.poly(edge, rgb)
     for index, y in enumerate(np.arange(-0.68, 0.7, 0.075)):
-        brush.line([[-1.1, y], [1.1, y]], 0.034, shade(rgb, 1.12 if index % 2 else 0.86))
+        brush.line([[-1.1, y], [1.1, y]], 0.034, shade(rgb, 1.07 if index % 2 else 0.91))
     for y in (-0.4, 0.1, 0.5):
         brush.line([[-1.1, y], [1.1, y]], 0.02, shade(rgb, 0.72))
     brush.loop(edge, 0.04, shade(rgb, 0.78))

@@ -1,0 +1,74 @@
+"""Arithmetic of a graph, counted from the graph: two operations for each multiply-add."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import onnx
+import sympy
+
+from engines.contracts import StageContract
+
+Shape = tuple[int, ...]
+
+
+def count_flops(path: Path, contract: StageContract) -> int:
+    """FLOPs of matrix products and convolutions for one call at the contract's ``opt`` sizes.
+
+    Element-wise work, norms and softmax are left out, as in published figures (they are a few per cent).
+    """
+    with_shapes = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
+    sizes = {dim.name: dim.opt for dim in contract.dims}
+    shapes = _shapes(with_shapes.graph, sizes)
+    return sum(
+        _COUNTERS[node.op_type](node, [shapes[name] for name in node.input if name], shapes[node.output[0]])
+        for node in with_shapes.graph.node
+        if node.op_type in _COUNTERS
+    )
+
+
+def _shapes(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> dict[str, Shape]:
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        dims = value.type.tensor_type.shape.dim
+        shapes[value.name] = tuple(dim.dim_value or _evaluate(dim.dim_param, sizes) for dim in dims)
+    return shapes
+
+
+def _evaluate(expression: str, sizes: Mapping[str, int]) -> int:
+    return int(sympy.sympify(expression or "0").subs(sizes))
+
+
+def _matmul(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
+    return 2 * math.prod(output) * inputs[0][-1]
+
+
+def _gemm(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return 2 * math.prod(output) * inputs[0][0 if transposed else 1]
+
+
+def _conv(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
+    # The weight is (out, in / groups, *kernel): everything behind the first axis is summed for one output value.
+    return 2 * math.prod(output) * math.prod(inputs[1][1:])
+
+
+def _conv_transpose(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
+    # The weight is (in, out / groups, *kernel): every input value meets everything behind the first axis.
+    return 2 * math.prod(inputs[0]) * math.prod(inputs[1][1:])
+
+
+def _einsum(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
+    equation = next(attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
+    terms = equation.split("->")[0].replace(" ", "").split(",")
+    extents = {letter: size for term, shape in zip(terms, inputs, strict=True) for letter, size in zip(term, shape, strict=True)}
+    return 2 * math.prod(extents.values())
+
+
+_COUNTERS: dict[str, Callable[[onnx.NodeProto, list[Shape], Shape], int]] = {
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Einsum": _einsum,
+}

@@ -1,0 +1,88 @@
+"""One stage module to one ONNX file that fits its contract."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from engines.contracts import Dim, StageContract, TensorSpec
+
+# LayerNormalization needs 17; 18 is the exporter's own floor and well inside what TensorRT 10.3 to 11.4 parse.
+OPSET = 18
+# More than one, so that the exporter cannot mistake a varying size for a constant.
+_EXAMPLE_SIZE = 2
+
+
+def export_graph(module: nn.Module, contract: StageContract, path: Path) -> None:
+    """Export a stage with ``torch.onnx.export(dynamo=True)``; weights go to ``<path>.data`` beside the graph.
+
+    Args:
+        module: in eval mode, float32; takes and gives tensors in the contract's order.
+        contract: names, dtypes and varying sizes of the graph.
+        path: where the graph goes.
+    """
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(example_input(spec) for spec in contract.inputs),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in contract.inputs],
+            output_names=[spec.name for spec in contract.outputs],
+            dynamic_shapes=tuple(_dynamic_axes(spec) for spec in contract.inputs),
+            optimize=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path, external_data=True)
+
+
+def example_input(spec: TensorSpec) -> Tensor:
+    """Zeros (ones for masks) of a spec's dtype, its varying sizes at two."""
+    shape = spec.sized(**{dim.name: min(_EXAMPLE_SIZE, dim.max) for dim in spec.dims})
+    dtype = getattr(torch, spec.dtype)
+    return torch.ones(shape, dtype=dtype) if dtype is torch.bool else torch.zeros(shape, dtype=dtype)
+
+
+def _dynamic_axes(spec: TensorSpec) -> dict[int, torch.export.Dim]:
+    return {
+        axis: torch.export.Dim(size.name, min=size.min, max=size.max)
+        for axis, size in enumerate(spec.shape)
+        if isinstance(size, Dim)
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's chatter (deprecations of its own internals, optimizer notes) away from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def count_parameters(path: Path) -> int:
+    """Numbers held in a graph's initializers of floating-point type."""
+    graph = onnx.load(path, load_external_data=False).graph
+    floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    total = 0
+    for tensor in graph.initializer:
+        if tensor.data_type in floating:
+            size = 1
+            for dim in tensor.dims:
+                size *= dim
+            total += size
+    return total
