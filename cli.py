@@ -1,0 +1,342 @@
+"""The command line: a command parses, calls one function, prints. Nothing else happens here."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engines.errors import BadInputError, CheckFailedError, MissingPartError, RSRefSegError
+
+app = typer.Typer(
+    name="rsrefseg",
+    help="Segment what a sentence refers to in a remote-sensing image: train, export, prove, measure, run.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Make, check and convert data sets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+_TRAIN_PACKAGES = ("accelerate", "onnx", "onnxscript", "peft", "pycocotools", "segment_anything", "torch", "transformers")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the latest under ./runs by default.")]
+BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="Runtime to use; 'auto' takes the fastest that works.")]
+DataOption = Annotated[Path, typer.Option("--data", help="Data set, e.g. an RRSIS-D folder.")]
+ResizeFlag = Annotated[bool, typer.Option("--resize-masks", help="Resize masks of another size than their image.")]
+
+
+def main() -> None:
+    """Entry point of ``rsrefseg``: every expected error becomes one line on standard error and an exit code."""
+    sys.exit(run_command(sys.argv[1:])[0])
+
+
+def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
+    """Run one command in this process: its exit code, and what its function returned."""
+    try:
+        result = app(list(arguments), standalone_mode=False)
+    except typer.Abort:
+        return _fail("interrupted", 130), None
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130), None
+    except Exception as error:
+        if os.environ.get("RSREFSEG_DEBUG") == "1":
+            raise
+        return _fail(*_explain(error)), None
+    # A command that ends by typer.Exit makes its code the result.
+    return (result, None) if isinstance(result, int) else (0, result)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line and the exit code for an error; what nobody expected is raised again."""
+    if isinstance(error, RSRefSegError):
+        return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _TRAIN_PACKAGES:
+        return f"this command needs '{error.name}': install the extra with `pip install 'rsrefseg[train]'`", 2
+    if isinstance(error, MemoryError):
+        return "out of memory: close other programs or use a smaller input", 2
+    if callable(usage := getattr(error, "format_message", None)):
+        return f"{usage()} (see --help)", 2
+    raise error
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"rsrefseg: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _print(report: Any, as_json: bool) -> Any:
+    """Print a report (anything with ``as_dict`` and ``render``) for a program or for a person."""
+    document = report.as_dict()
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        Console(soft_wrap=True).print(report.render(), highlight=False)
+    return document
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(version_of("rsrefseg"))
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the made scenes and pictures.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the work: shows the way, not the figures.")] = False,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Do the whole job on made scenes with the tiny preset, on any machine, in minutes."""
+    from bench.demo import run_demo
+
+    return _print(run_demo(out, quick, run_command), as_json)
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    domain: Annotated[str, typer.Option(help="A: temperate, RGB aerial camera. B: arid, hazy, another sensor.")] = "A",
+    train: Annotated[int, typer.Option(min=0, help="Training images.")] = 400,
+    val: Annotated[int, typer.Option(min=0, help="Validation images.")] = 40,
+    test: Annotated[int, typer.Option(min=0, help="Test images.")] = 80,
+    size: Annotated[int, typer.Option(min=64, max=4096, help="Side of an image in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    phrases: Annotated[int, typer.Option(min=1, help="At most this many phrases an image.")] = 6,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an RRSIS-D folder that is there.")] = False,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Render remote-sensing-like scenes with expressions, in the RRSIS-D layout."""
+    from engines.progress import ProgressLine
+    from rsrefseg.data.synth import Domain, synthesize
+
+    if domain not in tuple(Domain):
+        raise BadInputError(f"unknown domain '{domain}': choose one of {', '.join(Domain)}")
+    with ProgressLine("rendering scenes") as progress:
+        summary = synthesize(
+            out,
+            domain=Domain(domain),
+            train=train,
+            val=val,
+            test=test,
+            size=size,
+            seed=seed,
+            max_referrals=phrases,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress.update,
+        )
+    return _print(summary, as_json)
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[Path, typer.Argument(help="Data set to read through.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes that read.")] = os.cpu_count() or 1,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Read every image and mask once and report what would spoil training."""
+    from engines.progress import ProgressLine
+    from rsrefseg.data.check import check_dataset
+
+    with ProgressLine("checking") as progress:
+        report = check_dataset(path, workers=workers, progress=progress.update)
+    document = _print(report, as_json)
+    if report.faults:
+        raise CheckFailedError(f"'{path}' has {len(report.faults)} kinds of faults that would spoil training (see above)")
+    return document
+
+
+@data_app.command("convert")
+def data_convert(
+    path: Annotated[Path, typer.Argument(help="Data set to convert.")],
+    out: Annotated[Path, typer.Argument(help="JSON-lines file to write.")],
+) -> Any:
+    """Write a data set's annotations as JSON lines."""
+    from rsrefseg.data.jsonl import export_jsonl
+    from rsrefseg.data.samples import open_dataset
+
+    count = export_jsonl(open_dataset(path), out)
+    print(f"{count} expressions written to {out}", file=sys.stderr)
+    return {"path": str(out), "samples": count}
+
+
+@app.command()
+def train(
+    data: DataOption,
+    preset: Annotated[str, typer.Option(help="tiny, b or l.")] = "tiny",
+    out: Annotated[Path | None, typer.Option(help="Run folder; the next free ./runs/NNN by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out (or the latest).")] = False,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train all weights from random ones.")] = False,
+    base: Annotated[Path | None, typer.Option(help="Model file to adapt instead of the shipped base.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, where the base brings none.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
+    phrases_per_image: Annotated[int | None, typer.Option(min=1, help="Phrases drawn per image and epoch.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
+    warmup_epochs: Annotated[float | None, typer.Option(min=0, help="Linear warm-up.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Decides every random choice.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
+    text_padding: Annotated[str, typer.Option(help="fixed (64 tokens) or longest (as published).")] = "fixed",
+    no_dense_prompt: Annotated[bool, typer.Option("--no-dense-prompt", help="Leave SAM's mask prompt out.")] = False,
+    resize_masks: ResizeFlag = False,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Adapt a base to a data set by LoRA (the default), or train all weights from scratch."""
+    from rsrefseg.train.command import TrainRequest, run_training
+
+    request = TrainRequest(
+        data=data,
+        preset=preset,
+        out=out,
+        resume=resume,
+        from_scratch=from_scratch,
+        base=base,
+        tokenizer=tokenizer,
+        rank=rank,
+        text_padding=text_padding,
+        dense_prompt=not no_dense_prompt,
+        resize_masks=resize_masks,
+        settings={
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "phrases_per_image": phrases_per_image,
+            "learning_rate": learning_rate,
+            "warmup_epochs": warmup_epochs,
+            "precision": precision,
+            "seed": seed,
+            "workers": workers,
+        },
+    )
+    return _print(run_training(request), as_json)
+
+
+@app.command("eval")
+def evaluate(
+    data: DataOption,
+    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
+    run: RunOption = None,
+    base: Annotated[bool, typer.Option("--base", help="The shipped tiny base, before any training.")] = False,
+    bundle: BundleOption = None,
+    backend: Annotated[str | None, typer.Option(help="Runtime for the bundle; without it the run is evaluated.")] = None,
+    protocol: Annotated[str, typer.Option(help="rsrefseg (original size) or rmsin (480 x 480).")] = "rsrefseg",
+    shuffle_phrases: Annotated[
+        bool, typer.Option("--shuffle-phrases", help="Ask with another phrase of the same image: the phrase-blind score.")
+    ] = False,
+    resize_masks: ResizeFlag = False,
+    as_json: JsonFlag = False,
+) -> Any:
+    """gIoU, cIoU and Pr@0.5 to 0.9 of a run, the shipped base, or a bundle on any runtime."""
+    from bench.accuracy import EvaluationRequest, run_evaluation
+
+    request = EvaluationRequest(
+        data=data,
+        split=split,
+        run=run,
+        base=base,
+        bundle=bundle,
+        backend=backend,
+        protocol=protocol,
+        shuffle_phrases=shuffle_phrases,
+        resize_masks=resize_masks,
+    )
+    return _print(run_evaluation(request), as_json)
+
+
+@app.command()
+def merge(run: Annotated[Path | None, typer.Argument(help="Run; the latest by default.")] = None, as_json: JsonFlag = False) -> Any:
+    """Fold the LoRA weights of a run into a plain model, with proof."""
+    from rsrefseg.merge import merge as merge_run
+    from rsrefseg.train.run import Run, latest_run
+
+    return _print(merge_run(Run(run) if run else latest_run()), as_json)
+
+
+@app.command()
+def export(
+    run: Annotated[Path | None, typer.Argument(help="Run, merged if need be; the latest by default.")] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision written in the graphs.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")] = None,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Write the bundle: five ONNX graphs, manifest, tokenizer, and the FP32 reference that proves them."""
+    if fp16:
+        raise MissingPartError("--fp16 is not in this release yet: export without it (FP32 graphs)")
+    from export.bundle import export_run
+
+    return _print(export_run(run, out), as_json)
+
+
+@app.command()
+def parity(
+    bundle: BundleOption = None,
+    backend: BackendOption = "auto",
+    data: Annotated[Path | None, typer.Option(help="Data set for the gIoU difference to torch.")] = None,
+    split: Annotated[str, typer.Option(help="Its split.")] = "test",
+    run: RunOption = None,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Compare a runtime with FP32 torch: per stage, chained, masks, and on a data set."""
+    from bench.parity import run_parity
+
+    report = run_parity(bundle, backend, data, split, run)
+    document = _print(report, as_json)
+    if not report.holds:
+        raise CheckFailedError("parity does not hold (see the rows marked FAIL)")
+    return document
+
+
+@app.command()
+def bench(
+    bundle: BundleOption = None,
+    backends: Annotated[str, typer.Option(help="Comma-separated: torch, onnxruntime, onnxruntime-cuda.")] = "torch,auto",
+    run: RunOption = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Measured rounds; contenders take turns in each.")] = 30,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Measure latency per stage and end to end, contenders in turn, as ratios with their spread."""
+    from bench.latency import run_bench
+
+    return _print(run_bench(bundle, backends.split(","), run, rounds), as_json)
+
+
+@app.command()
+def infer(
+    image: Annotated[Path, typer.Argument(help="Image of any usual kind.")],
+    phrases: Annotated[list[str], typer.Argument(help="One or more phrases, each in quotes.")],
+    bundle: BundleOption = None,
+    backend: BackendOption = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for masks, overlay and JSON.")] = Path("results"),
+    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse images with more pixels.")] = 100_000_000,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Segment what each phrase refers to: mask PNGs, an overlay picture and a JSON."""
+    from engines.infer import infer_image
+
+    return _print(infer_image(image, phrases, bundle, backend, out, max_pixels), as_json)
+
+
+@app.command()
+def doctor(as_json: JsonFlag = False) -> Any:
+    """Say what this machine can run, and what is missing for the rest."""
+    from engines.doctor import examine
+
+    return _print(examine(), as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Compares engines with PyTorch and with each other: parity, accuracy, latency."""

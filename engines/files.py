@@ -136,6 +136,8 @@ def recover_directory(path: Path) -> None:
 
 def discard_partials(path: Path) -> None:
     """Remove what writers of ``path`` that were killed left beside it, and finish or undo their last move."""
+    if not path.parent.is_dir():
+        return
     recover_directory(path)
     if path.exists():
         with _alone_in(path.parent):

@@ -74,7 +74,7 @@ def _bilinear(values: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDA
 
 
 def _stretch_rows(values: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
-    """(h, w) to (height, w), by blocks of rows: each block is a small matrix product with the few rows it comes from."""
+    """(h, w) to (height, w), by blocks of rows: each is a small matrix product with the few rows it comes from."""
     above, below, share = _taps(values.shape[0], height)
     resized = np.empty((height, values.shape[1]), np.float32)
     for start in range(0, height, _ROWS_PER_BLOCK):

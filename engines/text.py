@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -59,8 +59,8 @@ class Tokenizer:
     def __init__(
         self, path: Path | str, length: int = TEXT_LENGTH, padding: Padding = "fixed", pad_id: int | None = None
     ) -> None:
-        if padding not in ("fixed", "longest"):
-            raise BadInputError(f"unknown text padding {padding!r}: use 'fixed' or 'longest'")
+        if padding not in get_args(Padding):
+            raise BadInputError(f"unknown text padding {padding!r}: use one of {', '.join(get_args(Padding))}")
         if length < 2:
             raise BadInputError(f"text length must be at least 2 tokens, got {length}")
         self.path = Path(path)
@@ -88,10 +88,7 @@ class Tokenizer:
             BadInputError: no phrase at all, or a phrase that is blank, longer than :data:`MAX_PHRASE_CHARACTERS`
                 characters, or without any word the tokenizer knows.
         """
-        if isinstance(phrases, str):
-            raise BadInputError("phrases must be a list of texts, got one text: put it in a list")
-        if not phrases:
-            raise BadInputError('no phrase given: say what to look for, e.g. "the stadium"')
+        check_phrases(phrases)
         input_ids = np.full((len(phrases), self.length), self.pad_id, dtype=np.int64)
         token_mask = np.zeros((len(phrases), self.length), dtype=np.bool_)
         warnings: list[str] = []
@@ -139,6 +136,18 @@ class Tokenizer:
             if token is not None and (token_id := self._tokenizer.token_to_id(token)) is not None:
                 return int(token_id)
         return None
+
+
+def check_phrases(phrases: Sequence[str]) -> None:
+    """Refuse what is no list of at least one phrase.
+
+    Raises:
+        BadInputError: one of both.
+    """
+    if isinstance(phrases, str):
+        raise BadInputError("phrases must be a list of texts, got one text: put it in a list")
+    if not phrases:
+        raise BadInputError('no phrase given: say what to look for, e.g. "the stadium"')
 
 
 def clean_phrase(phrase: str) -> str:

@@ -1,6 +1,7 @@
 """Weights on disk: safetensors with the model configuration in the header. No pickles."""
 
 import json
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +38,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     document = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **header}
-    with atomic_file(path) as temporary:
-        try:
+    try:
+        with atomic_file(path) as temporary:
+            temporary.touch()
+            usual_mode = stat.S_IMODE(temporary.stat().st_mode)
             save_file(contiguous, temporary, metadata={FORMAT: json.dumps(document)})
-        except SafetensorError as error:
-            # The library wraps the operating system's error; re-trying as a plain write names the true cause.
-            temporary.write_bytes(b"\0" * sum(tensor.nbytes for tensor in contiguous.values()))
-            raise BadInputError(f"'{path}' could not be written: {error}") from error
+            temporary.chmod(usual_mode)  # safetensors leaves files that only their owner can read
+    except SafetensorError as error:  # a full disk has been told by atomic_file
+        raise BadInputError(f"'{path}' could not be written: {error}") from error
 
 
 def load_tensors(path: Path, prefix: str = "") -> TensorFile:
@@ -83,11 +85,19 @@ def load_model(path: Path) -> RSRefSeg:
     Raises:
         BadInputError: the file is damaged, or its tensors do not fit its configuration.
     """
-    file = load_tensors(path)
+    return model_from(load_tensors(path))
+
+
+def model_from(file: TensorFile) -> RSRefSeg:
+    """The model that a file holds, in float32 and eval mode.
+
+    Raises:
+        BadInputError: it holds no whole model, or its tensors do not fit its configuration.
+    """
     if "config" not in file.header:
-        raise BadInputError(f"'{path}' holds part of a model, not a whole one: run `rsrefseg merge` and give its result")
+        raise BadInputError(f"'{file.path}' holds part of a model: run `rsrefseg merge` and give its result")
     model = build_model(ModelConfig.from_dict(file.header["config"]))
-    load_state(model, file.tensors, path)
+    load_state(model, file.tensors, file.path)
     return model
 
 

@@ -28,6 +28,7 @@ class TransformerConfig:
     num_attention_heads: int
 
     def __post_init__(self) -> None:
+        _check_positive(self)
         if self.hidden_size % self.num_attention_heads:
             raise BadInputError(
                 f"hidden_size {self.hidden_size} cannot be split over {self.num_attention_heads} attention heads"
@@ -45,6 +46,16 @@ class SiglipConfig:
     vocab_size: int
     text_length: int = 64
     pad_token_id: int = 1
+
+    def __post_init__(self) -> None:
+        _check_positive(self, besides=("pad_token_id",))
+        if self.patch_size > self.image_size:
+            raise BadInputError(f"patch_size {self.patch_size} is larger than image_size {self.image_size}")
+        if self.vision.hidden_size != self.text.hidden_size:
+            sizes = f"{self.vision.hidden_size} and {self.text.hidden_size}"
+            raise BadInputError(f"both SigLIP towers must have one hidden_size, not {sizes}: their features are compared")
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise BadInputError(f"pad_token_id {self.pad_token_id} is outside the {self.vocab_size} tokens")
 
     @property
     def grid_size(self) -> int:
@@ -68,8 +79,19 @@ class SamConfig:
     decoder_num_heads: int = 8
 
     def __post_init__(self) -> None:
+        _check_positive(self)
         if self.image_size % self.patch_size:
             raise BadInputError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.embed_dim % self.num_heads:
+            raise BadInputError(f"embed_dim {self.embed_dim} cannot be split over {self.num_heads} attention heads")
+        # The decoder's attention works on half the channels, its upscaling ends with an eighth of them.
+        if self.prompt_channels % 8 or self.prompt_channels // 2 % self.decoder_num_heads:
+            raise BadInputError(
+                f"prompt_channels {self.prompt_channels} must be a multiple of 8, and half of it of the "
+                f"{self.decoder_num_heads} decoder heads"
+            )
+        if not set(self.global_attn_indexes) <= set(range(self.depth)):
+            raise BadInputError(f"global_attn_indexes {self.global_attn_indexes} are beyond the {self.depth} blocks")
 
     @property
     def grid_size(self) -> int:
@@ -126,6 +148,14 @@ class ModelConfig:
             return cls(siglip=SiglipConfig(**siglip), sam=SamConfig(**sam), **rest)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInputError(f"the model configuration cannot be read: {error}") from error
+
+
+def _check_positive(config: TransformerConfig | SiglipConfig | SamConfig, besides: tuple[str, ...] = ()) -> None:
+    """Refuse a whole number below 1 in any field not named in ``besides``."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type is int and field.name not in besides and not (type(value) is int and value >= 1):
+            raise BadInputError(f"{field.name} must be a whole number of at least 1, not {value!r}")
 
 
 def _so400m() -> SiglipConfig:

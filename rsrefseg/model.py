@@ -72,7 +72,9 @@ class RSRefSeg(nn.Module):
         """
         clip_features, image_embedding = features
         if image_index is not None:
-            clip_features, image_embedding = clip_features[image_index], image_embedding[image_index]
+            # Not features[index]: where an image is asked twice, the threads of its backward pass add in any order.
+            clip_features = clip_features.index_select(0, image_index)
+            image_embedding = image_embedding.index_select(0, image_index)
         word_features, sentence_feature = self.siglip_text(input_ids, token_mask)
         sparse_prompts, mask_prompt = self.attn_prompter(clip_features, word_features, sentence_feature, token_mask)
         return Prediction(self.sam_decoder(image_embedding, sparse_prompts, mask_prompt), mask_prompt)

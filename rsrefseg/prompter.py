@@ -78,4 +78,4 @@ class AttnPrompter(nn.Module):
 
     def _to_grid(self, tokens: Tensor) -> Tensor:
         """(P, T, C) in row-major order -> (P, C, G, G)."""
-        return tokens.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
+        return torch.unflatten(tokens.transpose(1, 2), 2, (self.grid_size, self.grid_size))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engines.errors import BadInputError
 from engines.images import read_image, stretch
 from rsrefseg.checkpoint import load_tensors, save_tensors
 from rsrefseg.data.samples import Sample, group_by_image
@@ -51,7 +52,10 @@ def load_reference_inputs(path: Path) -> tuple[ReferenceInput, ...]:
         BadInputError: the file is missing or damaged.
     """
     file = load_tensors(path)
-    return tuple(
-        ReferenceInput(file.tensors[f"{index}/image"], tuple(entry["original_size"]), tuple(entry["phrases"]))
-        for index, entry in enumerate(file.header["inputs"])
-    )
+    try:
+        return tuple(
+            ReferenceInput(file.tensors[f"{index}/image"], tuple(entry["original_size"]), tuple(entry["phrases"]))
+            for index, entry in enumerate(file.header["inputs"])
+        )
+    except (KeyError, TypeError) as error:
+        raise BadInputError(f"'{path}' holds no reference inputs: it is another file under this name") from error

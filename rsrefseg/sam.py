@@ -131,11 +131,12 @@ class SamDecoder(nn.Module):
         source = image_embedding + dense
         hidden, source_tokens = decoder.transformer(source, self.position_encoding, tokens)
 
-        grid = source_tokens.transpose(1, 2).unflatten(2, source.shape[-2:])
+        grid = torch.unflatten(source_tokens.transpose(1, 2), 2, source.shape[-2:])
         upscaled = decoder.output_upscaling(grid)
         hyper = decoder.output_hypernetworks_mlps[0](hidden[:, 1])
         logits: Tensor = hyper.unsqueeze(1) @ upscaled.flatten(2)
-        return logits.unflatten(2, upscaled.shape[-2:])
+        mask_logits: Tensor = torch.unflatten(logits, 2, upscaled.shape[-2:])
+        return mask_logits
 
     def _dense_embedding(self, mask_prompt: Tensor) -> Tensor:
         if self.dense_prompt:

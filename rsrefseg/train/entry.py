@@ -8,6 +8,7 @@ from rsrefseg.config import ModelConfig
 from rsrefseg.data.samples import group_by_image
 from rsrefseg.lora import trainable_parameters
 from rsrefseg.reference_inputs import pick_reference_inputs, save_reference_inputs
+from rsrefseg.train.allocator import keep_freed_memory
 from rsrefseg.train.base import BaseWeights
 from rsrefseg.train.config import TrainConfig
 from rsrefseg.train.run import Run
@@ -57,6 +58,7 @@ def train(
         RSRefSegError: the disk is full, or the loss is no longer finite.
     """
     check_output(out)
+    keep_freed_memory()
     run = Run(out)
     samples, validation = read_samples(data)
     digest = samples_digest([*samples, *validation])

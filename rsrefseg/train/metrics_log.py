@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from engines.files import atomic_write_text
+from rsrefseg.train.state import Position
 
 
 class MetricsLog:
     """Appends one JSON object a line; every object carries the optimizer ``step`` it belongs to."""
 
-    def __init__(self, path: Path, from_step: int) -> None:
-        """Keep whole lines of steps up to ``from_step`` and drop what a killed process wrote after it."""
+    def __init__(self, path: Path, position: Position) -> None:
+        """Keep the lines of steps and validations done before ``position``; a killed process may have written more."""
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if (entry := _parse(line)) is not None and entry.get("step", 0) <= from_step]
-        atomic_write_text(path, "".join(line + "\n" for line in kept))
+        kept = [json.dumps(entry) + "\n" for entry in read_metrics(path) if _is_before(entry, position)]
+        atomic_write_text(path, "".join(kept))
 
     def write(self, **entry: Any) -> None:
         """Append one entry."""
@@ -25,8 +25,16 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole entries of a log."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     return [entry for line in lines if (entry := _parse(line)) is not None]
+
+
+def _is_before(entry: dict[str, Any], position: Position) -> bool:
+    """Whether an entry is of the past; an epoch's validation comes after its last step and bears the same number."""
+    step, epoch = entry.get("step"), entry.get("epoch")
+    if not isinstance(step, int) or not isinstance(epoch, int):
+        return False
+    return step <= position.step and ("validation" not in entry or epoch < position.epoch)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

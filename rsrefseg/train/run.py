@@ -88,3 +88,9 @@ def latest_run(root: Path = Path("runs")) -> Run:
     if not records:
         raise BadInputError(f"no run under '{root}': train one with `rsrefseg train`, or name its folder")
     return Run(records[-1].parent)
+
+
+def next_run(root: Path = Path("runs")) -> Path:
+    """The next free numbered folder under ``root``; it is not made."""
+    numbers = [int(folder.name) for folder in root.glob("*") if folder.name.isdecimal()]
+    return root / f"{max(numbers, default=0) + 1:03d}"

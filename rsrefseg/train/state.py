@@ -1,4 +1,7 @@
-"""A training state as one safetensors file: weights, optimizer moments, random state and position, whole or not there."""
+"""A training state as one safetensors file: weights, optimizer moments and position, whole or not there.
+
+Random numbers need no place in it: each batch seeds its own (see :mod:`rsrefseg.train.trainer`).
+"""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from engines.errors import BadInputError
 from rsrefseg.checkpoint import check_names, load_tensors, save_tensors
 
-_WEIGHT, _OPTIMIZER, _RANDOM = "weight.", "optimizer.", "random."
+_WEIGHT, _OPTIMIZER = "weight.", "optimizer."
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +62,13 @@ def save_training_state(
     for name, parameter in _optimized(model, optimizer).items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{_OPTIMIZER}{key}.{name}"] = value
-    tensors[_RANDOM + "cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors[_RANDOM + "cuda"] = torch.cuda.get_rng_state()
     save_tensors(path, tensors, {"position": asdict(position), "scaler": scaler})
 
 
 def load_training_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Position, dict[str, Any] | None]:
-    """Put a saved state into model, optimizer and random generators.
+    """Put a saved state into model and optimizer.
 
     Returns:
         The position to go on from, and the gradient scaler's state where there was one.
@@ -77,19 +77,24 @@ def load_training_state(
         BadInputError: the file is damaged or of another model.
     """
     file = load_tensors(path)
-    weights = {n.removeprefix(_WEIGHT): t for n, t in file.tensors.items() if n.startswith(_WEIGHT)}
-    load_trained_state(model, weights, path)
-    by_name = _optimized(model, optimizer)
-    for name, tensor in file.tensors.items():
-        if name.startswith(_OPTIMIZER):
-            key, parameter_name = name.removeprefix(_OPTIMIZER).split(".", 1)
-            parameter = by_name[parameter_name]
-            moved = tensor if key == "step" else tensor.to(parameter.device)
-            optimizer.state[parameter][key] = moved
-    torch.set_rng_state(file.tensors[_RANDOM + "cpu"])
-    if torch.cuda.is_available() and _RANDOM + "cuda" in file.tensors:
-        torch.cuda.set_rng_state(file.tensors[_RANDOM + "cuda"])
-    return Position(**file.header["position"]), file.header["scaler"]
+    try:
+        position, scaler = Position(**file.header["position"]), file.header["scaler"]
+    except (KeyError, TypeError) as error:
+        raise BadInputError(f"'{path}' holds no training state: it is another file under this name") from error
+    load_trained_state(model, _under(_WEIGHT, file.tensors), path)
+    parameters = _optimized(model, optimizer)
+    for name, tensor in _under(_OPTIMIZER, file.tensors).items():
+        key, _, parameter_name = name.partition(".")
+        if parameter_name not in parameters:
+            raise BadInputError(f"'{path}' has the unknown tensor '{parameter_name}': it was not made for this model")
+        parameter = parameters[parameter_name]
+        # Step counts stay on the CPU, as the optimizer keeps them.
+        optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+    return position, scaler
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _optimized(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

@@ -1,0 +1,112 @@
+"""The PyTorch side of a comparison: the model of a run, of the package, or the one a bundle was exported from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from engines.bundle import Bundle
+from engines.errors import BadInputError, MissingPartError
+
+if TYPE_CHECKING:
+    from engines.text import Tokenizer
+    from rsrefseg.model import RSRefSeg
+    from rsrefseg.train.run import Run
+
+_SHOWN_DIGITS = 12
+
+
+class TorchModel(NamedTuple):
+    """A float32 model in eval mode, its tokenizer, and where it came from in words."""
+
+    model: "RSRefSeg"
+    tokenizer: "Tokenizer"
+    source: str
+
+
+def base_model() -> TorchModel:
+    """The shipped tiny base, before any training.
+
+    Raises:
+        MissingPartError: the package was installed without it.
+    """
+    from engines.text import Tokenizer
+    from rsrefseg.checkpoint import load_model
+    from rsrefseg.train.base import shipped_base, shipped_tokenizer
+
+    model = load_model(shipped_base())
+    siglip = model.config.siglip
+    tokenizer = Tokenizer(shipped_tokenizer(), siglip.text_length, model.config.text_padding, siglip.pad_token_id)
+    return TorchModel(model, tokenizer, "the shipped base")
+
+
+def run_model(path: Path | None) -> TorchModel:
+    """The trained model of a run: ``merged.safetensors`` where that is the latest, else its adapters folded here.
+
+    Args:
+        path: the run's folder; default is the latest run.
+
+    Raises:
+        BadInputError: there is no such run, or it is unfinished or damaged.
+    """
+    from rsrefseg.checkpoint import digest, load_tensors, model_from
+    from rsrefseg.train.run import Run, latest_run
+    from rsrefseg.train.setup import open_tokenizer
+
+    run = Run(path) if path is not None else latest_run()
+    if run.merged_path.exists():
+        merged = load_tensors(run.merged_path)
+        source = merged.header.get("source", {})
+        # Training may have gone on since the merge.
+        if not run.best_path.exists() or source.get("run_best_sha256") == digest(run.best_path):
+            model = model_from(merged)
+            return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}, merged")
+    model = _folded(run)
+    return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}")
+
+
+def exported_model(bundle: Bundle, path: Path | None) -> TorchModel:
+    """The very model that a bundle was exported from.
+
+    Args:
+        bundle: what must have been exported from it.
+        path: the run's folder; default is the latest run.
+
+    Raises:
+        MissingPartError: this machine has no PyTorch.
+        BadInputError: there is no such run, it was not merged, or its merged model is another one.
+    """
+    try:
+        from rsrefseg.checkpoint import digest, load_model
+        from rsrefseg.train.run import Run, latest_run
+        from rsrefseg.train.setup import open_tokenizer
+    except ModuleNotFoundError as error:
+        raise MissingPartError(f"{error.name} is not installed: pip install 'rsrefseg[train]'") from error
+    run = Run(path) if path is not None else latest_run()
+    if not run.merged_path.is_file():
+        raise BadInputError(f"'{run.path}' has no merged model: run `rsrefseg merge {run.path}`")
+    found, wanted = digest(run.merged_path), bundle.manifest.provenance.checkpoint_sha256
+    if found != wanted:
+        exported = f"the model {wanted[:_SHOWN_DIGITS]}" if wanted else "random weights"
+        raise BadInputError(
+            f"the bundle '{bundle.root}' was exported from {exported}, '{run.merged_path}' is {found[:_SHOWN_DIGITS]}: "
+            "name the right run with --run, or export again"
+        )
+    model = load_model(run.merged_path)
+    return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}, merged")
+
+
+def _folded(run: "Run") -> "RSRefSeg":
+    from rsrefseg.checkpoint import load_tensors
+    from rsrefseg.config import ModelConfig
+    from rsrefseg.lora import fold_lora
+    from rsrefseg.train.base import BaseWeights
+    from rsrefseg.train.config import TrainConfig
+    from rsrefseg.train.setup import prepare_model
+    from rsrefseg.train.state import load_trained_state
+
+    record = run.read_record()
+    if not run.best_path.exists():
+        raise BadInputError(f"'{run.path}' has no trained weights yet: go on with `rsrefseg train --resume`")
+    config = ModelConfig.from_dict(record["model"])
+    model, tuner = prepare_model(BaseWeights.from_dict(record["base"]), config, TrainConfig.from_dict(record["train"]))
+    load_trained_state(model, load_tensors(run.best_path).tensors, run.best_path)
+    return (fold_lora(tuner) if tuner is not None else model).eval()

@@ -1,0 +1,198 @@
+"""``rsrefseg parity``: an engine against FP32 PyTorch, by stage, along the chain, on final masks and on a data set."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.comparison import mask_iou, tensor_error
+from bench.parity_report import DataResult, MaskResult, MaskRow, ParityReport, TensorRow
+from bench.tolerances import Scope, tolerances
+from engines.bundle import Bundle
+from engines.contracts import Stage, StageContract
+from engines.engine import Arrays, Engine
+from engines.progress import ProgressLine
+from engines.reference import ReferenceSample, load_reference
+from engines.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from bench.models import TorchModel
+
+STAGE, CHAINED = "stage", "chained"
+
+
+def run_parity(
+    bundle: Path | None, backend: str, data: Path | None = None, split: str = "test", run: Path | None = None
+) -> ParityReport:
+    """Compare a backend with FP32 PyTorch on a bundle.
+
+    Args:
+        bundle: the bundle; default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
+        backend: one of :class:`engines.backends.Backend`.
+        data: data set on which gIoU is compared as well; needs PyTorch and the run the bundle was exported from.
+        split: its split.
+        run: that run; default is the latest.
+
+    Raises:
+        BundleError: the bundle is not whole, or has no reference samples.
+        BadInputError: the data set, or a run whose model is not the one in the bundle.
+        MissingPartError: the backend cannot run here; with ``data``, PyTorch is not installed.
+    """
+    with Segmenter.open(bundle, backend, cached_phrases=0) as segmenter:
+        opened, engine = segmenter.bundle, segmenter.engine
+        samples = load_reference(opened)
+        # Before the long part: whether the data set and the right weights are there.
+        comparison = _DataComparison(opened, data, split, run) if data is not None else None
+        with ProgressLine("parity on the reference samples") as progress:
+            steps = 3 * len(samples)
+            rows, masks = [], []
+            for index, sample in enumerate(samples):
+                rows.append(_stage_rows(engine, sample))
+                progress.update(3 * index + 1, steps)
+                rows.append(_chained_rows(engine, sample))
+                progress.update(3 * index + 2, steps)
+                masks += _mask_rows(segmenter, index, sample)
+                progress.update(3 * index + 3, steps)
+        return ParityReport(
+            bundle=str(opened.root),
+            backend=engine.name,
+            backend_reason=segmenter.backend_reason,
+            providers={stage.value: engine.provider_of(stage) for stage in Stage},
+            precision=_precision(opened, Stage),
+            checkpoint_sha256=opened.manifest.provenance.checkpoint_sha256,
+            tokens_equal=all(_tokens_equal(opened, sample) for sample in samples),
+            tensors=_worst_rows(rows),
+            masks=MaskResult.of(masks, tolerances(_precision(opened, Stage), Scope.MASKS)),
+            data=comparison.run(segmenter) if comparison is not None else None,
+        )
+
+
+def _stage_rows(engine: Engine, sample: ReferenceSample) -> list[TensorRow]:
+    """Each stage on PyTorch's own inputs."""
+    rows = []
+    for contract in _contracts(engine.bundle):
+        results = engine.run(contract.stage, sample.inputs(contract))
+        rows += _rows(STAGE, engine.bundle, contract, sample, results, (contract.stage,))
+    return rows
+
+
+def _chained_rows(engine: Engine, sample: ReferenceSample) -> list[TensorRow]:
+    """Each stage on the engine's own previous outputs; those that only take what comes from outside stand above."""
+    tensors: Arrays = {name: sample.tensors[name] for name in ("image", "input_ids", "token_mask")}
+    makers: dict[str, tuple[Stage, ...]] = {}
+    rows = []
+    for contract in _contracts(engine.bundle):
+        behind = tuple(stage for spec in contract.inputs for stage in makers.get(spec.name, ()))
+        results = engine.run(contract.stage, {spec.name: tensors[spec.name] for spec in contract.inputs})
+        tensors |= results
+        makers |= dict.fromkeys(results, (*behind, contract.stage))
+        if behind:
+            rows += _rows(CHAINED, engine.bundle, contract, sample, results, (*behind, contract.stage))
+    return rows
+
+
+def _rows(
+    check: str,
+    bundle: Bundle,
+    contract: StageContract,
+    sample: ReferenceSample,
+    results: Arrays,
+    stages: Sequence[Stage],
+) -> list[TensorRow]:
+    """One row per output; judged by the coarsest precision of the stages that had a part in it."""
+    limits = tolerances(_precision(bundle, stages), Scope.STAGE, contract.stage)
+    return [
+        TensorRow(check, contract.stage, name, tensor_error(wanted, results[name]), limits)
+        for name, wanted in sample.outputs(contract).items()
+    ]
+
+
+def _worst_rows(rows: Sequence[Sequence[TensorRow]]) -> tuple[TensorRow, ...]:
+    """One row for each check and output: the worst over all samples."""
+    worst: dict[tuple[str, str], TensorRow] = {}
+    for row in (row for part in rows for row in part):
+        key = (row.check, row.output)
+        worst[key] = replace(row, error=row.error.worst(worst[key].error)) if key in worst else row
+    return tuple(sorted(worst.values(), key=lambda row: (row.check == CHAINED, list(Stage).index(row.stage))))
+
+
+def _mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample) -> list[MaskRow]:
+    """The whole way from pixels and words to masks, one phrase at a time as a user asks."""
+    height, width = sample.original_size
+    pixels = np.ascontiguousarray(sample.tensors["image"][0].transpose(1, 2, 0))
+    # The stored image is already stretched to the network's size, where stretching changes nothing.
+    encoded = replace(segmenter.encode_image(pixels), height=height, width=width)
+    rows = []
+    for number, phrase in enumerate(sample.phrases):
+        answer = segmenter.segment(encoded, [phrase])[0]
+        error = tensor_error(sample.tensors["mask_logits"][number, 0], answer.mask_logits)
+        flipped = int(np.count_nonzero(answer.mask != sample.masks[number]))
+        iou = mask_iou(answer.mask, sample.masks[number])
+        rows.append(MaskRow(index, phrase, iou, error, flipped, answer.mask.size))
+    return rows
+
+
+def _tokens_equal(bundle: Bundle, sample: ReferenceSample) -> bool:
+    """Whether the bundle's tokenizer reads the phrases as training did."""
+    tokens = bundle.tokenizer().encode(sample.phrases)
+    same_ids = np.array_equal(tokens.input_ids, sample.tensors["input_ids"])
+    return same_ids and np.array_equal(tokens.token_mask, sample.tensors["token_mask"])
+
+
+def _contracts(bundle: Bundle) -> list[StageContract]:
+    return [bundle.manifest.stages[stage].contract for stage in Stage]
+
+
+def _precision(bundle: Bundle, stages: Sequence[Stage] | type[Stage]) -> str:
+    """The coarsest precision among some stages."""
+    found = {bundle.manifest.stages[stage].precision for stage in stages}
+    return "fp16" if "fp16" in found else "fp32"
+
+
+class _DataComparison:
+    """The same samples answered by PyTorch and by an engine. Everything is found at construction, before any work."""
+
+    def __init__(self, bundle: Bundle, data: Path, split: str, run: Path | None) -> None:
+        from bench.models import exported_model
+
+        self.torch: TorchModel = exported_model(bundle, run)
+        from rsrefseg.data.loading import verify_images
+        from rsrefseg.data.samples import open_dataset
+
+        dataset = open_dataset(data)
+        self.samples = dataset.split(split)
+        verify_images(dataset, [split])
+        self.data, self.split = data, split
+        self.limits = tolerances(_precision(bundle, Stage), Scope.DATA)
+
+    def run(self, segmenter: Segmenter) -> DataResult:
+        """Answer all samples twice."""
+        from rsrefseg.answers import answer_samples
+        from rsrefseg.evaluate import asker
+        from rsrefseg.metrics import ReferringMetrics
+
+        # Both sides meet the same truth, so a mask of another size than its image spoils nothing: it is resized.
+        by_torch, by_engine = ReferringMetrics(), ReferringMetrics()
+        agreement: list[float] = []
+        flipped = 0
+        with ProgressLine(f"parity on {self.data}") as progress:
+            pairs = zip(
+                answer_samples(asker(self.torch.model, self.torch.tokenizer), self.samples, on_size_mismatch="resize"),
+                answer_samples(segmenter.segment, self.samples, on_size_mismatch="resize", progress=progress.update),
+                strict=True,
+            )
+            for wanted, found in pairs:
+                by_torch.update(wanted.prediction, wanted.truth)
+                by_engine.update(found.prediction, found.truth)
+                agreement.append(mask_iou(wanted.prediction, found.prediction))
+                flipped += int(np.count_nonzero(wanted.prediction != found.prediction))
+        return DataResult.of(
+            data=f"{self.data}, split {self.split}",
+            torch_giou=by_torch.result().gIoU,
+            engine_giou=by_engine.result().gIoU,
+            agreement=agreement,
+            flipped_pixels=flipped,
+            limits=self.limits,
+        )

@@ -1,0 +1,93 @@
+"""A parity report as tables for a person."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bench.tolerances import Verdict
+
+if TYPE_CHECKING:
+    from bench.parity_report import DataResult, MaskResult, ParityReport, TensorRow
+
+_TITLES = {
+    "stage": "each stage on the inputs PyTorch gave it",
+    "chained": "chained: each stage on the engine's own outputs",
+}
+
+
+def render_parity(report: "ParityReport") -> Group:
+    """All tables of a report and its conclusion."""
+    checks = dict.fromkeys(row.check for row in report.tensors)
+    parts: list[RenderableType] = [
+        f"{report.bundle} ({report.precision}) on {report.backend} against FP32 PyTorch",
+        *(_tensor_table(_TITLES[check], [row for row in report.tensors if row.check == check]) for check in checks),
+        _mask_table(report.masks),
+    ]
+    if report.data is not None:
+        parts.append(_data_table(report.data))
+    if not report.tokens_equal:
+        parts.append(Text("FAIL  the bundle's tokenizer reads the reference phrases otherwise than training", "red"))
+    parts.append(Text("parity holds", "green") if report.holds else Text("parity does not hold", "bold red"))
+    return Group(*parts)
+
+
+def _tensor_table(title: str, rows: Sequence["TensorRow"]) -> Table:
+    table = _table(title, ("stage", "output"), ("max error", "of maximum", "relative L2", "cosine"))
+    for row in rows:
+        error = row.error
+        figures = (error.max_abs, error.share_of_max, error.relative_l2)
+        table.add_row(
+            row.stage, row.output, *(f"{value:.1e}" for value in figures), f"{error.cosine:.7f}", _verdict(row.verdicts)
+        )
+    return table
+
+
+def _mask_table(result: "MaskResult") -> Table:
+    table = _table("end to end: from pixels and words to masks", ("masks",), _MASK_FIGURES)
+    share = max(row.logits.share_of_max for row in result.rows)
+    pixels = sum(row.pixels for row in result.rows)
+    table.add_row(
+        str(len(result.rows)),
+        f"{result.worst_iou:.6f}",
+        f"{result.mean_iou:.6f}",
+        f"{share:.1e}",
+        f"{result.flipped_pixels:,} of {pixels:,}",
+        _verdict(result.verdicts),
+    )
+    return table
+
+
+def _data_table(result: "DataResult") -> Table:
+    figures = ("gIoU PyTorch", "gIoU engine", "difference", "worst IoU", "flipped pixels")
+    table = _table(f"on {result.data}", ("samples",), figures)
+    table.add_row(
+        str(result.samples),
+        f"{result.torch_giou:.6f}",
+        f"{result.engine_giou:.6f}",
+        f"{result.giou_difference:+.6f}",
+        f"{result.iou_worst:.6f}",
+        f"{result.flipped_pixels:,}",
+        _verdict(result.verdicts),
+    )
+    return table
+
+
+_MASK_FIGURES = ("worst IoU", "mean IoU", "logit error", "flipped pixels")
+
+
+def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in words:
+        table.add_column(name)
+    for name in figures:
+        table.add_column(name, justify="right")
+    table.add_column("")
+    return table
+
+
+def _verdict(verdicts: Sequence[Verdict]) -> Text:
+    failed = [str(verdict) for verdict in verdicts if not verdict.passed]
+    return Text("\n".join(failed), "bold red") if failed else Text("PASS", "green")

@@ -1,0 +1,92 @@
+"""The backends by name, and the choice among them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from engines.bundle import Bundle
+from engines.contracts import Stage
+from engines.engine import Engine
+from engines.errors import BadInputError, MissingPartError
+
+
+class Backend(StrEnum):
+    """What ``--backend`` takes."""
+
+    AUTO = "auto"
+    ONNXRUNTIME = "onnxruntime"
+    ONNXRUNTIME_CUDA = "onnxruntime-cuda"
+
+
+class Selection(NamedTuple):
+    """An engine, and in one line why it is this one."""
+
+    engine: Engine
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """How a backend is made.
+
+    ``make`` takes the bundle and the number of threads. ``probe`` is a stage that ``auto`` loads before it trusts a
+    device that says it is there; ``None`` where nothing of the kind can go wrong.
+    """
+
+    make: Callable[[Bundle, int | None], Engine]
+    probe: Stage | None = None
+
+
+def parse_backend(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        BadInputError: there is none; the line lists those there are.
+    """
+    try:
+        return Backend(name)
+    except ValueError:
+        raise BadInputError(f"unknown backend '{name}': known are {', '.join(Backend)}") from None
+
+
+def select_backend(name: str, bundle: Bundle, threads: int | None = None) -> Selection:
+    """Make the engine that ``name`` asks for; ``auto`` takes the fastest one that works here.
+
+    Args:
+        name: one of :class:`Backend`.
+        bundle: what to run.
+        threads: CPU threads; default is the cores this process may use.
+
+    Raises:
+        BadInputError: no backend of that name.
+        MissingPartError: the backend cannot run here. A backend asked for by name is never replaced by another one.
+    """
+    backend = parse_backend(name)
+    if threads is not None and threads < 1:
+        raise BadInputError(f"the number of threads must be at least 1, got {threads}")
+    if backend is not Backend.AUTO:
+        return Selection(_entries()[backend].make(bundle, threads), f"{backend}, as asked for")
+    refusals: list[str] = []
+    for candidate, entry in _entries().items():
+        try:
+            engine = entry.make(bundle, threads)
+            if entry.probe is not None:
+                engine.load(entry.probe)
+        except MissingPartError as error:
+            refusals.append(f"not {candidate}: {str(error).partition(': ')[0]}")
+        else:
+            return Selection(engine, "; ".join([str(candidate), *refusals]))
+    raise MissingPartError(f"no backend can run here ({'; '.join(refusals)}): pip install 'rsrefseg[cpu]'")
+
+
+def _entries() -> dict[Backend, _Entry]:
+    """Every backend but ``auto``, in the order in which that prefers them."""
+    from engines.onnxruntime_engine import OnnxRuntimeEngine
+
+    return {
+        Backend.ONNXRUNTIME_CUDA: _Entry(
+            lambda bundle, threads: OnnxRuntimeEngine(bundle, "cuda", threads), probe=Stage.SAM_DECODER
+        ),
+        Backend.ONNXRUNTIME: _Entry(lambda bundle, threads: OnnxRuntimeEngine(bundle, "cpu", threads)),
+    }

@@ -1,0 +1,183 @@
+"""``export``: a run's merged model becomes a bundle, whole or not at all."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from engines.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundle, default_bundle_path, file_record
+from engines.contracts import Stage, StageContract
+from engines.errors import BadInputError
+from engines.files import atomic_directory, recover_directory
+from engines.manifest import MANIFEST_NAME, Manifest, Preprocessing, Provenance, StageRecord, TextPolicy
+from engines.progress import ProgressLine
+from engines.reference import write_reference
+from export.check import check_graph
+from export.flops import count_flops
+from export.graph import OPSET, count_parameters, export_graph
+from export.reference import reference_samples
+from rsrefseg import sam, siglip
+from rsrefseg.checkpoint import TensorFile, digest, load_tensors, model_from
+from rsrefseg.merge import merge
+from rsrefseg.model import RSRefSeg, geometry
+from rsrefseg.stages import model_contracts
+from rsrefseg.train.run import Run, latest_run
+from rsrefseg.train.setup import versions
+
+# Graphs, reference samples and the old bundle's replacement lie beside each other for a moment.
+_FREE_SPACE_FACTOR = 1.2
+_ATTENTION = "published"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written: per stage its parameters, GFLOP for one image and phrase, and bytes on disk."""
+
+    bundle: str
+    run: str
+    stages: Mapping[str, Mapping[str, float]]
+    size_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {"bundle": self.bundle, "run": self.run, "stages": dict(self.stages), "size_bytes": self.size_bytes}
+
+    def render(self) -> Any:
+        """A table for a person."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.run} -> {self.bundle}  ({self.size_bytes / 2**20:.1f} MiB)", title_justify="left")
+        for column in ("stage", "parameters", "GFLOP", "MiB"):
+            table.add_column(column, justify="left" if column == "stage" else "right")
+        for name, row in self.stages.items():
+            table.add_row(name, f"{row['parameters']:,}", f"{row['gflop']:.3f}", f"{row['size_bytes'] / 2**20:.2f}")
+        return table
+
+
+def export_run(run_path: Path | None, out: Path | None) -> ExportReport:
+    """Export a run, merging it first where that was not done since its last training.
+
+    Raises:
+        BadInputError: there is no such run, or ``out`` holds something that is no bundle.
+        CheckFailedError: the merge or a graph did not pass its check; nothing is written.
+        RSRefSegError: the disk is full or the folder cannot be written.
+    """
+    run = Run(run_path) if run_path is not None else latest_run()
+    destination = out if out is not None else default_bundle_path()
+    check_destination(destination)
+    merged = _merged(run)
+    model = model_from(merged)
+    _check_free_space(destination, merged.path)
+    with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination) as folder:
+        manifest = write_bundle(folder, run, merged, model, progress.update)
+    return ExportReport(
+        bundle=str(destination),
+        run=str(run.path),
+        stages={
+            stage.value: {
+                "parameters": record.parameters,
+                "gflop": record.flops / 1e9,
+                "size_bytes": sum(file.size_bytes for file in (record.graph, *record.data)),
+            }
+            for stage, record in manifest.stages.items()
+        },
+        size_bytes=sum(file.size_bytes for file in manifest.files),
+    )
+
+
+def write_bundle(
+    folder: Path, run: Run, merged: TensorFile, model: RSRefSeg, progress: Callable[[int, int], None]
+) -> Manifest:
+    """Write all files of a bundle into ``folder``, ``bundle.json`` last."""
+    config = model.config
+    contracts = model_contracts(model)
+    stages: dict[Stage, StageRecord] = {}
+    for done, (stage, contract) in enumerate(contracts.items()):
+        progress(done, len(contracts))
+        stages[stage] = _write_stage(folder, model, contract)
+    shutil.copyfile(run.tokenizer_path, folder / TOKENIZER_NAME)
+    write_reference(folder / REFERENCE_NAME, reference_samples(model, run))
+    manifest = Manifest(
+        preset=config.preset,
+        geometry=geometry(config),
+        stages=stages,
+        preprocessing=Preprocessing(
+            image_size=config.sam.image_size,
+            siglip_size=config.siglip.image_size,
+            siglip_mean=(siglip.IMAGE_MEAN,) * 3,
+            siglip_std=(siglip.IMAGE_STD,) * 3,
+            sam_mean=_unit_range(sam.PIXEL_MEAN),
+            sam_std=_unit_range(sam.PIXEL_STD),
+        ),
+        text=TextPolicy(config.text_padding, config.siglip.text_length, config.siglip.pad_token_id),
+        tokenizer=file_record(folder / TOKENIZER_NAME),
+        reference=file_record(folder / REFERENCE_NAME),
+        provenance=Provenance(
+            checkpoint_sha256=digest(merged.path),
+            random_weights=False,
+            merge_proof=merged.header["merge"],
+            versions=versions() | {package: version(package) for package in ("onnx", "onnxscript")},
+        ),
+    )
+    Bundle.write_manifest(folder, manifest)
+    progress(len(contracts), len(contracts))
+    return manifest
+
+
+def check_destination(path: Path) -> None:
+    """Refuse to replace anything but a bundle.
+
+    Raises:
+        BadInputError: ``path`` is a file, or a folder with other things in it.
+    """
+    recover_directory(path)
+    if path.is_dir() and ((path / MANIFEST_NAME).is_file() or not any(path.iterdir())):
+        return
+    if path.exists():
+        raise BadInputError(f"'{path}' exists and is no bundle: give another place with --out")
+
+
+def _merged(run: Run) -> TensorFile:
+    """The run's merged model, merged now unless it was since the best weights were written."""
+    if run.merged_path.exists():
+        merged = load_tensors(run.merged_path)
+        if not run.best_path.exists() or merged.header["source"]["run_best_sha256"] == digest(run.best_path):
+            return merged
+    merge(run)
+    return load_tensors(run.merged_path)
+
+
+def _write_stage(folder: Path, model: RSRefSeg, contract: StageContract) -> StageRecord:
+    path = folder / f"{contract.stage}.onnx"
+    export_graph(model.stage(contract.stage), contract, path)
+    check_graph(path, contract)
+    return StageRecord(
+        contract=contract,
+        graph=file_record(path),
+        data=tuple(file_record(data) for data in sorted(folder.glob(f"{path.name}.data*"))),
+        opset=OPSET,
+        precision="fp32",
+        attention=_ATTENTION if contract.stage is Stage.SAM_ENCODER else None,
+        flops=count_flops(path, contract),
+        parameters=count_parameters(path),
+    )
+
+
+def _check_free_space(destination: Path, merged: Path) -> None:
+    folder = destination.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    needed, free = merged.stat().st_size * _FREE_SPACE_FACTOR, shutil.disk_usage(folder).free
+    if free < needed:
+        raise BadInputError(
+            f"the bundle needs {needed / 2**20:.0f} MiB, the disk of '{destination}' has {free / 2**20:.0f} MiB free: "
+            "free some or give another place with --out"
+        )
+
+
+def _unit_range(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    """SAM's constants are for 0..255, the manifest states them for 0..1."""
+    red, green, blue = (value / 255.0 for value in values)
+    return red, green, blue
