@@ -79,7 +79,7 @@ def _print(report: Any, as_json: bool) -> Any:
     else:
         from rich.console import Console
 
-        Console(soft_wrap=True).print(report.render(), highlight=False)
+        Console(soft_wrap=True).print(report.render(), highlight=False, markup=False)
     return document
 
 

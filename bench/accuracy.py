@@ -101,22 +101,17 @@ class EvaluationReport:
     def render(self) -> Any:
         """Two tables for a person: the scores, and gIoU by class."""
         from rich.console import Group
-        from rich.table import Table
+
+        from bench.tables import plain_table
 
         metrics = self.metrics
         phrases = ", each asked with another phrase of its image" if self.shuffled else ""
         title = f"{self.subject} on {self.runtime}: {self.data}, split {self.split}, {metrics.samples} samples{phrases}"
-        scores = Table(
-            title=title, title_justify="left", caption=f"protocol {metrics.protocol}", caption_justify="left"
-        )
         columns = {"gIoU": metrics.gIoU, "cIoU": metrics.cIoU}
         columns |= {f"Pr@{threshold}": share for threshold, share in metrics.precision_at.items()}
-        for name in columns:
-            scores.add_column(name, justify="right")
+        scores = plain_table(f"{title}, protocol {metrics.protocol}", (), tuple(columns))
         scores.add_row(*(f"{value:.4f}" for value in columns.values()))
-        classes = Table(title="by class", title_justify="left")
-        for name in ("class", "gIoU", "samples"):
-            classes.add_column(name, justify="left" if name == "class" else "right")
+        classes = plain_table("by class", ("class",), ("gIoU", "samples"))
         for name, result in metrics.per_class.items():
             classes.add_row(name, f"{result.gIoU:.4f}", str(result.samples))
         notes = [f"{self.resized_masks} masks were resized to their image's size"] if self.resized_masks else []

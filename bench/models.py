@@ -1,10 +1,12 @@
 """The PyTorch side of a comparison: the model of a run, of the package, or the one a bundle was exported from."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from engines.bundle import Bundle
 from engines.errors import BadInputError, MissingPartError
+from engines.files import sha256_file
 
 if TYPE_CHECKING:
     from engines.text import Tokenizer
@@ -63,33 +65,43 @@ def run_model(path: Path | None) -> TorchModel:
     return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}")
 
 
-def exported_model(bundle: Bundle, path: Path | None) -> TorchModel:
-    """The very model that a bundle was exported from.
+def exported_run(bundle: Bundle, path: Path | None) -> "Run":
+    """The run whose merged model is the very one a bundle was exported from. Looks at files only.
 
     Args:
         bundle: what must have been exported from it.
         path: the run's folder; default is the latest run.
 
     Raises:
-        MissingPartError: this machine has no PyTorch.
+        MissingPartError: this machine has no PyTorch to run it with.
         BadInputError: there is no such run, it was not merged, or its merged model is another one.
     """
-    try:
-        from rsrefseg.checkpoint import digest, load_model
-        from rsrefseg.train.run import Run, latest_run
-        from rsrefseg.train.setup import open_tokenizer
-    except ModuleNotFoundError as error:
-        raise MissingPartError(f"{error.name} is not installed: pip install 'rsrefseg[train]'") from error
+    from rsrefseg.train.run import Run, latest_run
+
+    if find_spec("torch") is None:
+        raise MissingPartError("PyTorch is not installed: pip install 'rsrefseg[train]'")
     run = Run(path) if path is not None else latest_run()
     if not run.merged_path.is_file():
         raise BadInputError(f"'{run.path}' has no merged model: run `rsrefseg merge {run.path}`")
-    found, wanted = digest(run.merged_path), bundle.manifest.provenance.checkpoint_sha256
+    found, wanted = sha256_file(run.merged_path), bundle.manifest.provenance.checkpoint_sha256
     if found != wanted:
         exported = f"the model {wanted[:_SHOWN_DIGITS]}" if wanted else "random weights"
         raise BadInputError(
             f"the bundle '{bundle.root}' was exported from {exported}, '{run.merged_path}' is {found[:_SHOWN_DIGITS]}: "
             "name the right run with --run, or export again"
         )
+    return run
+
+
+def merged_model(run: "Run") -> TorchModel:
+    """The merged model of a run.
+
+    Raises:
+        BadInputError: it or the run's tokenizer is missing or damaged.
+    """
+    from rsrefseg.checkpoint import load_model
+    from rsrefseg.train.setup import open_tokenizer
+
     model = load_model(run.merged_path)
     return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}, merged")
 

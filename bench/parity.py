@@ -155,9 +155,9 @@ class _DataComparison:
     """The same samples answered by PyTorch and by an engine. Everything is found at construction, before any work."""
 
     def __init__(self, bundle: Bundle, data: Path, split: str, run: Path | None) -> None:
-        from bench.models import exported_model
+        from bench.models import exported_run, merged_model
 
-        self.torch: TorchModel = exported_model(bundle, run)
+        self.torch: TorchModel = merged_model(exported_run(bundle, run))
         from rsrefseg.data.loading import verify_images
         from rsrefseg.data.samples import open_dataset
 

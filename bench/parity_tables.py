@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from bench.tables import plain_table
 from bench.tolerances import Verdict
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def render_parity(report: "ParityReport") -> Group:
 
 
 def _tensor_table(title: str, rows: Sequence["TensorRow"]) -> Table:
-    table = _table(title, ("stage", "output"), ("max error", "of maximum", "relative L2", "cosine"))
+    figures = ("max error", "of max", "rel. L2", "cosine")
+    table = plain_table(title, ("stage", "output"), figures, last="")
     for row in rows:
         error = row.error
         figures = (error.max_abs, error.share_of_max, error.relative_l2)
@@ -46,7 +48,8 @@ def _tensor_table(title: str, rows: Sequence["TensorRow"]) -> Table:
 
 
 def _mask_table(result: "MaskResult") -> Table:
-    table = _table("end to end: from pixels and words to masks", ("masks",), _MASK_FIGURES)
+    figures = ("worst IoU", "mean IoU", "logit error", "flipped pixels")
+    table = plain_table("end to end: from pixels and words to masks", ("masks",), figures, last="")
     share = max(row.logits.share_of_max for row in result.rows)
     pixels = sum(row.pixels for row in result.rows)
     table.add_row(
@@ -62,7 +65,7 @@ def _mask_table(result: "MaskResult") -> Table:
 
 def _data_table(result: "DataResult") -> Table:
     figures = ("gIoU PyTorch", "gIoU engine", "difference", "worst IoU", "flipped pixels")
-    table = _table(f"on {result.data}", ("samples",), figures)
+    table = plain_table(f"on {result.data}", ("samples",), figures, last="")
     table.add_row(
         str(result.samples),
         f"{result.torch_giou:.6f}",
@@ -72,19 +75,6 @@ def _data_table(result: "DataResult") -> Table:
         f"{result.flipped_pixels:,}",
         _verdict(result.verdicts),
     )
-    return table
-
-
-_MASK_FIGURES = ("worst IoU", "mean IoU", "logit error", "flipped pixels")
-
-
-def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in words:
-        table.add_column(name)
-    for name in figures:
-        table.add_column(name, justify="right")
-    table.add_column("")
     return table
 
 

@@ -1,13 +1,12 @@
 """A bundle on disk: opened, checked, and never used where it is not what it says."""
 
-import json
 import os
 from pathlib import Path
 
 from engines.contracts import Stage
 from engines.errors import BundleError
-from engines.files import atomic_write_json, recover_directory, sha256_file
-from engines.manifest import MANIFEST_NAME, FileRecord, Manifest
+from engines.files import atomic_write_bytes, recover_directory, sha256_file
+from engines.manifest import MANIFEST_NAME, FileRecord, Manifest, seal, unseal
 from engines.text import Tokenizer
 
 BUNDLE_VARIABLE = "RSREFSEG_BUNDLE"
@@ -33,11 +32,14 @@ class Bundle:
     Attributes:
         root: its folder.
         manifest: what ``bundle.json`` says.
+        digest: of ``bundle.json`` and thereby, since that lists the digests of all files, of the whole bundle; empty
+            for a bundle that is still being made.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Path, manifest: Manifest, digest: str = "") -> None:
         self.root = root
         self.manifest = manifest
+        self.digest = digest
         self._records = {record.name: record for record in manifest.files}
         self._verified: dict[str, tuple[int, int, int]] = {}
 
@@ -57,8 +59,7 @@ class Bundle:
             way_out = f"make one with `rsrefseg export`, or name one with --bundle or ${BUNDLE_VARIABLE}"
             raise BundleError(f"no bundle at '{root}': {way_out}")
         try:
-            text = (root / MANIFEST_NAME).read_text(encoding="utf-8")
-            bundle = cls(root, Manifest.from_json(json.loads(text)))
+            manifest, digest = unseal((root / MANIFEST_NAME).read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise BundleError(f"'{root}' is no bundle: it holds no {MANIFEST_NAME}") from error
         except OSError as error:
@@ -67,7 +68,8 @@ class Bundle:
             raise BundleError(f"'{root / MANIFEST_NAME}' is no readable JSON ({error}): {_EXPORT_AGAIN}") from error
         except BundleError as error:
             raise BundleError(f"the bundle '{root}' cannot be used: {error}") from error
-        for record in bundle.manifest.files:
+        bundle = cls(root, manifest, digest)
+        for record in manifest.files:
             bundle._check_length(record)
         return bundle
 
@@ -75,7 +77,7 @@ class Bundle:
     def write_manifest(folder: Path, manifest: Manifest) -> Path:
         """Write ``bundle.json`` into ``folder``, atomically. The last step of an export."""
         path = folder / MANIFEST_NAME
-        atomic_write_json(path, manifest.to_json())
+        atomic_write_bytes(path, seal(manifest.to_json()))
         return path
 
     @property

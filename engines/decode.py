@@ -86,7 +86,7 @@ def _decode(path: Path, stream: IO[bytes], max_pixels: int, tiff: TiffHeader | N
     _check_size(path, image.width, image.height, max_pixels)
     huge = Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS
     with _without_pillow_limit() if huge else contextlib.nullcontext():
-        deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
+        deep = image.mode in ("RGB", "RGBA", "RGBX") and any(";16" in str(tile[3]) for tile in image.tile)
         image.load()  # before OpenCV, which takes a picture that is cut short without a word
     turn = _orientation(image)
     if deep:  # Pillow keeps the high byte only: 12-bit values would come out all but black
@@ -100,12 +100,12 @@ def _decode(path: Path, stream: IO[bytes], max_pixels: int, tiff: TiffHeader | N
 def _pillow_pixels(path: Path, image: Image.Image) -> tuple[Pixels, Pixels | None]:
     """Colour or grey values, and opacity where the picture has any."""
     if image.mode.startswith(("I", "F")):
-        return np.asarray(image), None
+        return np.array(image), None
     if image.has_transparency_data:
-        bands = np.asarray(image.convert("RGBA"))
+        bands = np.array(image.convert("RGBA"))
         return bands[..., :3], bands[..., 3]
     try:
-        return np.asarray(image.convert("RGB")), None
+        return np.array(image if image.mode == "RGB" else image.convert("RGB")), None
     except ValueError as error:
         raise BadInputError(f"the colour mode {image.mode} of '{path}' is not supported: save it as RGB") from error
 
@@ -237,12 +237,14 @@ def _without_opencv_log() -> Iterator[None]:
     """OpenCV writes its own lines to stderr for a broken file; the caller gets one error instead."""
     import cv2
 
+    log = getattr(cv2.utils, "logging", cv2)  # OpenCV 5 moved it
     with _process_wide_lock:
-        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        level = log.getLogLevel()
+        log.setLogLevel(0)
         try:
             yield
         finally:
-            cv2.utils.logging.setLogLevel(level)
+            log.setLogLevel(level)
 
 
 def _corrupt(path: Path, kind: str, reason: object = "") -> BadInputError:

@@ -105,20 +105,23 @@ def atomic_directory(path: Path, replaces: str | None = None) -> Iterator[Path]:
     with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         discard_partials(path)
-        _check_replaceable(path, replaces)
+        with _alone_in(path.parent):
+            _check_replaceable(path, replaces)
         with _partial_folder(path) as folder, _output_errors(path):
             yield folder
             for entry in (*folder.rglob("*"), folder):
                 if not entry.is_symlink():
                     _flush(entry)
-            replaced = _replaced(path)
+            replaced, old = _replaced(path), _unique_partial(path)
             with _alone_in(path.parent):
                 if path.exists():
                     _remove(replaced)
                     path.rename(replaced)
                 folder.rename(path)
+                if replaced.exists():
+                    replaced.rename(old)
             _flush(path.parent)
-            _remove(replaced)
+            _remove(old)
 
 
 def recover_directory(path: Path) -> None:
@@ -143,10 +146,11 @@ def discard_partials(path: Path) -> None:
         with _alone_in(path.parent):
             _remove(_replaced(path))
     leftovers = re.compile(re.escape(f".{path.name}") + r"(\.[0-9a-f]{32})?" + re.escape(_PARTIAL_SUFFIX))
-    for entry in path.parent.iterdir():
-        if leftovers.fullmatch(entry.name) and (lock := _claim(entry)) is not None:
-            _remove(entry)
-            os.close(lock)
+    with _alone_in(path.parent):
+        for entry in path.parent.iterdir():
+            if leftovers.fullmatch(entry.name) and (lock := _claim(entry)) is not None:
+                _remove(entry)
+                os.close(lock)
 
 
 @contextlib.contextmanager
@@ -154,13 +158,14 @@ def _partial_folder(path: Path) -> Iterator[Path]:
     """An empty hidden folder beside ``path``, this writer's alone. Gone at the end, unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.with_name(f".{path.name}{_PARTIAL_SUFFIX}")
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir()
-    lock = _claim(folder)
-    if lock is None:  # another writer is at work, or locks do not work here
-        folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL_SUFFIX}")
-        folder.mkdir()
+    with _alone_in(path.parent):  # or else another writer might take a folder that has no lock yet for a leftover
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
         lock = _claim(folder)
+        if lock is None:  # another writer is at work, or locks do not work here
+            folder = _unique_partial(path)
+            folder.mkdir()
+            lock = _claim(folder)
     try:
         yield folder
     finally:
@@ -271,6 +276,10 @@ def _check_replaceable(path: Path, replaces: str | None) -> None:
 
 def _replaced(path: Path) -> Path:
     return path.with_name(f".{path.name}{_REPLACED_SUFFIX}")
+
+
+def _unique_partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_PARTIAL_SUFFIX}")
 
 
 def _remove(path: Path) -> None:

@@ -1,5 +1,10 @@
-"""``bundle.json``: what a bundle says about itself, as frozen dataclasses, and the reading and checking of it."""
+"""``bundle.json``: what a bundle says about itself, as frozen dataclasses, and the reading and checking of it.
 
+The file holds its own digest, taken with zeros in the digest's place, so that a change of any byte of it is seen too.
+"""
+
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar, cast, get_args
@@ -10,6 +15,7 @@ from engines.text import Padding
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
+_DIGEST, _NO_DIGEST = "digest", "0" * 64
 PRECISIONS = ("fp32", "fp16")
 
 _T = TypeVar("_T")
@@ -229,12 +235,7 @@ class Manifest:
         Raises:
             BundleError: another schema version, or a field that is missing, of another type or at odds with the rest.
         """
-        found = value.get("schema_version") if isinstance(value, dict) else None
-        if found != SCHEMA_VERSION:
-            raise BundleError(
-                f"bundle.json has schema version {found!r}, this release reads {SCHEMA_VERSION}:"
-                " export the bundle again, or install the release that wrote it"
-            )
+        _check_version(value)
         stages = _get(value, "stages", dict, "bundle.json")
         if unknown := [name for name in stages if name not in list(Stage)]:
             raise BundleError(f"bundle.json has an unknown stage {unknown[0]!r}")
@@ -252,6 +253,38 @@ class Manifest:
             tokenizer=FileRecord.from_json(_get(value, "tokenizer", dict, "bundle.json"), "tokenizer"),
             reference=None if reference is None else FileRecord.from_json(reference, "reference"),
             provenance=Provenance.from_json(_get(value, "provenance", dict, "bundle.json"), "provenance"),
+        )
+
+
+def seal(document: Mapping[str, Any]) -> bytes:
+    """The bytes of ``bundle.json`` for :meth:`Manifest.to_json`'s values, its own digest included."""
+    text = json.dumps({**document, _DIGEST: _NO_DIGEST}, indent=2) + "\n"
+    head, _, tail = text.rpartition(_NO_DIGEST)
+    return (head + hashlib.sha256(text.encode()).hexdigest() + tail).encode()
+
+
+def unseal(data: bytes) -> tuple[Manifest, str]:
+    """The manifest in the bytes of ``bundle.json``, and its digest.
+
+    Raises:
+        ValueError, RecursionError: the bytes are no JSON.
+        BundleError: they are another schema's, changed, or no manifest.
+    """
+    value = json.loads(data.decode("utf-8"))
+    _check_version(value)
+    digest = _get(value, _DIGEST, str, MANIFEST_NAME)
+    head, _, tail = data.rpartition(digest.encode())
+    if hashlib.sha256(head + _NO_DIGEST.encode() + tail).hexdigest() != digest:
+        raise BundleError("bundle.json was changed after export: export the bundle again")
+    return Manifest.from_json(value), digest
+
+
+def _check_version(value: Any) -> None:
+    found = value.get("schema_version") if isinstance(value, dict) else None
+    if type(found) is not int or found != SCHEMA_VERSION:
+        raise BundleError(
+            f"bundle.json has schema version {found!r}, this release reads {SCHEMA_VERSION}:"
+            " export the bundle again, or install the release that wrote it"
         )
 
 

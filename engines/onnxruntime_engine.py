@@ -12,7 +12,7 @@ from engines.engine import Arrays, Engine
 from engines.errors import BundleError, MissingPartError, RSRefSegError
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_ERRORS_ONLY = 3
+_FATAL = 4  # errors reach the caller as exceptions; on stderr they would be told twice
 _TYPES = {
     "tensor(uint8)": "uint8",
     "tensor(int64)": "int64",
@@ -74,7 +74,7 @@ class OnnxRuntimeEngine(Engine):
 
         path = self.bundle.graph_path(stage)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL
         options.intra_op_num_threads = self._threads or usable_cores()
         provider = _PROVIDERS[self._device]
         try:

@@ -206,7 +206,7 @@ class Segmenter:
         mask = upsampled > 0
         # The logistic function in place: a picture of 100 megapixels has no room for copies.
         np.negative(upsampled, out=upsampled)
-        with np.errstate(over="ignore"):  # exp of a large number is inf, whose inverse is the right 0
+        with np.errstate(over="ignore", under="ignore"):  # infinity's inverse is the right 0
             np.exp(upsampled, out=upsampled)
         upsampled += 1
         np.reciprocal(upsampled, out=upsampled)

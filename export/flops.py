@@ -1,11 +1,10 @@
 """Arithmetic of a graph, counted from the graph: two operations for each multiply-add."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
-import sympy
 
 from engines.contracts import StageContract
 
@@ -17,26 +16,27 @@ def count_flops(path: Path, contract: StageContract) -> int:
 
     Element-wise work, norms and softmax are left out, as in published figures (they are a few per cent).
     """
-    with_shapes = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
-    sizes = {dim.name: dim.opt for dim in contract.dims}
-    shapes = _shapes(with_shapes.graph, sizes)
+    model = onnx.load(path, load_external_data=False)
+    _fix_sizes(model.graph, contract)
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
     return sum(
         _COUNTERS[node.op_type](node, [shapes[name] for name in node.input if name], shapes[node.output[0]])
-        for node in with_shapes.graph.node
+        for node in graph.node
         if node.op_type in _COUNTERS
     )
 
 
-def _shapes(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> dict[str, Shape]:
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for value in [*graph.input, *graph.output, *graph.value_info]:
-        dims = value.type.tensor_type.shape.dim
-        shapes[value.name] = tuple(dim.dim_value or _evaluate(dim.dim_param, sizes) for dim in dims)
-    return shapes
-
-
-def _evaluate(expression: str, sizes: Mapping[str, int]) -> int:
-    return int(sympy.sympify(expression or "0").subs(sizes))
+def _fix_sizes(graph: onnx.GraphProto, contract: StageContract) -> None:
+    """Give the inputs their ``opt`` sizes and forget every other shape, so that inference derives plain numbers."""
+    for spec, value in zip(contract.inputs, graph.input, strict=True):
+        for dim, size in zip(value.type.tensor_type.shape.dim, spec.sized(), strict=True):
+            dim.dim_value = size
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del graph.value_info[:]
 
 
 def _matmul(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:

@@ -1,13 +1,16 @@
 """One stage module to one ONNX file that fits its contract."""
 
+import ast
 import contextlib
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+import onnx_ir
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,7 @@ from engines.contracts import Dim, StageContract, TensorSpec
 
 # LayerNormalization needs 17; 18 is the exporter's own floor and well inside what TensorRT 10.3 to 11.4 parse.
 OPSET = 18
+_SCOPES = "pkg.torch.onnx.name_scopes"
 # More than one, so that the exporter cannot mistake a varying size for a constant.
 _EXAMPLE_SIZE = 2
 
@@ -40,7 +44,30 @@ def export_graph(module: nn.Module, contract: StageContract, path: Path) -> None
             verbose=False,
         )
         assert program is not None
+        _name_by_source(program.model)
         program.save(path, external_data=True)
+
+
+def _name_by_source(model: onnx_ir.Model) -> None:
+    """Name every node after the module that made it (``image_encoder.blocks.0.attn.qkv/MatMul``) and drop the rest.
+
+    The exporter leaves stack traces with this machine's paths in the graph, which make it ten times as large and
+    different on every machine.
+    """
+    used: Counter[str] = Counter()
+    graph = model.graph
+    for node in graph.all_nodes():
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        # The last scope is the exporter's own name of the operation, the one before it the module's full name.
+        name = f"{scopes[-2] if len(scopes) > 1 else ''}/{node.op_type}"
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}_{used[name]}"
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*graph.inputs, *graph.initializers.values()]:
+        value.metadata_props.clear()
+    graph.metadata_props.clear()
 
 
 def example_input(spec: TensorSpec) -> Tensor:

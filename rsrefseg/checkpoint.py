@@ -126,5 +126,12 @@ def check_names(expected: Iterable[str], found: Iterable[str], path: Path) -> No
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a checkpoint file, as manifests and run records state it."""
-    return sha256_file(path)
+    """SHA-256 of a checkpoint file, as manifests and run records state it.
+
+    Raises:
+        BadInputError: it cannot be read.
+    """
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise BadInputError(f"'{path}' cannot be read: {error.strerror}") from error

@@ -53,7 +53,9 @@ class SiglipConfig:
             raise BadInputError(f"patch_size {self.patch_size} is larger than image_size {self.image_size}")
         if self.vision.hidden_size != self.text.hidden_size:
             sizes = f"{self.vision.hidden_size} and {self.text.hidden_size}"
-            raise BadInputError(f"both SigLIP towers must have one hidden_size, not {sizes}: their features are compared")
+            raise BadInputError(
+                f"both SigLIP towers must have one hidden_size, not {sizes}: their features are compared"
+            )
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise BadInputError(f"pad_token_id {self.pad_token_id} is outside the {self.vocab_size} tokens")
 

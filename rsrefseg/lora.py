@@ -1,6 +1,5 @@
 """LoRA on the frozen towers (paper, section II-B), by peft, and folding it back into the weights."""
 
-
 from peft import LoraConfig, LoraModel
 from torch import nn
 
@@ -79,5 +78,3 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def _is_unused(model: RSRefSeg, name: str) -> bool:
     idle = _NO_MASK if model.config.dense_prompt else _MASK_INPUT
     return name.startswith((*_UNUSED, idle))
-
-

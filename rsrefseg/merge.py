@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class OutputDifference:
-    """How far folding moved one stage output: the largest absolute difference, and that as a share of its abs maximum."""
+    """How far folding moved one stage output: the largest absolute difference, also as a share of its abs maximum."""
 
     name: str
     max_abs: float
@@ -43,16 +43,28 @@ class MergeResult:
     differences: tuple[OutputDifference, ...]
     sha256: str
 
-    def to_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return asdict(self) | {"path": str(self.path)}
+
+    def render(self) -> Any:
+        """A table for a person."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.path}: {self.adapters} adapters folded", title_justify="left")
+        table.add_column("output")
+        table.add_column("max abs difference", justify="right")
+        table.add_column("of its abs maximum", justify="right")
+        for row in self.differences:
+            table.add_row(row.name, f"{row.max_abs:.2e}", f"{row.relative:.2e}")
+        return table
 
 
 def merge(run: Run) -> MergeResult:
     """Fold a run's best weights and write ``merged.safetensors`` beside them.
 
-    All five stages run on the run's reference inputs with the adapters in place and again after folding; the differences
-    are stored in the file's header.
+    All five stages run on the run's reference inputs with the adapters in place and again after folding; the
+    differences are stored in the file's header.
 
     Raises:
         BadInputError: the run is unfinished or damaged, or its base is gone or another.
@@ -77,8 +89,8 @@ def merge(run: Run) -> MergeResult:
     for difference in differences:
         if not difference.relative <= TOLERANCE:
             raise CheckFailedError(
-                f"merging moved '{difference.name}' by {difference.relative:.1e} of its maximum, more than {TOLERANCE:.0e}: "
-                "nothing was written"
+                f"merging moved '{difference.name}' by {difference.relative:.1e} of its maximum, more than "
+                f"{TOLERANCE:.0e}: nothing was written"
             )
     save_model(
         run.merged_path,

@@ -143,5 +143,5 @@ class SamDecoder(nn.Module):
             embedding: Tensor = self.prompt_encoder.mask_downscaling(mask_prompt)
             return embedding
         # Multiplying keeps the phrase axis (and the graph input) without changing the learned "no mask" embedding.
-        nothing = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        nothing: Tensor = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         return nothing + 0 * mask_prompt[:, :, ::4, ::4]

@@ -92,9 +92,7 @@ class SiglipText(nn.Module):
             pooled = hidden[:, -1]
         else:
             attend = token_mask[:, None, None, :].expand(-1, 1, token_mask.shape[1], -1)
-            hidden = self.final_layer_norm(
-                self.encoder(inputs_embeds=hidden, attention_mask=attend).last_hidden_state
-            )
+            hidden = self.final_layer_norm(self.encoder(inputs_embeds=hidden, attention_mask=attend).last_hidden_state)
             # One-hot of the last kept position: it is kept and its successor is not (phrases stand at the left).
             last = keep - F.pad(keep[:, 1:], (0, 0, 0, 1))
             pooled = (hidden * last).sum(dim=1)

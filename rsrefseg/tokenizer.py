@@ -1,4 +1,4 @@
-"""Making a tokenizer for models trained from scratch. Reading one is ``engines.text``, for training and serving alike."""
+"""Making a tokenizer for models trained from scratch; ``engines.text`` reads one, for training and serving alike."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -289,7 +289,7 @@ def write_folders(path: Path, number: int, rounds: int) -> None:
 
 def test_writers_of_one_folder_at_once_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=write_folders, args=(path, number, 15)) for number in range(4)]
     for writer in writers:
         writer.start()

@@ -93,7 +93,7 @@ odd_text = st.one_of(
                     "İ",
                     "ß",
                     "\u3000",
-                    "１",
+                    "\uff11",
                 ]
             ),
             st.text(max_size=5),
@@ -111,8 +111,7 @@ def test_ids_equal_the_training_library_on_odd_text(tokenizer_file: Path, phrase
     ours, theirs = readers(tokenizer_file)
     try:
         batch = ours.encode([phrase])
-    except BadInputError as refusal:
-        assert "\n" not in str(refusal)
+    except BadInputError:
         if phrase.strip() and len(phrase) <= MAX_PHRASE_CHARACTERS:  # then no word may be left to look for
             ids = theirs(clean_phrase(phrase), truncation=True, max_length=64)["input_ids"]
             left = [token for token in theirs.convert_ids_to_tokens(ids) if token.strip("▁")]

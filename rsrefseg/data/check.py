@@ -120,6 +120,14 @@ class DatasetReport:
             "notes": [finding.as_dict() for finding in self.notes],
         }
 
+    def render(self) -> str:
+        """Counts, then faults, then notes, a line each."""
+        lines = [f"{self.root}: {self.format}, {len(self.categories)} classes"]
+        lines += [f"  {name}: {split.samples} expressions on {split.images} images" for name, split in self.splits.items()]
+        lines += [f"FAULT  {finding}" for finding in self.faults]
+        lines += [f"note   {finding}" for finding in self.notes]
+        return "\n".join([*lines, "no faults" if not self.faults else f"{len(self.faults)} kinds of faults"])
+
 
 def check_dataset(
     path: Path | str,

@@ -37,14 +37,21 @@ class BaseWeights:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "BaseWeights":
-        """Read what :meth:`to_dict` gave."""
-        return cls(BaseKind(value["kind"]), value["path"], value["sha256"])
-
-    def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
-        """The model before training.
+        """Read what :meth:`to_dict` gave.
 
         Raises:
-            BadInputError: the file is gone, or not the one that was recorded.
+            BadInputError: a field is missing or of no known kind.
+        """
+        try:
+            return cls(BaseKind(value["kind"]), value["path"], value["sha256"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInputError(f"the record of the base weights cannot be read: {error}") from error
+
+    def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
+        """The model before training, with ``config``'s own text padding and choice of prompts.
+
+        Raises:
+            BadInputError: the file is gone, not the one that was recorded, or of other sizes than ``config``.
         """
         if self.kind is BaseKind.SCRATCH:
             model = build_model(config, seed)
@@ -53,7 +60,17 @@ class BaseWeights:
         path = shipped_base() if self.kind is BaseKind.SHIPPED else Path(self.path or "")
         if path.is_file() and self.sha256 is not None and digest(path) != self.sha256:
             raise BadInputError(f"'{path}' is not the base this run was trained on: its SHA-256 differs from run.json")
-        return load_model(path)
+        found = load_model(path)
+        if (found.config.siglip, found.config.sam) != (config.siglip, config.sam):
+            raise BadInputError(
+                f"the base '{path}' is of preset '{found.config.preset}', not the '{config.preset}' asked for: "
+                "give another --base or --preset"
+            )
+        if found.config == config:
+            return found
+        model = build_model(config, seed)
+        model.load_state_dict(found.state_dict())
+        return model
 
 
 def from_scratch() -> BaseWeights:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from engines.errors import BadInputError
 from engines.images import read_image, stretch
 from engines.text import Tokenizer
 from rsrefseg.data.loading import SizeMismatch, fit_mask
@@ -73,7 +75,8 @@ class TrainingImages(TorchDataset[Example]):
         order = rng.permutation(len(group))[: self.phrases_per_image]
         chosen = [group[position] for position in sorted(order)]
         image = read_image(chosen[0].image_path)
-        masks = [fit_mask(sample, image.shape[:2], self.on_size_mismatch)[0] for sample in chosen]
+        size = (image.shape[0], image.shape[1])
+        masks = [fit_mask(sample, size, self.on_size_mismatch)[0] for sample in chosen]
         truth = np.stack([_resize_mask(mask, self.image_size) for mask in masks])
         return Example(
             torch.from_numpy(stretch(image, self.image_size)),
@@ -83,20 +86,27 @@ class TrainingImages(TorchDataset[Example]):
 
 
 class EpochBatches(Sampler[list[Draw]]):
-    """Batches of draws for one epoch: a seeded permutation, from ``first_batch`` on. A short last batch is kept."""
+    """One process's batches of draws for one epoch: a seeded permutation, from ``first_batch`` on.
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+    A short last batch is kept. Of several processes each takes every n-th batch; where the last round has too few, it
+    begins anew with the first ones.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, process: int = 0, processes: int = 1) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.drop_last = False
+        self.process, self.processes = process, processes
+        self.batches = -(-size // batch_size)
         self.epoch = 0
         self.first_batch = 0
 
     def __len__(self) -> int:
-        return -(-self.size // self.batch_size)
+        """Batches of a whole epoch, for one process."""
+        return -(-self.batches // self.processes)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size).tolist()
-        for start in range(self.first_batch * self.batch_size, self.size, self.batch_size):
+        for round_ in range(self.first_batch, len(self)):
+            start = (round_ * self.processes + self.process) % self.batches * self.batch_size
             yield [(index, self.epoch) for index in order[start : start + self.batch_size]]
 
 
@@ -120,20 +130,35 @@ class Collate:
         )
 
 
-def training_loader(
-    images: TrainingImages, sampler: EpochBatches, tokenizer: Tokenizer, workers: int
-) -> DataLoader[Example]:
-    """A loader over one epoch at a time; set ``sampler.epoch`` and ``sampler.first_batch`` before iterating."""
-    # A generator of its own: without it, starting an epoch would draw from the global one and resuming would not be exact.
-    return DataLoader(
-        images,
-        batch_sampler=sampler,
-        collate_fn=Collate(tokenizer),
-        num_workers=workers,
-        generator=torch.Generator().manual_seed(sampler.seed),
-    )
+@dataclass(frozen=True, slots=True)
+class TrainingBatches:
+    """The batches of one epoch at a time; set ``sampler.epoch`` and ``sampler.first_batch`` before iterating."""
+
+    images: TrainingImages
+    sampler: EpochBatches
+    tokenizer: Tokenizer
+    workers: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Load and yield, in the sampler's order.
+
+        Raises:
+            BadInputError: an image or phrase cannot be used.
+        """
+        loader: DataLoader[Example] = DataLoader(
+            self.images, batch_sampler=self.sampler, collate_fn=Collate(self.tokenizer), num_workers=self.workers
+        )
+        try:
+            yield from loader
+        except BadInputError as error:
+            # A loading process sends its whole traceback as the message; its last line is the error's own.
+            line = str(error).splitlines()[-1]
+            raise BadInputError(line.partition(": ")[2] if self.workers else line) from error
 
 
-def _resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+def _resize_mask(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.uint8]:
     """(H, W) bool -> (size, size) uint8 in {0, 1}, nearest."""
-    return cv2.resize(mask.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
+    resized: npt.NDArray[np.uint8] = cv2.resize(
+        mask.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST_EXACT
+    )
+    return resized

@@ -66,9 +66,7 @@ def run_training(request: TrainRequest) -> TrainReport:
     """
     if request.from_scratch and request.base is not None:
         raise BadInputError("--from-scratch and --base contradict each other: give one of them")
-    model = replace(
-        model_config(request.preset), text_padding=request.text_padding, dense_prompt=request.dense_prompt
-    )
+    model = replace(model_config(request.preset), text_padding=request.text_padding, dense_prompt=request.dense_prompt)
     config = _train_config(request)
     if request.from_scratch:
         base = base_weights.from_scratch()
@@ -115,4 +113,4 @@ def _watcher(progress: ProgressLine) -> Watcher:
     def on_validation(epoch: int, result: MetricsResult) -> None:
         progress.say(f"epoch {epoch + 1}: validation gIoU {result.gIoU:.4f}  cIoU {result.cIoU:.4f}")
 
-    return Watcher(on_step, on_validation)
+    return Watcher(on_step, on_validation, progress.say)

@@ -1,12 +1,27 @@
 """How a model is trained: frozen, validated settings that go into the run's record."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from engines.errors import BadInputError
+
+_SEEDS = 2**32
+_LEAST = {
+    "epochs": 1,
+    "batch_size": 1,
+    "phrases_per_image": 1,
+    "gradient_accumulation": 1,
+    "validate_every_epochs": 1,
+    "checkpoint_every_steps": 1,
+    "workers": 0,
+    "seed": 0,
+    "weight_decay": 0,
+    "warmup_epochs": 0,
+}
 
 
 class Precision(StrEnum):
@@ -18,6 +33,13 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+def _check_bounds(settings: object, least: Mapping[str, int]) -> None:
+    """Refuse a field of ``settings`` below its least value, or not finite."""
+    for name, bound in least.items():
+        if not bound <= getattr(settings, name) < math.inf:
+            raise BadInputError(f"{name} must be at least {bound}, not {getattr(settings, name)}")
+
+
 @dataclass(frozen=True, slots=True)
 class LoraSettings:
     """Low-rank adaptation (paper, section II-B; rank and modules as in the public configuration)."""
@@ -27,19 +49,21 @@ class LoraSettings:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise BadInputError(f"LoRA rank must be at least 1, not {self.rank}")
+        _check_bounds(self, {"rank": 1, "alpha": 1})
         if not 0 <= self.dropout < 1:
             raise BadInputError(f"LoRA dropout must lie in [0, 1), not {self.dropout}")
 
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """Weights of the loss terms. The paper's recipe is ``bce`` alone; the others help where towers start from nothing."""
+    """Weights of the loss terms. The paper's recipe is ``bce`` alone; the others help towers start from nothing."""
 
     bce: float = 5.0
     dice: float = 0.0
     coarse: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_bounds(self, {"bce": 0, "dice": 0, "coarse": 0})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +93,16 @@ class TrainConfig:
     checkpoint_every_steps: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "phrases_per_image", "gradient_accumulation", "validate_every_epochs"):
-            if getattr(self, name) < 1:
-                raise BadInputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.learning_rate <= 0:
+        _check_bounds(self, _LEAST)
+        if not 0 < self.learning_rate < math.inf:
             raise BadInputError(f"learning_rate must be positive, not {self.learning_rate}")
+        if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
+            raise BadInputError(f"max_grad_norm must be positive, not {self.max_grad_norm}")
+        for name in ("warmup_start", "final_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInputError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if self.seed >= _SEEDS:
+            raise BadInputError(f"seed must be below {_SEEDS}, not {self.seed}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form; :meth:`from_dict` reads it back."""

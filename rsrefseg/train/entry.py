@@ -1,7 +1,9 @@
 """``train``: from arguments to a finished run folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from accelerate import PartialState
 
 from engines.errors import BadInputError
 from rsrefseg.config import ModelConfig
@@ -16,6 +18,7 @@ from rsrefseg.train.setup import (
     DataChoice,
     TrainingData,
     check_output,
+    check_phrases,
     open_tokenizer,
     prepare_model,
     read_samples,
@@ -50,49 +53,77 @@ def train(
 ) -> TrainResult:
     """Train into the folder ``out``.
 
-    With ``resume`` an existing run goes on exactly where its last checkpoint stands, under the settings of its own record; a
-    folder without a record (its process was killed before the first write) starts clean.
+    With ``resume`` an existing run goes on exactly where its last checkpoint stands, under the settings of its own
+    record; a folder without a record (its process was killed before the first write) starts clean.
 
     Raises:
-        BadInputError: the data, base or folder cannot be used, or ``out`` already holds a run and ``resume`` is not set.
-        RSRefSegError: the disk is full, or the loss is no longer finite.
+        BadInputError: the data, base or folder cannot be used, or ``out`` already holds a run and ``resume`` is not
+            set.
+        RSRefSegError: the disk is full, the memory too small, or the loss is no longer finite.
     """
     check_output(out)
-    keep_freed_memory()
     run = Run(out)
-    samples, validation = read_samples(data)
-    digest = samples_digest([*samples, *validation])
-    if run.record_path.exists():
-        if not resume:
-            raise BadInputError(f"'{out}' already holds a run: add --resume to go on with it, or give another --out")
+    processes = PartialState()
+    started = _is_started(run, resume)
+    processes.wait_for_everyone()  # all of them look before one writes
+    keep_freed_memory()
+    if started:
         record = run.read_record()
         model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
         base = BaseWeights.from_dict(record["base"])
-        if record["data"]["sha256"] != digest:
+        data = replace(data, resize_masks=record["data"].get("resize_masks", data.resize_masks))
+    samples, validation = read_samples(data)
+    contents = {"sha256": samples_digest([*samples, *validation]), "samples": len(samples)}
+    if started:
+        if any(record["data"].get(name) != value for name, value in contents.items()):
             raise BadInputError(f"'{data.path}' is not the data '{out}' was started on: its annotations differ")
-    else:
+    elif processes.is_main_process:
         write_tokenizer(run, base, tokenizer, model_config, [sample.phrase for sample in samples])
         reference = pick_reference_inputs(validation or samples, model_config.sam.image_size)
         save_reference_inputs(run.reference_inputs_path, reference)
+    processes.wait_for_everyone()
     training_data = TrainingData(
         group_by_image(samples),
         validation,
         open_tokenizer(run, model_config),
         "resize" if data.resize_masks else "refuse",
     )
+    if warnings := check_phrases([*samples, *validation], training_data.tokenizer):
+        watcher.on_note(f"{len(warnings)} phrases are not read in full; the first: {warnings[0]}")
     model, _ = prepare_model(base, model_config, config)
     trained = sum(parameter.numel() for parameter in trainable_parameters(model).values())
     total = sum(parameter.numel() for parameter in model.parameters())
-    if not run.record_path.exists():
+    if not started and processes.is_main_process:
         run.write_record(
             {
                 "model": model_config.to_dict(),
                 "train": config.to_dict(),
                 "base": base.to_dict(),
-                "data": {"path": str(data.path.resolve()), "sha256": digest, "samples": len(samples)},
+                "data": {"path": str(data.path.resolve()), "resize_masks": data.resize_masks, **contents},
                 "parameters": {"trained": trained, "total": total},
                 "versions": versions(),
             }
         )
     position = Trainer(model, config, training_data, run, watcher).train(resume)
     return TrainResult(run, position, trained, total)
+
+
+def _is_started(run: Run, resume: bool) -> bool:
+    """Whether there is a run to go on with.
+
+    Raises:
+        BadInputError: there is one, but nobody asked to go on with it; or there are remains of one.
+    """
+    if run.record_path.exists():
+        if not resume:
+            raise BadInputError(
+                f"'{run.path}' already holds a run: add --resume to go on with it, or give another --out"
+            )
+        return True
+    # The record is written first: weights without it are another run's, and resuming would take them for this one's.
+    for path in (run.last_path, run.best_path, run.merged_path):
+        if path.exists():
+            raise BadInputError(
+                f"'{run.path}' holds {path.name} of a run without its {run.record_path.name}: give another --out"
+            )
+    return False

@@ -9,6 +9,7 @@ from engines.errors import BadInputError
 from engines.files import atomic_write_json
 
 RUN_SCHEMA_VERSION = 1
+_RECORD_PARTS = ("model", "train", "base", "data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,10 @@ class Run:
             raise BadInputError(f"'{self.record_path}' cannot be read: {error}") from error
         if not isinstance(record, dict) or record.get("schema_version") != RUN_SCHEMA_VERSION:
             raise BadInputError(f"'{self.record_path}' is of another release: train again with this one")
+        if missing := [name for name in _RECORD_PARTS if not isinstance(record.get(name), dict)]:
+            raise BadInputError(
+                f"'{self.record_path}' is damaged, it lacks '{missing[0]}': train again in another --out"
+            )
         return record
 
 

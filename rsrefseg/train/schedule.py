@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class WarmupCosine:
-    """Linear warm-up, then half a cosine, as shares of the peak rate (public configuration: 5 epochs from 1%, to 0.1%)."""
+    """Linear warm-up, then half a cosine, as shares of the peak rate (published: 5 epochs from 1%, then to 0.1%)."""
 
     warmup_steps: int
     total_steps: int

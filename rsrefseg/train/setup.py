@@ -15,6 +15,7 @@ from peft import LoraModel
 
 from engines.errors import BadInputError
 from engines.files import atomic_write_bytes, unwritable
+from engines.images import read_image
 from engines.text import Tokenizer
 from rsrefseg.config import ModelConfig
 from rsrefseg.data.loading import SizeMismatch, fit_mask, verify_images
@@ -67,14 +68,45 @@ def read_samples(choice: DataChoice) -> tuple[tuple[Sample, ...], tuple[Sample, 
 
 def _refuse_size_differences(samples: Iterable[Sample]) -> None:
     """Compare sizes by the images' headers alone: a whole data set takes seconds."""
-    from PIL import Image
-
     for group in group_by_image(samples):
-        with Image.open(group[0].image_path) as image:
-            width, height = image.size
-        for sample in group:
-            if sample.mask_size != (height, width):
-                fit_mask(sample, (height, width))
+        size = _size_in_header(group[0].image_path)
+        different = [sample for sample in group if sample.mask_size != size]
+        if not different:
+            continue
+        image = read_image(group[0].image_path)  # turned upright, as training will see it
+        for sample in different:
+            fit_mask(sample, (image.shape[0], image.shape[1]))
+
+
+def _size_in_header(path: Path) -> tuple[int, int] | None:
+    """Height and width as the file states them; None where Pillow cannot tell or the picture lies on its side."""
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(path) as image:
+            may_be_turned = image.format == "TIFF" or "exif" in image.info
+            turned = may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            return None if turned else (image.height, image.width)
+    except Exception:  # a broken header ends in almost any exception; reading the image tells the fault
+        return None
+
+
+def check_phrases(samples: Iterable[Sample], tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Make sure that the tokenizer can read every phrase, before a long run meets the first that it cannot.
+
+    Returns:
+        One line for each phrase that is cut or holds unknown words.
+
+    Raises:
+        BadInputError: names the first sample with an empty or overlong phrase, or one without a known word.
+    """
+    warnings: list[str] = []
+    for phrase, sample_id in {sample.phrase: sample.sample_id for sample in samples}.items():
+        try:
+            warnings += tokenizer.encode([phrase]).warnings
+        except BadInputError as error:
+            raise BadInputError(f"sample '{sample_id}': {error}") from error
+    return tuple(warnings)
 
 
 def samples_digest(samples: Sequence[Sample]) -> str:
@@ -87,8 +119,14 @@ def samples_digest(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def write_tokenizer(run: Run, base: BaseWeights, tokenizer: Path | None, config: ModelConfig, phrases: list[str]) -> None:
-    """Put the tokenizer of the run in its folder: a given one, the base's own, or one made from the phrases."""
+def write_tokenizer(
+    run: Run, base: BaseWeights, tokenizer: Path | None, config: ModelConfig, phrases: list[str]
+) -> None:
+    """Put the tokenizer of the run in its folder: a given one, the base's own, or one made from the phrases.
+
+    Raises:
+        BadInputError: the one that is needed cannot be read.
+    """
     if tokenizer is None and base.kind is BaseKind.SHIPPED:
         tokenizer = shipped_tokenizer()
     if tokenizer is None and base.kind is BaseKind.FILE:
@@ -98,8 +136,12 @@ def write_tokenizer(run: Run, base: BaseWeights, tokenizer: Path | None, config:
         tokenizer = beside
     if tokenizer is None:
         write_word_tokenizer(run.tokenizer_path, phrases, config.siglip.vocab_size)
-    else:
-        atomic_write_bytes(run.tokenizer_path, tokenizer.read_bytes())
+        return
+    try:
+        content = tokenizer.read_bytes()
+    except OSError as error:
+        raise BadInputError(f"the tokenizer '{tokenizer}' cannot be read: {error.strerror}") from error
+    atomic_write_bytes(run.tokenizer_path, content)
 
 
 def open_tokenizer(run: Run, config: ModelConfig) -> Tokenizer:
@@ -121,8 +163,6 @@ def open_tokenizer(run: Run, config: ModelConfig) -> Tokenizer:
 def prepare_model(base: BaseWeights, config: ModelConfig, train: TrainConfig) -> tuple[RSRefSeg, LoraModel | None]:
     """The model to train, marked; with LoRA also peft's handle of it. The seed decides every random weight."""
     model = base.build(config, train.seed)
-    if model.config != config:
-        raise BadInputError(f"the base weights are of preset '{model.config.preset}', not the '{config.preset}' asked for")
     if train.lora is None:
         train_everything(model)
         return model, None
@@ -141,12 +181,15 @@ def check_output(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of the same training may have been faster
         free_mib = shutil.disk_usage(path).free / 2**20
     except OSError as error:
         raise unwritable(path, error) from error
     if free_mib < _LEAST_FREE_MIB:
-        raise BadInputError(f"only {free_mib:.0f} MiB free on the disk of '{path}', at least {_LEAST_FREE_MIB} are needed")
+        raise BadInputError(
+            f"only {free_mib:.0f} MiB free on the disk of '{path}', at least {_LEAST_FREE_MIB} are needed: "
+            "free some or choose another place"
+        )
 
 
 def versions() -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Position:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters and the buffers (batch-norm statistics) of the stages they belong to."""
+    """What training changes: trained parameters and batch-norm statistics."""
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     statistics = {
         f"{module_name}.{name}": buffer
@@ -88,8 +88,9 @@ def load_training_state(
         if parameter_name not in parameters:
             raise BadInputError(f"'{path}' has the unknown tensor '{parameter_name}': it was not made for this model")
         parameter = parameters[parameter_name]
-        # Step counts stay on the CPU, as the optimizer keeps them.
-        optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+        # Step counts stay on the CPU, as the optimizer keeps them. Copies, as the file's tensors may be mapped from it.
+        device = torch.device("cpu") if key == "step" else parameter.device
+        optimizer.state[parameter][key] = tensor.to(device, copy=True)
     return position, scaler
 
 

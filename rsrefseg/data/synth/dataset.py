@@ -2,9 +2,10 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from engines.errors import BadInputError
 from rsrefseg.data.rrsisd_writer import RRSISDWriter
@@ -24,6 +25,16 @@ class SynthSummary:
     images: dict[str, int]
     expressions: dict[str, int]
     categories: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self) | {"root": str(self.root)}
+
+    def render(self) -> str:
+        """What was written, in two lines."""
+        splits = ", ".join(f"{name} {self.expressions[name]} on {self.images[name]} images" for name in self.images)
+        classes = ", ".join(f"{name} {count}" for name, count in self.categories.items())
+        return f"{self.root}: domain {self.domain}, expressions: {splits}\n{len(self.categories)} classes: {classes}"
 
 
 def synthesize(

@@ -1,0 +1,116 @@
+"""What a measurement was taken on; a figure without it means nothing."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from engines.onnxruntime_engine import usable_cores
+
+_PACKAGES = ("rsrefseg", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt")
+# Above this share of the cores, other programs have a part in every figure.
+_BUSY_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The machine and its software.
+
+    Attributes:
+        cpu: model name, as the system tells it.
+        usable_cores: cores this process may use.
+        cores: cores of the machine.
+        memory_mib: main memory, ``None`` where the system does not tell.
+        system: operating system and kernel.
+        python: version.
+        versions: of the packages that have a part in the figures and are installed.
+        load_before: runnable processes in the minute before the measurement, ``None`` where the system does not tell.
+    """
+
+    cpu: str
+    usable_cores: int
+    cores: int
+    memory_mib: float | None
+    system: str
+    python: str
+    versions: Mapping[str, str]
+    load_before: float | None
+
+    @property
+    def busy_note(self) -> str | None:
+        """A line for the report when other programs were running; ``None`` on a quiet machine."""
+        if self.load_before is None or self.load_before <= _BUSY_SHARE * self.usable_cores:
+            return None
+        return (
+            f"{self.load_before:.1f} processes were running before the measurement on {self.usable_cores} usable cores: "
+            "absolute times are too long, ratios less so"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+
+def this_machine() -> Machine:
+    """Describe the machine, now."""
+    return Machine(
+        cpu=_cpu_name(),
+        usable_cores=usable_cores(),
+        cores=os.cpu_count() or 1,
+        memory_mib=_memory_mib(),
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        versions={package: found for package in _PACKAGES if (found := _version(package)) is not None},
+        load_before=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    )
+
+
+def peak_memory_mib() -> float | None:
+    """The most resident memory this process has had; ``None`` where the system does not tell.
+
+    ``ru_maxrss`` is only the second choice: on Linux a child's starts from its parent's at the moment of the fork.
+    """
+    if (peak := _status_mib("VmHWM")) is not None:
+        return peak
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    # Bytes on macOS, KiB elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+
+
+def _status_mib(field: str) -> float | None:
+    return _field_mib(Path("/proc/self/status"), field)
+
+
+def _memory_mib() -> float | None:
+    return _field_mib(Path("/proc/meminfo"), "MemTotal")
+
+
+def _field_mib(path: Path, field: str) -> float | None:
+    """A field of a Linux table of ``name: value kB`` lines, in MiB."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("model name", "hardware")))
+    return next(names, None) or platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

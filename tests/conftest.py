@@ -1,0 +1,31 @@
+"""Fixtures for everybody. Keep it small: what one file needs alone belongs there."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set: 10 training and 2 validation images with two phrases each. Not to be changed."""
+    from small import write_boxes
+
+    return write_boxes(tmp_path_factory.mktemp("data") / "boxes")
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory, boxes: Path) -> Path:
+    """Model file of a small untrained model, its tokenizer beside it. Not to be changed."""
+    from small import small_config
+
+    from rsrefseg.checkpoint import save_model
+    from rsrefseg.data.samples import open_dataset
+    from rsrefseg.model import build_model
+    from rsrefseg.tokenizer import write_word_tokenizer
+
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    config = small_config()
+    save_model(path, build_model(config, seed=1))
+    phrases = [sample.phrase for sample in open_dataset(boxes).samples]
+    write_word_tokenizer(path.with_name("tokenizer.json"), phrases, config.siglip.vocab_size)
+    return path
