@@ -1,8 +1,11 @@
 """The command line: a command parses, calls one function, prints. Nothing else happens here."""
 
+import io
 import json
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,15 +17,14 @@ from engines.errors import BadInputError, CheckFailedError, MissingPartError, RS
 app = typer.Typer(
     name="rsrefseg",
     help="Segment what a sentence refers to in a remote-sensing image: train, export, prove, measure, run.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Make, check and convert data sets.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Make, check and convert data sets.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
-_TRAIN_PACKAGES = ("accelerate", "onnx", "onnxscript", "peft", "pycocotools", "segment_anything", "torch", "transformers")
+_WIDTH_ELSEWHERE = 1000
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the latest under ./runs by default.")]
@@ -34,21 +36,23 @@ ResizeFlag = Annotated[bool, typer.Option("--resize-masks", help="Resize masks o
 
 def main() -> None:
     """Entry point of ``rsrefseg``: every expected error becomes one line on standard error and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names and phrases may hold what the terminal's encoding cannot: escaped rather than a crash.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run_command(sys.argv[1:])[0])
 
 
 def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
     """Run one command in this process: its exit code, and what its function returned."""
     try:
-        result = app(list(arguments), standalone_mode=False)
-    except typer.Abort:
-        return _fail("interrupted", 130), None
-    except KeyboardInterrupt:
+        result = app(list(arguments), prog_name="rsrefseg", standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130), None
     except Exception as error:
+        message, code = _explain(error)
         if os.environ.get("RSREFSEG_DEBUG") == "1":
-            raise
-        return _fail(*_explain(error)), None
+            traceback.print_exc()
+        return _fail(message, code), None
     # A command that ends by typer.Exit makes its code the result.
     return (result, None) if isinstance(result, int) else (0, result)
 
@@ -57,45 +61,102 @@ def _explain(error: Exception) -> tuple[str, int]:
     """One line and the exit code for an error; what nobody expected is raised again."""
     if isinstance(error, RSRefSegError):
         return str(error), error.exit_code
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _TRAIN_PACKAGES:
-        return f"this command needs '{error.name}': install the extra with `pip install 'rsrefseg[train]'`", 2
+    if isinstance(error, ImportError) and (line := _missing_extra(error)) is not None:
+        return line, 2
     if isinstance(error, MemoryError):
         return "out of memory: close other programs or use a smaller input", 2
+    if isinstance(error, OSError):
+        return _system_line(error), 2
     if callable(usage := getattr(error, "format_message", None)):
-        return f"{usage()} (see --help)", 2
+        return f"{usage().rstrip('.')} (see --help)", 2
     raise error
 
 
+def _missing_extra(error: ImportError) -> str | None:
+    """The line for a package of the extra ``train`` that is missing or broken; None for any other import."""
+    from engines.doctor import TRAIN_MODULES
+
+    package = (error.name or "").split(".")[0]
+    if package not in TRAIN_MODULES:
+        return None
+    problem = "" if isinstance(error, ModuleNotFoundError) else f", which is installed but broken ({error})"
+    return f"this command needs '{package}'{problem}: install the extra with `pip install 'rsrefseg[train]'`"
+
+
+def _system_line(error: OSError) -> str:
+    """An error of the system that no function turned into a line of its own."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    subject = "cannot use " + " and ".join(f"'{name}'" for name in names) if names else "the system refused"
+    return f"{subject}: {error.strerror or error or type(error).__name__} (RSREFSEG_DEBUG=1 shows where)"
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"rsrefseg: {' '.join(message.split())}", file=sys.stderr)
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda mark: repr(mark[0])[1:-1], " ".join(message.split()))
+    print(f"rsrefseg: {line}", file=sys.stderr)
     return code
 
 
 def _print(report: Any, as_json: bool) -> Any:
     """Print a report (anything with ``as_dict`` and ``render``) for a program or for a person."""
     document = report.as_dict()
-    if as_json:
-        print(json.dumps(document, ensure_ascii=False))
-    else:
-        from rich.console import Console
-
-        Console(soft_wrap=True).print(report.render(), highlight=False, markup=False)
+    _write(json.dumps(document) if as_json else _rendered(report.render()))
     return document
 
 
+def _rendered(content: Any) -> str:
+    """Text or a rich table as it goes to the terminal; nothing in it is taken for markup."""
+    from rich.console import Console
+
+    # In a file or a pipe there is no width to keep to: cells would be cut for nothing.
+    width = None if sys.stdout.isatty() else _WIDTH_ELSEWHERE
+    console = Console(width=width, soft_wrap=True, markup=False, emoji=False, highlight=False)
+    with console.capture() as capture:
+        console.print(content)
+    return capture.get().rstrip("\n")
+
+
+def _write(text: str) -> None:
+    """Print on standard output, at once, so that a full disk is told here."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What stays in the buffer would fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # whoever reads has seen enough, as `head` does
+            raise RSRefSegError(f"cannot write to standard output: {error.strerror}") from error
+
+
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
+        from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as version_of
 
-        print(version_of("rsrefseg"))
+        try:
+            print(version_of("rsrefseg"))
+        except PackageNotFoundError:
+            raise MissingPartError("rsrefseg runs from a bare folder: `pip install` it to give it a version") from None
+        raise typer.Exit
+    _help_without_command(context)
+
+
+@data_app.callback(invoke_without_command=True)
+def _data(context: typer.Context) -> None:
+    _help_without_command(context)
+
+
+def _help_without_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
         raise typer.Exit
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the made scenes and pictures.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the work: shows the way, not the figures.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the work: the way, not the figures.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
     """Do the whole job on made scenes with the tiny preset, on any machine, in minutes."""
@@ -155,7 +216,7 @@ def data_check(
         report = check_dataset(path, workers=workers, progress=progress.update)
     document = _print(report, as_json)
     if report.faults:
-        raise CheckFailedError(f"'{path}' has {len(report.faults)} kinds of faults that would spoil training (see above)")
+        raise CheckFailedError(f"'{path}' has {len(report.faults)} kinds of faults that would spoil training")
     return document
 
 
@@ -163,14 +224,16 @@ def data_check(
 def data_convert(
     path: Annotated[Path, typer.Argument(help="Data set to convert.")],
     out: Annotated[Path, typer.Argument(help="JSON-lines file to write.")],
+    as_json: JsonFlag = False,
 ) -> Any:
     """Write a data set's annotations as JSON lines."""
     from rsrefseg.data.jsonl import export_jsonl
     from rsrefseg.data.samples import open_dataset
 
     count = export_jsonl(open_dataset(path), out)
-    print(f"{count} expressions written to {out}", file=sys.stderr)
-    return {"path": str(out), "samples": count}
+    document = {"path": str(out), "samples": count}
+    _write(json.dumps(document) if as_json else f"{count} expressions written to {out}")
+    return document
 
 
 @app.command()
@@ -232,10 +295,10 @@ def evaluate(
     run: RunOption = None,
     base: Annotated[bool, typer.Option("--base", help="The shipped tiny base, before any training.")] = False,
     bundle: BundleOption = None,
-    backend: Annotated[str | None, typer.Option(help="Runtime for the bundle; without it the run is evaluated.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Runtime for the bundle; without it, the run.")] = None,
     protocol: Annotated[str, typer.Option(help="rsrefseg (original size) or rmsin (480 x 480).")] = "rsrefseg",
     shuffle_phrases: Annotated[
-        bool, typer.Option("--shuffle-phrases", help="Ask with another phrase of the same image: the phrase-blind score.")
+        bool, typer.Option("--shuffle-phrases", help="Ask with another phrase of the image: the phrase-blind score.")
     ] = False,
     resize_masks: ResizeFlag = False,
     as_json: JsonFlag = False,
@@ -258,7 +321,9 @@ def evaluate(
 
 
 @app.command()
-def merge(run: Annotated[Path | None, typer.Argument(help="Run; the latest by default.")] = None, as_json: JsonFlag = False) -> Any:
+def merge(
+    run: Annotated[Path | None, typer.Argument(help="Run; the latest by default.")] = None, as_json: JsonFlag = False
+) -> Any:
     """Fold the LoRA weights of a run into a plain model, with proof."""
     from rsrefseg.merge import merge as merge_run
     from rsrefseg.train.run import Run, latest_run
@@ -303,7 +368,7 @@ def parity(
 @app.command()
 def bench(
     bundle: BundleOption = None,
-    backends: Annotated[str, typer.Option(help="Comma-separated: torch, onnxruntime, onnxruntime-cuda.")] = "torch,auto",
+    backends: Annotated[str, typer.Option(help="Comma-separated: torch and backends.")] = "torch,auto",
     run: RunOption = None,
     rounds: Annotated[int, typer.Option(min=3, help="Measured rounds; contenders take turns in each.")] = 30,
     as_json: JsonFlag = False,

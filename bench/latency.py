@@ -1,4 +1,4 @@
-"""``rsrefseg bench``: latency by span and end to end, of contenders in turn, with what proves that they answer alike."""
+"""``rsrefseg bench``: latency by span and end to end, contenders in turn, with proof that they answer alike."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from bench.comparison import tensor_error
 from bench.contenders import TORCH, Contender, Tensors, open_contenders
 from bench.latency_report import Agreement, BenchReport, BundleFacts, ContenderFacts, LatencyRow, RatioRow, Settings
-from bench.machine import this_machine
+from bench.machine import busy_notes, others_busy_share, this_machine
 from bench.scenarios import SCENARIOS, Scenario, question_for
 from bench.startup import measure_startup
 from bench.statistics import Ratio, Summary
@@ -32,7 +32,6 @@ def run_bench(bundle: Path | None, backends: Sequence[str], run: Path | None, ro
         BadInputError: an unknown contender, or a run that does not hold the bundle's model.
         MissingPartError: a contender that was asked for cannot run here.
     """
-    machine = this_machine()
     opened = Bundle.open(bundle)
     question = question_for(opened)
     sample = load_reference(opened)[0] if opened.manifest.reference is not None else None
@@ -40,10 +39,9 @@ def run_bench(bundle: Path | None, backends: Sequence[str], run: Path | None, ro
     facts, entrants = [], []
     with ProgressLine("measuring") as progress:
         notes = [f"without {entry.name}: {entry.reason}" for entry in left_out]
-        if machine.busy_note is not None:
-            notes.append(machine.busy_note)
         for note in notes:
             progress.say(note)
+        busy = [others_busy_share()]
         try:
             for contender in contenders:
                 progress.say(f"{contender.name}: start-up and memory in a process of its own, then warm-up")
@@ -59,13 +57,16 @@ def run_bench(bundle: Path | None, backends: Sequence[str], run: Path | None, ro
         finally:
             for contender in contenders:
                 contender.close()
+        busy.append(others_busy_share())
+    notes += busy_notes(busy)
     names = [contender.name for contender in contenders]
     height, width = question.picture.shape[:2]
     return BenchReport(
         bundle=BundleFacts.of(opened),
-        machine=machine,
+        machine=this_machine(),
         settings=Settings(rounds, TURNS_PER_ROUND, SETTLE_MS, (height, width), question.image_size),
         contenders=tuple(facts),
+        others_busy=tuple(busy),
         notes=tuple(notes),
         latencies=latency_rows(observations, names),
         ratios=ratio_rows(observations, names),

@@ -161,6 +161,7 @@ class BenchReport:
         machine: on what.
         settings: how.
         contenders: whom.
+        others_busy: share of the cores that other programs kept busy, before and after.
         notes: who was left out and why; whether the machine was busy.
         latencies: by contender, scenario and span.
         ratios: to the first contender.
@@ -170,6 +171,7 @@ class BenchReport:
     machine: Machine
     settings: Settings
     contenders: tuple[ContenderFacts, ...]
+    others_busy: tuple[float | None, ...]
     notes: tuple[str, ...]
     latencies: tuple[LatencyRow, ...]
     ratios: tuple[RatioRow, ...]
@@ -191,6 +193,7 @@ class BenchReport:
             "machine": self.machine.as_dict(),
             "settings": asdict(self.settings),
             "contenders": [contender.as_dict() for contender in self.contenders],
+            "others_busy": list(self.others_busy),
             "notes": list(self.notes),
             "latencies": [row.as_dict() for row in self.latencies],
             "ratios": [row.as_dict() for row in self.ratios],

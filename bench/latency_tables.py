@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.scenarios import SCENARIOS, TOTAL, Scenario
+from bench.statistics import Summary
 from bench.tables import plain_table
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ def render_bench(report: "BenchReport") -> Group:
     machine, settings = report.machine, report.settings
     height, width = settings.picture
     head = (
-        f"{report.bundle.path} (preset {report.bundle.preset}, {report.bundle.digest[:12]}), picture {height} x {width}\n"
-        f"{machine.cpu}, {machine.usable_cores} of {machine.cores} cores; {settings.rounds} rounds of "
-        f"{settings.turns_per_round} turns each; times in ms: p50 / p90 / p99; ratio: median (10% - 90% of rounds)"
+        f"{report.bundle.path}: preset {report.bundle.preset}, {report.bundle.digest[:12]}; "
+        f"picture {height} x {width}\n"
+        f"{machine.cpu}, {report.contenders[0].threads} threads on {machine.usable_cores} usable cores\n"
+        f"{settings.rounds} rounds of {settings.turns_per_round} turns each; ms: p50 / p90 / p99; "
+        f"vs {report.contenders[0].name}: median (10% - 90% of rounds)"
     )
     parts: list[RenderableType] = [head]
     parts += [_scenario_table(report, scenario) for scenario in SCENARIOS]
@@ -33,36 +36,42 @@ def render_bench(report: "BenchReport") -> Group:
     parts += [Text(_wrong(contender), "bold red") for contender in report.contenders if contender.is_wrong]
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     parts.append(f"{machine.system}, Python {machine.python}, {versions}")
-    parts += [f"note: {note}" for note in report.notes]
+    parts += [Text(f"note: {note}", "yellow") for note in report.notes]
     return Group(*parts)
 
 
 def _scenario_table(report: "BenchReport", scenario: Scenario) -> Table:
-    names = [contender.name for contender in report.contenders]
-    reference = names[0]
-    ratios = [f"{reference} / {name}" for name in names[1:]]
-    table = plain_table(_TITLES.get(scenario.name, scenario.name), ["span"], [*names, *ratios])
+    reference, *others = (contender.name for contender in report.contenders)
+    figures = [reference, *(column for name in others for column in (name, f"vs {reference}"))]
+    table = plain_table(_TITLES.get(scenario.name, scenario.name), ["span"], figures)
     for span in scenario.spans:
-        times = [report.latency(name, scenario.name, span) for name in names]
-        cells = [f"{time.p50_ms:.2f} / {time.p90_ms:.2f} / {time.p99_ms:.2f}" for time in times]
-        for name in names[1:]:
+        cells = [_times(report.latency(reference, scenario.name, span))]
+        for name in others:
             ratio = report.ratio(name, scenario.name, span)
-            cells.append(f"{ratio.median:.2f}x ({ratio.p10:.2f} - {ratio.p90:.2f})")
+            cells.append(_times(report.latency(name, scenario.name, span)))
+            cells.append(f"{_three_digits(ratio.median)}x ({_three_digits(ratio.p10)} - {_three_digits(ratio.p90)})")
         table.add_row(span, *cells, style="bold" if span == TOTAL else None)
     return table
 
 
+def _times(summary: Summary) -> str:
+    return " / ".join(_three_digits(value) for value in (summary.p50_ms, summary.p90_ms, summary.p99_ms))
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
 def _contender_table(report: "BenchReport") -> Table:
-    figures = ["threads", "import ms", "load ms", "cold ms", "peak MiB", "logit error"]
-    table = plain_table("start-up and memory, each in a process of its own", ["contender", "runs on"], figures)
+    figures = ["import", "load", "cold", "MiB", "error"]
+    title = "ms to import, load, answer cold; peak memory; logit error: each in a process of its own"
+    table = plain_table(title, ["contender", "runs on"], figures)
     for contender in report.contenders:
-        startup = contender.startup
+        startup, agreement = contender.startup, contender.agreement
         values = (startup.import_ms, startup.load_ms, startup.first_answer_ms, startup.peak_memory_mib)
-        agreement = contender.agreement
         table.add_row(
             contender.name,
             ", ".join(dict.fromkeys(contender.providers.values())),
-            str(contender.threads),
             *("?" if value is None else f"{value:.0f}" for value in values),
             "?" if agreement is None else f"{agreement.error.share_of_max:.1e}",
         )

@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 from engines.onnxruntime_engine import usable_cores
 
 _PACKAGES = ("rsrefseg", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt")
-# Above this share of the cores, other programs have a part in every figure.
-_BUSY_SHARE = 0.25
+_WATCH_S = 0.5
+_BUSY_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,6 @@ class Machine:
         system: operating system and kernel.
         python: version.
         versions: of the packages that have a part in the figures and are installed.
-        load_before: runnable processes in the minute before the measurement, ``None`` where the system does not tell.
     """
 
     cpu: str
@@ -37,17 +37,6 @@ class Machine:
     system: str
     python: str
     versions: Mapping[str, str]
-    load_before: float | None
-
-    @property
-    def busy_note(self) -> str | None:
-        """A line for the report when other programs were running; ``None`` on a quiet machine."""
-        if self.load_before is None or self.load_before <= _BUSY_SHARE * self.usable_cores:
-            return None
-        return (
-            f"{self.load_before:.1f} processes were running before the measurement on {self.usable_cores} usable cores: "
-            "absolute times are too long, ratios less so"
-        )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -64,8 +53,35 @@ def this_machine() -> Machine:
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         versions={package: found for package in _PACKAGES if (found := _version(package)) is not None},
-        load_before=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
+
+
+def others_busy_share() -> float | None:
+    """The share of the machine's cores that other programs keep busy while this one sleeps; ``None`` if unknown."""
+    before = _cpu_ticks()
+    time.sleep(_WATCH_S)
+    after = _cpu_ticks()
+    if before is None or after is None or after[1] <= before[1]:
+        return None
+    return 1 - (after[0] - before[0]) / (after[1] - before[1])
+
+
+def busy_notes(shares: Iterable[float | None]) -> list[str]:
+    """A line for the report when other programs had a part in its figures; none on a quiet machine."""
+    worst = max((share for share in shares if share is not None), default=0.0)
+    if worst <= _BUSY_SHARE:
+        return []
+    return [f"other programs kept {worst:.0%} of the cores busy: these figures are not fit to be quoted"]
+
+
+def _cpu_ticks() -> tuple[int, int] | None:
+    """Idle ticks and all ticks of all cores since the start of a Linux system."""
+    try:
+        first = Path("/proc/stat").read_text().splitlines()[0]
+    except OSError:
+        return None
+    ticks = [int(value) for value in first.split()[1:9]]  # guest time, behind these, is contained in user time
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def peak_memory_mib() -> float | None:

@@ -40,15 +40,15 @@ def _tensor_table(title: str, rows: Sequence["TensorRow"]) -> Table:
     table = plain_table(title, ("stage", "output"), figures, last="")
     for row in rows:
         error = row.error
-        figures = (error.max_abs, error.share_of_max, error.relative_l2)
+        errors = (error.max_abs, error.share_of_max, error.relative_l2)
         table.add_row(
-            row.stage, row.output, *(f"{value:.1e}" for value in figures), f"{error.cosine:.7f}", _verdict(row.verdicts)
+            row.stage, row.output, *(f"{value:.1e}" for value in errors), f"{error.cosine:.7f}", _verdict(row.verdicts)
         )
     return table
 
 
 def _mask_table(result: "MaskResult") -> Table:
-    figures = ("worst IoU", "mean IoU", "logit error", "flipped pixels")
+    figures = ("worst IoU", "mean IoU", "logit error", "flipped px")
     table = plain_table("end to end: from pixels and words to masks", ("masks",), figures, last="")
     share = max(row.logits.share_of_max for row in result.rows)
     pixels = sum(row.pixels for row in result.rows)
@@ -64,7 +64,7 @@ def _mask_table(result: "MaskResult") -> Table:
 
 
 def _data_table(result: "DataResult") -> Table:
-    figures = ("gIoU PyTorch", "gIoU engine", "difference", "worst IoU", "flipped pixels")
+    figures = ("gIoU torch", "gIoU engine", "difference", "worst IoU", "flipped px")
     table = plain_table(f"on {result.data}", ("samples",), figures, last="")
     table.add_row(
         str(result.samples),

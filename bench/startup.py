@@ -67,11 +67,11 @@ def examine(name: str, bundle_path: Path, run: Path | None) -> Startup:
     start = time.perf_counter()
     contender = open_contender(name, bundle, run)
     opened = time.perf_counter()
+    question = question_for(bundle)
     before = peak_memory_mib()
     loading = time.perf_counter()
     contender.load()
     loaded = time.perf_counter()
-    question = question_for(bundle)
     first = timed_pass(contender, FIRST_PHRASE, question, 0, {})
     timed_pass(contender, NEXT_PHRASE, question, 1, first.features)
     return Startup(

@@ -2,10 +2,27 @@
 
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
+
+from engines.onnxruntime_engine import usable_cores, why_unavailable
+
+# Import names of the extra `train`, and of what it brings along.
+TRAIN_MODULES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "segment_anything",
+    "peft",
+    "accelerate",
+    "onnx",
+    "onnxscript",
+    "pycocotools",
+    "psutil",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +56,27 @@ def examine() -> Diagnosis:
     """Look at installed packages and devices; nothing is loaded that is not needed to know."""
     memory = _memory_gib()
     size = f", {memory:.0f} GiB" if memory is not None else ""
-    machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {_cores()} cores{size}"
+    python = f"Python {platform.python_version()}"
+    machine = f"{platform.system()} {platform.machine()}, {python}, usable cores: {usable_cores()}{size}"
     return Diagnosis(machine, (_onnxruntime(), _onnxruntime_cuda(), _tensorrt(), _training(), _cuda_training()))
 
 
 def _onnxruntime() -> Ability:
     name = "infer, parity and bench on the CPU (onnxruntime)"
-    if (version := _version("onnxruntime", "onnxruntime-gpu")) is None:
-        return Ability(name, False, "install it with `pip install 'rsrefseg[cpu]'`")
-    both = [package for package in ("onnxruntime", "onnxruntime-gpu") if _version(package)]
-    if len(both) == 2:
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
         return Ability(name, False, "onnxruntime and onnxruntime-gpu are both installed: uninstall both, install one")
-    return Ability(name, True, version)
+    if (reason := why_unavailable("cpu")) is not None:
+        return Ability(name, False, reason)
+    return Ability(name, True, _runtime())
 
 
 def _onnxruntime_cuda() -> Ability:
     name = "the same on an NVIDIA GPU (onnxruntime-cuda)"
-    if _version("onnxruntime-gpu") is None:
-        return Ability(
-            name, False, "install onnxruntime-gpu with `pip install 'rsrefseg[cuda]'` (not beside onnxruntime)"
-        )
-    import onnxruntime
-
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return Ability(name, False, "this onnxruntime-gpu was built without CUDA")
+    if (reason := why_unavailable("cuda")) is not None:
+        return Ability(name, False, reason)
     if not _has_nvidia_gpu():
         return Ability(name, False, "no NVIDIA GPU is visible")
-    return Ability(name, True, f"onnxruntime-gpu {_version('onnxruntime-gpu')}")
+    return Ability(name, True, _runtime())
 
 
 def _tensorrt() -> Ability:
@@ -77,11 +88,7 @@ def _tensorrt() -> Ability:
 
 def _training() -> Ability:
     name = "train, merge and export (torch)"
-    missing = [
-        module
-        for module in ("torch", "transformers", "segment_anything", "peft", "accelerate", "onnxscript")
-        if util.find_spec(module) is None
-    ]
+    missing = [module for module in TRAIN_MODULES if util.find_spec(module) is None]
     if missing:
         return Ability(name, False, f"{', '.join(missing)} missing: `pip install 'rsrefseg[train]'`")
     return Ability(name, True, f"torch {_version('torch')}, transformers {_version('transformers')}")
@@ -108,13 +115,20 @@ def _version(*packages: str) -> str | None:
     return None
 
 
+def _runtime() -> str:
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
 def _has_nvidia_gpu() -> bool:
-    # The driver's own device files: a desktop or server card, or a Jetson's integrated GPU.
-    return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu"))
+    return any(path.exists() for path in _nvidia_files())
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _nvidia_files() -> Iterator[Path]:
+    """Files of the driver: of a desktop or server card, of a Jetson's integrated GPU, under Windows' own Linux."""
+    yield from Path("/dev").glob("nvidia[0-9]*")
+    yield from map(Path, ("/dev/nvhost-gpu", "/dev/nvgpu", "/usr/lib/wsl/lib/libcuda.so.1"))
 
 
 def _memory_gib() -> float | None:

@@ -1,7 +1,8 @@
 """``rsrefseg infer``: one picture, some phrases, files to look at and to go on with."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,31 @@ class InferReport:
         backend: what ran, and why it was this.
         answers: one per phrase, in order.
         files: masks in the order of the phrases, then overlay and JSON.
+        results: :func:`engines.result.describe`'s figures, one per phrase.
     """
 
     image: str
     backend: str
     answers: tuple[Segmentation, ...]
     files: tuple[Path, ...]
+    results: tuple[dict[str, Any], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Once: outlining masks of a large picture takes a while.
+        object.__setattr__(self, "results", tuple(describe(answer) for answer in self.answers))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return {
             "image": self.image,
             "backend": self.backend,
-            "results": [describe(answer) for answer in self.answers],
+            "results": list(self.results),
             "files": [str(file) for file in self.files],
         }
 
     def render(self) -> str:
         """A line for each phrase, then the files, then what to know about the words."""
-        lines = [_line(answer) for answer in self.answers]
+        lines = [_line(figures) for figures in self.results]
         lines += [f"  {file}" for file in self.files]
         lines += [f"note: {warning}" for answer in self.answers for warning in answer.warnings]
         return "\n".join([*lines, f"ran on {self.backend}"])
@@ -61,12 +68,12 @@ def infer_image(
         return InferReport(str(image_path), segmenter.backend_reason, tuple(answers), tuple(files))
 
 
-def _line(answer: Segmentation) -> str:
-    figures = describe(answer)
+def _line(figures: dict[str, Any]) -> str:
+    phrase = json.dumps(figures["phrase"], ensure_ascii=False)  # in quotes, control characters escaped
     if figures["box"] is None:
-        return f'"{answer.phrase}": nothing found'
+        return f"{phrase}: nothing found"
     x1, y1, x2, y2 = figures["box"]
     return (
-        f'"{answer.phrase}": box ({x1}, {y1}) to ({x2}, {y2}), {figures["area_px"]:,} px '
+        f"{phrase}: box ({x1}, {y1}) to ({x2}, {y2}), {figures['area_px']:,} px "
         f"({figures['area_share']:.1%} of the picture), mean probability {figures['mean_probability']:.2f}"
     )

@@ -1,7 +1,7 @@
 """``export``: a run's merged model becomes a bundle, whole or not at all."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ from engines.errors import BadInputError
 from engines.files import atomic_directory, recover_directory
 from engines.manifest import MANIFEST_NAME, Manifest, Preprocessing, Provenance, StageRecord, TextPolicy
 from engines.progress import ProgressLine
-from engines.reference import write_reference
+from engines.reference import ReferenceSample, write_reference
 from export.check import check_graph
 from export.flops import count_flops
 from export.graph import OPSET, count_parameters, export_graph
@@ -26,8 +26,9 @@ from rsrefseg.stages import model_contracts
 from rsrefseg.train.run import Run, latest_run
 from rsrefseg.train.setup import versions
 
-# Graphs, reference samples and the old bundle's replacement lie beside each other for a moment.
+# Graphs hold the merged file's weights, some as constants of another shape; the reference has 16 MiB an image at -l.
 _FREE_SPACE_FACTOR = 1.2
+_FREE_SPACE_BYTES = 64 << 20
 _ATTENTION = "published"
 
 
@@ -62,7 +63,7 @@ def export_run(run_path: Path | None, out: Path | None) -> ExportReport:
     Raises:
         BadInputError: there is no such run, or ``out`` holds something that is no bundle.
         CheckFailedError: the merge or a graph did not pass its check; nothing is written.
-        RSRefSegError: the disk is full or the folder cannot be written.
+        RSRefSegError: the disk is nearly full or the folder cannot be written.
     """
     run = Run(run_path) if run_path is not None else latest_run()
     destination = out if out is not None else default_bundle_path()
@@ -70,8 +71,9 @@ def export_run(run_path: Path | None, out: Path | None) -> ExportReport:
     merged = _merged(run)
     model = model_from(merged)
     _check_free_space(destination, merged.path)
-    with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination) as folder:
-        manifest = write_bundle(folder, run, merged, model, progress.update)
+    samples = reference_samples(model, run)
+    with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination, MANIFEST_NAME) as folder:
+        manifest = write_bundle(folder, run, merged, model, samples, progress.update)
     return ExportReport(
         bundle=str(destination),
         run=str(run.path),
@@ -88,7 +90,12 @@ def export_run(run_path: Path | None, out: Path | None) -> ExportReport:
 
 
 def write_bundle(
-    folder: Path, run: Run, merged: TensorFile, model: RSRefSeg, progress: Callable[[int, int], None]
+    folder: Path,
+    run: Run,
+    merged: TensorFile,
+    model: RSRefSeg,
+    samples: Sequence[ReferenceSample],
+    progress: Callable[[int, int], None],
 ) -> Manifest:
     """Write all files of a bundle into ``folder``, ``bundle.json`` last."""
     config = model.config
@@ -98,7 +105,7 @@ def write_bundle(
         progress(done, len(contracts))
         stages[stage] = _write_stage(folder, model, contract)
     shutil.copyfile(run.tokenizer_path, folder / TOKENIZER_NAME)
-    write_reference(folder / REFERENCE_NAME, reference_samples(model, run))
+    write_reference(folder / REFERENCE_NAME, samples)
     manifest = Manifest(
         preset=config.preset,
         geometry=geometry(config),
@@ -117,7 +124,7 @@ def write_bundle(
         provenance=Provenance(
             checkpoint_sha256=digest(merged.path),
             random_weights=False,
-            merge_proof=merged.header["merge"],
+            merge_proof=merged.header.get("merge", {}),
             versions=versions() | {package: version(package) for package in ("onnx", "onnxscript")},
         ),
     )
@@ -143,7 +150,8 @@ def _merged(run: Run) -> TensorFile:
     """The run's merged model, merged now unless it was since the best weights were written."""
     if run.merged_path.exists():
         merged = load_tensors(run.merged_path)
-        if not run.best_path.exists() or merged.header["source"]["run_best_sha256"] == digest(run.best_path):
+        merged_from = merged.header.get("source", {}).get("run_best_sha256")
+        if not run.best_path.exists() or merged_from == digest(run.best_path):
             return merged
     merge(run)
     return load_tensors(run.merged_path)
@@ -166,10 +174,11 @@ def _write_stage(folder: Path, model: RSRefSeg, contract: StageContract) -> Stag
 
 
 def _check_free_space(destination: Path, merged: Path) -> None:
-    folder = destination.absolute().parent
+    folder = destination.resolve().parent
     while not folder.exists():
         folder = folder.parent
-    needed, free = merged.stat().st_size * _FREE_SPACE_FACTOR, shutil.disk_usage(folder).free
+    needed = merged.stat().st_size * _FREE_SPACE_FACTOR + _FREE_SPACE_BYTES
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise BadInputError(
             f"the bundle needs {needed / 2**20:.0f} MiB, the disk of '{destination}' has {free / 2**20:.0f} MiB free: "

@@ -1,5 +1,6 @@
 """What every exported graph must pass before it may enter a bundle."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -19,7 +20,7 @@ _DTYPES = {
 
 
 def check_graph(path: Path, contract: StageContract) -> None:
-    """Full checker, strict shape inference, contract, and no float64 anywhere.
+    """Full checker, strict shape inference, contract, standard operators only, and no float64 anywhere.
 
     Raises:
         CheckFailedError: names the stage and what does not hold.
@@ -29,19 +30,41 @@ def check_graph(path: Path, contract: StageContract) -> None:
         inferred = path.with_name(f"{path.stem}.inferred.onnx")
         try:
             onnx.shape_inference.infer_shapes_path(str(path), str(inferred), check_type=True, strict_mode=True)
-            graph = onnx.load(inferred, load_external_data=False).graph
+            model = onnx.load(inferred, load_external_data=False)
         finally:
             inferred.unlink(missing_ok=True)
     except (onnx.checker.ValidationError, InferenceError) as error:
-        raise CheckFailedError(f"graph '{contract.stage}' is not valid ONNX: {str(error).splitlines()[0]}") from error
-    _check_values(contract, "input", contract.inputs, list(graph.input))
-    _check_values(contract, "output", contract.outputs, list(graph.output))
-    for value in [*graph.input, *graph.output, *graph.value_info]:
-        if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
-            raise CheckFailedError(f"graph '{contract.stage}' computes '{value.name}' in float64, which engines refuse")
+        raise CheckFailedError(f"graph '{contract.stage}' is not valid ONNX: {_first_line(error)}") from error
+    _check_values(contract, "input", contract.inputs, list(model.graph.input))
+    _check_values(contract, "output", contract.outputs, list(model.graph.output))
+    _check_operators(contract, model)
+    for name, kind in _typed_names(model.graph):
+        if kind == TensorProto.DOUBLE:
+            raise CheckFailedError(f"graph '{contract.stage}' has '{name}' in float64, which engines refuse")
+
+
+def _check_operators(contract: StageContract, model: onnx.ModelProto) -> None:
+    """Nothing but operators of ONNX itself: no runtime's own, no function, and no branch or loop."""
+    if model.functions:
+        raise CheckFailedError(f"graph '{contract.stage}' calls the function '{model.functions[0].name}'")
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise CheckFailedError(f"graph '{contract.stage}' needs '{node.op_type}' of the domain '{node.domain}'")
+        # What counts operations and what builds engines reads the one graph there is.
+        if any(attribute.type in (attribute.GRAPH, attribute.GRAPHS) for attribute in node.attribute):
+            raise CheckFailedError(f"graph '{contract.stage}' has a graph inside its node '{node.name}'")
+
+
+def _typed_names(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:
+    """Name and element type of every value, weight and constant."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name, value.type.tensor_type.elem_type
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.DOUBLE:
-            raise CheckFailedError(f"graph '{contract.stage}' holds '{tensor.name}' in float64, which engines refuse")
+        yield tensor.name, tensor.data_type
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == attribute.TENSOR:
+                yield node.name, attribute.t.data_type
 
 
 def _check_values(
@@ -56,6 +79,10 @@ def _check_values(
         wanted = tuple(size.name if isinstance(size, Dim) else size for size in spec.shape)
         if tensor.elem_type != _DTYPES[spec.dtype] or shape != wanted:
             raise CheckFailedError(
-                f"graph '{contract.stage}': {kind} '{spec.name}' is {TensorProto.DataType.Name(tensor.elem_type)} {shape}, "
-                f"its contract says {spec.dtype} {spec.shape_text}"
+                f"graph '{contract.stage}': {kind} '{spec.name}' is {TensorProto.DataType.Name(tensor.elem_type)} "
+                f"{list(shape)}, its contract says {spec.dtype} {spec.shape_text}"
             )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

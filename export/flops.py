@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 
 from engines.contracts import StageContract
+from engines.errors import CheckFailedError
 
 Shape = tuple[int, ...]
 
@@ -15,6 +16,9 @@ def count_flops(path: Path, contract: StageContract) -> int:
     """FLOPs of matrix products and convolutions for one call at the contract's ``opt`` sizes.
 
     Element-wise work, norms and softmax are left out, as in published figures (they are a few per cent).
+
+    Raises:
+        CheckFailedError: a size cannot be derived from those of the inputs.
     """
     model = onnx.load(path, load_external_data=False)
     _fix_sizes(model.graph, contract)
@@ -22,11 +26,16 @@ def count_flops(path: Path, contract: StageContract) -> int:
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in [*graph.input, *graph.output, *graph.value_info]:
         shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    return sum(
-        _COUNTERS[node.op_type](node, [shapes[name] for name in node.input if name], shapes[node.output[0]])
-        for node in graph.node
-        if node.op_type in _COUNTERS
-    )
+    total = 0
+    for node in graph.node:
+        if node.op_type in _COUNTERS:
+            inputs = [shapes.get(name, ()) for name in node.input if name]
+            output = shapes.get(node.output[0], ())
+            # No factor is a scalar and none is empty: a zero is a size that inference did not find.
+            if not all(shape and all(shape) for shape in (*inputs[:2], output)):
+                raise CheckFailedError(f"graph '{contract.stage}': the sizes at '{node.name}' cannot be derived")
+            total += _COUNTERS[node.op_type](node, inputs, output)
+    return total
 
 
 def _fix_sizes(graph: onnx.GraphProto, contract: StageContract) -> None:
@@ -61,7 +70,9 @@ def _conv_transpose(node: onnx.NodeProto, inputs: list[Shape], output: Shape) ->
 def _einsum(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
     equation = next(attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
     terms = equation.split("->")[0].replace(" ", "").split(",")
-    extents = {letter: size for term, shape in zip(terms, inputs, strict=True) for letter, size in zip(term, shape, strict=True)}
+    extents: dict[str, int] = {}
+    for term, shape in zip(terms, inputs, strict=True):
+        extents |= dict(zip(term, shape, strict=True))
     return 2 * math.prod(extents.values())
 
 

@@ -45,7 +45,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
             save_file(contiguous, temporary, metadata={FORMAT: json.dumps(document)})
             temporary.chmod(usual_mode)  # safetensors leaves files that only their owner can read
     except SafetensorError as error:  # a full disk has been told by atomic_file
-        raise BadInputError(f"'{path}' could not be written: {error}") from error
+        raise BadInputError(f"'{path}' could not be written ({error}): free space or choose another place") from error
 
 
 def load_tensors(path: Path, prefix: str = "") -> TensorFile:

@@ -1,8 +1,12 @@
 """Fixtures for everybody. Keep it small: what one file needs alone belongs there."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from exported import Exported
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +33,11 @@ def small_base(tmp_path_factory: pytest.TempPathFactory, boxes: Path) -> Path:
     phrases = [sample.phrase for sample in open_dataset(boxes).samples]
     write_word_tokenizer(path.with_name("tokenizer.json"), phrases, config.siglip.vocab_size)
     return path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, boxes: Path, small_base: Path) -> "Exported":
+    """A small trained run, its bundle (a real export) and its data set. Not to be changed: spoil copies."""
+    from exported import export_small
+
+    return export_small(tmp_path_factory.mktemp("exported"), boxes, small_base)

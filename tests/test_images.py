@@ -87,10 +87,10 @@ def test_a_name_without_or_with_another_suffix_is_read_by_content(tmp_path: Path
     assert np.array_equal(read_image(str(tmp_path / "scene.jpg")), PICTURE)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr", "RGB"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "RGB"])
 def test_every_usual_colour_mode_works(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(GREY if mode == "LA" else PICTURE).convert(mode)
-    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image.save(path)
     assert np.array_equal(read_image(path), np.asarray(image.convert("RGB")))
 
@@ -149,6 +149,18 @@ def test_orientation_of_deep_tiffs_is_honoured_too(tmp_path: Path, turn: int, dt
     assert np.array_equal(deep, plain)
 
 
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_orientation_of_deep_pngs_is_honoured_too(tmp_path: Path, turn: int) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), PICTURE[..., ::-1].astype(np.uint16) * 257)
+    data = (tmp_path / "deep.png").read_bytes()
+    exif = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, turn, 0) + b"\0\0\0\0"
+    (tmp_path / "deep.png").write_bytes(data[:33] + png_chunk(b"eXIf", exif) + data[33:])
+    image = Image.fromarray(PICTURE)
+    image.getexif()[0x0112] = turn
+    image.save(tmp_path / "plain.png", exif=image.getexif())
+    assert np.array_equal(read_image(tmp_path / "deep.png"), read_image(tmp_path / "plain.png"))
+
+
 @pytest.mark.parametrize("bits", [8, 10, 11, 12, 14, 16])
 @pytest.mark.parametrize("name", ["grey.png", "grey.tif", "rgb.png", "rgb.tif", "rgba.png"])
 def test_16_bit_pictures_are_scaled_from_their_real_depth(tmp_path: Path, name: str, bits: int) -> None:
@@ -170,7 +182,7 @@ def test_16_bit_transparency_is_black(tmp_path: Path) -> None:
     assert np.array_equal(read[3], PICTURE[3])
 
 
-@pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "i4", "f4", "f8"])
+@pytest.mark.parametrize("dtype", ["u2", "i2", "i4", "f4", "f8"])
 @pytest.mark.parametrize("count", [1, 3, 4])
 @pytest.mark.parametrize("photometric", [1, 2])
 @pytest.mark.parametrize("big", [False, True])
@@ -309,15 +321,18 @@ def test_two_deep_bands_and_grey_marked_8_bit_bands_are_refused(tmp_path: Path) 
     refused(write_tiff(tmp_path / "b.tif", PICTURE, photometric=1, extra=(0, 0)), "PHOTOMETRIC=RGB")
 
 
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def png_header(path: Path, width: int, height: int) -> Path:
     """A PNG that claims a size and holds next to nothing: only its header may be looked at."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(b""))
+        + png_chunk(b"IEND", b"")
     )
     return path
 
