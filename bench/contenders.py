@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.backends import select_backend
+from engines.backends import Backend, select_backend
 from engines.bundle import Bundle
 from engines.contracts import Stage
 from engines.engine import Engine
@@ -200,6 +200,8 @@ def open_contenders(names: list[str], bundle: Bundle, run: Path | None) -> tuple
     wanted = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not wanted:
         raise BadInputError("no contender named: give --backends, e.g. torch,onnxruntime")
+    if unknown := [name for name in wanted if name not in (TORCH, *Backend)]:
+        raise BadInputError(f"unknown contender '{unknown[0]}': known are {', '.join((TORCH, *Backend))}")
     opened: dict[str, Contender] = {}
     left_out = []
     for name in wanted:

@@ -28,7 +28,7 @@ def render_bench(report: "BenchReport") -> Group:
         f"picture {height} x {width}\n"
         f"{machine.cpu}, {report.contenders[0].threads} threads on {machine.usable_cores} usable cores\n"
         f"{settings.rounds} rounds of {settings.turns_per_round} turns each; ms: p50 / p90 / p99; "
-        f"vs {report.contenders[0].name}: median (10% - 90% of rounds)"
+        f"vs {report.contenders[0].name}: times as fast, median (10% - 90% of rounds)"
     )
     parts: list[RenderableType] = [head]
     parts += [_scenario_table(report, scenario) for scenario in SCENARIOS]

@@ -9,10 +9,11 @@ import numpy as np
 
 from bench.comparison import mask_iou, tensor_error
 from bench.parity_report import DataResult, MaskResult, MaskRow, ParityReport, TensorRow
-from bench.tolerances import Scope, tolerances
+from bench.tolerances import Scope, tie_share, tolerances
 from engines.bundle import Bundle
 from engines.contracts import Stage, StageContract
 from engines.engine import Arrays, Engine
+from engines.images import upsample_logits
 from engines.progress import ProgressLine
 from engines.reference import ReferenceSample, load_reference
 from engines.segmenter import Segmenter
@@ -46,6 +47,7 @@ def run_parity(
         # Before the long part: whether the data set and the right weights are there.
         comparison = _DataComparison(opened, data, split, run) if data is not None else None
         with ProgressLine("parity on the reference samples") as progress:
+            limits = tolerances(_precision(opened, Stage), Scope.MASKS)
             steps = 3 * len(samples)
             rows, masks = [], []
             for index, sample in enumerate(samples):
@@ -53,7 +55,7 @@ def run_parity(
                 progress.update(3 * index + 1, steps)
                 rows.append(_chained_rows(engine, sample))
                 progress.update(3 * index + 2, steps)
-                masks += _mask_rows(segmenter, index, sample)
+                masks += mask_rows(segmenter, index, sample, tie_share(limits))
                 progress.update(3 * index + 3, steps)
         return ParityReport(
             bundle=str(opened.root),
@@ -64,7 +66,7 @@ def run_parity(
             checkpoint_sha256=opened.manifest.provenance.checkpoint_sha256,
             tokens_equal=all(_tokens_equal(opened, sample) for sample in samples),
             tensors=_worst_rows(rows),
-            masks=MaskResult.of(masks, tolerances(_precision(opened, Stage), Scope.MASKS)),
+            masks=MaskResult.of(masks, limits),
             data=comparison.run(segmenter) if comparison is not None else None,
         )
 
@@ -118,19 +120,37 @@ def _worst_rows(rows: Sequence[Sequence[TensorRow]]) -> tuple[TensorRow, ...]:
     return tuple(sorted(worst.values(), key=lambda row: (row.check == CHAINED, list(Stage).index(row.stage))))
 
 
-def _mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample) -> list[MaskRow]:
-    """The whole way from pixels and words to masks, one phrase at a time as a user asks."""
+def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, share: float) -> list[MaskRow]:
+    """The whole way from pixels and words to masks, one phrase at a time as a user asks.
+
+    Args:
+        segmenter: to be compared.
+        index: of the sample.
+        sample: what PyTorch answered.
+        share: see :func:`bench.tolerances.tie_share`.
+    """
     height, width = sample.original_size
     pixels = np.ascontiguousarray(sample.tensors["image"][0].transpose(1, 2, 0))
     # The stored image is already stretched to the network's size, where stretching changes nothing.
     encoded = replace(segmenter.encode_image(pixels), height=height, width=width)
+    image_size = segmenter.bundle.manifest.geometry.image_size
     rows = []
-    for number, phrase in enumerate(sample.phrases):
+    for phrase, logits, mask in zip(sample.phrases, sample.tensors["mask_logits"][:, 0], sample.masks, strict=True):
         answer = segmenter.segment(encoded, [phrase])[0]
-        error = tensor_error(sample.tensors["mask_logits"][number, 0], answer.mask_logits)
-        flipped = int(np.count_nonzero(answer.mask != sample.masks[number]))
-        iou = mask_iou(answer.mask, sample.masks[number])
-        rows.append(MaskRow(index, phrase, iou, error, flipped, answer.mask.size))
+        ties = np.abs(upsample_logits(logits, image_size, sample.original_size)) <= share * np.abs(logits).max()
+        flipped = answer.mask != mask
+        rows.append(
+            MaskRow(
+                sample=index,
+                phrase=phrase,
+                iou=mask_iou(answer.mask, mask),
+                iou_without_ties=mask_iou(np.where(ties, mask, answer.mask), mask),
+                logits=tensor_error(logits, answer.mask_logits),
+                flipped_pixels=int(np.count_nonzero(flipped)),
+                flipped_ties=int(np.count_nonzero(flipped & ties)),
+                pixels=mask.size,
+            )
+        )
     return rows
 
 

@@ -57,16 +57,20 @@ class MaskRow:
         sample: index of the reference sample.
         phrase: what was asked.
         iou: of the engine's mask with PyTorch's.
+        iou_without_ties: the same, but for pixels that the logits' tolerance lets fall either way; judged by this.
         logits: error of the mask logits.
         flipped_pixels: pixels that are in one mask and not in the other.
+        flipped_ties: those among them that are such ties.
         pixels: of the picture.
     """
 
     sample: int
     phrase: str
     iou: float
+    iou_without_ties: float
     logits: TensorError
     flipped_pixels: int
+    flipped_ties: int
     pixels: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,9 +79,11 @@ class MaskRow:
             "sample": self.sample,
             "phrase": self.phrase,
             "iou": self.iou,
+            "iou_without_ties": self.iou_without_ties,
             "max_logit_error": finite(self.logits.max_abs),
             "share_of_max": finite(self.logits.share_of_max),
             "flipped_pixels": self.flipped_pixels,
+            "flipped_ties": self.flipped_ties,
             "pixels": self.pixels,
         }
 
@@ -94,8 +100,8 @@ class MaskResult:
         """Judge masks."""
         values = {
             Measure.SHARE_OF_MAX: max(row.logits.share_of_max for row in rows),
-            Measure.IOU_WORST: min(row.iou for row in rows),
-            Measure.IOU_MEAN: sum(row.iou for row in rows) / len(rows),
+            Measure.IOU_WORST: min(row.iou_without_ties for row in rows),
+            Measure.IOU_MEAN: sum(row.iou_without_ties for row in rows) / len(rows),
         }
         return cls(tuple(rows), judge(values, limits))
 
@@ -115,6 +121,11 @@ class MaskResult:
         return sum(row.flipped_pixels for row in self.rows)
 
     @property
+    def flipped_ties(self) -> int:
+        """Those among them that the tolerance of the logits lets fall either way."""
+        return sum(row.flipped_ties for row in self.rows)
+
+    @property
     def passed(self) -> bool:
         """Whether every limit holds."""
         return all(verdict.passed for verdict in self.verdicts)
@@ -128,6 +139,7 @@ class MaskResult:
             "max_logit_error": finite(max(row.logits.max_abs for row in self.rows)),
             "share_of_max": finite(max(row.logits.share_of_max for row in self.rows)),
             "flipped_pixels": self.flipped_pixels,
+            "flipped_ties": self.flipped_ties,
             "limits": _limits(tuple(verdict.tolerance for verdict in self.verdicts)),
             "passed": self.passed,
             "rows": [row.as_dict() for row in self.rows],

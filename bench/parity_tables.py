@@ -27,6 +27,9 @@ def render_parity(report: "ParityReport") -> Group:
         *(_tensor_table(_TITLES[check], [row for row in report.tensors if row.check == check]) for check in checks),
         _mask_table(report.masks),
     ]
+    if report.masks.flipped_ties:
+        ties = f"{report.masks.flipped_ties} of the flipped pixels are ties and do not count"
+        parts.append(f"{ties}: PyTorch's own logit there is nearer to 0 than the tolerance of logits")
     if report.data is not None:
         parts.append(_data_table(report.data))
     if not report.tokens_equal:

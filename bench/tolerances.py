@@ -74,7 +74,7 @@ class Verdict:
 
 
 _ROUNDING = "float32 sums in another order differ by a few hundred roundings of 6e-8; a wrong operator by far more"
-_EDGE = "such an error turns only pixels whose logit is nearly 0: a pixel or none of a mask"
+_EDGE = "but for ties (see tie_share) nothing may turn a pixel: one in a thousand would be a fault of the host's part"
 _HALF = "weights and products with 11 significant bits (5e-4 each), averaged over hundreds of terms"
 
 TOLERANCES = (
@@ -104,6 +104,14 @@ def tolerances(precision: str, scope: Scope, stage: Stage | None = None) -> tupl
         and tolerance.scope is scope
         and (stage is None or stage in tolerance.stages)
     )
+
+
+def tie_share(limits: tuple[Tolerance, ...]) -> float:
+    """Below which share of its maximum a mask's logit is a tie: the logits' own tolerance lets it take either sign.
+
+    Without such a tolerance (half precision, whose limits on IoU are made for flipped edges) there are no ties.
+    """
+    return next((limit.limit for limit in limits if limit.measure is Measure.SHARE_OF_MAX), 0.0)
 
 
 def judge(values: dict[Measure, float], limits: tuple[Tolerance, ...]) -> tuple[Verdict, ...]:

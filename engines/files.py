@@ -205,6 +205,9 @@ def _is_at(descriptor: int, folder: Path) -> bool:
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Keep other writers from moving entries of ``folder`` meanwhile. Does not wait long for a lock held by others."""
+    if folder.name.startswith(".") and folder.name.endswith(_PARTIAL_SUFFIX):
+        yield  # a partial folder is its writer's alone, who holds this very lock and would wait for itself
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     deadline = time.monotonic() + _SWAP_LOCK_SECONDS
     try:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from engines.bundle import Bundle
 from engines.contracts import Stage, StageContract
 from engines.errors import BadInputError, BundleError
-from engines.files import atomic_file
+from engines.files import atomic_write_bytes
 
 _PHRASES = "phrases"
 _MASKS, _ORIGINAL_SIZE = "masks", "original_size"
@@ -55,7 +55,7 @@ def write_reference(path: Path, samples: Sequence[ReferenceSample]) -> None:
     Raises:
         RSRefSegError: the disk is full or the folder cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors: dict[str, npt.NDArray[Any]] = {}
     for index, sample in enumerate(samples):
@@ -65,8 +65,8 @@ def write_reference(path: Path, samples: Sequence[ReferenceSample]) -> None:
         stored[_ORIGINAL_SIZE] = np.array(sample.original_size, np.int64)
         tensors |= {f"{index}/{name}": np.ascontiguousarray(value) for name, value in stored.items()}
     phrases = json.dumps([list(sample.phrases) for sample in samples])
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={_PHRASES: phrases})
+    # Not safetensors' own writer of files: it makes them readable by their owner only.
+    atomic_write_bytes(path, save(tensors, metadata={_PHRASES: phrases}))
 
 
 def load_reference(bundle: Bundle) -> tuple[ReferenceSample, ...]:

@@ -19,6 +19,8 @@ from engines.contracts import Dim, StageContract, TensorSpec
 # LayerNormalization needs 17; 18 is the exporter's own floor and well inside what TensorRT 10.3 to 11.4 parse.
 OPSET = 18
 _SCOPES = "pkg.torch.onnx.name_scopes"
+# The exporter's own word for what it adds itself, such as reading a varying size.
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 # More than one, so that the exporter cannot mistake a varying size for a constant.
 _EXAMPLE_SIZE = 2
 
@@ -59,7 +61,8 @@ def _name_by_source(model: onnx_ir.Model) -> None:
     for node in graph.all_nodes():
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
         # The last scope is the exporter's own name of the operation, the one before it the module's full name.
-        name = f"{scopes[-2] if len(scopes) > 1 else ''}/{node.op_type}"
+        owner = scopes[-2] if len(scopes) > 1 and scopes[-2] != _NO_MODULE else ""
+        name = f"{owner}/{node.op_type}"
         used[name] += 1
         node.name = name if used[name] == 1 else f"{name}_{used[name]}"
         node.metadata_props.clear()

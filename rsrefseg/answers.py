@@ -106,7 +106,7 @@ def _shuffled(group: Sequence[Sample]) -> list[tuple[Sample, str]]:
     """Each sample with the phrase of the next one, in turn, that has another mask."""
     asked = []
     for index, sample in enumerate(group):
-        others = [other for other in (*group[index + 1 :], *group[:index]) if other.rle != sample.rle]
+        others = [other for other in (*group[index + 1 :], *group[:index]) if other.mask_source != sample.mask_source]
         if others:
             asked.append((sample, others[0].phrase))
     return asked

@@ -19,6 +19,7 @@ from rsrefseg.model import RSRefSeg, build_model
 
 FORMAT = "rsrefseg"
 SCHEMA_VERSION = 1
+_NO_TENSOR = "\0"  # a prefix that no name has: the header alone is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,14 @@ def check_names(expected: Iterable[str], found: Iterable[str], path: Path) -> No
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise BadInputError(f"'{path}' {kind} tensor '{names[0]}'{more}: it was not made for this model")
+
+
+def is_random(path: Path) -> bool:
+    """Whether a model file is stamped as one of random weights; false for anything that is no such file."""
+    try:
+        return load_tensors(path, _NO_TENSOR).header.get("random_weights") is True
+    except BadInputError:
+        return False
 
 
 def digest(path: Path) -> str:

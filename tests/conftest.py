@@ -1,5 +1,6 @@
 """Fixtures for everybody. Keep it small: what one file needs alone belongs there."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,3 +42,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory, boxes: Path, small_base: 
     from exported import export_small
 
     return export_small(tmp_path_factory.mktemp("exported"), boxes, small_base)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: small tensors are faster so, and sums come out the same on every machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -27,12 +27,16 @@ class Exported:
 
 def export_small(folder: Path, data: Path, base: Path) -> Exported:
     loss = LossWeights(bce=1.0, dice=1.0, coarse=1.0)
-    run = train_small(data, folder / "runs" / "001", from_file(base), epochs=16, loss=loss, validate_every_epochs=16).run
+    run = train_small(
+        data, folder / "runs" / "001", from_file(base), epochs=16, loss=loss, validate_every_epochs=16
+    ).run
     export_run(run.path, folder / "bundle")
     return Exported(run.path, folder / "bundle", data)
 
 
-def spoiled_bundle(source: Path, target: Path, stage: Stage, weight: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+def spoiled_bundle(
+    source: Path, target: Path, stage: Stage, weight: str, change: Callable[[np.ndarray], np.ndarray]
+) -> Path:
     """A copy of a bundle with one weight of one graph changed and every digest made to fit.
 
     ``weight`` is the end of the initializer's name; the first one that matches is taken.

@@ -1,5 +1,8 @@
 """A very small RSRefSeg and a data set of coloured boxes: everything training does, in about a second."""
 
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ from rsrefseg.train.config import LoraSettings, LossWeights, Precision, TrainCon
 from rsrefseg.train.entry import TrainResult, train
 from rsrefseg.train.run import Run
 from rsrefseg.train.setup import DataChoice
-from rsrefseg.train.trainer import Watcher
+from rsrefseg.train.trainer import StepReport, Watcher
 
 COLOURS = {"red": (220, 40, 30), "blue": (30, 60, 220), "green": (40, 180, 60), "white": (240, 240, 240)}
 SIZE = (48, 56)  # unlike the network's square, so that nothing passes unstretched
@@ -103,12 +106,17 @@ def train_small(
     return train(choice, out, model or small_config(), config, base, resume=resume, watcher=watcher or Watcher())
 
 
-def train_job(data: str, out: str, base: str) -> None:
-    """What the killed process does: start a small run, or go on with it."""
+def train_job(data: str, out: str, base: str, stop_at: int = 0) -> None:
+    """Start a small run, or go on with it; ``stop_at`` ends the process after that step as hard as kill -9."""
     import torch
 
     torch.set_num_threads(1)
-    train_small(Path(data), Path(out), from_file(Path(base)), resume=True)
+
+    def on_step(report: StepReport) -> None:
+        if report.step == stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_small(Path(data), Path(out), from_file(Path(base)), resume=True, watcher=Watcher(on_step=on_step))
 
 
 def merge_job(run: str) -> None:
@@ -116,3 +124,9 @@ def merge_job(run: str) -> None:
     from rsrefseg.merge import merge
 
     merge(Run(Path(run)))
+
+
+if __name__ == "__main__":  # for tests of several processes: data, base, then runs as FOLDER:STEP TO STOP AT
+    for run_and_stop in sys.argv[3:]:
+        folder, stop = run_and_stop.rsplit(":", 1)
+        train_job(sys.argv[1], folder, sys.argv[2], stop_at=int(stop))

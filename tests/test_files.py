@@ -184,6 +184,25 @@ def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == ["two"]
 
 
+def test_files_written_atomically_in_a_new_folder_wait_for_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder's own writer holds its lock: to wait for that would be to wait for oneself."""
+
+    def waits(_seconds: float) -> None:
+        raise AssertionError("waits for a lock")
+
+    monkeypatch.setattr(time, "sleep", waits)
+    with atomic_directory(tmp_path / "out") as folder:
+        atomic_write_text(folder / "a", "one")
+        atomic_write_text(folder / "a", "two")
+        with atomic_directory(folder / "inner") as inner:
+            atomic_write_text(inner / "b", "three")
+    assert (tmp_path / "out" / "a").read_text() == "two"
+    assert (tmp_path / "out" / "inner" / "b").read_text() == "three"
+    assert names(tmp_path / "out") == ["a", "inner"]
+
+
 def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
     with atomic_directory(tmp_path / "out") as folder:
         (folder / "a").touch()

@@ -26,6 +26,8 @@ from rsrefseg.train.base import BaseWeights, from_file, from_scratch
 from rsrefseg.train.config import LoraSettings
 from rsrefseg.train.run import Run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OUTPUTS = [
     "clip_features",
     "word_features",
@@ -38,15 +40,9 @@ OUTPUTS = [
 ADAPTERS = 19  # 2 towers x 4 projections + the text head + 2 SAM blocks x 4 linears + 2 neck convolutions
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def trained(boxes: Path, small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run whose adapters weigh as much as the weights they adapt, the convolutions' too."""
-    torch.set_num_threads(1)
     run = train_small(boxes, tmp_path_factory.mktemp("trained") / "run", from_file(small_base)).run
     best = load_tensors(run.best_path)
     generator = torch.Generator().manual_seed(0)

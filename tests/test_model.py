@@ -23,15 +23,12 @@ from rsrefseg.sam import ChannelLayerNorm
 from rsrefseg.siglip import SiglipText
 from rsrefseg.stages import model_contracts, run_stages
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Two ways of the same float32 sums: a few dozen roundings of 6e-8 of values around 1.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 END = 1
 WORDS_PER_PHRASE = (3, 1, 7)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import pickle
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,7 @@ from rsrefseg.data.rrsisd import IMAGE_FOLDER, INSTANCES_FILE, REFS_FILE
 from rsrefseg.data.samples import group_by_image, open_dataset
 from rsrefseg.lora import add_lora, train_everything, trainable_parameters
 from rsrefseg.model import Prediction, RSRefSeg, build_model
+from rsrefseg.train import run as run_module
 from rsrefseg.train import trainer as trainer_module
 from rsrefseg.train.base import BaseWeights, from_file, from_scratch, shipped
 from rsrefseg.train.batches import EpochBatches, TrainingBatches, TrainingImages
@@ -35,7 +39,10 @@ from rsrefseg.train.schedule import WarmupCosine
 from rsrefseg.train.setup import DataChoice, open_tokenizer, read_samples
 from rsrefseg.train.trainer import Watcher
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RUN_FILES = {
+    ".lock",
     "run.json",
     "tokenizer.json",
     "reference_inputs.safetensors",
@@ -43,11 +50,6 @@ RUN_FILES = {
     "last.safetensors",
     "best.safetensors",
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -785,6 +787,32 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert interrupted.last_path.read_bytes() == before
     train_small(boxes, interrupted.path, base, resume=True)
+
+
+def test_two_trainings_never_share_a_folder(
+    interrupted: Run, boxes: Path, base: BaseWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "_HOLD_SECONDS", 0.0)
+    with interrupted.held(), refused("another process", "--out"):
+        train_small(boxes, interrupted.path, base, resume=True)
+    train_small(boxes, interrupted.path, base, resume=True)
+
+
+def test_two_processes_train_one_model(boxes: Path, small_base: Path, tmp_path: Path) -> None:
+    """Each takes every other batch, one writes; killed and started again they end where they would have."""
+
+    def launch(*runs: str) -> int:
+        processes = ["--standalone", "--nproc-per-node", "2", "--no-python", sys.executable]
+        job = [str(Path(__file__).with_name("small.py")), str(boxes), str(small_base), *runs]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "torch.distributed.run", *processes, *job]
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+    assert launch(f"{tmp_path}/whole:0", f"{tmp_path}/interrupted:3") != 0
+    assert launch(f"{tmp_path}/interrupted:0") == 0
+    assert_same_run(tmp_path / "interrupted", tmp_path / "whole")
+    entries = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4, 5, 6]
 
 
 def test_half_precision_needs_a_device_that_has_it(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:

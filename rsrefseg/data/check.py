@@ -23,12 +23,14 @@ class Problem(StrEnum):
 
     MISSING_IMAGE = "missing images"
     UNREADABLE_IMAGE = "unreadable images"
+    MISSING_MASK = "missing masks"
     BROKEN_MASK = "broken masks"
     SHARED_BETWEEN_SPLITS = "images that stand in more than one split"
     REPEATED_ID = "sample ids used more than once"
     EMPTY_PHRASE = "empty phrases"
     SIZE_DIFFERENCE = "masks of another size than their image (train and eval need --resize-masks)"
     EMPTY_MASK = "empty masks"
+    NO_TARGET = "expressions that refer to nothing, as annotated (their masks are empty)"
     LONG_PHRASE = "phrases longer than the model reads (their end is cut off)"
     REPEATED_SAMPLE = "samples that repeat an image and phrase of their split"
     REPEATED_IMAGE = "images whose pixels equal another's of their split"
@@ -43,6 +45,7 @@ _FAULTS = frozenset(
     {
         Problem.MISSING_IMAGE,
         Problem.UNREADABLE_IMAGE,
+        Problem.MISSING_MASK,
         Problem.BROKEN_MASK,
         Problem.SHARED_BETWEEN_SPLITS,
         Problem.REPEATED_ID,
@@ -123,7 +126,9 @@ class DatasetReport:
     def render(self) -> str:
         """Counts, then faults, then notes, a line each."""
         lines = [f"{self.root}: {self.format}, {len(self.categories)} classes"]
-        lines += [f"  {name}: {split.samples} expressions on {split.images} images" for name, split in self.splits.items()]
+        lines += [
+            f"  {name}: {split.samples} expressions on {split.images} images" for name, split in self.splits.items()
+        ]
         lines += [f"FAULT  {finding}" for finding in self.faults]
         lines += [f"note   {finding}" for finding in self.notes]
         return "\n".join([*lines, "no faults" if not self.faults else f"{len(self.faults)} kinds of faults"])
@@ -229,6 +234,10 @@ def _look(group: tuple[Sample, ...]) -> _Look:
 
 
 def _mask_problems(sample: Sample, image_size: tuple[int, int] | None) -> Iterator[tuple[Problem, str]]:
+    file = sample.mask_source.file
+    if file is not None and not file.is_file():
+        yield Problem.MISSING_MASK, f"'{file}'"
+        return
     try:
         mask = sample.mask()
     except BadInputError as error:
@@ -242,7 +251,8 @@ def _mask_problems(sample: Sample, image_size: tuple[int, int] | None) -> Iterat
             f"sample '{sample.sample_id}' ({mask_height}x{mask_width}, image {height}x{width})",
         )
     if not mask.any():
-        yield Problem.EMPTY_MASK, f"sample '{sample.sample_id}'"
+        problem = Problem.EMPTY_MASK if sample.mask_source.has_target else Problem.NO_TARGET
+        yield problem, f"sample '{sample.sample_id}'"
 
 
 def _compare_splits(same_image: list[tuple[Sample, ...]], findings: _Findings) -> None:

@@ -45,9 +45,14 @@ def read_dataset(path: Path, images: Path | None = None) -> Dataset:
 
 def _formats() -> tuple[DatasetFormat, ...]:
     """Every known format; the first that matches is taken."""
-    from rsrefseg.data import jsonl, rrsisd
+    from rsrefseg.data import jsonl, nwpu_refer, refsegrs, risbench, rrsisd
 
     return (
+        # Before RRSIS-D, whose annotation files may have the same names in the same place.
+        DatasetFormat(nwpu_refer.NAME, nwpu_refer.LAYOUT, nwpu_refer.matches, nwpu_refer.read),
         DatasetFormat(rrsisd.NAME, rrsisd.LAYOUT, rrsisd.matches, rrsisd.read),
+        # Before RefSegRS, whose lists of expressions have the same names.
+        DatasetFormat(risbench.NAME, risbench.LAYOUT, risbench.matches, risbench.read),
+        DatasetFormat(refsegrs.NAME, refsegrs.LAYOUT, refsegrs.matches, refsegrs.read),
         DatasetFormat(jsonl.NAME, jsonl.LAYOUT, jsonl.matches, jsonl.read),
     )

@@ -8,7 +8,8 @@ from typing import Any
 
 from engines.errors import BadInputError
 from engines.files import atomic_file
-from rsrefseg.data.masks import as_rle, compressed_rle, rle_box
+from rsrefseg.data.mask_sources import MaskSource, NoTarget, RleMask
+from rsrefseg.data.masks import as_rle, mask_size, rle_box
 from rsrefseg.data.paths import image_file_name
 from rsrefseg.data.samples import Dataset, Sample
 
@@ -16,7 +17,7 @@ NAME = "JSONL"
 LAYOUT = "FILE.jsonl with its images in a folder beside it"
 _SUFFIX = ".jsonl"
 # Where the images of a JSON-lines file are looked for, beside it.
-_IMAGE_FOLDERS = ("images", "images/rrsisd/JPEGImages", "JPEGImages", ".")
+_IMAGE_FOLDERS = ("images", "images/rrsisd/JPEGImages", "JPEGImages", "img_rgb", "image/image", "image", ".")
 # Nothing sensible needs more for one expression; it bounds what a file without line ends can take.
 _MAX_LINE_CHARACTERS = 64 << 20
 
@@ -30,7 +31,8 @@ def read(path: Path, images: Path | None = None) -> Dataset:
     """Read a JSON-lines file; no image is opened.
 
     A line holds ``split``, ``file_name``, ``sent``, ``segmentation`` (a run-length mask, or a list of one) and, where
-    known, ``category_name`` and ``sample_id`` (else the line's number names the sample); other keys are not read.
+    known, ``category_name``, ``sample_id`` (else the line's number names the sample) and ``no_target``, true where the
+    expression refers to nothing; other keys are not read.
 
     Raises:
         BadInputError: a line is no such object, or the images' folder cannot be found.
@@ -44,7 +46,7 @@ def export_jsonl(dataset: Dataset, path: Path) -> int:
     """Write a data set as JSON lines, atomically; images are named, not copied.
 
     ``file_name`` is relative to the folder that holds all images, ``bbox`` is ``[x1, y1, x2, y2]`` of the mask,
-    ``segmentation`` a list of one compressed run-length mask.
+    ``segmentation`` a list of one compressed run-length mask, whatever the mask came from.
 
     Returns:
         How many lines were written.
@@ -61,7 +63,7 @@ def export_jsonl(dataset: Dataset, path: Path) -> int:
 
 
 def _record(sample: Sample, folder: Path) -> dict[str, Any]:
-    rle = compressed_rle(sample.rle, f"sample '{sample.sample_id}'")
+    rle = sample.rle
     return {
         "split": sample.split,
         "image_id": sample.image_path.stem,
@@ -71,7 +73,7 @@ def _record(sample: Sample, folder: Path) -> dict[str, Any]:
         "category_name": sample.category,
         "bbox": list(rle_box(rle)),
         "segmentation": [rle],
-    }
+    } | ({} if sample.mask_source.has_target else {"no_target": True})
 
 
 def _sample(record: dict[str, Any], number: int, path: Path, folder: Path) -> Sample:
@@ -85,8 +87,13 @@ def _sample(record: dict[str, Any], number: int, path: Path, folder: Path) -> Sa
         image_path=folder / image_file_name(record.get("file_name"), name),
         phrase=record["sent"],
         category=str(record.get("category_name", "unknown")),
-        rle=as_rle(record.get("segmentation"), name),
+        mask_source=_mask_source(record, name),
     )
+
+
+def _mask_source(record: dict[str, Any], name: str) -> MaskSource:
+    rle = as_rle(record.get("segmentation"), name)
+    return NoTarget(*mask_size(rle, name)) if record.get("no_target") is True else RleMask(rle)
 
 
 def _image_folder(path: Path, records: list[tuple[int, dict[str, Any]]]) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -72,15 +73,21 @@ def fit_mask(sample: Sample, size: tuple[int, int], on_size_mismatch: SizeMismat
 
 
 def verify_images(dataset: Dataset, splits: Iterable[str]) -> None:
-    """Make sure before a long run that every image of some splits is there.
+    """Make sure before a long run that every image of some splits is there, and every mask that is a file.
 
     Raises:
         BadInputError: a split is empty or unknown, or files are missing: how many, and the first of them.
     """
-    paths = dict.fromkeys(sample.image_path for split in splits for sample in dataset.split(split))
+    samples = [sample for split in splits for sample in dataset.split(split)]
+    _verify(dict.fromkeys(sample.image_path for sample in samples), "images", dataset)
+    _verify(dict.fromkeys(file for sample in samples if (file := sample.mask_source.file)), "masks", dataset)
+
+
+def _verify(paths: Iterable[Path], what: str, dataset: Dataset) -> None:
+    paths = tuple(paths)
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise BadInputError(
-            f"{len(missing)} of {len(paths)} images of '{dataset.root}' are missing, the first is '{missing[0]}': "
+            f"{len(missing)} of {len(paths)} {what} of '{dataset.root}' are missing, the first is '{missing[0]}': "
             "complete the download"
         )

@@ -1,5 +1,6 @@
 """Masks as run lengths: the one place that encodes, decodes and resizes them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,24 @@ def mask_size(rle: Rle, name: str) -> tuple[int, int]:
     size = rle.get("size") if isinstance(rle, dict) else None
     if not isinstance(size, list | tuple) or len(size) != 2 or "counts" not in rle:
         raise BadInputError(f"{name}: its mask is no run-length mask (needs 'size' and 'counts')")
+    return checked_size(size, f"{name}: its mask")
+
+
+def checked_size(size: Sequence[Any], what: str) -> tuple[int, int]:
+    """Height and width as a file states them.
+
+    Args:
+        size: the two.
+        what: whose, for the error line.
+
+    Raises:
+        BadInputError: they are not positive whole numbers, or beyond :data:`MAX_MASK_PIXELS`.
+    """
     height, width = size
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
-        raise BadInputError(f"{name}: its mask states the size {height!r} x {width!r}, which no image has")
+        raise BadInputError(f"{what} states the size {height!r} x {width!r}, which no image has")
     if height * width > MAX_MASK_PIXELS:
-        raise BadInputError(f"{name}: its mask states {height} x {width} pixels, beyond the limit of {MAX_MASK_PIXELS}")
+        raise BadInputError(f"{what} states {height} x {width} pixels, beyond the limit of {MAX_MASK_PIXELS}")
     return height, width
 
 

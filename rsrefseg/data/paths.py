@@ -19,6 +19,8 @@ def image_file_name(value: Any, name: str) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise BadInputError(f"{name}: its image has no file name")
     file_name = PurePosixPath(value)
+    if not file_name.name:
+        raise BadInputError(f"{name}: its image '{value}' is no file name")
     if file_name.is_absolute() or ".." in file_name.parts:
         raise BadInputError(f"{name}: its image '{value}' lies outside the image folder: refused")
     return Path(file_name)

@@ -1,23 +1,22 @@
 """Reads the layout of the RRSIS-D data set: a pickle of expressions, a JSON of annotations, a folder of images."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from engines.errors import BadInputError
+from rsrefseg.data import coco
+from rsrefseg.data.coco import Instances, Ref, read_refs
+from rsrefseg.data.mask_sources import RleMask
 from rsrefseg.data.masks import as_rle
 from rsrefseg.data.paths import image_file_name
-from rsrefseg.data.safe_pickle import load_plain_pickle
 from rsrefseg.data.samples import Dataset, Sample
 
 NAME = "RRSIS-D"
 LAYOUT = "rrsisd/refs(unc).p, rrsisd/instances.json, images/rrsisd/JPEGImages/"
 ANNOTATION_FOLDER = "rrsisd"
 IMAGE_FOLDER = "images/rrsisd/JPEGImages"
-REFS_FILE = "refs(unc).p"
-INSTANCES_FILE = "instances.json"
-MAX_INSTANCES_BYTES = 1 << 30
+REFS_FILE = coco.REFS_FILE
+INSTANCES_FILE = coco.INSTANCES_FILE
 
 # Some downloads put both annotation files straight into the root.
 _ANNOTATION_FOLDERS = (ANNOTATION_FOLDER, ".")
@@ -48,80 +47,26 @@ def read(root: Path, images: Path | None = None) -> Dataset:
         raise BadInputError(
             f"the image folder '{image_folder}' is missing: complete the download, or name it with --images"
         )
-    refs = load_plain_pickle(refs_path)
-    if not isinstance(refs, list):
-        raise BadInputError(f"'{refs_path}' holds no list of expressions")
-    instances = _Instances(instances_path)
-    samples: list[Sample] = []
-    for index, ref in enumerate(refs):
-        samples.extend(_samples(ref, index, instances, image_folder, refs_path))
+    refs = tuple(read_refs(refs_path))
+    instances = Instances(instances_path)
+    samples = (sample for ref in refs for sample in _samples(ref, instances, image_folder))
     return Dataset(root=root, name=NAME, samples=tuple(samples))
 
 
-class _Instances:
-    """``instances.json``, indexed by the ids that expressions name."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        content = _load_json(path)
-        self.images = self._index(content, "images", required=True)
-        self.annotations = self._index(content, "annotations", required=True)
-        self.categories = self._index(content, "categories", required=False)
-
-    def _index(self, content: dict[str, Any], table: str, required: bool) -> dict[Any, dict[str, Any]]:
-        rows = content.get(table, None if required else [])
-        if not isinstance(rows, list):
-            raise BadInputError(f"'{self.path}' has no list of '{table}'")
-        indexed: dict[Any, dict[str, Any]] = {}
-        for row in rows:
-            if not isinstance(row, dict) or not isinstance(row.get("id"), int | str):
-                raise BadInputError(f"'{self.path}': an entry of '{table}' has no id")
-            indexed[row["id"]] = row
-        return indexed
-
-    def category(self, annotation: dict[str, Any], ref: dict[str, Any]) -> str:
-        """Class name; the annotation's key really is ``categories_id`` in RRSIS-D, ``category_id`` elsewhere."""
-        for holder, key in ((annotation, "categories_id"), (annotation, "category_id"), (ref, "category_id")):
-            identity = holder.get(key)
-            if isinstance(identity, int | str):
-                return str(self.categories.get(identity, {}).get("name", f"class {identity}"))
-        return "unknown"
-
-
-def _samples(ref: Any, index: int, instances: _Instances, image_folder: Path, refs_path: Path) -> Iterator[Sample]:
+def _samples(ref: Ref, instances: Instances, image_folder: Path) -> Iterator[Sample]:
     """The samples of one ref: one for each of its sentences."""
-    name = f"'{refs_path}', expression {index}"
-    if not isinstance(ref, dict):
-        raise BadInputError(f"{name} is no dict")
-    try:
-        ref_id, image_id, annotation_id, split = ref["ref_id"], ref["image_id"], ref["ann_id"], ref["split"]
-        phrases = [_phrase(sentence) for sentence in ref["sentences"]]
-    except KeyError as error:
-        raise BadInputError(f"{name} has no {error}") from error
-    except TypeError as error:
-        raise BadInputError(f"{name} is malformed ({error})") from error
-    if not all(isinstance(identity, int | str) for identity in (ref_id, image_id, annotation_id, split)):
-        raise BadInputError(f"{name}: an id or its split is neither number nor text")
-    name = f"expression {ref_id} of '{refs_path}'"
-    image, annotation = instances.images.get(image_id), instances.annotations.get(annotation_id)
-    for what, identity, entry in (("image", image_id, image), ("annotation", annotation_id, annotation)):
-        if entry is None:
-            raise BadInputError(f"{name} points at {what} {identity!r}, which '{instances.path}' does not hold")
-    assert image is not None
-    assert annotation is not None
-    image_path = image_folder / image_file_name(image.get("file_name", ref.get("file_name")), name)
-    rle = as_rle(annotation.get("segmentation"), f"annotation {annotation_id} of '{instances.path}'")
+    if not isinstance(ref.ann_id, int | str):
+        raise BadInputError(f"{ref}: its 'ann_id' is neither number nor text")
+    image, annotation = instances.image(ref), instances.annotation(ref.ann_id, ref)
+    image_path = image_folder / image_file_name(image.get("file_name", ref.file_name), str(ref))
+    name, segmentation = instances.annotation_name(ref.ann_id), annotation.get("segmentation")
+    if isinstance(segmentation, list) and segmentation and isinstance(segmentation[0], list):
+        known_by = "which is known by its folder 'image' or its file names with 'new_'"
+        raise BadInputError(f"{name} has polygons, as NWPU-Refer has, {known_by}, and {NAME} has not")
+    mask = RleMask(as_rle(segmentation, name))
     category = instances.category(annotation, ref)
-    for order, phrase in enumerate(phrases):
-        sample_id = f"{ref_id}" if len(phrases) == 1 else f"{ref_id}-{order}"
-        yield Sample(sample_id, str(split), image_path, phrase, category, rle)
-
-
-def _phrase(sentence: dict[str, Any]) -> str:
-    phrase = sentence["sent"] if "sent" in sentence else sentence["raw"]
-    if not isinstance(phrase, str):
-        raise TypeError("a sentence is no text")
-    return phrase
+    for order, phrase in enumerate(ref.phrases):
+        yield Sample(ref.sample_id(order), ref.split, image_path, phrase, category, mask)
 
 
 def _find(root: Path, file: str) -> Path:
@@ -130,18 +75,3 @@ def _find(root: Path, file: str) -> Path:
         if candidate.is_file():
             return candidate
     raise BadInputError(f"the annotation file '{root / ANNOTATION_FOLDER / file}' is missing (nor is it in '{root}')")
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        size = path.stat().st_size
-        if size > MAX_INSTANCES_BYTES:
-            raise BadInputError(f"'{path}' has {size >> 20} MiB; annotations may have {MAX_INSTANCES_BYTES >> 20} MiB")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInputError(f"cannot read '{path}': {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadInputError(f"'{path}' is cut off or not JSON ({error}): download it again") from error
-    if not isinstance(content, dict):
-        raise BadInputError(f"'{path}' holds no JSON object")
-    return content

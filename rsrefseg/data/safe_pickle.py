@@ -8,11 +8,13 @@ from typing import Any, NoReturn
 
 from engines.errors import BadInputError
 
-# The largest published annotation pickle of the field is below 20 MB.
-MAX_PICKLE_BYTES = 64 << 20
-# A byte of pickle can become an object of a hundred bytes: this many objects fit in a few hundred MB.
+# 50,000 expressions in two languages, each word a string of its own, take about 50 MB and 3 million objects.
+MAX_PICKLE_BYTES = 256 << 20
+# A byte of pickle can become an object of a hundred bytes: this many fit in a few hundred MB.
 MAX_PICKLE_OBJECTS = 8_000_000
 _MEMO_WRITERS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+# They name objects that are there already.
+_MEMO_OPCODES = _MEMO_WRITERS | {"MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
 
 
 def load_plain_pickle(path: Path) -> Any:
@@ -60,7 +62,10 @@ def _check_appetite(data: bytes, path: Path) -> None:
 
     The memo is the worst: the C unpickler makes room for the largest index it sees, so six bytes can ask for 32 GiB.
     """
-    for objects, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        wild_index = isinstance(argument, int) and argument > objects and opcode.name in _MEMO_WRITERS
+    objects = 0
+    for opcodes, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        memo = opcode.name in _MEMO_OPCODES
+        objects += not memo
+        wild_index = memo and isinstance(argument, int) and argument > opcodes and opcode.name in _MEMO_WRITERS
         if wild_index or objects > MAX_PICKLE_OBJECTS:
             raise BadInputError(f"'{path}' asks for far more memory than annotations need: refused")

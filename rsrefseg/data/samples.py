@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engines.errors import BadInputError
-from rsrefseg.data.masks import BoolMask, Rle, decode_rle, mask_size
+from rsrefseg.data.mask_sources import MaskSource
+from rsrefseg.data.masks import BoolMask, Rle
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Sample:
         image_path: the image's file.
         phrase: the expression, as the data set gives it.
         category: class name of the object referred to.
-        rle: its mask as run lengths, ``{"size": [H, W], "counts": bytes | str}``.
+        mask_source: its mask, not yet read: run lengths, polygons, or a file. Samples of one object have equal ones.
     """
 
     sample_id: str
@@ -26,20 +27,46 @@ class Sample:
     image_path: Path
     phrase: str
     category: str
-    rle: Rle = field(repr=False, hash=False)
+    mask_source: MaskSource = field(repr=False, hash=False)
 
     @property
     def mask_size(self) -> tuple[int, int]:
-        """Height and width of the mask, without decoding it."""
-        return mask_size(self.rle, f"sample '{self.sample_id}'")
+        """Height and width of the mask, without decoding it where that can be avoided.
+
+        Raises:
+            BadInputError: the mask is missing or broken.
+        """
+        return self.mask_source.size(self._name)
+
+    @property
+    def rle(self) -> Rle:
+        """The mask as run lengths, ``{"size": [H, W], "counts": str}``, compressed and checked.
+
+        Raises:
+            BadInputError: the mask is missing or broken.
+        """
+        return self.mask_source.rle(self._name)
+
+    @property
+    def mask_fingerprint(self) -> str:
+        """A text that changes when the mask does; of a mask that is a file, from the file's bytes.
+
+        Raises:
+            BadInputError: the mask's file is missing.
+        """
+        return self.mask_source.fingerprint(self._name)
 
     def mask(self) -> BoolMask:
         """The mask, (H, W) bool.
 
         Raises:
-            BadInputError: the run lengths are broken.
+            BadInputError: the mask is missing or broken.
         """
-        return decode_rle(self.rle, f"sample '{self.sample_id}'")
+        return self.mask_source.decode(self._name)
+
+    @property
+    def _name(self) -> str:
+        return f"sample '{self.sample_id}'"
 
 
 @dataclass(frozen=True, slots=True)

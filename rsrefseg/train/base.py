@@ -1,4 +1,4 @@
-"""What training starts from: nothing, the shipped tiny base, or a whole model on disk."""
+"""What training starts from: nothing, the shipped tiny base, a whole model on disk, or the files of SAM and SigLIP."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import BadInputError, MissingPartError
-from rsrefseg.checkpoint import digest, load_model
+from rsrefseg.checkpoint import digest, is_random, load_model
 from rsrefseg.config import ModelConfig, Preset
 from rsrefseg.model import RSRefSeg, build_model
+from rsrefseg.weights.public_files import PublicFiles, pin_public_files
 
 # From nothing, a published bias of -10 would have to climb for most of a short training before a sigmoid opens.
 _SCRATCH_LOGIT_BIAS = -4.0
@@ -21,19 +22,30 @@ class BaseKind(StrEnum):
     SCRATCH = "scratch"
     SHIPPED = "shipped"
     FILE = "file"
+    FILES = "files"
+    RANDOM = "random"
+    CONVERTED = "converted"
 
 
 @dataclass(frozen=True, slots=True)
 class BaseWeights:
-    """The weights before training, as a run records them: ``sha256`` pins the file that merging needs again."""
+    """The weights before training, as a run records them: ``sha256`` pins the file that merging needs again.
+
+    ``files`` are those of kind ``files``; ``random_weights`` marks weights that nobody ever trained, for measuring.
+    """
 
     kind: BaseKind
     path: str | None = None
     sha256: str | None = None
+    files: PublicFiles | None = None
+    random_weights: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form."""
-        return {"kind": self.kind.value, "path": self.path, "sha256": self.sha256}
+        record: dict[str, Any] = {"kind": self.kind.value, "path": self.path, "sha256": self.sha256}
+        if self.files is not None:
+            record["files"] = self.files.to_dict()
+        return record | ({"random_weights": True} if self.random_weights else {})
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "BaseWeights":
@@ -43,7 +55,9 @@ class BaseWeights:
             BadInputError: a field is missing or of no known kind.
         """
         try:
-            return cls(BaseKind(value["kind"]), value["path"], value["sha256"])
+            kind = BaseKind(value["kind"])
+            files = PublicFiles.from_dict(value["files"]) if kind is BaseKind.FILES else None
+            return cls(kind, value["path"], value["sha256"], files, value.get("random_weights", False) is True)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInputError(f"the record of the base weights cannot be read: {error}") from error
 
@@ -53,6 +67,12 @@ class BaseWeights:
         Raises:
             BadInputError: the file is gone, not the one that was recorded, or of other sizes than ``config``.
         """
+        if self.kind is BaseKind.CONVERTED:
+            raise BadInputError("this run was converted, not trained: train on its model with --base")
+        if self.files is not None:
+            return self.files.build(config, seed)
+        if self.kind is BaseKind.RANDOM:
+            return build_model(config, seed)
         if self.kind is BaseKind.SCRATCH:
             model = build_model(config, seed)
             model.attn_prompter.logit_bias.data.fill_(_SCRATCH_LOGIT_BIAS)
@@ -74,8 +94,27 @@ class BaseWeights:
 
 
 def from_scratch() -> BaseWeights:
-    """Random weights."""
+    """Random weights, to be trained."""
     return BaseWeights(BaseKind.SCRATCH)
+
+
+def random_weights() -> BaseWeights:
+    """Random weights in place of ones that are not at hand: for measuring, and said at every use."""
+    return BaseWeights(BaseKind.RANDOM, random_weights=True)
+
+
+def from_public_files(sam: Path, siglip: Path) -> BaseWeights:
+    """SAM's file and SigLIP's folder as others published them; the prompter is random.
+
+    Raises:
+        BadInputError: one of them is missing.
+    """
+    return BaseWeights(BaseKind.FILES, files=pin_public_files(sam, siglip))
+
+
+def converted(path: Path) -> BaseWeights:
+    """Somebody else's checkpoint, brought in by ``rsrefseg convert``: such a run is not trained on."""
+    return BaseWeights(BaseKind.CONVERTED, str(path.resolve()), digest(path))
 
 
 def shipped(preset: str) -> BaseWeights:
@@ -85,7 +124,9 @@ def shipped(preset: str) -> BaseWeights:
         MissingPartError: the preset has none.
     """
     if preset != Preset.TINY:
-        raise MissingPartError(f"no base weights come with preset '{preset}': give a model file with --base")
+        raise MissingPartError(
+            f"no base weights come with preset '{preset}': give a model file with --base, or --sam and --siglip"
+        )
     return BaseWeights(BaseKind.SHIPPED, sha256=digest(shipped_base()))
 
 
@@ -97,7 +138,7 @@ def from_file(path: Path) -> BaseWeights:
     """
     if not path.is_file():
         raise BadInputError(f"base weights '{path}' do not exist")
-    return BaseWeights(BaseKind.FILE, str(path.resolve()), digest(path))
+    return BaseWeights(BaseKind.FILE, str(path.resolve()), digest(path), random_weights=is_random(path))
 
 
 def shipped_base() -> Path:

@@ -2,10 +2,11 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from engines.errors import BadInputError
 from engines.progress import ProgressLine
+from engines.text import Padding
 from rsrefseg.config import model_config
 from rsrefseg.metrics import MetricsResult
 from rsrefseg.train import base as base_weights
@@ -66,7 +67,11 @@ def run_training(request: TrainRequest) -> TrainReport:
     """
     if request.from_scratch and request.base is not None:
         raise BadInputError("--from-scratch and --base contradict each other: give one of them")
-    model = replace(model_config(request.preset), text_padding=request.text_padding, dense_prompt=request.dense_prompt)
+    model = replace(
+        model_config(request.preset),
+        text_padding=cast(Padding, request.text_padding),
+        dense_prompt=request.dense_prompt,
+    )
     config = _train_config(request)
     if request.from_scratch:
         base = base_weights.from_scratch()

@@ -1,9 +1,11 @@
 """``train``: from arguments to a finished run folder."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from engines.errors import BadInputError
 from rsrefseg.config import ModelConfig
@@ -63,49 +65,50 @@ def train(
     """
     check_output(out)
     run = Run(out)
-    processes = PartialState()
-    started = _is_started(run, resume)
-    processes.wait_for_everyone()  # all of them look before one writes
-    keep_freed_memory()
-    if started:
-        record = run.read_record()
-        model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
-        base = BaseWeights.from_dict(record["base"])
-        data = replace(data, resize_masks=record["data"].get("resize_masks", data.resize_masks))
-    samples, validation = read_samples(data)
-    contents = {"sha256": samples_digest([*samples, *validation]), "samples": len(samples)}
-    if started:
-        if any(record["data"].get(name) != value for name, value in contents.items()):
-            raise BadInputError(f"'{data.path}' is not the data '{out}' was started on: its annotations differ")
-    elif processes.is_main_process:
-        write_tokenizer(run, base, tokenizer, model_config, [sample.phrase for sample in samples])
-        reference = pick_reference_inputs(validation or samples, model_config.sam.image_size)
-        save_reference_inputs(run.reference_inputs_path, reference)
-    processes.wait_for_everyone()
-    training_data = TrainingData(
-        group_by_image(samples),
-        validation,
-        open_tokenizer(run, model_config),
-        "resize" if data.resize_masks else "refuse",
-    )
-    if warnings := check_phrases([*samples, *validation], training_data.tokenizer):
-        watcher.on_note(f"{len(warnings)} phrases are not read in full; the first: {warnings[0]}")
-    model, _ = prepare_model(base, model_config, config)
-    trained = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    total = sum(parameter.numel() for parameter in model.parameters())
-    if not started and processes.is_main_process:
-        run.write_record(
-            {
-                "model": model_config.to_dict(),
-                "train": config.to_dict(),
-                "base": base.to_dict(),
-                "data": {"path": str(data.path.resolve()), "resize_masks": data.resize_masks, **contents},
-                "parameters": {"trained": trained, "total": total},
-                "versions": versions(),
-            }
+    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator itself decides
+    with run.held() if processes.is_main_process else nullcontext():
+        started = _is_started(run, resume)
+        processes.wait_for_everyone()  # all of them look before one writes
+        keep_freed_memory()
+        if started:
+            record = run.read_record()
+            model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
+            base = BaseWeights.from_dict(record["base"])
+            data = replace(data, resize_masks=record["data"].get("resize_masks", data.resize_masks))
+        samples, validation = read_samples(data)
+        contents = {"sha256": samples_digest([*samples, *validation]), "samples": len(samples)}
+        if started:
+            if any(record["data"].get(name) != value for name, value in contents.items()):
+                raise BadInputError(f"'{data.path}' is not the data '{out}' was started on: its annotations differ")
+        elif processes.is_main_process:
+            write_tokenizer(run, base, tokenizer, model_config, [sample.phrase for sample in samples])
+            reference = pick_reference_inputs(validation or samples, model_config.sam.image_size)
+            save_reference_inputs(run.reference_inputs_path, reference)
+        processes.wait_for_everyone()
+        training_data = TrainingData(
+            group_by_image(samples),
+            validation,
+            open_tokenizer(run, model_config),
+            "resize" if data.resize_masks else "refuse",
         )
-    position = Trainer(model, config, training_data, run, watcher).train(resume)
-    return TrainResult(run, position, trained, total)
+        if warnings := check_phrases([*samples, *validation], training_data.tokenizer):
+            watcher.on_note(f"{len(warnings)} phrases are not read in full; the first: {warnings[0]}")
+        model, _ = prepare_model(base, model_config, config)
+        trained = sum(parameter.numel() for parameter in trainable_parameters(model).values())
+        total = sum(parameter.numel() for parameter in model.parameters())
+        if not started and processes.is_main_process:
+            run.write_record(
+                {
+                    "model": model_config.to_dict(),
+                    "train": config.to_dict(),
+                    "base": base.to_dict(),
+                    "data": {"path": str(data.path.resolve()), "resize_masks": data.resize_masks, **contents},
+                    "parameters": {"trained": trained, "total": total},
+                    "versions": versions(),
+                }
+            )
+        position = Trainer(model, config, training_data, run, watcher).train(resume)
+        return TrainResult(run, position, trained, total)
 
 
 def _is_started(run: Run, resume: bool) -> bool:

@@ -1,6 +1,10 @@
 """The folder of one training run: what is in it, and how a run is found again."""
 
+import contextlib
 import json
+import os
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from engines.files import atomic_write_json
 
 RUN_SCHEMA_VERSION = 1
 _RECORD_PARTS = ("model", "train", "base", "data")
+_HOLD_SECONDS = 6.0  # loading processes of a killed training look for their parent every 5 seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,34 @@ class Run:
     def merged_path(self) -> Path:
         """The whole model without adapters."""
         return self.path / "merged.safetensors"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for one training; the hold ends with the process, however it ends.
+
+        Raises:
+            BadInputError: another process trains into it.
+        """
+        import fcntl
+
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        give_up = time.monotonic() + _HOLD_SECONDS
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > give_up:
+                        raise BadInputError(
+                            f"another process is training into '{self.path}': wait for it, or give another --out"
+                        ) from error
+                    time.sleep(0.1)
+                except OSError:  # a file system without locks
+                    break
+            yield
+        finally:
+            os.close(descriptor)
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write ``run.json``."""

@@ -18,6 +18,7 @@ from engines.files import atomic_write_bytes, unwritable
 from engines.images import read_image
 from engines.text import Tokenizer
 from rsrefseg.config import ModelConfig
+from rsrefseg.data.headers import size_in_header
 from rsrefseg.data.loading import SizeMismatch, fit_mask, verify_images
 from rsrefseg.data.samples import Sample, group_by_image, open_dataset
 from rsrefseg.lora import add_lora, train_everything
@@ -69,26 +70,13 @@ def read_samples(choice: DataChoice) -> tuple[tuple[Sample, ...], tuple[Sample, 
 def _refuse_size_differences(samples: Iterable[Sample]) -> None:
     """Compare sizes by the images' headers alone: a whole data set takes seconds."""
     for group in group_by_image(samples):
-        size = _size_in_header(group[0].image_path)
+        size = size_in_header(group[0].image_path)
         different = [sample for sample in group if sample.mask_size != size]
         if not different:
             continue
         image = read_image(group[0].image_path)  # turned upright, as training will see it
         for sample in different:
             fit_mask(sample, (image.shape[0], image.shape[1]))
-
-
-def _size_in_header(path: Path) -> tuple[int, int] | None:
-    """Height and width as the file states them; None where Pillow cannot tell or the picture lies on its side."""
-    from PIL import ExifTags, Image
-
-    try:
-        with Image.open(path) as image:
-            may_be_turned = image.format == "TIFF" or "exif" in image.info
-            turned = may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            return None if turned else (image.height, image.width)
-    except Exception:  # a broken header ends in almost any exception; reading the image tells the fault
-        return None
 
 
 def check_phrases(samples: Iterable[Sample], tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -113,9 +101,8 @@ def samples_digest(samples: Sequence[Sample]) -> str:
     """SHA-256 over what the annotations say of the samples, in order."""
     digest = hashlib.sha256()
     for sample in samples:
-        counts = sample.rle["counts"]
-        text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
-        digest.update(json.dumps([sample.sample_id, sample.image_path.name, sample.phrase, text]).encode())
+        facts = [sample.sample_id, sample.image_path.name, sample.phrase, sample.mask_fingerprint]
+        digest.update(json.dumps(facts).encode())
     return digest.hexdigest()
 
 

@@ -1,0 +1,167 @@
+"""The pair of files that RRSIS-D and NWPU-Refer share: a pickle of expressions, a COCO-like JSON of annotations."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.errors import BadInputError
+from rsrefseg.data.safe_pickle import load_plain_pickle
+
+REFS_FILE = "refs(unc).p"
+INSTANCES_FILE = "instances.json"
+MAX_INSTANCES_BYTES = 1 << 30
+
+Id = int | str
+
+
+class Instances:
+    """``instances.json``, indexed by the ids that expressions name.
+
+    Raises:
+        BadInputError: the file is missing, cut off, or holds no such tables.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content = _load_json(path)
+        self.images = self._index(content, "images", required=True)
+        self.annotations = self._index(content, "annotations", required=True)
+        self.categories = self._index(content, "categories", required=False)
+
+    def _index(self, content: dict[str, Any], table: str, required: bool) -> dict[Any, dict[str, Any]]:
+        rows = content.get(table, None if required else [])
+        if not isinstance(rows, list):
+            raise BadInputError(f"'{self.path}' has no list of '{table}'")
+        indexed: dict[Any, dict[str, Any]] = {}
+        for row in rows:
+            if not isinstance(row, dict) or not isinstance(row.get("id"), Id):
+                raise BadInputError(f"'{self.path}': an entry of '{table}' has no id")
+            indexed[row["id"]] = row
+        return indexed
+
+    def image(self, ref: "Ref") -> dict[str, Any]:
+        """The entry of an expression's image.
+
+        Raises:
+            BadInputError: there is none.
+        """
+        return self._entry(self.images, "image", ref.image_id, ref)
+
+    def annotation(self, identity: Id, ref: "Ref") -> dict[str, Any]:
+        """The annotation that an expression names.
+
+        Raises:
+            BadInputError: there is none.
+        """
+        return self._entry(self.annotations, "annotation", identity, ref)
+
+    def _entry(self, table: dict[Any, dict[str, Any]], what: str, identity: Id, ref: "Ref") -> dict[str, Any]:
+        entry = table.get(identity)
+        if entry is None:
+            raise BadInputError(f"{ref} points at {what} {identity!r}, which '{self.path}' does not hold")
+        return entry
+
+    def category(self, annotation: dict[str, Any] | None, ref: "Ref") -> str:
+        """Class name; the annotation's key really is ``categories_id`` in RRSIS-D, ``category_id`` elsewhere."""
+        annotation = annotation or {}
+        for identity in (annotation.get("categories_id"), annotation.get("category_id"), ref.category_id):
+            if isinstance(identity, Id):
+                return str(self.categories.get(identity, {}).get("name", f"class {identity}"))
+        return "unknown"
+
+    def annotation_name(self, identity: Id) -> str:
+        """How an error line names an annotation."""
+        return f"annotation {identity} of '{self.path}'"
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One entry of the pickle: expressions for one object.
+
+    Attributes:
+        path: the pickle.
+        ref_id: its own id.
+        image_id: its image's.
+        ann_id: of its object's annotation, as the file has it: readers decide what may stand there.
+        split: "train", "val", "test", or whatever the data set calls it.
+        phrases: its sentences.
+        file_name: of the image, where the JSON does not tell.
+        category_id: of the object's class, where the annotation does not tell.
+    """
+
+    path: Path
+    ref_id: Id
+    image_id: Id
+    ann_id: Any
+    split: str
+    phrases: tuple[str, ...]
+    file_name: Any
+    category_id: Any
+
+    def __str__(self) -> str:
+        return f"expression {self.ref_id} of '{self.path}'"
+
+    def sample_id(self, order: int) -> str:
+        """Id of its sample for one of its phrases: its own where it has but one."""
+        return f"{self.ref_id}" if len(self.phrases) == 1 else f"{self.ref_id}-{order}"
+
+
+def read_refs(path: Path) -> Iterator[Ref]:
+    """The entries of ``refs(unc).p``, in its order.
+
+    Raises:
+        BadInputError: the file is missing, broken or contains code, or an entry lacks something.
+    """
+    refs = load_plain_pickle(path)
+    if not isinstance(refs, list):
+        raise BadInputError(f"'{path}' holds no list of expressions")
+    for index, ref in enumerate(refs):
+        yield _ref(ref, path, f"'{path}', expression {index}")
+
+
+def _ref(ref: Any, path: Path, name: str) -> Ref:
+    if not isinstance(ref, dict):
+        raise BadInputError(f"{name} is no dict")
+    try:
+        ref_id, image_id, ann_id, split = ref["ref_id"], ref["image_id"], ref["ann_id"], ref["split"]
+        phrases = tuple(_phrase(sentence) for sentence in ref["sentences"])
+    except KeyError as error:
+        raise BadInputError(f"{name} has no {error}") from error
+    except TypeError as error:
+        raise BadInputError(f"{name} is malformed ({error})") from error
+    if not all(isinstance(identity, Id) for identity in (ref_id, image_id, split)):
+        raise BadInputError(f"{name}: an id or its split is neither number nor text")
+    return Ref(
+        path=path,
+        ref_id=ref_id,
+        image_id=image_id,
+        ann_id=ann_id,
+        split=str(split),
+        phrases=phrases,
+        file_name=ref.get("file_name"),
+        category_id=ref.get("category_id"),
+    )
+
+
+def _phrase(sentence: dict[str, Any]) -> str:
+    phrase = sentence["sent"] if "sent" in sentence else sentence["raw"]
+    if not isinstance(phrase, str):
+        raise TypeError("a sentence is no text")
+    return phrase
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_INSTANCES_BYTES:
+            raise BadInputError(f"'{path}' has {size >> 20} MiB; annotations may have {MAX_INSTANCES_BYTES >> 20} MiB")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInputError(f"cannot read '{path}': {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"'{path}' is cut off or not JSON ({error}): download it again") from error
+    if not isinstance(content, dict):
+        raise BadInputError(f"'{path}' holds no JSON object")
+    return content

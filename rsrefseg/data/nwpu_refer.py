@@ -1,0 +1,153 @@
+"""Reads the layout of NWPU-Refer: polygons, several objects to an expression, and expressions without a target."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.errors import BadInputError
+from rsrefseg.data import rrsisd
+from rsrefseg.data.coco import INSTANCES_FILE, REFS_FILE, Id, Instances, Ref, read_refs
+from rsrefseg.data.mask_sources import MaskSource, NoTarget, OutlineMask, RleMask
+from rsrefseg.data.masks import checked_size
+from rsrefseg.data.outlines import Segmentation, as_segmentation
+from rsrefseg.data.paths import image_file_name
+from rsrefseg.data.samples import Dataset, Sample
+
+NAME = "NWPU-Refer"
+LAYOUT = "new_refs(unc).p, new_instances.json (or without new_), image/"
+IMAGE_FOLDER = "image"
+
+# Of the two pairs of annotation files the corrected one is taken; a file of one is never paired with one of the other.
+_PREFIXES = ("new_", "")
+_IMAGE_FOLDERS = (f"{IMAGE_FOLDER}/image", IMAGE_FOLDER)
+
+
+def matches(path: Path) -> bool:
+    """Whether a folder looks like NWPU-Refer, even where one of its parts is missing.
+
+    Without their prefix the annotation files are named as RRSIS-D's are; then the image folder tells.
+    """
+    files = (REFS_FILE, INSTANCES_FILE)
+    if any((path / f"new_{file}").is_file() for file in files):
+        return True
+    if not (path / IMAGE_FOLDER).is_dir() or (path / rrsisd.IMAGE_FOLDER).is_dir():
+        return False
+    return any((path / file).is_file() for file in files)
+
+
+def read(root: Path, images: Path | None = None) -> Dataset:
+    """Read every expression of an NWPU-Refer folder; no image is opened and no polygon drawn.
+
+    Entries of one image and split with the same sentence are one sample, whose mask is their union; its id is that of
+    the first of them, its class too. An entry whose ``ann_id`` is None or -1, or whose annotation has an empty
+    segmentation, refers to nothing: its mask is empty. Every sentence is a sample, in whatever language.
+
+    Args:
+        root: the data set's folder.
+        images: folder of the images where it is neither ``image/image`` nor ``image``.
+
+    Raises:
+        BadInputError: a file is missing, broken or contains code, or an expression points at nothing.
+    """
+    refs_path, instances_path = _annotation_files(root)
+    refs = tuple(read_refs(refs_path))
+    instances = Instances(instances_path)
+    folder = images or _image_folder(root, instances)
+    merged: dict[tuple[str, Id, str], _Merged] = {}
+    for ref in refs:
+        image = instances.image(ref)
+        category, parts = _target(ref, instances)
+        for order, phrase in enumerate(ref.phrases):
+            key = (ref.split, ref.image_id, phrase)
+            if key not in merged:
+                merged[key] = _Merged(ref, ref.sample_id(order), image, category)
+            merged[key].parts.update(parts)
+    samples = tuple(
+        Sample(
+            sample_id=group.sample_id,
+            split=split,
+            image_path=folder / image_file_name(group.image.get("file_name", group.first.file_name), str(group.first)),
+            phrase=phrase,
+            category=group.category,
+            mask_source=_mask_source(group, instances),
+        )
+        for (split, _, phrase), group in merged.items()
+    )
+    return Dataset(root=root, name=NAME, samples=samples)
+
+
+@dataclass(slots=True)
+class _Merged:
+    """What becomes one sample: the first entry of its sentence, and the outlines of all, by annotation id."""
+
+    first: Ref
+    sample_id: str
+    image: dict[str, Any]
+    category: str
+    parts: dict[Id, Segmentation] = field(default_factory=dict)
+
+
+def _target(ref: Ref, instances: Instances) -> tuple[str, dict[Id, Segmentation]]:
+    """Class name and outlines of what an entry refers to; none where it refers to nothing."""
+    identities = ref.ann_id if isinstance(ref.ann_id, list) else [ref.ann_id]
+    category = instances.category(None, ref)
+    parts: dict[Id, Segmentation] = {}
+    for identity in identities:
+        if identity is None or (identity == -1 and -1 not in instances.annotations):
+            continue
+        if not isinstance(identity, Id):
+            raise BadInputError(f"{ref}: its 'ann_id' is neither number nor text")
+        annotation = instances.annotation(identity, ref)
+        name = instances.annotation_name(identity)
+        if not parts:
+            category = instances.category(annotation, ref)
+        if "segmentation" not in annotation:
+            raise BadInputError(f"{name} has no 'segmentation'")
+        segmentation = as_segmentation(annotation["segmentation"], name)
+        if segmentation is not None:
+            parts[identity] = segmentation
+        elif _has_extent(annotation.get("bbox")):
+            raise BadInputError(f"{name} has a box but no outline: get the annotations again")
+    return category, parts
+
+
+def _has_extent(box: Any) -> bool:
+    """Whether a COCO box ``[x, y, width, height]`` encloses anything."""
+    return (
+        isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) and side > 0 for side in box[2:])
+    )
+
+
+def _mask_source(group: _Merged, instances: Instances) -> MaskSource:
+    parts = tuple(group.parts.values())
+    if len(parts) == 1 and isinstance(parts[0], dict):
+        return RleMask(parts[0])
+    size = (group.image.get("height"), group.image.get("width"))
+    height, width = checked_size(size, f"image {group.first.image_id} of '{instances.path}'")
+    return OutlineMask(parts, height, width) if parts else NoTarget(height, width)
+
+
+def _annotation_files(root: Path) -> tuple[Path, Path]:
+    """The pickle and the JSON, of one pair."""
+    for prefix in _PREFIXES:
+        pair = (root / f"{prefix}{REFS_FILE}", root / f"{prefix}{INSTANCES_FILE}")
+        missing = [path for path in pair if not path.is_file()]
+        if not missing:
+            return pair
+        if len(missing) == 1:
+            there = pair[0] if missing[0] == pair[1] else pair[1]
+            raise BadInputError(f"the annotation file '{missing[0]}' is missing, which belongs to '{there.name}'")
+    raise BadInputError(f"the annotation files '{root / REFS_FILE}' and '{INSTANCES_FILE}' are missing")
+
+
+def _image_folder(root: Path, instances: Instances) -> Path:
+    """The folder that holds any of the first images; the likeliest where none does."""
+    folders = [root / folder for folder in _IMAGE_FOLDERS if (root / folder).is_dir()]
+    if not folders:
+        folder = root / IMAGE_FOLDER
+        raise BadInputError(f"the image folder '{folder}' is missing: complete the download, or name it with --images")
+    names = [entry.get("file_name") for entry in list(instances.images.values())[:100]]
+    for folder in folders:
+        if any(isinstance(name, str) and "\0" not in name and (folder / name).is_file() for name in names):
+            return folder
+    return folders[0]

@@ -1,0 +1,650 @@
+"""Export: five graphs that are what their contracts say and compute what PyTorch does, in a bundle or not at all."""
+
+import errno
+import shutil
+import stat
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from export_jobs import Shortcut
+from exported import Exported
+from onnx import TensorProto, helper
+from small import small_config
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from engines.bundle import Bundle
+from engines.contracts import Dim, Stage, StageContract, stage_contracts
+from engines.errors import BadInputError, CheckFailedError, RSRefSegError
+from engines.text import Tokenizer
+from export import bundle as bundle_module
+from export.bundle import export_run
+from export.check import check_graph
+from export.flops import count_flops
+from export.graph import OPSET, example_input, export_graph
+from rsrefseg.checkpoint import digest, load_model, load_tensors, save_tensors
+from rsrefseg.model import RSRefSeg, build_model, geometry
+from rsrefseg.sam import ChannelLayerNorm
+from rsrefseg.stages import model_contracts
+from rsrefseg.train.run import Run
+
+# FP32 engines add in another order than PyTorch: a few roundings of 6e-8. A tenth of what parity allows.
+TOLERANCE = 1e-5
+PHRASES = ("the red box", "the blue box", "white box", "the green box", "box")
+DTYPES = {
+    "uint8": TensorProto.UINT8,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+    "float32": TensorProto.FLOAT,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def bundle(exported: Exported) -> Bundle:
+    return Bundle.open(exported.bundle)
+
+
+@pytest.fixture(scope="module")
+def model(exported: Exported) -> RSRefSeg:
+    return load_model(Run(exported.run).merged_path)
+
+
+@pytest.fixture
+def run(exported: Exported, tmp_path: Path) -> Run:
+    """A copy of the run, to be spoiled."""
+    return Run(Path(shutil.copytree(exported.run, tmp_path / "run")))
+
+
+@pytest.fixture
+def shortcut(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Shortcut:
+    shortcut = Shortcut(exported.bundle)
+    monkeypatch.setattr(bundle_module, "export_graph", shortcut)
+    return shortcut
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def graph_of(bundle: Bundle, stage: Stage) -> onnx.ModelProto:
+    return onnx.load(bundle.graph_path(stage))
+
+
+# The graphs
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_a_graphs_face_is_its_contract(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
+    record = bundle.manifest.stages[stage]
+    contract = stage_contracts(geometry(model.config))[stage]
+    assert record.contract == contract
+    graph = graph_of(bundle, stage).graph
+    for specs, values in ((contract.inputs, graph.input), (contract.outputs, graph.output)):
+        assert [value.name for value in values] == [spec.name for spec in specs]
+        for spec, value in zip(specs, values, strict=True):
+            tensor = value.type.tensor_type
+            assert tensor.elem_type == DTYPES[spec.dtype]
+            assert [dim.dim_param or dim.dim_value for dim in tensor.shape.dim] == [
+                size.name if isinstance(size, Dim) else size for size in spec.shape
+            ]
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_graphs_are_valid_and_all_shapes_can_be_derived(bundle: Bundle, stage: Stage) -> None:
+    path = bundle.graph_path(stage)
+    onnx.checker.check_model(str(path), full_check=True)
+    proto = graph_of(bundle, stage)
+    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", OPSET)]
+    assert OPSET >= 17
+    assert {node.domain for node in proto.graph.node} == {""}
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_layer_norms_are_whole_nodes(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
+    modules = model.stage(stage).modules()
+    norms = sum(isinstance(module, nn.LayerNorm | ChannelLayerNorm) for module in modules)
+    operators = Counter(node.op_type for node in graph_of(bundle, stage).graph.node)
+    assert operators["LayerNormalization"] == norms
+    assert not {"ReduceMean", "Sqrt", "InstanceNormalization", "ReduceSumSquare"} & operators.keys()
+    assert operators["Pow"] <= operators["Tanh"], "a square that is not part of a GELU"
+
+
+def test_the_model_has_layer_norms_to_find(model: RSRefSeg) -> None:
+    towers = [model.stage(stage) for stage in (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT)]
+    assert all(any(isinstance(module, nn.LayerNorm) for module in tower.modules()) for tower in towers)
+    for stage in (Stage.SAM_ENCODER, Stage.SAM_DECODER):
+        assert any(isinstance(module, ChannelLayerNorm) for module in model.stage(stage).modules())
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_nothing_is_computed_in_float64(bundle: Bundle, stage: Stage) -> None:
+    proto = onnx.shape_inference.infer_shapes(graph_of(bundle, stage), strict_mode=True)
+    kinds = {value.type.tensor_type.elem_type for value in proto.graph.value_info}
+    kinds |= {tensor.data_type for tensor in proto.graph.initializer}
+    kinds |= {attribute.t.data_type for node in proto.graph.node for attribute in node.attribute if attribute.t.dims}
+    assert TensorProto.FLOAT in kinds
+    assert TensorProto.DOUBLE not in kinds
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_nodes_are_named_after_the_modules_they_come_from(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
+    names = [node.name for node in graph_of(bundle, stage).graph.node]
+    assert len(set(names)) == len(names)
+    modules = dict(model.stage(stage).named_modules())
+    assert all(name.rpartition("/")[0] in modules for name in names)
+    assert sum(name.startswith("/") for name in names) < len(names)
+
+
+# What they compute
+
+
+def run_graph(path: Path, feeds: dict[str, Tensor]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
+
+
+def assert_same(path: Path, contract: StageContract, module: nn.Module, feeds: dict[str, Tensor]) -> None:
+    """The graph gives what the module gives, in its shapes; each value apart, whatever the others are."""
+    given = {spec.name: feeds[spec.name] for spec in contract.inputs}
+    with torch.no_grad():
+        wanted = module(*given.values())
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    found = run_graph(path, given)
+    for spec, result, reference in zip(contract.outputs, found, wanted, strict=True):
+        spec.check(result)
+        assert result.shape == tuple(reference.shape)
+        error = np.abs(result.astype(np.float64) - reference.double().numpy()).max()
+        assert error <= TOLERANCE * reference.abs().max().item(), spec.name
+
+
+def feeds_for(model: RSRefSeg, run_path: Path, phrases: int, images: int = 1) -> dict[str, Tensor]:
+    """Random pictures and features, real phrases: inputs of every stage."""
+    noise = torch.Generator().manual_seed(phrases)
+    config = model.config
+    tokenizer = Tokenizer(
+        run_path / "tokenizer.json", config.siglip.text_length, config.text_padding, config.siglip.pad_token_id
+    )
+    tokens = tokenizer.encode(PHRASES[:phrases])
+    side = config.sam.image_size
+    image = torch.randint(0, 256, (images, 3, side, side), generator=noise, dtype=torch.uint8)
+    feeds = {
+        "image": image,
+        "input_ids": torch.from_numpy(tokens.input_ids),
+        "token_mask": torch.from_numpy(tokens.token_mask),
+    }
+    for contract in model_contracts(model).values():
+        for spec in contract.outputs:
+            sizes = {"phrases": phrases, "images": 1}
+            feeds[spec.name] = torch.randn(spec.sized(**sizes), generator=noise)
+    return feeds
+
+
+@pytest.mark.parametrize("phrases", [1, 2, 5])
+@pytest.mark.parametrize("stage", [Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER])
+def test_graphs_of_phrases_equal_pytorch(
+    bundle: Bundle, model: RSRefSeg, exported: Exported, stage: Stage, phrases: int
+) -> None:
+    feeds = feeds_for(model, exported.run, phrases)
+    assert_same(bundle.graph_path(stage), model_contracts(model)[stage], model.stage(stage), feeds)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("stage", [Stage.SIGLIP_VISION, Stage.SAM_ENCODER])
+def test_graphs_of_images_equal_pytorch(
+    bundle: Bundle, model: RSRefSeg, exported: Exported, stage: Stage, images: int
+) -> None:
+    feeds = feeds_for(model, exported.run, 1, images)
+    assert_same(bundle.graph_path(stage), model_contracts(model)[stage], model.stage(stage), feeds)
+
+
+@pytest.fixture(scope="module")
+def other_choices(tmp_path_factory: pytest.TempPathFactory) -> tuple[RSRefSeg, Path]:
+    """A model with the published padding and without dense prompt, and the two graphs that differ by that."""
+    folder = tmp_path_factory.mktemp("choices")
+    model = build_model(small_config(text_padding="longest", dense_prompt=False), seed=5)
+    for stage in (Stage.SIGLIP_TEXT, Stage.SAM_DECODER):
+        contract = model_contracts(model)[stage]
+        export_graph(model.stage(stage), contract, folder / f"{stage}.onnx")
+        check_graph(folder / f"{stage}.onnx", contract)
+    return model, folder
+
+
+@pytest.mark.parametrize("phrases", [1, 2, 5])
+@pytest.mark.parametrize("stage", [Stage.SIGLIP_TEXT, Stage.SAM_DECODER])
+def test_published_padding_and_no_dense_prompt_equal_pytorch_too(
+    other_choices: tuple[RSRefSeg, Path], exported: Exported, stage: Stage, phrases: int
+) -> None:
+    model, folder = other_choices
+    feeds = feeds_for(model, exported.run, phrases)
+    assert_same(folder / f"{stage}.onnx", model_contracts(model)[stage], model.stage(stage), feeds)
+
+
+def test_the_choices_make_a_difference(
+    bundle: Bundle, other_choices: tuple[RSRefSeg, Path], exported: Exported
+) -> None:
+    """Or else the tests above would prove nothing: with the other policy the same weights answer otherwise."""
+    model, folder = other_choices
+    fixed = build_model(small_config(dense_prompt=True), seed=5)
+    feeds = feeds_for(model, exported.run, 2)
+    (logits,) = run_graph(
+        folder / "sam_decoder.onnx",
+        {name: feeds[name] for name in ("image_embedding", "sparse_prompts", "mask_prompt")},
+    )
+    _, sentence = run_graph(folder / "siglip_text.onnx", {name: feeds[name] for name in ("input_ids", "token_mask")})
+    with torch.no_grad():
+        dense = fixed.sam_decoder(feeds["image_embedding"], feeds["sparse_prompts"], feeds["mask_prompt"])
+        _, other_sentence = fixed.siglip_text(feeds["input_ids"], feeds["token_mask"])
+    assert np.abs(logits - dense.numpy()).max() > 1e-3
+    assert np.abs(sentence - other_sentence.numpy()).max() > 1e-3
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_flops_agree_with_pytorchs_own_count(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
+    record = bundle.manifest.stages[stage]
+    inputs = [example_input(spec)[:1] for spec in record.contract.inputs]  # one image, one phrase: the optimum
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.stage(stage)(*inputs)
+    assert record.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert record.flops == count_flops(bundle.graph_path(stage), record.contract)
+
+
+def test_flops_of_a_size_nobody_knows_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    """A count that leaves something out would be taken for the truth."""
+    contract = bundle.manifest.stages[Stage.SIGLIP_TEXT].contract
+    proto = graph_of(bundle, Stage.SIGLIP_TEXT)
+    product = next(node for node in proto.graph.node if node.op_type == "MatMul")
+    rows = helper.make_node("NonZero", [product.input[0]], ["rows"])
+    cast = helper.make_node("Cast", ["rows"], ["floats"], to=TensorProto.FLOAT)
+    again = helper.make_node("MatMul", ["floats", "floats"], ["unknown"], name="odd")
+    proto.graph.node.extend([rows, cast, again])
+    onnx.save(proto, tmp_path / "odd.onnx")
+    with pytest.raises(CheckFailedError, match="odd"):
+        count_flops(tmp_path / "odd.onnx", contract)
+
+
+# Planted faults
+
+
+def wrong_name(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].name = "words"
+    for node in proto.graph.node:
+        node.output[:] = ["words" if name == "word_features" else name for name in node.output]
+
+
+def wrong_order(proto: onnx.ModelProto) -> None:
+    first, second = list(proto.graph.input)
+    del proto.graph.input[:]
+    proto.graph.input.extend([second, first])
+
+
+def wrong_type(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
+
+
+def fixed_size(proto: onnx.ModelProto) -> None:
+    proto.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 2
+
+
+def other_dimension_name(proto: onnx.ModelProto) -> None:
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def add_nodes(proto: onnx.ModelProto, *nodes: onnx.NodeProto) -> None:
+    proto.graph.node.extend(nodes)
+
+
+def float64_in_between(proto: onnx.ModelProto) -> None:
+    add_nodes(
+        proto,
+        helper.make_node("Cast", ["word_features"], ["wide"], to=TensorProto.DOUBLE),
+        helper.make_node("Sqrt", ["wide"], ["root"]),
+    )
+
+
+def float64_weight(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer.append(helper.make_tensor("wide", TensorProto.DOUBLE, [1], [1.0]))
+
+
+def float64_constant(proto: onnx.ModelProto) -> None:
+    value = helper.make_tensor("value", TensorProto.DOUBLE, [1], [1.0])
+    add_nodes(proto, helper.make_node("Constant", [], ["wide"], name="wide", value=value))
+
+
+def other_domain(proto: onnx.ModelProto) -> None:
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    add_nodes(proto, helper.make_node("Gelu", ["word_features"], ["odd"], domain="com.microsoft"))
+
+
+def a_branch(proto: onnx.ModelProto) -> None:
+    output = helper.make_tensor_value_info("inside", TensorProto.BOOL, None)
+    body = helper.make_graph([helper.make_node("Identity", ["yes"], ["inside"])], "body", [], [output])
+    proto.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    add_nodes(proto, helper.make_node("If", ["yes"], ["odd"], then_branch=body, else_branch=body))
+
+
+def a_function(proto: onnx.ModelProto) -> None:
+    opset = helper.make_opsetid("", OPSET)
+    node = helper.make_node("Identity", ["x"], ["y"])
+    proto.functions.append(helper.make_function("own", "Same", ["x"], ["y"], [node], [opset]))
+    proto.opset_import.append(helper.make_opsetid("own", 1))
+
+
+def no_such_operator(proto: onnx.ModelProto) -> None:
+    add_nodes(proto, helper.make_node("Nonsense", ["word_features"], ["odd"]))
+
+
+def a_size_that_contradicts(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].type.tensor_type.shape.dim[2].dim_value += 1
+
+
+FAULTS: dict[Callable[[onnx.ModelProto], None], str] = {
+    wrong_name: "has the outputs words",
+    wrong_order: "has the inputs token_mask, input_ids",
+    wrong_type: "'input_ids' is INT32|not valid ONNX",
+    fixed_size: "'token_mask' is BOOL",
+    other_dimension_name: "'input_ids' is INT64",
+    float64_in_between: "'wide' in float64",
+    float64_weight: "'wide' in float64",
+    float64_constant: "'wide' in float64",
+    other_domain: "'Gelu' of the domain 'com.microsoft'|not valid ONNX",
+    a_branch: "graph inside",
+    a_function: "function 'Same'",
+    no_such_operator: "not valid ONNX",
+    a_size_that_contradicts: "not valid ONNX|'word_features' is FLOAT",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_graph_that_is_not_what_it_should_be_is_refused(
+    bundle: Bundle, tmp_path: Path, fault: Callable[[onnx.ModelProto], None]
+) -> None:
+    contract = bundle.manifest.stages[Stage.SIGLIP_TEXT].contract
+    proto = graph_of(bundle, Stage.SIGLIP_TEXT)
+    path = tmp_path / "siglip_text.onnx"
+    onnx.save(proto, path)
+    check_graph(path, contract)
+    fault(proto)
+    onnx.save(proto, path)
+    with pytest.raises(CheckFailedError, match=FAULTS[fault]) as refusal:
+        check_graph(path, contract)
+    assert "siglip_text" in str(refusal.value)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name], "the check leaves nothing behind"
+
+
+def test_a_graph_that_fails_its_check_never_gets_into_a_bundle(
+    run: Run, exported: Exported, tmp_path: Path, shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_contract(module: nn.Module, contract: StageContract, path: Path) -> None:
+        shortcut(module, contract, path)
+        if contract.stage is Stage.SAM_DECODER:
+            shutil.copy(exported.bundle / "attn_prompter.onnx", path)
+            shutil.copy(exported.bundle / "attn_prompter.onnx.data", path.parent)
+
+    monkeypatch.setattr(bundle_module, "export_graph", other_contract)
+    out = Path(shutil.copytree(exported.bundle, tmp_path / "out" / "bundle"))
+    before = contents(out)
+    for destination in (out, tmp_path / "out" / "none"):
+        with pytest.raises(CheckFailedError, match="sam_decoder"):
+            export_run(run.path, destination)
+    assert contents(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
+# The bundle
+
+
+def test_the_same_export_again_replaces_the_bundle_by_the_same_bytes(
+    run: Run, exported: Exported, tmp_path: Path
+) -> None:
+    """Whatever stood there before is gone, and nothing stays behind."""
+    out = Path(shutil.copytree(exported.bundle, tmp_path / "out" / "bundle"))
+    (out / "siglip_text.onnx").write_bytes(b"another graph")
+    (out / "left-over.txt").write_text("of an older release")
+    report = export_run(run.path, out)
+    assert contents(out) == contents(exported.bundle)
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+    assert report.size_bytes == sum(len(data) for name, data in contents(out).items() if name != "bundle.json")
+    stages = report.as_dict()["stages"]
+    assert list(stages) == [str(stage) for stage in Stage]
+    assert all(row["gflop"] > 0 and row["parameters"] > 0 and row["size_bytes"] > 0 for row in stages.values())
+
+
+def test_no_path_of_this_machine_is_in_any_file(exported: Exported) -> None:
+    """Nor its users and versions of the interpreter's folders: a bundle is given away."""
+    places = {
+        Path(__file__).parents[1],
+        exported.run,
+        exported.run.parents[2],
+        Path.home(),
+        Path(tempfile.gettempdir()),
+    }
+    marks = [str(place).encode() for place in places if len(str(place)) > 3] + [b"site-packages", b"torch/nn/modules"]
+    for name, data in contents(exported.bundle).items():
+        for mark in marks:
+            assert mark not in data, f"{name} holds {mark!r}"
+
+
+def test_the_manifest_says_what_the_model_is(bundle: Bundle, model: RSRefSeg, exported: Exported) -> None:
+    manifest, run = bundle.manifest, Run(exported.run)
+    assert manifest.preset == "small"
+    assert manifest.geometry == geometry(model.config)
+    assert manifest.provenance.checkpoint_sha256 == digest(run.merged_path)
+    assert manifest.provenance.merge_proof == load_tensors(run.merged_path).header["merge"]
+    assert {"torch", "onnx", "onnxscript", "transformers"} <= manifest.provenance.versions.keys()
+    assert (manifest.text.padding, manifest.text.length, manifest.text.pad_id) == ("fixed", 12, 1)
+    assert (manifest.preprocessing.image_size, manifest.preprocessing.siglip_size) == (64, 64)
+    assert bundle.tokenizer_path.read_bytes() == run.tokenizer_path.read_bytes()
+    assert {record.precision for record in manifest.stages.values()} == {"fp32"}
+
+
+def test_the_stated_preprocessing_is_what_the_graphs_do(bundle: Bundle, model: RSRefSeg) -> None:
+    """Undone by the figures of the manifest, the first convolution's input is the picture again."""
+    stated = bundle.manifest.preprocessing
+    picture = torch.arange(3 * 64 * 64, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 3, 64, 64)
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+
+    towers = (
+        (model.siglip_vision, stated.siglip_mean, stated.siglip_std),
+        (model.sam_encoder, stated.sam_mean, stated.sam_std),
+    )
+    for tower, mean, std in towers:
+        first = next(module for module in tower.modules() if isinstance(module, nn.Conv2d))
+        hook = first.register_forward_pre_hook(keep)
+        with torch.no_grad():
+            tower(picture)
+        hook.remove()
+        back = seen.pop() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+        assert torch.allclose(back, picture / 255.0, atol=1e-5)
+
+
+def test_parameters_are_counted_from_the_graph(bundle: Bundle, model: RSRefSeg) -> None:
+    """Weights that are equal are stored once, constants are stored as well: the count is near the model's own."""
+    for stage in (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT, Stage.SAM_ENCODER):
+        of_model = sum(parameter.numel() for parameter in model.stage(stage).parameters())
+        assert bundle.manifest.stages[stage].parameters == pytest.approx(of_model, rel=0.05)
+
+
+def test_whoever_may_read_other_new_files_may_read_a_bundle(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    usual = stat.S_IMODE((tmp_path / "any").stat().st_mode)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in exported.bundle.iterdir()}
+    assert modes == dict.fromkeys(modes, usual)
+
+
+def test_the_bundle_goes_where_it_was_told_or_where_it_is_looked_for(
+    run: Run, tmp_path: Path, shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RSREFSEG_BUNDLE", raising=False)
+    (tmp_path / "empty").mkdir()
+    assert export_run(run.path, tmp_path / "deep" / "er").bundle == str(tmp_path / "deep" / "er")
+    assert export_run(run.path, tmp_path / "empty").bundle == str(tmp_path / "empty")
+    assert export_run(run.path, None).bundle == "bundle"
+    monkeypatch.setenv("RSREFSEG_BUNDLE", "elsewhere")
+    assert export_run(run.path, None).bundle == "elsewhere"
+    for place in ("deep/er", "empty", "bundle", "elsewhere"):
+        opened = Bundle.open(tmp_path / place)
+        for record in opened.manifest.files:
+            opened.verified_path(record.name)
+
+
+def test_what_is_no_bundle_is_not_replaced(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("mine")
+    for place in ("file", "folder"):
+        with pytest.raises(BadInputError, match=rf"{place}' exists and is no bundle.*--out"):
+            export_run(run.path, tmp_path / place)
+    assert (tmp_path / "folder" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert shortcut.exported == []
+
+
+def test_a_disk_that_is_too_full_is_told_before_the_work(
+    run: Run, tmp_path: Path, shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    asked: list[Path] = []
+
+    def nearly_full(path: Path) -> Any:
+        asked.append(path)
+        return usage._replace(free=10 << 20)
+
+    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
+    with pytest.raises(BadInputError, match=r"needs \d+ MiB, the disk of '.*bundle' has 10 MiB free: .*--out"):
+        export_run(run.path, tmp_path / "new" / "bundle")
+    assert asked == [tmp_path]  # the nearest folder that is there
+    assert shortcut.exported == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_fills_up_meanwhile_keeps_the_old_bundle(
+    run: Run, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(module: nn.Module, contract: StageContract, path: Path) -> None:
+        path.write_bytes(b"the beginning")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(bundle_module, "export_graph", full)
+    out = Path(shutil.copytree(exported.bundle, tmp_path / "out" / "bundle"))
+    with pytest.raises(RSRefSegError, match=r"no space left on the disk of '.*bundle'") as refusal:
+        export_run(run.path, out)
+    assert refusal.value.exit_code == 2
+    assert contents(out) == contents(exported.bundle)
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
+# The run
+
+
+def train_on(run: Run, factor: float) -> None:
+    """What one more step of training does to the run's best weights."""
+    best = load_tensors(run.best_path)
+    changed = {name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in best.tensors.items()}
+    header = {name: value for name, value in best.header.items() if name not in ("format", "schema_version")}
+    save_tensors(run.best_path, changed, header)
+
+
+def test_a_run_trained_on_since_its_last_merge_is_merged_again(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
+    before = digest(run.merged_path)
+    export_run(run.path, tmp_path / "one")
+    assert digest(run.merged_path) == before, "nothing changed, nothing to merge"
+    train_on(run, 1.01)
+    export_run(run.path, tmp_path / "two")
+    assert digest(run.merged_path) != before
+    assert load_tensors(run.merged_path).header["source"]["run_best_sha256"] == digest(run.best_path)
+    assert Bundle.open(tmp_path / "two").manifest.provenance.checkpoint_sha256 == digest(run.merged_path)
+
+
+def test_a_run_that_was_never_merged_is_merged(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
+    before = digest(run.merged_path)
+    run.merged_path.unlink()
+    export_run(run.path, tmp_path / "bundle")
+    assert digest(run.merged_path) == before
+
+
+def test_a_merged_model_is_enough(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
+    """What somebody was given: the model, its tokenizer and reference inputs, no training state."""
+    for path in (run.best_path, run.last_path, run.record_path, run.metrics_path):
+        path.unlink()
+    export_run(run.path, tmp_path / "bundle")
+    assert Bundle.open(tmp_path / "bundle").manifest.preset == "small"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda run: shutil.rmtree(run.path), "is no run"),
+        (lambda run: run.tokenizer_path.unlink(), r"no tokenizer at '.*tokenizer\.json'"),
+        (lambda run: run.tokenizer_path.write_text("{}"), "tokenizer"),
+        (lambda run: run.reference_inputs_path.unlink(), r"reference_inputs\.safetensors' does not exist"),
+        (lambda run: cut(run.reference_inputs_path), r"reference_inputs\.safetensors' is no whole"),
+        (lambda run: cut(run.merged_path), r"merged\.safetensors' is no whole"),
+        (lambda run: shutil.copy(run.last_path, run.merged_path), "merged|holds part of a model"),
+    ],
+)
+def test_a_damaged_run_is_refused_before_the_work(
+    run: Run, tmp_path: Path, shortcut: Shortcut, spoil: Callable[[Run], Any], told: str
+) -> None:
+    spoil(run)
+    if run.best_path.exists() and "holds part" in told:
+        run.best_path.unlink()
+    with pytest.raises(BadInputError, match=told):
+        export_run(run.path, tmp_path / "bundle")
+    assert shortcut.exported == []
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_latest_run_is_the_default(
+    exported: Exported, tmp_path: Path, shortcut: Shortcut, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInputError, match="no run under 'runs'"):
+        export_run(None, tmp_path / "bundle")
+    shutil.copytree(exported.run, tmp_path / "runs" / "007")
+    assert export_run(None, tmp_path / "bundle").run == str(Path("runs/007"))
+
+
+def test_contracts_of_another_size_are_exported_by_the_same_code(tmp_path: Path) -> None:
+    """Nothing in the exporter knows how many phrases there may be."""
+    model = build_model(small_config(), seed=2)
+    contract = model_contracts(model)[Stage.SIGLIP_TEXT]
+    few = Dim("phrases", 1, 2, 3)
+
+    def resized(spec: Any) -> Any:
+        return replace(spec, shape=tuple(few if isinstance(size, Dim) else size for size in spec.shape))
+
+    changed = replace(
+        contract,
+        inputs=tuple(resized(spec) for spec in contract.inputs),
+        outputs=tuple(resized(spec) for spec in contract.outputs),
+    )
+    path = tmp_path / "siglip_text.onnx"
+    export_graph(model.siglip_text, changed, path)
+    check_graph(path, changed)
+    one = count_flops(path, contract)
+    assert count_flops(path, changed) == 2 * one
