@@ -87,12 +87,13 @@ def _system_line(error: OSError) -> str:
     """An error of the system that no function turned into a line of its own."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     subject = "cannot use " + " and ".join(f"'{name}'" for name in names) if names else "the system refused"
-    return f"{subject}: {error.strerror or error or type(error).__name__} (RSREFSEG_DEBUG=1 shows where)"
+    return f"{subject}: {error.strerror or str(error) or type(error).__name__} (RSREFSEG_DEBUG=1 shows where)"
 
 
 def _fail(message: str, code: int) -> int:
     line = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda mark: repr(mark[0])[1:-1], " ".join(message.split()))
-    print(f"rsrefseg: {line}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"rsrefseg: {line}", file=sys.stderr)
     return code
 
 
@@ -108,11 +109,18 @@ def _rendered(content: Any) -> str:
     from rich.console import Console
 
     # In a file or a pipe there is no width to keep to: cells would be cut for nothing.
-    width = None if sys.stdout.isatty() else _WIDTH_ELSEWHERE
-    console = Console(width=width, soft_wrap=True, markup=False, emoji=False, highlight=False)
-    with console.capture() as capture:
-        console.print(content)
-    return capture.get().rstrip("\n")
+    terminal, text = sys.stdout is not None and sys.stdout.isatty(), io.StringIO()
+    console = Console(
+        file=text,
+        force_terminal=terminal,
+        width=None if terminal else _WIDTH_ELSEWHERE,
+        soft_wrap=True,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    console.print(content)
+    return text.getvalue().rstrip("\n")
 
 
 def _write(text: str) -> None:
@@ -244,6 +252,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out (or the latest).")] = False,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train all weights from random ones.")] = False,
     base: Annotated[Path | None, typer.Option(help="Model file to adapt instead of the shipped base.")] = None,
+    sam: Annotated[Path | None, typer.Option(help="SAM's published weights, e.g. sam_vit_b_01ec64.pth.")] = None,
+    siglip: Annotated[Path | None, typer.Option(help="SigLIP's Hugging Face folder, with its tokenizer.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="A random base, to measure with.")] = False,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, where the base brings none.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
@@ -284,6 +295,9 @@ def train(
             "seed": seed,
             "workers": workers,
         },
+        sam=sam,
+        siglip=siglip,
+        random_weights=random_weights,
     )
     return _print(run_training(request), as_json)
 
@@ -322,13 +336,50 @@ def evaluate(
 
 @app.command()
 def merge(
-    run: Annotated[Path | None, typer.Argument(help="Run; the latest by default.")] = None, as_json: JsonFlag = False
+    run: Annotated[Path | None, typer.Argument(help="Run; the latest by default.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store float16: half the size, for shipping a base.")] = False,
+    as_json: JsonFlag = False,
 ) -> Any:
     """Fold the LoRA weights of a run into a plain model, with proof."""
     from rsrefseg.merge import merge as merge_run
     from rsrefseg.train.run import Run, latest_run
 
-    return _print(merge_run(Run(run) if run else latest_run()), as_json)
+    return _print(merge_run(Run(run) if run else latest_run(), half=half), as_json)
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="RSRefSeg checkpoint in the public layout.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    preset: Annotated[str | None, typer.Option(help="b or l; told by the checkpoint's SAM by default.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json or spiece.model of its SigLIP, or the folder.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Data set for reference inputs; made scenes by default.")] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="LoRA alpha it was trained with; its rank by default.")
+    ] = None,
+    text_padding: Annotated[str, typer.Option(help="longest (as published) or fixed (64 tokens).")] = "longest",
+    no_dense_prompt: Annotated[
+        bool, typer.Option("--no-dense-prompt", help="It was trained without SAM's mask prompt.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Bring in somebody else's RSRefSeg checkpoint as a run that can be exported."""
+    from rsrefseg.config import model_config
+    from rsrefseg.weights.convert import ConvertRequest, convert_checkpoint
+
+    request = ConvertRequest(
+        file=file,
+        out=out,
+        config=model_config(preset) if preset is not None else None,
+        tokenizer=tokenizer,
+        data=data,
+        lora_alpha=lora_alpha,
+        text_padding=text_padding,
+        dense_prompt=not no_dense_prompt,
+    )
+    return _print(convert_checkpoint(request), as_json)
 
 
 @app.command()
@@ -336,13 +387,18 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="Run, merged if need be; the latest by default.")] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision written in the graphs.")] = False,
     out: Annotated[Path | None, typer.Option(help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")] = None,
+    random_weights: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="Make a run of random weights (tiny, b, l) to measure with.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
     """Write the bundle: five ONNX graphs, manifest, tokenizer, and the FP32 reference that proves them."""
     if fp16:
         raise MissingPartError("--fp16 is not in this release yet: export without it (FP32 graphs)")
-    from export.bundle import export_run
+    from export.bundle import export_random, export_run
 
+    if random_weights is not None:
+        return _print(export_random(random_weights, run, out), as_json)
     return _print(export_run(run, out), as_json)
 
 

@@ -176,7 +176,8 @@ def _subject(request: EvaluationRequest) -> Iterator[_Subject]:
         from engines.segmenter import Segmenter
 
         with Segmenter.open(request.bundle, request.backend or Backend.AUTO) as segmenter:
-            yield _Subject(segmenter.segment, f"bundle {segmenter.bundle.root}", segmenter.engine.name)
+            stamp = ", random weights" if segmenter.bundle.manifest.provenance.random_weights else ""
+            yield _Subject(segmenter.segment, f"bundle {segmenter.bundle.root}{stamp}", segmenter.engine.name)
         return
     from bench.models import base_model, run_model
     from rsrefseg.evaluate import asker

@@ -1,6 +1,7 @@
 """``rsrefseg demo``: the whole job, as the very commands a user would type, one after the other."""
 
 import contextlib
+import os
 import shlex
 import sys
 import time
@@ -16,9 +17,9 @@ from engines.errors import RSRefSegError
 DOMAIN, SEED = "B", 7
 SPLIT = "test"
 BATCH_SIZE = 8
-PHRASES_PER_IMAGE = 4
-LEARNING_RATE = 1e-3
-WARMUP_EPOCHS = 0.5
+PHRASES_PER_IMAGE = 6
+LEARNING_RATE = 7e-4
+WARMUP_EPOCHS = 0.2
 PHRASES_PER_PICTURE = 3
 
 # Runs a command in this process: its exit code, and the document it reports (what it prints with --json).
@@ -44,8 +45,8 @@ class Scale:
     pictures: int
 
 
-FULL = Scale(train=400, val=24, test=80, epochs=6, rounds=10, pictures=3)
-QUICK = Scale(train=40, val=4, test=8, epochs=1, rounds=3, pictures=1)
+FULL = Scale(train=1200, val=24, test=80, epochs=2, rounds=10, pictures=3)
+QUICK = Scale(train=120, val=4, test=8, epochs=1, rounds=3, pictures=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,8 @@ def demo_steps(out: Path, scale: Scale) -> Iterator[Step]:
 
 
 def _synth_options(scale: Scale) -> tuple[str, ...]:
-    counts = {"--train": scale.train, "--val": scale.val, "--test": scale.test, "--seed": SEED}
+    counts = {"--train": scale.train, "--val": scale.val, "--test": scale.test}
+    counts |= {"--seed": SEED, "--workers": os.cpu_count() or 1}
     return ("--domain", DOMAIN, *_options(counts), "--overwrite")
 
 

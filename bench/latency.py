@@ -38,7 +38,8 @@ def run_bench(bundle: Path | None, backends: Sequence[str], run: Path | None, ro
     contenders, left_out = open_contenders(list(backends), opened, run)
     facts, entrants = [], []
     with ProgressLine("measuring") as progress:
-        notes = [f"without {entry.name}: {entry.reason}" for entry in left_out]
+        notes = [*opened.manifest.provenance.notes]
+        notes += [f"without {entry.name}: {entry.reason}" for entry in left_out]
         for note in notes:
             progress.say(note)
         busy = [others_busy_share()]

@@ -60,7 +60,8 @@ def run_model(path: Path | None) -> TorchModel:
         # Training may have gone on since the merge.
         if not run.best_path.exists() or source.get("run_best_sha256") == digest(run.best_path):
             model = model_from(merged)
-            return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}, merged")
+            stamp = ", random weights" if merged.header.get("random_weights") is True else ""
+            return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}, merged{stamp}")
     model = _folded(run)
     return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}")
 

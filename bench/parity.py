@@ -68,6 +68,7 @@ def run_parity(
             tensors=_worst_rows(rows),
             masks=MaskResult.of(masks, limits),
             data=comparison.run(segmenter) if comparison is not None else None,
+            notes=opened.manifest.provenance.notes,
         )
 
 
@@ -144,7 +145,6 @@ def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, share: 
                 sample=index,
                 phrase=phrase,
                 iou=mask_iou(answer.mask, mask),
-                iou_without_ties=mask_iou(np.where(ties, mask, answer.mask), mask),
                 logits=tensor_error(logits, answer.mask_logits),
                 flipped_pixels=int(np.count_nonzero(flipped)),
                 flipped_ties=int(np.count_nonzero(flipped & ties)),

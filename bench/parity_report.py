@@ -57,17 +57,15 @@ class MaskRow:
         sample: index of the reference sample.
         phrase: what was asked.
         iou: of the engine's mask with PyTorch's.
-        iou_without_ties: the same, but for pixels that the logits' tolerance lets fall either way; judged by this.
         logits: error of the mask logits.
         flipped_pixels: pixels that are in one mask and not in the other.
-        flipped_ties: those among them that are such ties.
+        flipped_ties: those among them that the logits' tolerance lets fall either way; they count, but explain a miss.
         pixels: of the picture.
     """
 
     sample: int
     phrase: str
     iou: float
-    iou_without_ties: float
     logits: TensorError
     flipped_pixels: int
     flipped_ties: int
@@ -79,7 +77,6 @@ class MaskRow:
             "sample": self.sample,
             "phrase": self.phrase,
             "iou": self.iou,
-            "iou_without_ties": self.iou_without_ties,
             "max_logit_error": finite(self.logits.max_abs),
             "share_of_max": finite(self.logits.share_of_max),
             "flipped_pixels": self.flipped_pixels,
@@ -100,8 +97,8 @@ class MaskResult:
         """Judge masks."""
         values = {
             Measure.SHARE_OF_MAX: max(row.logits.share_of_max for row in rows),
-            Measure.IOU_WORST: min(row.iou_without_ties for row in rows),
-            Measure.IOU_MEAN: sum(row.iou_without_ties for row in rows) / len(rows),
+            Measure.IOU_WORST: min(row.iou for row in rows),
+            Measure.IOU_MEAN: sum(row.iou for row in rows) / len(rows),
         }
         return cls(tuple(rows), judge(values, limits))
 
@@ -228,6 +225,7 @@ class ParityReport:
         tensors: stage by stage and chained.
         masks: end to end.
         data: on a data set, where one was given.
+        notes: what to know about the bundle, one line each.
     """
 
     bundle: str
@@ -240,6 +238,7 @@ class ParityReport:
     tensors: tuple[TensorRow, ...]
     masks: MaskResult
     data: DataResult | None
+    notes: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -261,6 +260,7 @@ class ParityReport:
             "tensors": [row.as_dict() for row in self.tensors],
             "masks": self.masks.as_dict(),
             "data": self.data.as_dict() if self.data is not None else None,
+            "notes": list(self.notes),
         }
 
     def render(self) -> Any:

@@ -28,12 +28,13 @@ def render_parity(report: "ParityReport") -> Group:
         _mask_table(report.masks),
     ]
     if report.masks.flipped_ties:
-        ties = f"{report.masks.flipped_ties} of the flipped pixels are ties and do not count"
+        ties = f"{report.masks.flipped_ties} of the flipped pixels are ties"
         parts.append(f"{ties}: PyTorch's own logit there is nearer to 0 than the tolerance of logits")
     if report.data is not None:
         parts.append(_data_table(report.data))
     if not report.tokens_equal:
         parts.append(Text("FAIL  the bundle's tokenizer reads the reference phrases otherwise than training", "red"))
+    parts += [Text(f"note: {note}", "yellow") for note in report.notes]
     parts.append(Text("parity holds", "green") if report.holds else Text("parity does not hold", "bold red"))
     return Group(*parts)
 

@@ -74,7 +74,7 @@ class Verdict:
 
 
 _ROUNDING = "float32 sums in another order differ by a few hundred roundings of 6e-8; a wrong operator by far more"
-_EDGE = "but for ties (see tie_share) nothing may turn a pixel: one in a thousand would be a fault of the host's part"
+_EDGE = "such errors turn only pixels whose logit is nearly 0 (see tie_share): none, or one of a large mask"
 _HALF = "weights and products with 11 significant bits (5e-4 each), averaged over hundreds of terms"
 
 TOLERANCES = (

@@ -20,6 +20,7 @@ class InferReport:
         backend: what ran, and why it was this.
         answers: one per phrase, in order.
         files: masks in the order of the phrases, then overlay and JSON.
+        notes: what to know about the bundle, one line each.
         results: :func:`engines.result.describe`'s figures, one per phrase.
     """
 
@@ -27,6 +28,7 @@ class InferReport:
     backend: str
     answers: tuple[Segmentation, ...]
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
     results: tuple[dict[str, Any], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -38,6 +40,7 @@ class InferReport:
         return {
             "image": self.image,
             "backend": self.backend,
+            "notes": list(self.notes),
             "results": list(self.results),
             "files": [str(file) for file in self.files],
         }
@@ -46,6 +49,7 @@ class InferReport:
         """A line for each phrase, then the files, then what to know about the words."""
         lines = [_line(figures) for figures in self.results]
         lines += [f"  {file}" for file in self.files]
+        lines += [f"note: {note}" for note in self.notes]
         lines += [f"note: {warning}" for answer in self.answers for warning in answer.warnings]
         return "\n".join([*lines, f"ran on {self.backend}"])
 
@@ -65,7 +69,8 @@ def infer_image(
         image = read_image(image_path, max_pixels)
         answers = segmenter.segment(image, phrases)
         files = write_results(out, image_path.stem, image, answers)
-        return InferReport(str(image_path), segmenter.backend_reason, tuple(answers), tuple(files))
+        notes = segmenter.bundle.manifest.provenance.notes
+        return InferReport(str(image_path), segmenter.backend_reason, tuple(answers), tuple(files), notes)
 
 
 def _line(figures: dict[str, Any]) -> str:

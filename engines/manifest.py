@@ -15,6 +15,8 @@ from engines.text import Padding
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
+# Said by whatever runs such a bundle.
+RANDOM_WEIGHTS_NOTE = "the weights are random: sizes and times hold, masks and scores mean nothing"
 _DIGEST, _NO_DIGEST = "digest", "0" * 64
 PRECISIONS = ("fp32", "fp16")
 
@@ -159,8 +161,8 @@ class Provenance:
     """Where the weights come from.
 
     Attributes:
-        checkpoint_sha256: digest of the merged checkpoint; ``None`` for random weights.
-        random_weights: whether the model was never trained (latency work only).
+        checkpoint_sha256: digest of the merged checkpoint, where there is one.
+        random_weights: whether the towers were never trained (measuring only).
         merge_proof: what the merge measured, as it stands in the checkpoint.
         versions: package versions the export ran with.
     """
@@ -169,6 +171,11 @@ class Provenance:
     random_weights: bool
     merge_proof: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What everybody who uses the bundle must be told, one line each."""
+        return (RANDOM_WEIGHTS_NOTE,) if self.random_weights else ()
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> "Provenance":

@@ -25,7 +25,7 @@ class ProgressLine:
         self._told_at = time.monotonic()
 
     def __enter__(self) -> "ProgressLine":
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -55,5 +55,5 @@ class ProgressLine:
         """Print a line that stays."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
-        else:
+        elif sys.stderr is not None:  # a service may have closed it
             print(line, file=sys.stderr, flush=True)

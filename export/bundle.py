@@ -20,11 +20,13 @@ from export.graph import OPSET, count_parameters, export_graph
 from export.reference import reference_samples
 from rsrefseg import sam, siglip
 from rsrefseg.checkpoint import TensorFile, digest, load_tensors, model_from
+from rsrefseg.config import model_config
 from rsrefseg.merge import merge
 from rsrefseg.model import RSRefSeg, geometry
 from rsrefseg.stages import model_contracts
-from rsrefseg.train.run import Run, latest_run
+from rsrefseg.train.run import Run, latest_run, next_run
 from rsrefseg.train.setup import versions
+from rsrefseg.weights.random_run import make_random_run
 
 # Graphs hold the merged file's weights, some as constants of another shape; the reference has 16 MiB an image at -l.
 _FREE_SPACE_FACTOR = 1.2
@@ -89,6 +91,25 @@ def export_run(run_path: Path | None, out: Path | None) -> ExportReport:
     )
 
 
+def export_random(preset: str, run_path: Path | None, out: Path | None) -> ExportReport:
+    """Export a model of random weights: its sizes and times are those of a trained one, its masks mean nothing.
+
+    Args:
+        preset: which sizes.
+        run_path: folder for the run to make; the next free one under ``./runs`` by default.
+        out: the bundle's folder.
+
+    Raises:
+        BadInputError: there is no such preset, or a folder holds something else.
+        CheckFailedError: a graph did not pass its check; nothing is written.
+        RSRefSegError: the disk is nearly full or a folder cannot be written.
+    """
+    config = model_config(preset)
+    check_destination(out if out is not None else default_bundle_path())
+    run = make_random_run(run_path if run_path is not None else next_run(), config)
+    return export_run(run.path, out)
+
+
 def write_bundle(
     folder: Path,
     run: Run,
@@ -123,7 +144,7 @@ def write_bundle(
         reference=file_record(folder / REFERENCE_NAME),
         provenance=Provenance(
             checkpoint_sha256=digest(merged.path),
-            random_weights=False,
+            random_weights=merged.header.get("random_weights") is True,
             merge_proof=merged.header.get("merge", {}),
             versions=versions() | {package: version(package) for package in ("onnx", "onnxscript")},
         ),

@@ -23,6 +23,8 @@ from rsrefseg.train.state import load_trained_state
 
 # Folding changes the order of float32 additions, nothing else: a few hundred roundings of 6e-8 deep in the towers.
 TOLERANCE = 1e-4
+# Stored in float16, every weight is rounded to 11 significant bits, and the towers add those roundings up.
+HALF_TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,45 +62,65 @@ class MergeResult:
         return table
 
 
-def merge(run: Run) -> MergeResult:
+def merge(run: Run, *, half: bool = False) -> MergeResult:
     """Fold a run's best weights and write ``merged.safetensors`` beside them.
 
-    All five stages run on the run's reference inputs with the adapters in place and again after folding; the
-    differences are stored in the file's header.
+    All five stages run on the run's reference inputs with the adapters in place and again with the weights as they are
+    stored; the differences go into the file's header.
+
+    Args:
+        run: a trained run.
+        half: store float16 instead of float32: half the size, for shipping.
 
     Raises:
         BadInputError: the run is unfinished or damaged, or its base is gone or another.
-        CheckFailedError: an output moved by more than :data:`TOLERANCE` of its absolute maximum; nothing is written.
+        CheckFailedError: an output moved by more than :data:`TOLERANCE` (:data:`HALF_TOLERANCE`) of its absolute
+            maximum; nothing is written.
     """
     record = run.read_record()
-    model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
+    base = BaseWeights.from_dict(record["base"])
     if not run.best_path.exists():
+        if run.merged_path.exists():
+            raise BadInputError(f"'{run.path}' was not trained here, its model is merged already: export it as it is")
         raise BadInputError(f"'{run.path}' has no trained weights yet: go on with `rsrefseg train --resume`")
+    model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
     inputs = load_reference_inputs(run.reference_inputs_path)
     tokenizer = open_tokenizer(run, model_config)
 
-    model, tuner = prepare_model(BaseWeights.from_dict(record["base"]), model_config, config)
+    model, tuner = prepare_model(base, model_config, config)
     best = load_tensors(run.best_path)
     load_trained_state(model, best.tensors, run.best_path)
     model.eval()
     before = [_outputs(model, tokenizer, entry) for entry in inputs]
     adapters = sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters())
     merged = fold_lora(tuner).eval() if tuner is not None else model
+    if half:
+        _round_to_half(merged)
     after = [_outputs(merged, tokenizer, entry) for entry in inputs]
     differences = compare_outputs(before, after)
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
     for difference in differences:
-        if not difference.relative <= TOLERANCE:
+        if not difference.relative <= tolerance:
             raise CheckFailedError(
                 f"merging moved '{difference.name}' by {difference.relative:.1e} of its maximum, more than "
-                f"{TOLERANCE:.0e}: nothing was written"
+                f"{tolerance:.0e}: nothing was written"
             )
     save_model(
         run.merged_path,
         merged,
+        torch.float16 if half else None,
         merge={"adapters": adapters, "differences": [asdict(difference) for difference in differences]},
         source={"run_best_sha256": digest(run.best_path), "base": record["base"], "step": best.header["step"]},
+        random_weights=base.random_weights,
     )
     return MergeResult(run.merged_path, adapters, differences, digest(run.merged_path))
+
+
+def _round_to_half(model: RSRefSeg) -> None:
+    """Give every stored tensor the value that float16 keeps of it."""
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
 
 
 def compare_outputs(before: list[dict[str, Tensor]], after: list[dict[str, Tensor]]) -> tuple[OutputDifference, ...]:

@@ -34,7 +34,7 @@ class SiglipVision(nn.Module):
         self.post_layernorm: nn.LayerNorm = tower.post_layernorm
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode images (FACTS of the published pipeline: bilinear without antialiasing, features after the post norm).
+        """Encode images (as published: bilinear without antialiasing, features after the last norm).
 
         Args:
             image: (N, 3, S, S) uint8, RGB, the same tensor SAM sees.

@@ -53,8 +53,7 @@ def found_at(out: Path, old: dict[str, bytes], new: dict[str, bytes]) -> str:
     try:
         bundle = Bundle.open(out)
     except BundleError as error:
-        assert "no bundle at" in str(error)
-        return "none"
+        return "none" if "no bundle at" in str(error) else str(error)
     for record in bundle.manifest.files:
         bundle.verified_path(record.name)
     kinds = {"old": old, "new": new}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -14,11 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
 
-from engines.contracts import Stage
-from engines.errors import BadInputError
 from engines.text import Padding
-from rsrefseg.config import ModelConfig, Preset, SamConfig, SiglipConfig, TransformerConfig, model_config
-from rsrefseg.model import ImageFeatures, RSRefSeg, build_model, geometry
+from rsrefseg.config import ModelConfig, SamConfig, SiglipConfig, TransformerConfig, model_config
+from rsrefseg.model import ImageFeatures, RSRefSeg, build_model
 from rsrefseg.sam import ChannelLayerNorm
 from rsrefseg.siglip import SiglipText
 from rsrefseg.stages import model_contracts, run_stages
@@ -226,7 +223,7 @@ def test_sam_encoder_is_the_original_on_normalised_pixels(model: RSRefSeg) -> No
     ).eval()
     original.load_state_dict(model.sam_encoder.image_encoder.state_dict())
     image = pictures(model.config, count=2)
-    # FACTS of the published pipeline: scaled to [0, 1], then ImageNet's mean and deviation.
+    # As published: scaled to [0, 1], then ImageNet's mean and deviation.
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = (image / 255 - mean[:, None, None]) / deviation[:, None, None]
     torch.testing.assert_close(model.sam_encoder(image), original(pixels), **CLOSE)
@@ -327,32 +324,6 @@ def test_stages_composed_by_their_contracts_are_the_model(model: RSRefSeg) -> No
             spec.check(outputs[spec.name].numpy())
 
 
-@pytest.mark.parametrize(("preset", "sam_millions"), [(Preset.B, 94), (Preset.L, 312)])
-def test_the_papers_presets_have_the_published_sizes(preset: Preset, sam_millions: int) -> None:
-    config = model_config(preset)
-    model = build_model(config, device="meta")
-    sizes = geometry(config)
-    assert (sizes.image_size, sizes.clip_tokens, sizes.clip_channels) == (1024, 729, 1152)
-    assert (sizes.prompt_tokens, sizes.prompt_channels) == (49, 256)
-    assert (sizes.embedding_grid, sizes.mask_grid, sizes.text_length) == (64, 256, 64)
-
-    def millions(*stages: Stage) -> float:
-        return sum(p.numel() for stage in stages for p in model.stage(stage).parameters()) / 1e6
-
-    width = 1152
-    # The attention pooling head that the published tower (428.2 M) has and this one leaves out.
-    head = 4 * width * (width + 1) + (2 * width * 4304 + 4304 + width) + 2 * width + width
-    assert millions(Stage.SIGLIP_VISION) == pytest.approx(428.2 - head / 1e6, abs=0.1)
-    assert millions(Stage.SIGLIP_TEXT) == pytest.approx(450, abs=0.5)
-    assert millions(Stage.SAM_ENCODER, Stage.SAM_DECODER) == pytest.approx(sam_millions, abs=0.5)
-
-
-@pytest.mark.parametrize("preset", list(Preset))
-def test_every_preset_survives_its_plain_form(preset: Preset) -> None:
-    config = model_config(preset)
-    assert ModelConfig.from_dict(config.to_dict()) == config
-
-
 @torch.no_grad()
 def test_the_tiny_preset_runs() -> None:
     model = build_model(model_config("tiny"))
@@ -381,31 +352,3 @@ def test_position_encodings_follow_sams_own(model: RSRefSeg) -> None:
     original.pe_layer.positional_encoding_gaussian_matrix.copy_(gaussian)
     torch.testing.assert_close(model.sam_decoder.position_encoding, original.get_dense_pe(), **CLOSE)
     assert model.sam_decoder.position_encoding.shape[-2:] == (grid, grid)
-
-
-TOWER = TransformerConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-SAM = small_config().sam
-
-
-@pytest.mark.parametrize(
-    ("make", "told"),
-    [
-        (lambda: model_config("huge"), "tiny, b, l"),
-        (lambda: dataclasses.replace(TOWER, num_attention_heads=5), "attention heads"),
-        (lambda: dataclasses.replace(TOWER, num_attention_heads=0), "num_attention_heads"),
-        (lambda: SiglipConfig(64, 8, TOWER, dataclasses.replace(TOWER, hidden_size=12), 32), "one hidden_size"),
-        (lambda: SiglipConfig(64, 65, TOWER, TOWER, 32), "patch_size"),
-        (lambda: SiglipConfig(64, 8, TOWER, TOWER, 32, pad_token_id=32), "pad_token_id"),
-        (lambda: dataclasses.replace(SAM, image_size=65), "multiple"),
-        (lambda: dataclasses.replace(SAM, prompt_channels=36), "prompt_channels"),
-        (lambda: dataclasses.replace(SAM, global_attn_indexes=(2,)), "global_attn_indexes"),
-        (lambda: small_config(text_padding="none"), "fixed, longest"),
-        (lambda: ModelConfig.from_dict({"preset": "b"}), "siglip"),
-        (lambda: ModelConfig.from_dict(small_config().to_dict() | {"colour": "red"}), "colour"),
-    ],
-)
-def test_a_wrong_configuration_is_one_clear_line(make: Callable[[], object], told: str) -> None:
-    with pytest.raises(BadInputError) as refusal:
-        make()
-    assert told in str(refusal.value)
-    assert "\n" not in str(refusal.value)

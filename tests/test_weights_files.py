@@ -173,7 +173,6 @@ def test_sharded_and_pickled_folders_are_the_same(folder: Path, tmp_path: Path) 
     expected = {pair.name: pair.tensor for pair in siglip_matches(folder / "siglip").pairs}
     state = load_file(folder / "siglip" / "model.safetensors")
     names = sorted(state)
-    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for kind in ("sharded", "pickled", "sharded-pickled"):
         target = tmp_path / kind
         target.mkdir()
@@ -181,6 +180,8 @@ def test_sharded_and_pickled_folders_are_the_same(folder: Path, tmp_path: Path) 
         if kind == "pickled":
             torch.save(state, target / "pytorch_model.bin")
         else:
+            suffix = "safetensors" if kind == "sharded" else "bin"
+            shards = {f"a.{suffix}": names[::2], f"b.{suffix}": names[1::2]}
             for shard, held in shards.items():
                 part = {name: state[name] for name in held}
                 save_file(part, target / shard) if kind == "sharded" else torch.save(part, target / shard)
@@ -190,8 +191,8 @@ def test_sharded_and_pickled_folders_are_the_same(folder: Path, tmp_path: Path) 
         found = {pair.name: pair.tensor for pair in siglip_matches(target).pairs}
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    (target / "b.safetensors").unlink()
-    with pytest.raises(BadInputError, match=r"lacks 'b\.safetensors'"):
+    (target / "b.bin").unlink()
+    with pytest.raises(BadInputError, match=r"lacks 'b\.bin'"):
         siglip_matches(target)
     digests = {weights_digest(tmp_path / kind) for kind in ("sharded", "pickled")}
     assert len(digests) == 2

@@ -7,14 +7,16 @@ from typing import Any, cast
 from engines.errors import BadInputError
 from engines.progress import ProgressLine
 from engines.text import Padding
-from rsrefseg.config import model_config
+from rsrefseg.config import ModelConfig, model_config
 from rsrefseg.metrics import MetricsResult
 from rsrefseg.train import base as base_weights
+from rsrefseg.train.base import BaseWeights
 from rsrefseg.train.config import LoraSettings, Precision, TrainConfig, from_scratch_config
 from rsrefseg.train.entry import train
-from rsrefseg.train.run import latest_run, next_run
+from rsrefseg.train.run import Run, latest_run, next_run
 from rsrefseg.train.setup import DataChoice
 from rsrefseg.train.trainer import StepReport, Watcher
+from rsrefseg.weights.public_files import check_public_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,9 @@ class TrainRequest:
     dense_prompt: bool
     resize_masks: bool
     settings: dict[str, Any]
+    sam: Path | None = None
+    siglip: Path | None = None
+    random_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +70,16 @@ def run_training(request: TrainRequest) -> TrainReport:
     Raises:
         RSRefSegError: as :func:`rsrefseg.train.entry.train`; or options that contradict each other.
     """
-    if request.from_scratch and request.base is not None:
-        raise BadInputError("--from-scratch and --base contradict each other: give one of them")
+    _check_base(request)
     model = replace(
         model_config(request.preset),
         text_padding=cast(Padding, request.text_padding),
         dense_prompt=request.dense_prompt,
     )
     config = _train_config(request)
-    if request.from_scratch:
-        base = base_weights.from_scratch()
-    elif request.base is not None:
-        base = base_weights.from_file(request.base)
-    else:
-        base = base_weights.shipped(request.preset)
     out = request.out or (latest_run().path if request.resume else next_run())
     with ProgressLine(f"training {out}") as progress:
+        base = _base(request, Run(out), model, progress)
         result = train(
             DataChoice(request.data, resize_masks=request.resize_masks),
             out,
@@ -99,6 +98,36 @@ def run_training(request: TrainRequest) -> TrainReport:
         trained_parameters=result.trained_parameters,
         total_parameters=result.total_parameters,
     )
+
+
+def _check_base(request: TrainRequest) -> None:
+    """Refuse options that name more than one base, or half of one."""
+    choices = {
+        "--from-scratch": request.from_scratch,
+        "--base": request.base is not None,
+        "--sam and --siglip": request.sam is not None or request.siglip is not None,
+        "--random-weights": request.random_weights,
+    }
+    if len(named := [name for name, given in choices.items() if given]) > 1:
+        raise BadInputError(f"{' and '.join(named)} contradict each other: give one of them")
+    if (request.sam is None) != (request.siglip is None):
+        raise BadInputError("--sam and --siglip go together: give both")
+
+
+def _base(request: TrainRequest, run: Run, model: ModelConfig, progress: ProgressLine) -> BaseWeights:
+    """The weights to start from: those of the run's record where there is one to go on with, else as asked for."""
+    if request.resume and run.record_path.is_file():
+        return BaseWeights.from_dict(run.read_record()["base"])
+    if request.from_scratch:
+        return base_weights.from_scratch()
+    if request.sam is not None and request.siglip is not None:
+        for note in check_public_files(model, request.sam, request.siglip):
+            progress.say(f"note: {note}")
+        return base_weights.from_public_files(request.sam, request.siglip)
+    if request.random_weights:
+        progress.say("note: the base's weights are random: for measuring only")
+        return base_weights.random_weights()
+    return base_weights.from_file(request.base) if request.base is not None else base_weights.shipped(request.preset)
 
 
 def _train_config(request: TrainRequest) -> TrainConfig:

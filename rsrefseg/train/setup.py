@@ -27,6 +27,7 @@ from rsrefseg.tokenizer import write_word_tokenizer
 from rsrefseg.train.base import BaseKind, BaseWeights, shipped_tokenizer
 from rsrefseg.train.config import TrainConfig
 from rsrefseg.train.run import Run
+from rsrefseg.weights.tokenizer_file import tokenizer_bytes
 
 _LEAST_FREE_MIB = 64
 
@@ -114,6 +115,10 @@ def write_tokenizer(
     Raises:
         BadInputError: the one that is needed cannot be read.
     """
+    if base.files is not None:
+        source = tokenizer if tokenizer is not None else Path(base.files.siglip.path)
+        atomic_write_bytes(run.tokenizer_path, tokenizer_bytes(source, config))
+        return
     if tokenizer is None and base.kind is BaseKind.SHIPPED:
         tokenizer = shipped_tokenizer()
     if tokenizer is None and base.kind is BaseKind.FILE:

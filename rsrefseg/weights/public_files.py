@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,8 @@ def weights_digest(path: Path) -> str:
     return hashlib.sha256(json.dumps([[file.name, digest(file)] for file in files]).encode()).hexdigest()
 
 
-def _matches(config: ModelConfig, model: RSRefSeg, sam: Path, siglip: Path) -> tuple[Matches, Matches]:
+def _matches(config: ModelConfig, model: RSRefSeg, sam: Path, siglip: Path) -> Iterator[Matches]:
+    """One file after the other: each is unmapped before the next is."""
     expected = model.state_dict()
-    return match_sam(sam, config, expected), match_siglip(siglip, config, expected)
+    yield match_sam(sam, config, expected)
+    yield match_siglip(siglip, config, expected)

@@ -70,7 +70,11 @@ def check_config(path: Path, config: ModelConfig) -> None:
         raise BadInputError(f"'{path}' is of model type {document.get('model_type')!r}, not 'siglip'")
     try:
         # Published files leave out what equals the library's defaults.
-        published = PublishedConfig(**{name: document.get(name) for name in ("text_config", "vision_config")})
+        text = document.get("text_config") or {}
+        # The library's defaults for these two lie outside SigLIP's vocabulary, which it would complain of.
+        published = PublishedConfig(
+            text_config=text | {"bos_token_id": None, "eos_token_id": None}, vision_config=document.get("vision_config")
+        )
     except Exception as error:  # its validation raises exceptions of its own
         reason = " ".join(str(error).split())[:120]
         raise BadInputError(f"'{path}' is no SigLIP configuration ({reason}): download it again") from error
