@@ -67,7 +67,11 @@ class SiglipConfig:
 
 @dataclass(frozen=True, slots=True)
 class SamConfig:
-    """SAM's image encoder, prompt encoder and mask decoder."""
+    """SAM's image encoder, prompt encoder and mask decoder.
+
+    ``decoder_norm_epsilon`` is that of the mask decoder's layer norms: 1e-5 in segment-anything, 1e-6 in the Hugging
+    Face port, which moves mask logits by about 1e-4 of their maximum.
+    """
 
     image_size: int
     embed_dim: int
@@ -79,9 +83,12 @@ class SamConfig:
     prompt_channels: int = 256
     decoder_mlp_dim: int = 2048
     decoder_num_heads: int = 8
+    decoder_norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
         _check_positive(self)
+        if not 0 < self.decoder_norm_epsilon < 1:
+            raise BadInputError(f"decoder_norm_epsilon must lie in (0, 1), not {self.decoder_norm_epsilon}")
         if self.image_size % self.patch_size:
             raise BadInputError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         if self.embed_dim % self.num_heads:

@@ -111,6 +111,9 @@ class SamDecoder(nn.Module):
             iou_head_hidden_dim=config.prompt_channels,
         )
         _replace_layer_norms(self)
+        for module in self.mask_decoder.transformer.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = config.decoder_norm_epsilon
         self.register_buffer("position_encoding", torch.zeros(1, config.prompt_channels, *grid))
 
     def forward(self, image_embedding: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor) -> Tensor:

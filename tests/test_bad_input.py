@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import assert_refused, run_here
 from exported import Exported
 from made_bundle import make_bundle
@@ -28,6 +29,11 @@ PHRASE = "the red square"
 RRSISD = Path("rrsisd")
 IMAGES = Path("images/rrsisd/JPEGImages")
 Capsys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -498,6 +504,11 @@ def test_scenes_are_not_drawn_over_other_things(place: Path, capsys: Capsys) -> 
         (["parity", "--data", "data", "--split", "val"], "no run under 'runs'"),
         (["bench", "--backends", "torch"], "no run under 'runs'"),
         (["bench", "--backends", " , "], "--backends"),
+        (["export", "--random-weights", "huge"], "unknown preset 'huge'"),
+        (["train", "--data", "data", "--sam", "nowhere.pth"], "--sam and --siglip go together"),
+        (["train", "--data", "data", "--preset", "b", "--sam", "no.pth", "--siglip", "no"], "'no.pth' does not exist"),
+        (["convert", "no.pth", "--out", "run", "--preset", "huge"], "unknown preset 'huge'"),
+        (["merge", "nowhere", "--half"], "'nowhere' is no run"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

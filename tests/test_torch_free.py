@@ -133,7 +133,7 @@ def test_infer_works(edge: Edge) -> None:
 def test_an_edge_device_proves_parity_by_itself(edge: Edge) -> None:
     done = edge.rsrefseg("parity", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["passed"] is True
+    assert json.loads(done.stdout)["holds"] is True
 
 
 def test_bench_measures_what_is_there_and_says_what_is_not(edge: Edge) -> None:
@@ -161,6 +161,7 @@ def test_doctor_says_what_is_missing(edge: Edge) -> None:
         ("train", "--data", "boxes"),
         ("merge",),
         ("export",),
+        ("convert", "boxes", "--out", "run"),
         ("eval", "--data", "boxes", "--split", "val"),
         ("parity", "--data", "boxes"),
         ("bench", "--backends", "torch"),

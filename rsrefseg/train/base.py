@@ -1,6 +1,6 @@
 """What training starts from: nothing, the shipped tiny base, a whole model on disk, or the files of SAM and SigLIP."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -81,7 +81,9 @@ class BaseWeights:
         if path.is_file() and self.sha256 is not None and digest(path) != self.sha256:
             raise BadInputError(f"'{path}' is not the base this run was trained on: its SHA-256 differs from run.json")
         found = load_model(path)
-        if (found.config.siglip, found.config.sam) != (config.siglip, config.sam):
+        # A converted model has another epsilon in a few norms; training makes up for that.
+        sam = replace(found.config.sam, decoder_norm_epsilon=config.sam.decoder_norm_epsilon)
+        if (found.config.siglip, sam) != (config.siglip, config.sam):
             raise BadInputError(
                 f"the base '{path}' is of preset '{found.config.preset}', not the '{config.preset}' asked for: "
                 "give another --base or --preset"

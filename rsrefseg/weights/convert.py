@@ -15,6 +15,8 @@ from rsrefseg.weights.published_layout import guess_config, match_published, pla
 from rsrefseg.weights.reading import read_wrapped
 from rsrefseg.weights.tokenizer_file import tokenizer_bytes
 
+# Public models run the Hugging Face port of SAM, whose mask decoder has this where segment-anything has 1e-5.
+_PORT_NORM_EPSILON = 1e-6
 _SIGLIP = "google/siglip-so400m-patch14-384"
 
 
@@ -84,8 +86,10 @@ def convert_checkpoint(request: ConvertRequest) -> ConvertReport:
             f"spiece.model of {_SIGLIP})"
         )
     checkpoint = plain_checkpoint(read_wrapped(request.file), request.lora_alpha, request.file)
+    config = request.config or guess_config(checkpoint)
     config = replace(
-        request.config or guess_config(checkpoint),
+        config,
+        sam=replace(config.sam, decoder_norm_epsilon=_PORT_NORM_EPSILON),
         text_padding=cast(Padding, request.text_padding),
         dense_prompt=request.dense_prompt,
     )

@@ -97,7 +97,7 @@ def _temperate() -> Look:
 
 
 def _arid() -> Look:
-    """Domain B: a dry country under a coarser push-broom sensor with a warm cast, less contrast, stripes and speckle."""
+    """Domain B: a dry country under a coarser push-broom sensor: warm cast, less contrast, stripes, speckle."""
     return Look(
         ground=Ground(
             grass=((157, 152, 105), (145, 140, 96), (169, 162, 116), (137, 129, 88)),
