@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from small import train_small
 
 from engines.bundle import Bundle, file_record
@@ -26,6 +27,7 @@ class Exported:
 
 
 def export_small(folder: Path, data: Path, base: Path) -> Exported:
+    torch.set_num_threads(1)  # the same run whoever asks for it first, and quick on a busy machine
     loss = LossWeights(bce=1.0, dice=1.0, coarse=1.0)
     run = train_small(
         data, folder / "runs" / "001", from_file(base), epochs=16, loss=loss, validate_every_epochs=16
