@@ -60,9 +60,9 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
-def atomic_write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with a closing newline, atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def atomic_write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write ``value`` as JSON with a closing newline, atomically; ``indent=None`` for long lists of numbers."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
     # File names may hold lone surrogates, which UTF-8 cannot: escaped, they are JSON's own notation.
     atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
 

@@ -78,7 +78,8 @@ def write_results(
         "overlay_file": overlay_path.name,
         "results": results,
     }
-    atomic_write_json(json_path, document)
+    # Indented, every coordinate of a polygon would take a line.
+    atomic_write_json(json_path, document, indent=None)
     return [*masks, overlay_path, json_path]
 
 
