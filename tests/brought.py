@@ -9,13 +9,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from small import small_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SamConfig, SamModel, SiglipConfig, SiglipModel, SiglipTextModel, SiglipVisionModel
 
 from rsrefseg.config import ModelConfig
 from rsrefseg.tokenizer import write_word_tokenizer
+from small import small_config
 
 PHRASES = ("the red box", "the white box on the left", "the blue box")
 

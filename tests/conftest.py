@@ -21,12 +21,11 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory, boxes: Path) -> Path:
     """Model file of a small untrained model, its tokenizer beside it. Not to be changed."""
-    from small import small_config
-
     from rsrefseg.checkpoint import save_model
     from rsrefseg.data.samples import open_dataset
     from rsrefseg.model import build_model
     from rsrefseg.tokenizer import write_word_tokenizer
+    from small import small_config
 
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
     config = small_config()

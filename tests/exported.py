@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from small import train_small
 
 from engines.bundle import Bundle, file_record
 from engines.contracts import Stage
 from export.bundle import export_run
 from rsrefseg.train.base import from_file
 from rsrefseg.train.config import LossWeights
+from small import train_small
 
 
 @dataclass(frozen=True)

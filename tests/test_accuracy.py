@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import Exported
-from printing import printed
 
 from bench.accuracy import EvaluationRequest, run_evaluation
 from bench.models import run_model
 from engines.errors import BadInputError, BundleError
 from engines.images import read_image
+from exported import Exported
+from printing import printed
 from rsrefseg.answers import Ask, answer_samples, score
 from rsrefseg.data.samples import Sample, open_dataset
 from rsrefseg.metrics import Protocol

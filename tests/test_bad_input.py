@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import assert_refused, run_here
-from exported import Exported
-from made_bundle import make_bundle
 from PIL import ExifTags, Image
 
+from commands import assert_refused, run_here
 from engines.bundle import Bundle
 from engines.manifest import seal
+from exported import Exported
+from made_bundle import make_bundle
 from rsrefseg.data.masks import encode_mask
 
 PHRASE = "the red square"

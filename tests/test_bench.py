@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from exported import Exported, spoiled_bundle
-from printing import printed
 
 from bench.contenders import Contender, Tensors, open_contenders
 from bench.latency import latency_rows, ratio_rows, run_bench
@@ -25,6 +23,8 @@ from engines.bundle import Bundle
 from engines.contracts import Stage
 from engines.errors import BadInputError, MissingPartError
 from engines.reference import load_reference
+from exported import Exported, spoiled_bundle
+from printing import printed
 
 ROUNDS = 3
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_bundle import CONTRACTS, GEOMETRY, make_bundle
 from safetensors.numpy import load_file, save_file
 
 from engines import bundle as bundle_module
@@ -16,6 +15,7 @@ from engines.contracts import Dim, Geometry, Stage, StageContract, TensorSpec, s
 from engines.errors import BadInputError, BundleError
 from engines.manifest import SCHEMA_VERSION, FileRecord, Manifest, seal
 from engines.reference import load_reference
+from made_bundle import CONTRACTS, GEOMETRY, make_bundle
 
 FULL_SIZE = Geometry(1024, 729, 1152, 64, 49, 256, 64, 256)
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from small import small_config
 
 from engines.errors import BadInputError
 from rsrefseg.checkpoint import load_model, load_tensors, save_model, save_tensors
 from rsrefseg.model import build_model
+from small import small_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ENTRY, assert_refused, run_alone, run_here
-from export_jobs import Shortcut
-from exported import Exported
 from PIL import Image
-from small import SIZE
 
 import cli
+from commands import ENTRY, assert_refused, run_alone, run_here
 from engines import doctor
 from engines.images import DEFAULT_MAX_PIXELS
 from engines.progress import ProgressLine
+from export_jobs import Shortcut
+from exported import Exported
+from small import SIZE
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-from small import small_config
 
 from engines.contracts import Stage
 from engines.errors import BadInputError
 from rsrefseg.config import ModelConfig, Preset, SiglipConfig, TransformerConfig, model_config
 from rsrefseg.model import build_model, geometry
+from small import small_config
 
 
 @pytest.mark.parametrize(("preset", "sam_millions"), [(Preset.B, 94), (Preset.L, 312)])

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from brought import PHRASES, PublicRSRefSeg, brought_config
 from safetensors.torch import save_file
 
+from brought import PHRASES, PublicRSRefSeg, brought_config
 from engines.errors import BadInputError
 from engines.text import Tokenizer
 from rsrefseg.checkpoint import is_random, load_model, load_tensors

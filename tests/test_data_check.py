@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from made_data import (
     HEIGHT,
     WIDTH,
@@ -15,8 +17,6 @@ from made_data import (
     image_path,
     write_scenes,
 )
-from PIL import Image
-
 from rsrefseg.data.check import Problem, check_dataset
 from rsrefseg.data.masks import encode_mask
 

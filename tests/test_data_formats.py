@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_data import refusal, write_scenes
-from made_formats import write_nwpu, write_refsegrs, write_risbench
 from typer.testing import CliRunner
 
+from made_data import refusal, write_scenes
+from made_formats import write_nwpu, write_refsegrs, write_risbench
 from rsrefseg.data.check import check_dataset
 from rsrefseg.data.jsonl import export_jsonl
 from rsrefseg.data.loading import load_pair, verify_images

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from made_data import (
     HEIGHT,
     WIDTH,
@@ -12,8 +14,6 @@ from made_data import (
     refusal,
     write_scenes,
 )
-from PIL import Image
-
 from rsrefseg.data.jsonl import export_jsonl
 from rsrefseg.data.loading import load_pair, verify_images
 from rsrefseg.data.masks import encode_mask, mask_box

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from made_data import (
     HEIGHT,
     WIDTH,
@@ -14,8 +16,6 @@ from made_data import (
     refusal,
     write_scenes,
 )
-from PIL import Image
-
 from rsrefseg.data.loading import load_pair
 from rsrefseg.data.mask_sources import RleMask
 from rsrefseg.data.masks import MAX_MASK_PIXELS, decode_rle, encode_mask, mask_box

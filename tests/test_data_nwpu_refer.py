@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco
+
 from made_data import refusal
 from made_formats import (
     HEIGHT,
@@ -19,8 +21,6 @@ from made_formats import (
     ref,
     write_nwpu,
 )
-from pycocotools import mask as coco
-
 from rsrefseg.data.check import Problem, check_dataset
 from rsrefseg.data.loading import load_pair, verify_images
 from rsrefseg.data.mask_sources import NoTarget, OutlineMask

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_data import refusal
-from made_formats import HEIGHT, LINES, WIDTH, mask_of, picture, write_lists, write_refsegrs, write_risbench
 from PIL import Image
 
+from made_data import refusal
+from made_formats import HEIGHT, LINES, WIDTH, mask_of, picture, write_lists, write_refsegrs, write_risbench
 from rsrefseg.data.check import Problem, check_dataset
 from rsrefseg.data.loading import load_pair, verify_images
 from rsrefseg.data.samples import open_dataset

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from made_data import (
     refs_path,
     refusal,
     write_scenes,
 )
-
 from rsrefseg.data import safe_pickle
 from rsrefseg.data.rrsisd import REFS_FILE
 from rsrefseg.data.safe_pickle import MAX_PICKLE_BYTES, load_plain_pickle

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from made_data import (
     change_instances,
     change_refs,
@@ -15,7 +16,6 @@ from made_data import (
     refusal,
     write_scenes,
 )
-
 from rsrefseg.data.loading import verify_images
 from rsrefseg.data.rrsisd import IMAGE_FOLDER, INSTANCES_FILE, REFS_FILE
 from rsrefseg.data.samples import open_dataset

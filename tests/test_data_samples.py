@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+
 from made_data import (
     image_path,
     refusal,
     write_scenes,
 )
-
 from rsrefseg.data.loading import load_pair, verify_images
 from rsrefseg.data.samples import group_by_image, open_dataset
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from engines.files import sha256_file
 from made_data import (
     HEIGHT,
     SPLITS,
@@ -18,9 +21,6 @@ from made_data import (
     refusal,
     write_scenes,
 )
-from PIL import Image
-
-from engines.files import sha256_file
 from rsrefseg.data.rrsisd_writer import RRSISDWriter
 from rsrefseg.data.samples import open_dataset
 

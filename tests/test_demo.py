@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import typer
-from printing import printed
 
 import cli
 from bench.demo import FULL, QUICK, DemoStoppedError, demo_steps, run_demo
 from bench.demo_report import DemoReport
+from printing import printed
 from rsrefseg.data.samples import open_dataset
 from rsrefseg.data.synth import Domain, synthesize
 

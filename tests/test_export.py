@@ -15,10 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_jobs import Shortcut
-from exported import Exported
 from onnx import TensorProto, helper
-from small import small_config
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,11 +28,14 @@ from export.bundle import export_run
 from export.check import check_graph
 from export.flops import count_flops
 from export.graph import OPSET, example_input, export_graph
+from export_jobs import Shortcut
+from exported import Exported
 from rsrefseg.checkpoint import digest, load_model, load_tensors, save_tensors
 from rsrefseg.model import RSRefSeg, build_model, geometry
 from rsrefseg.sam import ChannelLayerNorm
 from rsrefseg.stages import model_contracts
 from rsrefseg.train.run import Run
+from small import small_config
 
 # FP32 engines add in another order than PyTorch: a few roundings of 6e-8. A tenth of what parity allows.
 TOLERANCE = 1e-5

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from exported import Exported
-from killing import KillServer, Moment
 
 from engines.bundle import Bundle
 from engines.errors import BundleError
+from exported import Exported
+from killing import KillServer, Moment
 
 JOB = "export_jobs:export_job"
 KILLS = 20

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from killing import KillServer, Moment, Outcome
 
 from engines.text import Tokenizer
+from killing import KillServer, Moment, Outcome
 from rsrefseg.checkpoint import load_model, load_tensors
 from rsrefseg.reference_inputs import load_reference_inputs
 from rsrefseg.train.metrics_log import read_metrics

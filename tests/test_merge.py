@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraModel
-from small import small_config, train_small
 
 from engines.errors import BadInputError, CheckFailedError
 from engines.text import Tokenizer
@@ -24,6 +23,7 @@ from rsrefseg.stages import model_contracts, run_stages
 from rsrefseg.train.base import BaseWeights, from_file, from_scratch
 from rsrefseg.train.config import LoraSettings
 from rsrefseg.train.run import Run
+from small import small_config, train_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

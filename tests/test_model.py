@@ -8,7 +8,6 @@ import pytest
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
-from small import small_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
@@ -19,6 +18,7 @@ from rsrefseg.model import ImageFeatures, RSRefSeg, build_model
 from rsrefseg.sam import ChannelLayerNorm
 from rsrefseg.siglip import SiglipText
 from rsrefseg.stages import model_contracts, run_stages
+from small import small_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import Exported, spoiled_bundle
-from printing import printed
 
 import cli
 from bench.comparison import mask_iou, tensor_error
@@ -23,6 +21,8 @@ from engines.images import upsample_logits
 from engines.manifest import PRECISIONS
 from engines.reference import load_reference
 from engines.segmenter import Segmenter
+from exported import Exported, spoiled_bundle
+from printing import printed
 
 ROWS = {
     ("stage", "clip_features"),

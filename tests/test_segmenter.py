@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from made_bundle import COLOURS, PHRASES, make_bundle
 
 from engines.backends import Backend, select_backend
 from engines.bundle import Bundle, file_record
@@ -26,6 +25,7 @@ from engines.images import upsample_logits
 from engines.manifest import seal
 from engines.onnxruntime_engine import OnnxRuntimeEngine
 from engines.segmenter import Segmenter
+from made_bundle import COLOURS, PHRASES, make_bundle
 
 ROOT = Path(__file__).parents[1]
 RED, GREEN, BLUE = (tuple(255 * part for part in colour) for colour in COLOURS.values())

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import Exported
 from packaging.requirements import Requirement
 from PIL import Image
+
+from exported import Exported
 from small import SIZE
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,8 @@ class Edge:
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory, exported: Exported) -> Edge:
     """The packages that `pip install rsrefseg[cpu]` would bring, linked from here, and ours as they are."""
+    if "onnxruntime" not in metadata.packages_distributions().get("onnxruntime", ()):
+        pytest.skip("this machine has another build of onnxruntime than the extra cpu brings")
     root = tmp_path_factory.mktemp("edge")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "venv"], check=True)
     (site,) = (root / "venv" / "lib").glob("python3*/site-packages")

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import StoppedError, assert_same_run, contents, interrupt_at, interrupt_at_validation, refused
 from safetensors import safe_open
-from small import small_config, small_training, train_small
 
 from rsrefseg.checkpoint import load_tensors
 from rsrefseg.train import run as run_module
@@ -23,6 +21,8 @@ from rsrefseg.train.metrics_log import read_metrics
 from rsrefseg.train.run import Run, latest_run
 from rsrefseg.train.setup import DataChoice
 from rsrefseg.train.trainer import Watcher
+from runs import StoppedError, assert_same_run, contents, interrupt_at, interrupt_at_validation, refused
+from small import small_config, small_training, train_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

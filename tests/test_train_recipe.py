@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import refused
-from small import small_config, small_training, train_small
 
 from engines.text import Tokenizer
 from rsrefseg.checkpoint import load_tensors
@@ -23,6 +21,8 @@ from rsrefseg.train.config import LoraSettings, LossWeights, TrainConfig, from_s
 from rsrefseg.train.losses import segmentation_loss
 from rsrefseg.train.metrics_log import read_metrics
 from rsrefseg.train.schedule import WarmupCosine
+from runs import refused
+from small import small_config, small_training, train_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

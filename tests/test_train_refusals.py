@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from runs import StoppedError, assert_same_run, contents, interrupt_at, refused
-from small import small_config, train_small, write_boxes
 
 from engines.errors import MissingPartError, RSRefSegError
 from rsrefseg.checkpoint import load_tensors, save_model
@@ -23,6 +21,8 @@ from rsrefseg.train.config import LoraSettings, Precision
 from rsrefseg.train.run import Run
 from rsrefseg.train.setup import DataChoice, open_tokenizer, read_samples
 from rsrefseg.train.trainer import Watcher
+from runs import StoppedError, assert_same_run, contents, interrupt_at, refused
+from small import small_config, train_small, write_boxes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

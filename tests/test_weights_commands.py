@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from brought import PHRASES, PublicRSRefSeg, brought_config, segment_anything_sam, write_siglip_folder
-from commands import assert_refused, run_here
-from export_jobs import Shortcut
 from safetensors.torch import load_file, save_file
 
+from brought import PHRASES, PublicRSRefSeg, brought_config, segment_anything_sam, write_siglip_folder
+from commands import assert_refused, run_here
 from engines.bundle import Bundle
 from engines.errors import RSRefSegError
 from engines.manifest import RANDOM_WEIGHTS_NOTE
 from export import bundle as bundle_module
+from export_jobs import Shortcut
 from rsrefseg import config as config_module
 from rsrefseg.checkpoint import is_random, load_model
 from rsrefseg.config import ModelConfig

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from brought import brought_config, port_sam, segment_anything_sam, siglip_model, write_siglip_folder
 from safetensors.torch import load_file, save_file
 
+from brought import brought_config, port_sam, segment_anything_sam, siglip_model, write_siglip_folder
 from engines.errors import BadInputError
 from rsrefseg.model import RSRefSeg, build_model
 from rsrefseg.weights.accounting import Matches, fill

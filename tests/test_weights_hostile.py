@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from brought import brought_config, segment_anything_sam
 from safetensors.torch import save_file
 
+from brought import brought_config, segment_anything_sam
 from engines.errors import BadInputError
 from rsrefseg.model import build_model
 from rsrefseg.weights.reading import read_weights, read_wrapped

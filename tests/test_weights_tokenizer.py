@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from brought import PHRASES, brought_config
 from tokenizers import Tokenizer as FastTokenizer
 from transformers.convert_slow_tokenizer import import_protobuf
 
+from brought import PHRASES, brought_config
 from engines.errors import BadInputError
 from engines.text import Tokenizer
 from rsrefseg.tokenizer import write_word_tokenizer
