@@ -149,7 +149,8 @@ def test_the_domains_differ_in_colour_and_contrast() -> None:
         color[domain] = images.mean(axis=(0, 1, 2))
         spread[domain] = (images.max(axis=3) - images.min(axis=3)).mean()
     warmth = {domain: mean[0] - mean[2] for domain, mean in color.items()}
-    assert warmth[Domain.B] - warmth[Domain.A] > 40
+    # How far apart they are is told by what it costs a model: tests/test_base.py.
+    assert warmth[Domain.B] - warmth[Domain.A] > 20
     assert look_of(Domain.A) != look_of(Domain.B)
 
 
