@@ -49,19 +49,16 @@ def run_model(path: Path | None) -> TorchModel:
     Raises:
         BadInputError: there is no such run, or it is unfinished or damaged.
     """
-    from rsrefseg.checkpoint import digest, load_tensors, model_from
+    from rsrefseg.checkpoint import model_from
+    from rsrefseg.merge import current_merge
     from rsrefseg.train.run import Run, latest_run
     from rsrefseg.train.setup import open_tokenizer
 
     run = Run(path) if path is not None else latest_run()
-    if run.merged_path.exists():
-        merged = load_tensors(run.merged_path)
-        source = merged.header.get("source", {})
-        # Training may have gone on since the merge.
-        if not run.best_path.exists() or source.get("run_best_sha256") == digest(run.best_path):
-            model = model_from(merged)
-            stamp = ", random weights" if merged.header.get("random_weights") is True else ""
-            return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}, merged{stamp}")
+    if (merged := current_merge(run)) is not None:
+        model = model_from(merged)
+        stamp = ", random weights" if merged.header.get("random_weights") is True else ""
+        return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}, merged{stamp}")
     model = _folded(run)
     return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}")
 

@@ -21,7 +21,7 @@ from export.reference import reference_samples
 from rsrefseg import sam, siglip
 from rsrefseg.checkpoint import TensorFile, digest, load_tensors, model_from
 from rsrefseg.config import model_config
-from rsrefseg.merge import merge
+from rsrefseg.merge import current_merge, merge
 from rsrefseg.model import RSRefSeg, geometry
 from rsrefseg.stages import model_contracts
 from rsrefseg.train.run import Run, latest_run, next_run
@@ -169,11 +169,8 @@ def check_destination(path: Path) -> None:
 
 def _merged(run: Run) -> TensorFile:
     """The run's merged model, merged now unless it was since the best weights were written."""
-    if run.merged_path.exists():
-        merged = load_tensors(run.merged_path)
-        merged_from = merged.header.get("source", {}).get("run_best_sha256")
-        if not run.best_path.exists() or merged_from == digest(run.best_path):
-            return merged
+    if (merged := current_merge(run)) is not None:
+        return merged
     merge(run)
     return load_tensors(run.merged_path)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from engines.errors import BadInputError, CheckFailedError
 from engines.text import Tokenizer
-from rsrefseg.checkpoint import digest, load_tensors, save_model
+from rsrefseg.checkpoint import TensorFile, digest, load_tensors, save_model
 from rsrefseg.config import ModelConfig
 from rsrefseg.lora import fold_lora
 from rsrefseg.model import RSRefSeg
@@ -114,6 +114,19 @@ def merge(run: Run, *, half: bool = False) -> MergeResult:
         random_weights=base.random_weights,
     )
     return MergeResult(run.merged_path, adapters, differences, digest(run.merged_path))
+
+
+def current_merge(run: Run) -> TensorFile | None:
+    """The run's merged model; None where there is none, or training has gone on since.
+
+    Raises:
+        BadInputError: the file is damaged.
+    """
+    if not run.merged_path.exists():
+        return None
+    merged = load_tensors(run.merged_path)
+    merged_from = merged.header.get("source", {}).get("run_best_sha256")
+    return merged if not run.best_path.exists() or merged_from == digest(run.best_path) else None
 
 
 def _round_to_half(model: RSRefSeg) -> None:
