@@ -1,29 +1,30 @@
 """``export``: a run's merged model becomes a bundle, whole or not at all."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from engines.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundle, default_bundle_path, file_record
-from engines.contracts import Stage, StageContract
+from engines.contracts import Stage, StageContract, stage_contracts
 from engines.errors import BadInputError
 from engines.files import atomic_directory, recover_directory
 from engines.manifest import MANIFEST_NAME, Manifest, Preprocessing, Provenance, StageRecord, TextPolicy
 from engines.progress import ProgressLine
-from engines.reference import ReferenceSample, write_reference
+from engines.reference import write_reference
 from export.check import check_graph
 from export.flops import count_flops
 from export.graph import OPSET, count_parameters, export_graph
-from export.reference import reference_samples
+from export.reference import ReferenceMaker
 from rsrefseg import sam, siglip
-from rsrefseg.checkpoint import TensorFile, digest, load_tensors, model_from
+from rsrefseg.checkpoint import TensorFile, config_of, digest, load_stage, load_tensors
 from rsrefseg.config import model_config
 from rsrefseg.merge import current_merge, merge
-from rsrefseg.model import RSRefSeg, geometry
-from rsrefseg.stages import model_contracts
+from rsrefseg.model import geometry
 from rsrefseg.train.run import Run, latest_run, next_run
 from rsrefseg.train.setup import versions
 from rsrefseg.weights.random_run import make_random_run
@@ -71,11 +72,9 @@ def export_run(run_path: Path | None, out: Path | None) -> ExportReport:
     destination = out if out is not None else default_bundle_path()
     check_destination(destination)
     merged = _merged(run)
-    model = model_from(merged)
     _check_free_space(destination, merged.path)
-    samples = reference_samples(model, run)
     with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination, MANIFEST_NAME) as folder:
-        manifest = write_bundle(folder, run, merged, model, samples, progress.update)
+        manifest = write_bundle(folder, run, merged, progress.update)
     return ExportReport(
         bundle=str(destination),
         run=str(run.path),
@@ -114,19 +113,20 @@ def write_bundle(
     folder: Path,
     run: Run,
     merged: TensorFile,
-    model: RSRefSeg,
-    samples: Sequence[ReferenceSample],
     progress: Callable[[int, int], None],
 ) -> Manifest:
-    """Write all files of a bundle into ``folder``, ``bundle.json`` last."""
-    config = model.config
-    contracts = model_contracts(model)
+    """Write all files of a bundle into ``folder``, ``bundle.json`` last. One stage at a time is in memory."""
+    config = config_of(merged)
+    contracts = stage_contracts(geometry(config))
+    reference = ReferenceMaker(run, config)
     stages: dict[Stage, StageRecord] = {}
     for done, (stage, contract) in enumerate(contracts.items()):
         progress(done, len(contracts))
-        stages[stage] = _write_stage(folder, model, contract)
+        module = load_stage(merged.path, stage)
+        reference.run(module, contract)
+        stages[stage] = _write_stage(folder, module, contract)
     shutil.copyfile(run.tokenizer_path, folder / TOKENIZER_NAME)
-    write_reference(folder / REFERENCE_NAME, samples)
+    write_reference(folder / REFERENCE_NAME, reference.samples())
     manifest = Manifest(
         preset=config.preset,
         geometry=geometry(config),
@@ -175,9 +175,9 @@ def _merged(run: Run) -> TensorFile:
     return load_tensors(run.merged_path)
 
 
-def _write_stage(folder: Path, model: RSRefSeg, contract: StageContract) -> StageRecord:
+def _write_stage(folder: Path, module: nn.Module, contract: StageContract) -> StageRecord:
     path = folder / f"{contract.stage}.onnx"
-    export_graph(model.stage(contract.stage), contract, path)
+    export_graph(module, contract, path)
     check_graph(path, contract)
     return StageRecord(
         contract=contract,

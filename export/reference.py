@@ -2,40 +2,61 @@
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from engines.contracts import StageContract
 from engines.images import upsample_logits
 from engines.reference import ReferenceSample
-from engines.text import Tokenizer
-from rsrefseg.model import RSRefSeg
+from rsrefseg.config import ModelConfig
 from rsrefseg.reference_inputs import ReferenceInput, load_reference_inputs
-from rsrefseg.stages import run_stages
+from rsrefseg.stages import run_stage
 from rsrefseg.train.run import Run
 from rsrefseg.train.setup import open_tokenizer
 
 
-def reference_samples(model: RSRefSeg, run: Run) -> tuple[ReferenceSample, ...]:
-    """Run the model on the run's reference inputs.
+class ReferenceMaker:
+    """Takes a run's reference inputs through the stages, in their order and each once.
+
+    One stage at a time is needed for that, so that a large model is never in memory as a whole.
 
     Args:
-        model: float32, in eval mode.
         run: whose inputs and tokenizer are used.
+        config: of its model.
     """
-    tokenizer = open_tokenizer(run, model.config)
-    inputs = load_reference_inputs(run.reference_inputs_path)
-    return tuple(_sample(model, tokenizer, entry) for entry in inputs)
 
+    def __init__(self, run: Run, config: ModelConfig) -> None:
+        tokenizer = open_tokenizer(run, config)
+        self._image_size = config.sam.image_size
+        self._inputs = load_reference_inputs(run.reference_inputs_path)
+        self._tensors: list[dict[str, Tensor]] = []
+        for entry in self._inputs:
+            tokens = tokenizer.encode(entry.phrases)
+            self._tensors.append(
+                {
+                    "image": entry.image.unsqueeze(0),
+                    "input_ids": torch.from_numpy(tokens.input_ids),
+                    "token_mask": torch.from_numpy(tokens.token_mask),
+                }
+            )
 
-def _sample(model: RSRefSeg, tokenizer: Tokenizer, entry: ReferenceInput) -> ReferenceSample:
-    tokens = tokenizer.encode(entry.phrases)
-    inputs = {
-        "image": entry.image.unsqueeze(0),
-        "input_ids": torch.from_numpy(tokens.input_ids),
-        "token_mask": torch.from_numpy(tokens.token_mask),
-    }
-    outputs = run_stages(model, **inputs)
-    image_size = model.config.sam.image_size
-    masks = [
-        upsample_logits(logits, image_size, entry.original_size) > 0 for logits in outputs["mask_logits"][:, 0].numpy()
-    ]
-    tensors = {name: tensor.numpy() for name, tensor in (inputs | outputs).items()}
-    return ReferenceSample(entry.phrases, tensors, np.stack(masks), entry.original_size)
+    def run(self, module: nn.Module, contract: StageContract) -> None:
+        """Run the next stage.
+
+        Args:
+            module: float32, in eval mode.
+            contract: of the stage after the last one that was run.
+        """
+        for tensors in self._tensors:
+            tensors |= run_stage(module, contract, tensors)
+
+    def samples(self) -> tuple[ReferenceSample, ...]:
+        """What came of it, once every stage has run."""
+        return tuple(map(self._sample, self._inputs, self._tensors))
+
+    def _sample(self, entry: ReferenceInput, tensors: dict[str, Tensor]) -> ReferenceSample:
+        masks = [
+            upsample_logits(logits, self._image_size, entry.original_size) > 0
+            for logits in tensors["mask_logits"][:, 0].numpy()
+        ]
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return ReferenceSample(entry.phrases, arrays, np.stack(masks), entry.original_size)

@@ -1,21 +1,24 @@
 """Weights on disk: safetensors with the model configuration in the header. No pickles."""
 
+import contextlib
 import json
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from engines.contracts import Stage
 from engines.errors import BadInputError
 from engines.files import atomic_file, sha256_file
 from rsrefseg.config import ModelConfig
-from rsrefseg.model import RSRefSeg, build_model
+from rsrefseg.model import RSRefSeg, build_stage
 
 FORMAT = "rsrefseg"
 SCHEMA_VERSION = 1
@@ -90,20 +93,52 @@ def load_model(path: Path) -> RSRefSeg:
 
 
 def model_from(file: TensorFile) -> RSRefSeg:
-    """The model that a file holds, in float32 and eval mode.
+    """The model that a file holds, in float32 and eval mode. Its weights stay in the file until they are used.
 
     Raises:
         BadInputError: it holds no whole model, or its tensors do not fit its configuration.
     """
-    if "config" not in file.header:
-        raise BadInputError(f"'{file.path}' holds part of a model: run `rsrefseg merge` and give its result")
-    model = build_model(ModelConfig.from_dict(file.header["config"]))
-    load_state(model, file.tensors, file.path)
+    config = config_of(file)
+    with _without_weights():
+        model = RSRefSeg(config).eval()
+    _take(model, file.tensors, file.path)
     return model
 
 
-def load_state(model: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy tensors into a model that must have exactly these names and shapes.
+def load_stage(path: Path, stage: Stage) -> nn.Module:
+    """One stage of a whole model, in float32 and eval mode; nothing of the other stages is read.
+
+    Raises:
+        BadInputError: the file is damaged, or its tensors do not fit its configuration.
+    """
+    file = load_tensors(path, f"{stage}.")
+    config = config_of(file)
+    with _without_weights():
+        module = build_stage(stage, config).eval()
+    _take(module, file.tensors, path)
+    return module
+
+
+def config_of(file: TensorFile) -> ModelConfig:
+    """The configuration in the header of a whole model.
+
+    Raises:
+        BadInputError: the file holds no whole model, or the configuration cannot be read.
+    """
+    if "config" not in file.header:
+        raise BadInputError(f"'{file.path}' holds part of a model: run `rsrefseg merge` and give its result")
+    return ModelConfig.from_dict(file.header["config"])
+
+
+@contextlib.contextmanager
+def _without_weights() -> Iterator[None]:
+    """Build modules whose parameters take no memory: drawing random ones takes longer than reading the real ones."""
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        yield
+
+
+def _take(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Make tensors the weights of a model that must have exactly these names and shapes.
 
     Raises:
         BadInputError: names the first missing, surplus or misshapen tensor.
@@ -114,7 +149,8 @@ def load_state(model: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path
         if tensor.shape != expected[name].shape:
             found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
             raise BadInputError(f"'{path}': tensor '{name}' has shape {found}, the model has {wanted}")
-    model.load_state_dict(dict(tensors))
+    single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    model.load_state_dict(single, assign=True)
 
 
 def check_names(expected: Iterable[str], found: Iterable[str], path: Path) -> None:

@@ -29,14 +29,17 @@ class Prediction(NamedTuple):
 class RSRefSeg(nn.Module):
     """Referring segmentation of remote-sensing images (paper, section II and equation 1)."""
 
+    siglip_vision: SiglipVision
+    siglip_text: SiglipText
+    attn_prompter: AttnPrompter
+    sam_encoder: SamEncoder
+    sam_decoder: SamDecoder
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.siglip_vision = SiglipVision(config.siglip)
-        self.siglip_text = SiglipText(config.siglip, config.text_padding)
-        self.attn_prompter = AttnPrompter(config)
-        self.sam_encoder = SamEncoder(config.sam)
-        self.sam_decoder = SamDecoder(config.sam, config.dense_prompt)
+        for stage in Stage:
+            self.add_module(stage.value, build_stage(stage, config))
         self.refresh_position_encodings()
 
     def refresh_position_encodings(self) -> None:
@@ -98,6 +101,21 @@ def geometry(config: ModelConfig) -> Geometry:
         embedding_grid=config.sam.grid_size,
         mask_grid=config.sam.mask_size,
     )
+
+
+def build_stage(stage: Stage, config: ModelConfig) -> nn.Module:
+    """The module that computes one stage, with random weights."""
+    match stage:
+        case Stage.SIGLIP_VISION:
+            return SiglipVision(config.siglip)
+        case Stage.SIGLIP_TEXT:
+            return SiglipText(config.siglip, config.text_padding)
+        case Stage.ATTN_PROMPTER:
+            return AttnPrompter(config)
+        case Stage.SAM_ENCODER:
+            return SamEncoder(config.sam)
+        case Stage.SAM_DECODER:
+            return SamDecoder(config.sam, config.dense_prompt)
 
 
 def build_model(config: ModelConfig, seed: int = 0, device: str = "cpu") -> RSRefSeg:

@@ -1,7 +1,9 @@
 """All tensors that pass between stages, by their contract names: what merge proofs and parity compare."""
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engines.contracts import Stage, StageContract, stage_contracts
 from rsrefseg.model import RSRefSeg, geometry
@@ -12,7 +14,6 @@ def model_contracts(model: RSRefSeg) -> dict[Stage, StageContract]:
     return stage_contracts(geometry(model.config))
 
 
-@torch.inference_mode()
 def run_stages(model: RSRefSeg, image: Tensor, input_ids: Tensor, token_mask: Tensor) -> dict[str, Tensor]:
     """Run the five stages in order on one image and P phrases.
 
@@ -28,8 +29,13 @@ def run_stages(model: RSRefSeg, image: Tensor, input_ids: Tensor, token_mask: Te
     tensors = {"image": image, "input_ids": input_ids, "token_mask": token_mask}
     outputs: dict[str, Tensor] = {}
     for stage, contract in model_contracts(model).items():
-        given = tensors | outputs
-        results = model.stage(stage)(*(given[spec.name] for spec in contract.inputs))
-        results = results if isinstance(results, tuple) else (results,)
-        outputs |= {spec.name: result for spec, result in zip(contract.outputs, results, strict=True)}
+        outputs |= run_stage(model.stage(stage), contract, tensors | outputs)
     return outputs
+
+
+@torch.inference_mode()
+def run_stage(module: nn.Module, contract: StageContract, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run one stage on what it takes of ``given``, by contract name; gives its outputs by contract name."""
+    results = module(*(given[spec.name] for spec in contract.inputs))
+    results = results if isinstance(results, tuple) else (results,)
+    return {spec.name: result for spec, result in zip(contract.outputs, results, strict=True)}
