@@ -1,5 +1,6 @@
 """``export``: a run's merged model becomes a bundle, whole or not at all."""
 
+import gc
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -125,6 +126,8 @@ def write_bundle(
         module = load_stage(merged.path, stage)
         reference.run(module, contract)
         stages[stage] = _write_stage(folder, module, contract)
+        del module
+        gc.collect()  # the exporter leaves cycles that hold the stage's weights
     shutil.copyfile(run.tokenizer_path, folder / TOKENIZER_NAME)
     write_reference(folder / REFERENCE_NAME, reference.samples())
     manifest = Manifest(
