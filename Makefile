@@ -1,11 +1,12 @@
 # make demo    the whole job on made scenes, minutes on two CPU cores
 # make test    lint, types and tests
+# make test-full    presets b and l at their full size: about 20 minutes, 12 GB of memory, 25 GB of disk
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= cpu,train,dev
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test test-full lint types check clean
 
 demo: $(VENV)/.ready
 	$(BIN)/rsrefseg demo
@@ -21,6 +22,9 @@ types: $(VENV)/.ready
 
 check: $(VENV)/.ready
 	$(BIN)/pytest
+
+test-full: $(VENV)/.ready
+	$(BIN)/pytest -m full_size tests/test_full_size.py
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

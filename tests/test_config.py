@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,21 @@ def test_the_papers_presets_have_the_published_sizes(preset: Preset, sam_million
     assert millions(Stage.SIGLIP_VISION) == pytest.approx(428.2 - head / 1e6, abs=0.1)
     assert millions(Stage.SIGLIP_TEXT) == pytest.approx(450, abs=0.5)
     assert millions(Stage.SAM_ENCODER, Stage.SAM_DECODER) == pytest.approx(sam_millions, abs=0.5)
+
+
+def test_the_readme_counts_the_parameters_of_the_real_models() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("| parameters, millions |")[2].partition("\n\n")[0]
+    models = [build_model(model_config(preset), device="meta") for preset in (Preset.B, Preset.L)]
+    told: set[str] = set()
+    for row in table.splitlines()[2:]:
+        name, *cells = row.strip("|").split("|")
+        stages = [stage for stage in Stage if f"`{stage}`" in name]
+        told.update(stages)
+        for model, cell in zip(models, cells, strict=True):
+            count = sum(p.numel() for stage in stages for p in model.stage(stage).parameters())
+            assert float(cell) == round(count / 1e6, 1), name
+    assert told == set(Stage)
 
 
 @pytest.mark.parametrize("preset", list(Preset))
