@@ -1,6 +1,5 @@
 """What every exported graph must pass before it may enter a bundle."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -9,6 +8,7 @@ from onnx.shape_inference import InferenceError
 
 from engines.contracts import Dim, StageContract, TensorSpec
 from engines.errors import CheckFailedError
+from export.lint import lint_graph
 
 _DTYPES = {
     "uint8": TensorProto.UINT8,
@@ -20,7 +20,7 @@ _DTYPES = {
 
 
 def check_graph(path: Path, contract: StageContract) -> None:
-    """Full checker, strict shape inference, contract, standard operators only, and no float64 anywhere.
+    """Full checker, strict shape inference, contract, standard operators only, and the lint.
 
     Raises:
         CheckFailedError: names the stage and what does not hold.
@@ -38,9 +38,9 @@ def check_graph(path: Path, contract: StageContract) -> None:
     _check_values(contract, "input", contract.inputs, list(model.graph.input))
     _check_values(contract, "output", contract.outputs, list(model.graph.output))
     _check_operators(contract, model)
-    for name, kind in _typed_names(model.graph):
-        if kind == TensorProto.DOUBLE:
-            raise CheckFailedError(f"graph '{contract.stage}' has '{name}' in float64, which engines refuse")
+    if findings := lint_graph(model, contract.stage, path.parent):
+        more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+        raise CheckFailedError(f"{findings[0]}{more}")
 
 
 def _check_operators(contract: StageContract, model: onnx.ModelProto) -> None:
@@ -53,18 +53,6 @@ def _check_operators(contract: StageContract, model: onnx.ModelProto) -> None:
         # What counts operations and what builds engines reads the one graph there is.
         if any(attribute.type in (attribute.GRAPH, attribute.GRAPHS) for attribute in node.attribute):
             raise CheckFailedError(f"graph '{contract.stage}' has a graph inside its node '{node.name}'")
-
-
-def _typed_names(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:
-    """Name and element type of every value, weight and constant."""
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        yield value.name, value.type.tensor_type.elem_type
-    for tensor in graph.initializer:
-        yield tensor.name, tensor.data_type
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == attribute.TENSOR:
-                yield node.name, attribute.t.data_type
 
 
 def _check_values(
