@@ -1,5 +1,8 @@
 """LoRA on the frozen towers (paper, section II-B), by peft, and folding it back into the weights."""
 
+from collections import Counter
+from dataclasses import dataclass
+
 from peft import LoraConfig, LoraModel
 from torch import nn
 
@@ -29,6 +32,43 @@ _UNUSED = (
 _NO_MASK = "sam_decoder.prompt_encoder.no_mask_embed."
 _MASK_INPUT = "sam_decoder.prompt_encoder.mask_downscaling."
 _ADAPTER_MARK = ".lora_"
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """How many numbers training changes, by where they are, and how many the model has in all.
+
+    ``towers`` are SigLIP's and SAM's image encoder's own weights, which only training from scratch changes.
+    """
+
+    lora: int
+    attn_prompter: int
+    sam_decoder: int
+    towers: int
+    total: int
+
+    @property
+    def trained(self) -> int:
+        """All that training changes."""
+        return self.lora + self.attn_prompter + self.sam_decoder + self.towers
+
+    def render(self) -> str:
+        """One line for a person."""
+        parts = {"LoRA": self.lora, "towers": self.towers, "AttnPrompter": self.attn_prompter}
+        parts["SAM's prompt encoder and mask decoder"] = self.sam_decoder
+        told = ", ".join(f"{name} {count:,}" for name, count in parts.items() if count)
+        return f"trains {self.trained:,} of {self.total:,} parameters ({self.trained / self.total:.1%}): {told}"
+
+
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Count the parameters of a model that is marked with what is trained."""
+    trained = Counter[str]()
+    for name, parameter in trainable_parameters(model).items():
+        stage = name.partition(".")[0]
+        stage = stage if f"{stage}." in _TRAINED_STAGES else "towers"
+        trained["lora" if _ADAPTER_MARK in name else stage] += parameter.numel()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return ParameterCounts(trained["lora"], trained["attn_prompter"], trained["sam_decoder"], trained["towers"], total)
 
 
 def add_lora(model: RSRefSeg, settings: LoraSettings) -> LoraModel:

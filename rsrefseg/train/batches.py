@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -68,6 +69,10 @@ class TrainingImages(TorchDataset[Example]):
     def __len__(self) -> int:
         return len(self.groups)
 
+    def phrases(self, draws: Sequence[Draw]) -> int:
+        """How many phrases these draws hold; nothing is read."""
+        return sum(min(len(self.groups[index]), self.phrases_per_image) for index, _ in draws)
+
     def __getitem__(self, draw: Draw) -> Example:
         index, epoch = draw
         group = self.groups[index]
@@ -88,8 +93,9 @@ class TrainingImages(TorchDataset[Example]):
 class EpochBatches(Sampler[list[Draw]]):
     """One process's batches of draws for one epoch: a seeded permutation, from ``first_batch`` on.
 
-    A short last batch is kept. Of several processes each takes every n-th batch; where the last round has too few, it
-    begins anew with the first ones.
+    A short last batch is kept. Of several processes each takes every n-th batch, one a round, so that a round has the
+    images that one process would take with n times the batch size. Where the last round has too few, it is filled with
+    the first ones, which do not count (:meth:`counts`).
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, process: int = 0, processes: int = 1) -> None:
@@ -104,10 +110,22 @@ class EpochBatches(Sampler[list[Draw]]):
         return -(-self.batches // self.processes)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size).tolist()
+        order = _permutation(self.seed, self.epoch, self.size)
         for round_ in range(self.first_batch, len(self)):
             start = (round_ * self.processes + self.process) % self.batches * self.batch_size
             yield [(index, self.epoch) for index in order[start : start + self.batch_size]]
+
+    def counts(self, round_: int) -> bool:
+        """Whether this process's batch of a round adds to the step, or only keeps the process busy."""
+        return round_ * self.processes + self.process < self.batches
+
+    def drawn(self, rounds: range) -> list[Draw]:
+        """What all processes together take in some rounds, each image once."""
+        images_a_round = self.batch_size * self.processes
+        taken = _permutation(self.seed, self.epoch, self.size)[
+            rounds.start * images_a_round : rounds.stop * images_a_round
+        ]
+        return [(index, self.epoch) for index in taken]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +172,12 @@ class TrainingBatches:
             # A loading process sends its whole traceback as the message; its last line is the error's own.
             line = str(error).splitlines()[-1]
             raise BadInputError(line.partition(": ")[2] if self.workers else line) from error
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, size: int) -> tuple[int, ...]:
+    """The order of an epoch's images."""
+    return tuple(np.random.default_rng([seed, epoch]).permutation(size).tolist())
 
 
 def _resize_mask(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.uint8]:

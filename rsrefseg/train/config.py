@@ -70,8 +70,10 @@ class LossWeights:
 class TrainConfig:
     """Everything that decides the trained weights, besides data and base. ``lora=None`` trains all weights.
 
-    ``batch_size`` counts images; every image brings up to ``phrases_per_image`` of its phrases, drawn anew each epoch,
-    so that the towers encode it once for all of them.
+    ``batch_size`` counts the images that one process takes at once; every image brings up to ``phrases_per_image`` of
+    its phrases, drawn anew each epoch, so that the towers encode it once for all of them. A step is made of
+    ``gradient_accumulation`` such batches on each process. ``gradient_checkpointing`` saves memory for time and changes
+    no result.
     """
 
     epochs: int = 200
@@ -84,6 +86,7 @@ class TrainConfig:
     final_share: float = 0.001
     max_grad_norm: float | None = None
     gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
     lora: LoraSettings | None = LoraSettings()
     loss: LossWeights = LossWeights()
     precision: Precision = Precision.AUTO

@@ -4,17 +4,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
-
 from engines.errors import BadInputError
 from rsrefseg.config import ModelConfig
 from rsrefseg.data.samples import group_by_image
-from rsrefseg.lora import trainable_parameters
+from rsrefseg.lora import ParameterCounts, count_parameters
 from rsrefseg.reference_inputs import pick_reference_inputs, save_reference_inputs
 from rsrefseg.train.allocator import keep_freed_memory
 from rsrefseg.train.base import BaseWeights
 from rsrefseg.train.config import TrainConfig
+from rsrefseg.train.processes import this_process
 from rsrefseg.train.run import Run
 from rsrefseg.train.setup import (
     DataChoice,
@@ -28,6 +26,7 @@ from rsrefseg.train.setup import (
     versions,
     write_tokenizer,
 )
+from rsrefseg.train.sharding import sharding_wanted
 from rsrefseg.train.state import Position
 from rsrefseg.train.trainer import Trainer, Watcher
 
@@ -38,8 +37,17 @@ class TrainResult:
 
     run: Run
     position: Position
-    trained_parameters: int
-    total_parameters: int
+    parameters: ParameterCounts
+
+    @property
+    def trained_parameters(self) -> int:
+        """Numbers that training changed."""
+        return self.parameters.trained
+
+    @property
+    def total_parameters(self) -> int:
+        """Numbers of the model, adapters included."""
+        return self.parameters.total
 
 
 def train(
@@ -56,22 +64,25 @@ def train(
     """Train into the folder ``out``.
 
     With ``resume`` an existing run goes on exactly where its last checkpoint stands, under the settings of its own
-    record; a folder without a record (its process was killed before the first write) starts clean.
+    record and on as many processes as it had; a folder without a record (its process was killed before the first
+    write) starts clean.
 
     Raises:
         BadInputError: the data, base or folder cannot be used, or ``out`` already holds a run and ``resume`` is not
             set.
         RSRefSegError: the disk is full, the memory too small, or the loss is no longer finite.
     """
+    sharding_wanted(config.precision)
     check_output(out)
     run = Run(out)
-    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator itself decides
+    processes = this_process()
     with run.held() if processes.is_main_process else nullcontext():
         started = _is_started(run, resume)
         processes.wait_for_everyone()  # all of them look before one writes
         keep_freed_memory()
         if started:
             record = run.read_record()
+            _refuse_other_number(run, record.get("processes"), processes.num_processes)
             model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
             base = BaseWeights.from_dict(record["base"])
             data = replace(data, resize_masks=record["data"].get("resize_masks", data.resize_masks))
@@ -94,8 +105,7 @@ def train(
         if warnings := check_phrases([*samples, *validation], training_data.tokenizer):
             watcher.on_note(f"{len(warnings)} phrases are not read in full; the first: {warnings[0]}")
         model, _ = prepare_model(base, model_config, config)
-        trained = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-        total = sum(parameter.numel() for parameter in model.parameters())
+        parameters = count_parameters(model)
         if not started and processes.is_main_process:
             run.write_record(
                 {
@@ -103,12 +113,24 @@ def train(
                     "train": config.to_dict(),
                     "base": base.to_dict(),
                     "data": {"path": str(data.path.resolve()), "resize_masks": data.resize_masks, **contents},
-                    "parameters": {"trained": trained, "total": total},
+                    "parameters": {"trained": parameters.trained, "total": parameters.total},
+                    "processes": processes.num_processes,
                     "versions": versions(),
                 }
             )
+        if processes.is_main_process:
+            watcher.on_start(parameters)
         position = Trainer(model, config, training_data, run, watcher).train(resume)
-        return TrainResult(run, position, trained, total)
+        return TrainResult(run, position, parameters)
+
+
+def _refuse_other_number(run: Run, before: int | None, now: int) -> None:
+    """Places in training count what all processes take together: another number of them is another training."""
+    if before not in (None, now):
+        raise BadInputError(
+            f"'{run.path}' was started on {before} processes, these are {now}: go on with {before} "
+            f"(accelerate launch --num_processes {before}), or give another --out"
+        )
 
 
 def _is_started(run: Run, resume: bool) -> bool:

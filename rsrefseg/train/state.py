@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engines.errors import BadInputError
 from rsrefseg.checkpoint import check_names, load_tensors, save_tensors
+from rsrefseg.train.sharding import placed_like, whole
 
 _WEIGHT, _OPTIMIZER = "weight.", "optimizer."
 
@@ -27,8 +28,15 @@ class Position:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters and batch-norm statistics."""
-    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """What training changes: trained parameters and batch-norm statistics, whole.
+
+    Of a sharded model all processes must ask.
+    """
+    return {name: whole(tensor) for name, tensor in _trained(model).items()}
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    trained: dict[str, Tensor] = {name: part for name, part in model.named_parameters() if part.requires_grad}
     statistics = {
         f"{module_name}.{name}": buffer
         for module_name, module in model.named_modules()
@@ -44,24 +52,29 @@ def load_trained_state(model: nn.Module, tensors: dict[str, Tensor], path: Path)
     Raises:
         BadInputError: the names or shapes are not this model's.
     """
-    target = trained_state(model)
+    target = _trained(model)
     check_names(target, tensors, path)
     with torch.no_grad():
         for name, tensor in tensors.items():
             if tensor.shape != target[name].shape:
                 found, wanted = tuple(tensor.shape), tuple(target[name].shape)
                 raise BadInputError(f"'{path}': tensor '{name}' has shape {found}, the model has {wanted}")
-            target[name].copy_(tensor)
+            target[name].copy_(placed_like(tensor, target[name]))
 
 
-def save_training_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position, scaler: dict[str, Any] | None
-) -> None:
-    """Write everything that exact resuming needs, atomically."""
+def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and moments that exact resuming needs, whole. Of a sharded model all processes must ask."""
     tensors = {_WEIGHT + name: tensor for name, tensor in trained_state(model).items()}
     for name, parameter in _optimized(model, optimizer).items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{_OPTIMIZER}{key}.{name}"] = value
+            tensors[f"{_OPTIMIZER}{key}.{name}"] = whole(value)
+    return tensors
+
+
+def save_training_state(
+    path: Path, tensors: dict[str, Tensor], position: Position, scaler: dict[str, Any] | None
+) -> None:
+    """Write a :func:`training_state`, where training stands and the gradient scaler's state, atomically."""
     save_tensors(path, tensors, {"position": asdict(position), "scaler": scaler})
 
 
@@ -89,8 +102,7 @@ def load_training_state(
             raise BadInputError(f"'{path}' has the unknown tensor '{parameter_name}': it was not made for this model")
         parameter = parameters[parameter_name]
         # Step counts stay on the CPU, as the optimizer keeps them. Copies, as the file's tensors may be mapped from it.
-        device = torch.device("cpu") if key == "step" else parameter.device
-        optimizer.state[parameter][key] = tensor.to(device, copy=True)
+        optimizer.state[parameter][key] = tensor.clone() if key == "step" else placed_like(tensor, parameter)
     return position, scaler
 
 

@@ -1,5 +1,6 @@
 """The training loop: one optimizer, any device through accelerate, exact resuming."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -7,23 +8,28 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import Tensor
 
 from engines.errors import BadInputError, RSRefSegError
 from rsrefseg.checkpoint import save_tensors
 from rsrefseg.evaluate import evaluate
-from rsrefseg.lora import trainable_parameters
+from rsrefseg.lora import ParameterCounts, trainable_parameters
 from rsrefseg.metrics import MetricsResult
 from rsrefseg.model import RSRefSeg
+from rsrefseg.train.batch_norm import count_phrases, share_batch_norms
 from rsrefseg.train.batches import Batch, EpochBatches, TrainingBatches, TrainingImages
+from rsrefseg.train.blocks import checkpoint_blocks
 from rsrefseg.train.config import Precision, TrainConfig
 from rsrefseg.train.losses import segmentation_loss
 from rsrefseg.train.metrics_log import MetricsLog
 from rsrefseg.train.run import Run
 from rsrefseg.train.schedule import WarmupCosine
 from rsrefseg.train.setup import TrainingData
-from rsrefseg.train.state import Position, load_training_state, save_training_state, trained_state
+from rsrefseg.train.sharding import exchange_gradients, shard, sharding_wanted
+from rsrefseg.train.state import Position, load_training_state, save_training_state, trained_state, training_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +45,10 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """Whom to tell: after each optimizer step, after each validation, and of what a person should know (one line)."""
+    """Whom to tell: of what is trained, before the first step; after each optimizer step; after each validation; and of
+    what a person should know (one line)."""
 
+    on_start: Callable[[ParameterCounts], None] = lambda counts: None
     on_step: Callable[[StepReport], None] = lambda report: None
     on_validation: Callable[[int, MetricsResult], None] = lambda epoch, result: None
     on_note: Callable[[str], None] = lambda line: None
@@ -51,16 +59,21 @@ class Trainer:
 
     A step's result depends on the weights, the moments and the step's place in training, nothing else: batches and the
     random numbers of dropout follow from seed, epoch and batch. So a checkpoint of weights, moments and place is all
-    that exact resuming needs. ``batch_size`` is that of one process.
+    that exact resuming needs.
+
+    A step minimises the mean loss over all phrases of its effective batch: ``batch_size`` images times processes times
+    ``gradient_accumulation``. However that product is made up, the step has the same images and phrases, and every
+    phrase the same weight in it. Two things depend on how it is made up. Batch norm takes its statistics from the
+    batches of one forward pass: on several processes together (:class:`SharedBatchNorm`), but not over accumulated
+    ones. And processes draw different dropout.
     """
 
     def __init__(self, model: RSRefSeg, config: TrainConfig, data: TrainingData, run: Run, watcher: Watcher) -> None:
         self.config, self.data, self.run = config, data, run
         mixed_precision = _mixed_precision(config.precision)
+        sharded = sharding_wanted(mixed_precision) and dist.is_initialized()
         AcceleratorState._reset_state()  # else a second training in one process is bound to the precision of the first
-        self.accelerator = Accelerator(
-            mixed_precision=mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
-        )
+        self.accelerator = Accelerator(mixed_precision=mixed_precision)
         self.watcher = watcher if self.accelerator.is_main_process else Watcher()
         images = TrainingImages(
             data.train_groups,
@@ -78,11 +91,17 @@ class Trainer:
         )
         self.batches = TrainingBatches(images, self.sampler, data.tokenizer, config.workers)
         self.batches_per_epoch = len(self.sampler)
+        self.plain_model = model.to(self.accelerator.device)
+        share_batch_norms(model)
+        if config.gradient_checkpointing:
+            checkpoint_blocks(model)
+        if sharded:
+            shard(model)
         optimizer = torch.optim.AdamW(
             trainable_parameters(model).values(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.plain_model = model.to(self.accelerator.device)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model = model if sharded else self.accelerator.prepare_model(model)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         steps_per_epoch = -(-self.batches_per_epoch // config.gradient_accumulation)
         self.total_steps = steps_per_epoch * config.epochs
         self.schedule = WarmupCosine(
@@ -116,21 +135,27 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, log: MetricsLog | None) -> None:
         self.sampler.epoch, self.sampler.first_batch = epoch, self.position.batch
-        started, images, losses = time.perf_counter(), 0, []
+        started, images = time.perf_counter(), 0
+        losses: list[Tensor] = []
         for batch_index, batch in enumerate(self.batches, start=self.position.batch):
-            done = batch_index + 1
-            completes_step = done % self.config.gradient_accumulation == 0 or done == self.batches_per_epoch
+            first = batch_index - batch_index % self.config.gradient_accumulation
+            rounds = range(first, min(first + self.config.gradient_accumulation, self.batches_per_epoch))
+            drawn = self.sampler.drawn(rounds)
+            completes_step = batch_index + 1 == rounds.stop
+            counted = self.sampler.counts(batch_index)
+            share = len(batch.truth) / self.batches.images.phrases(drawn) if counted else 0.0
             self._seed(epoch, batch_index)
-            losses.append(self._add_gradients(batch.to(self.accelerator.device), completes_step))
-            images += len(batch.image)
+            losses.append(self._add_gradients(batch.to(self.accelerator.device), share, completes_step))
             if not completes_step:
                 continue
-            learning_rate = self._step()
-            self.position = replace(self.position, epoch=epoch, batch=done, step=self.position.step + 1)
-            loss, losses = sum(losses) / len(losses), []
+            loss = self._whole_loss(losses)
+            learning_rate, skipped = self._step()
+            self.position = replace(self.position, epoch=epoch, batch=rounds.stop, step=self.position.step + 1)
+            losses, images = [], images + len(drawn)
             if log is not None:
-                log.write(step=self.position.step, epoch=epoch, loss=loss, learning_rate=learning_rate)
-            speed = images * self.accelerator.num_processes / (time.perf_counter() - started)
+                note = {"skipped": True} if skipped else {}
+                log.write(step=self.position.step, epoch=epoch, loss=loss, learning_rate=learning_rate, **note)
+            speed = images / (time.perf_counter() - started)
             self.watcher.on_step(StepReport(epoch, self.position.step, self.total_steps, loss, speed))
             if self.position.step % self.config.checkpoint_every_steps == 0:
                 self._checkpoint()
@@ -140,23 +165,45 @@ class Trainer:
         place = [self.config.seed, epoch, batch_index, self.accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
-    def _add_gradients(self, batch: Batch, completes_step: bool) -> float:
-        """Forward and backward; processes exchange gradients only where a step is to follow. Gives the loss."""
+    def _add_gradients(self, batch: Batch, share: float, completes_step: bool) -> Tensor:
+        """Forward and backward; processes exchange gradients only where a step is to follow.
+
+        Args:
+            batch: on the device.
+            share: of the step's phrases that this batch has.
+            completes_step: whether it is the last before the step.
+
+        Returns:
+            The batch's part of the step's loss, a scalar on the device.
+        """
+        count_phrases(self.plain_model, share > 0)
+        exchange_gradients(self.plain_model, completes_step)
         with nullcontext() if completes_step else self.accelerator.no_sync(self.model):
             with self.accelerator.autocast():
                 prediction = self.model(batch.image, batch.input_ids, batch.token_mask, batch.image_index)
             prediction = type(prediction)(*(tensor.float() for tensor in prediction))
-            loss = segmentation_loss(prediction, batch.truth, self.config.loss)
-            if not torch.isfinite(loss):
-                raise RSRefSegError(
-                    f"the loss is no longer finite after {self.position.step} steps: start again in another --out, "
-                    "with a lower --learning-rate or --precision fp32"
-                )
-            self.accelerator.backward(loss)
-        return float(loss.detach())
+            loss = share * segmentation_loss(prediction, batch.truth, self.config.loss)
+            # Processes exchange the mean of their gradients, not the sum.
+            self.accelerator.backward(loss * self.accelerator.num_processes)
+        return loss.detach()
 
-    def _step(self) -> float:
-        """One optimizer step on the gradients gathered; gives its learning rate."""
+    def _whole_loss(self, losses: list[Tensor]) -> float:
+        """The loss of a step from its parts; all processes know it, so that all of them end if it is not finite."""
+        loss = float(self.accelerator.reduce(torch.stack(losses).sum(), reduction="sum"))
+        if not math.isfinite(loss):
+            raise RSRefSegError(
+                f"the loss is no longer finite after {self.position.step} steps: start again in another --out, "
+                "with a lower --learning-rate or --precision fp32"
+            )
+        return loss
+
+    def _step(self) -> tuple[float, bool]:
+        """One optimizer step on the gradients gathered.
+
+        Returns:
+            Its learning rate, and whether the gradients overflowed in float16 and the weights stayed as they were. Such
+            a step counts like any other, for the schedule and for resuming; the scaler has halved its factor.
+        """
         learning_rate = self.config.learning_rate * self.schedule(self.position.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -164,7 +211,7 @@ class Trainer:
             self.accelerator.clip_grad_norm_(trainable_parameters(self.model).values(), self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return learning_rate
+        return learning_rate, self.optimizer.step_was_skipped
 
     def _finish_epoch(self, epoch: int, log: MetricsLog | None) -> None:
         self.position = replace(self.position, epoch=epoch + 1, batch=0)
@@ -188,13 +235,15 @@ class Trainer:
             self._save_best()
 
     def _save_best(self) -> None:
+        tensors = trained_state(self.plain_model)
         if self.accelerator.is_main_process:
-            save_tensors(self.run.best_path, trained_state(self.plain_model), {"step": self.position.step})
+            save_tensors(self.run.best_path, tensors, {"step": self.position.step})
 
     def _checkpoint(self) -> None:
+        tensors = training_state(self.plain_model, self.optimizer.optimizer)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-            save_training_state(self.run.last_path, self.plain_model, self.optimizer.optimizer, self.position, scaler)
+            save_training_state(self.run.last_path, tensors, self.position, scaler)
 
     def _restore(self) -> None:
         self.position, scaler = load_training_state(self.run.last_path, self.plain_model, self.optimizer.optimizer)

@@ -11,6 +11,8 @@ from rsrefseg.weights.accounting import Matches, match
 from rsrefseg.weights.reading import read_weights
 from rsrefseg.weights.sam_names import PROMPT_ENCODING, SHARED_ENCODING, hugging_face_name, join_shared_encoding
 
+# What a SAM of the Hugging Face port needs of its repository.
+SAM_FILES = (("config.json",), ("model.safetensors",))
 STAGES = ("sam_encoder.", "sam_decoder.")
 # Constants that RSRefSeg computes itself, never part of a SAM file.
 OWN_CONSTANTS = ("sam_decoder.position_encoding",)

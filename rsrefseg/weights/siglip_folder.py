@@ -13,6 +13,8 @@ from rsrefseg.weights.accounting import Matches, match
 from rsrefseg.weights.reading import read_json_object, read_weights
 
 CONFIG_NAME = "config.json"
+# What a published SigLIP needs of its repository: (what it needs, any one of each group).
+SIGLIP_FILES = ((CONFIG_NAME,), ("model.safetensors",), ("tokenizer.json", "spiece.model"))
 # Every published SigLIP has these; RSRefSeg's towers are built with them.
 _ACTIVATION = "gelu_pytorch_tanh"
 _NORM_EPSILON = 1e-6
