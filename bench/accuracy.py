@@ -1,18 +1,24 @@
 """``rsrefseg eval``: how well a model answers a data set, whoever runs it, under a protocol that is named."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from engines.backends import Backend, parse_backend
+from bench.accuracy_report import EvaluationReport
+from bench.predictions import PredictionFolder
+from bench.published import published_context
+from bench.subjects import Subject, open_subject
+from bench.worst_cases import WorstCases, sheet_file
+from engines.backends import parse_backend
 from engines.errors import BadInputError
 from engines.progress import ProgressLine
 
 if TYPE_CHECKING:
-    from rsrefseg.answers import Ask
-    from rsrefseg.metrics import MetricsResult
+    from rsrefseg.answers import Answer
+    from rsrefseg.data.samples import Dataset, Sample
+    from rsrefseg.metrics import MetricsResult, Overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +31,19 @@ class EvaluationRequest:
     Attributes:
         data: data set.
         split: its split.
-        run: run folder.
+        run: run folder, or the file of a merged model with its tokenizer beside it.
         base: the shipped base, before any training.
         bundle: bundle folder; with ``backend`` alone the default bundle.
         backend: runtime for the bundle; ``auto`` when only a bundle is given.
         protocol: one of :class:`rsrefseg.metrics.Protocol`.
         shuffle_phrases: ask with another phrase of the same image.
         resize_masks: resize masks of another size than their image instead of refusing them.
+        images: folder of the data set's images, where it is not the format's own.
+        save_predictions: folder to write every prediction into.
+        worst_cases: PNG file to draw the samples of lowest IoU in.
 
     Raises:
-        BadInputError: an unknown protocol or backend, or more than one subject.
+        BadInputError: an unknown protocol or backend, more than one subject, or a sheet that is no PNG file.
     """
 
     data: Path
@@ -46,6 +55,9 @@ class EvaluationRequest:
     protocol: str = "rsrefseg"
     shuffle_phrases: bool = False
     resize_masks: bool = False
+    images: Path | None = None
+    save_predictions: Path | None = None
+    worst_cases: Path | None = None
 
     def __post_init__(self) -> None:
         from rsrefseg.metrics import Protocol
@@ -54,103 +66,74 @@ class EvaluationRequest:
             raise BadInputError(f"unknown protocol '{self.protocol}': choose one of {', '.join(Protocol)}")
         if self.backend is not None:
             parse_backend(self.backend)
-        subjects = {"--base": self.base, "--run": self.run is not None, "--bundle or --backend": self.asks_bundle}
+        asks_bundle = self.bundle is not None or self.backend is not None
+        subjects = {"--base": self.base, "--run": self.run is not None, "--bundle or --backend": asks_bundle}
         if len(named := [name for name, given in subjects.items() if given]) > 1:
             raise BadInputError(f"{' and '.join(named)} name different models: give one of them")
-
-    @property
-    def asks_bundle(self) -> bool:
-        """Whether a bundle is evaluated, by a runtime."""
-        return self.bundle is not None or self.backend is not None
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationReport:
-    """What a model scored.
-
-    Attributes:
-        subject: the model, in words.
-        runtime: what ran it: ``torch`` or a backend's name.
-        data: data set.
-        split: its split.
-        shuffled: whether each sample was asked with another phrase of its image.
-        resized_masks: how many truths had another size than their image and were resized.
-        metrics: the scores, their protocol among them.
-    """
-
-    subject: str
-    runtime: str
-    data: str
-    split: str
-    shuffled: bool
-    resized_masks: int
-    metrics: "MetricsResult"
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "subject": self.subject,
-            "runtime": self.runtime,
-            "data": self.data,
-            "split": self.split,
-            "phrases": "shuffled" if self.shuffled else "own",
-            "resized_masks": self.resized_masks,
-            **self.metrics.as_dict(),
-        }
-
-    def render(self) -> Any:
-        """Two tables for a person: the scores, and gIoU by class."""
-        from rich.console import Group
-
-        from bench.tables import plain_table
-
-        metrics = self.metrics
-        phrases = ", each asked with another phrase of its image" if self.shuffled else ""
-        title = f"{self.subject} on {self.runtime}: {self.data}, split {self.split}, {metrics.samples} samples{phrases}"
-        columns = {"gIoU": metrics.gIoU, "cIoU": metrics.cIoU}
-        columns |= {f"Pr@{threshold}": share for threshold, share in metrics.precision_at.items()}
-        scores = plain_table(f"{title}, protocol {metrics.protocol}", (), tuple(columns))
-        scores.add_row(*(f"{value:.4f}" for value in columns.values()))
-        classes = plain_table("by class", ("class",), ("gIoU", "samples"))
-        for name, result in metrics.per_class.items():
-            classes.add_row(name, f"{result.gIoU:.4f}", str(result.samples))
-        notes = [f"{self.resized_masks} masks were resized to their image's size"] if self.resized_masks else []
-        return Group(scores, classes, *notes)
-
-
-class _Subject(NamedTuple):
-    """A model that can be asked."""
-
-    ask: "Ask"
-    name: str
-    runtime: str
+        if self.worst_cases is not None and self.worst_cases.suffix.lower() != ".png":
+            raise BadInputError(f"--worst-cases draws a PNG, '{self.worst_cases}' names none: end it with .png")
 
 
 def run_evaluation(request: EvaluationRequest) -> EvaluationReport:
     """Ask a model for every sample of a split and score its answers.
 
+    Places to write are looked at before the model is opened, and what is written appears whole at the end.
+
     Raises:
-        BadInputError: the data set, split, run or bundle cannot be used as given.
+        BadInputError: the data set, split, run, bundle or a place to write cannot be used as given.
         MissingPartError: the backend cannot run here, or the package has no shipped base.
         BundleError: the bundle is not whole.
+        RSRefSegError: the disk is full.
     """
-    from rsrefseg.answers import Answer, answer_samples, score
-    from rsrefseg.data.loading import verify_images
+    from rsrefseg.data.loading import verify_images, verify_phrases
     from rsrefseg.data.samples import open_dataset
-    from rsrefseg.metrics import Protocol
 
-    dataset = open_dataset(request.data)
+    dataset = open_dataset(request.data, request.images)
     samples = dataset.split(request.split)
     verify_images(dataset, [request.split])
+    verify_phrases(samples)
+    with contextlib.ExitStack() as stack:
+        worst, predictions, sheet = WorstCases(), None, None
+        if request.save_predictions is not None:
+            predictions = stack.enter_context(PredictionFolder(request.save_predictions, samples))
+        if request.worst_cases is not None:
+            sheet = stack.enter_context(sheet_file(request.worst_cases))
+
+        def observe(answer: "Answer", overlap: "Overlap") -> None:
+            if predictions is not None:
+                predictions.add(answer, overlap)
+            if sheet is not None:
+                worst.add(answer, overlap)
+
+        with open_subject(request.run, request.base, request.bundle, request.backend) as subject:
+            metrics, resized = _measure(request, subject, samples, observe)
+        report = _report(request, dataset, subject, metrics, resized, worst)
+        if predictions is not None:
+            predictions.finish(report.record())
+        if sheet is not None:
+            worst.draw(sheet, report.title)
+    return report
+
+
+def _measure(
+    request: EvaluationRequest,
+    subject: Subject,
+    samples: "tuple[Sample, ...]",
+    observe: "Callable[[Answer, Overlap], None]",
+) -> "tuple[MetricsResult, int]":
+    """The scores, and how many truths were resized. One image's answers are held at a time."""
+    from rsrefseg.answers import answer_samples, score
+    from rsrefseg.metrics import Protocol
+
     resized = 0
 
-    def counted(answers: Iterator[Answer]) -> Iterator[Answer]:
+    def counted(answers: "Iterator[Answer]") -> "Iterator[Answer]":
         nonlocal resized
         for answer in answers:
             resized += answer.resized
             yield answer
 
-    with _subject(request) as subject, ProgressLine(f"evaluating {subject.name}") as progress:
+    with ProgressLine(f"evaluating {subject.name}") as progress:
         answers = answer_samples(
             subject.ask,
             samples,
@@ -158,29 +141,33 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationReport:
             on_size_mismatch="resize" if request.resize_masks else "refuse",
             progress=progress.update,
         )
-        metrics = score(counted(answers), Protocol(request.protocol))
+        metrics = score(counted(answers), Protocol(request.protocol), observe)
+    return metrics, resized
+
+
+def _report(
+    request: EvaluationRequest,
+    dataset: "Dataset",
+    subject: Subject,
+    metrics: "MetricsResult",
+    resized: int,
+    worst: WorstCases,
+) -> EvaluationReport:
     return EvaluationReport(
         subject=subject.name,
         runtime=subject.runtime,
+        model_sha256=subject.model_sha256,
+        bundle_sha256=subject.bundle_sha256,
         data=str(request.data),
+        data_format=dataset.name,
         split=request.split,
         shuffled=request.shuffle_phrases,
         resized_masks=resized,
         metrics=metrics,
+        published=published_context(
+            dataset.name, request.split, metrics.samples, request.protocol, request.shuffle_phrases
+        ),
+        predictions=request.save_predictions,
+        worst_cases_file=request.worst_cases,
+        worst_cases=worst.cases if request.worst_cases is not None else (),
     )
-
-
-@contextlib.contextmanager
-def _subject(request: EvaluationRequest) -> Iterator[_Subject]:
-    if request.asks_bundle:
-        from engines.segmenter import Segmenter
-
-        with Segmenter.open(request.bundle, request.backend or Backend.AUTO) as segmenter:
-            stamp = ", random weights" if segmenter.bundle.manifest.provenance.random_weights else ""
-            yield _Subject(segmenter.segment, f"bundle {segmenter.bundle.root}{stamp}", segmenter.engine.name)
-        return
-    from bench.models import base_model, run_model
-    from rsrefseg.evaluate import asker
-
-    model, tokenizer, source = base_model() if request.base else run_model(request.run)
-    yield _Subject(asker(model, tokenizer), source, "torch")

@@ -13,13 +13,14 @@ from engines.segmenter import Segmentation
 
 Colour = tuple[int, int, int]
 
+BACKGROUND: Colour = (22, 24, 29)
+TEXT: Colour = (240, 241, 244)
+FAINT: Colour = (150, 155, 165)
+
 _NARROWEST_PX = 384
 _TWO_COLUMNS_FROM = 5
 _MAX_LINES = 3
 _BLACK: Colour = (0, 0, 0)
-_BACKGROUND: Colour = (22, 24, 29)
-_TEXT: Colour = (240, 241, 244)
-_FAINT: Colour = (150, 155, 165)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,12 @@ def with_legend(
     rows = [entries[start : start + columns] for start in range(0, len(entries), columns)]
     heights = [max(len(entry.lines) for entry in row) * line_px + gap for row in rows]
     legend_height = sum(heights) + 2 * margin - gap if rows else 0
-    canvas = Image.new("RGB", (canvas_width, height + legend_height), _BACKGROUND)
+    canvas = Image.new("RGB", (canvas_width, height + legend_height), BACKGROUND)
     left = (canvas_width - width) // 2
     canvas.paste(Image.fromarray(_with_discs(picture, badges)), (left, 0))
     draw = ImageDraw.Draw(canvas)
     for badge in badges:
-        draw.text((left + badge.x, badge.y), badge.text, _BLACK, _font(round(badge.radius * 1.2)), anchor="mm")
+        draw.text((left + badge.x, badge.y), badge.text, _BLACK, legend_font(round(badge.radius * 1.2)), anchor="mm")
     top = height + margin
     for row, row_height in zip(rows, heights, strict=True):
         for column, entry in enumerate(row):
@@ -93,22 +94,22 @@ def _draw_entry(
 ) -> None:
     """A swatch with the phrase's number, the phrase beside it, the note at the right."""
     draw.rounded_rectangle((left, top, left + line_px, top + line_px), radius=line_px // 4, fill=entry.colour)
-    middle = top + line_px / 2
-    draw.text((left + line_px / 2, middle), entry.number, _BLACK, _font(round(font_px * 0.85)), anchor="mm")
+    middle, indent, font = top + line_px / 2, left + line_px + font_px // 2, legend_font(font_px)
+    draw.text((left + line_px / 2, middle), entry.number, _BLACK, legend_font(round(font_px * 0.85)), anchor="mm")
     for number, line in enumerate(entry.lines):
-        draw.text((left + line_px + font_px // 2, middle + number * line_px), line, _TEXT, _font(font_px), anchor="lm")
-    draw.text((left + width, middle), entry.note, _FAINT, _font(_note_px(font_px)), anchor="rm")
+        draw.text((indent, middle + number * line_px), line, TEXT, font, anchor="lm")
+    draw.text((left + width, middle), entry.note, FAINT, legend_font(_note_px(font_px)), anchor="rm")
 
 
 def _entry(answer: Segmentation, number: str, colour: Colour, width: int, font_px: int) -> _Entry:
     found = bool(answer.mask.any())
     note = f"probability {answer.probability[answer.mask].mean():.2f}" if found else "nothing found"
-    note_width = _font(_note_px(font_px)).getlength(note)
-    lines = _wrapped(_printable(answer.phrase), width - note_width - font_px * 2.75, _font(font_px))
+    note_width = legend_font(_note_px(font_px)).getlength(note)
+    lines = wrapped(printable(answer.phrase), width - note_width - font_px * 2.75, legend_font(font_px))
     return _Entry(tuple(lines), note, number, colour)
 
 
-def _wrapped(text: str, width: float, font: Any) -> list[str]:
+def wrapped(text: str, width: float, font: Any) -> list[str]:
     """Up to three lines of a text, the last one cut with an ellipsis."""
     lines, words = [""], text.split()
     for position, word in enumerate(words):
@@ -116,14 +117,14 @@ def _wrapped(text: str, width: float, font: Any) -> list[str]:
         if font.getlength(longer) <= width:
             lines[-1] = longer
         elif len(lines) == _MAX_LINES or not lines[-1]:
-            lines[-1] = _cut(" ".join([lines[-1], *words[position:]]).strip(), width, font)
+            lines[-1] = shortened(" ".join([lines[-1], *words[position:]]).strip(), width, font)
             break
         else:
-            lines.append(_cut(word, width, font))
+            lines.append(shortened(word, width, font))
     return lines
 
 
-def _cut(text: str, width: float, font: Any) -> str:
+def shortened(text: str, width: float, font: Any) -> str:
     """The longest beginning of a text that fits, with an ellipsis where something is missing."""
     if font.getlength(text) <= width:
         return text
@@ -137,7 +138,7 @@ def _cut(text: str, width: float, font: Any) -> str:
     return text[:low].rstrip() + "…"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text as the font can draw it: it has plain letters only, so accents go, and so do invisible characters."""
     clean = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     parts = (mark for mark in unicodedata.normalize("NFKD", clean) if not unicodedata.combining(mark))
@@ -148,6 +149,6 @@ def _note_px(font_px: int) -> int:
     return max(12, round(font_px * 0.8))
 
 
-def _font(size_px: int) -> Any:
+def legend_font(size_px: int) -> Any:
     """Pillow's own scalable font: none has to be installed."""
     return ImageFont.load_default(size_px)

@@ -38,13 +38,22 @@ def overlay(image: Picture, segmentations: Sequence[Segmentation]) -> Picture:
     picture = _resized(image, _size_of(image))
     masks = [_mask_at(answer, picture.shape[:2]) for answer in segmentations]
     colours = [colour_of(index) for index in range(len(masks))]
+    drawn = draw_regions(picture, masks, colours)
+    font_px = max(15, round(picture.shape[1] / 42))
+    badges = _badges(masks, colours, drawn.shape[:2], round(font_px * 0.72)) if len(masks) > 1 else []
+    return with_legend(drawn, segmentations, colours, badges, font_px)
+
+
+def draw_regions(picture: Picture, masks: Sequence[Mask], colours: Sequence[Colour]) -> Picture:
+    """A picture (H, W, 3) uint8 RGB with each of its regions (H, W) bool tinted and outlined, the rest dimmed.
+
+    Regions that are nearly the same share one outline in dashes. A region too small to catch the eye gets a ring.
+    """
     drawn = _shade(picture, masks, colours)
     line = max(2, round(max(picture.shape[:2]) / 420))
     for rank, count, mask, colour in _shared(masks, colours):
         _outline(drawn, mask, colour, line, rank, count)
-    font_px = max(15, round(picture.shape[1] / 42))
-    badges = _badges(masks, colours, drawn.shape[:2], round(font_px * 0.72)) if len(masks) > 1 else []
-    return with_legend(drawn, segmentations, colours, badges, font_px)
+    return drawn
 
 
 def colour_of(index: int) -> Colour:

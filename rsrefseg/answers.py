@@ -12,7 +12,7 @@ from engines.images import read_image
 from rsrefseg.data.loading import SizeMismatch, fit_mask
 from rsrefseg.data.masks import BoolMask
 from rsrefseg.data.samples import Sample, group_by_image
-from rsrefseg.metrics import MetricsResult, Protocol, ReferringMetrics
+from rsrefseg.metrics import MetricsResult, Overlap, Protocol, ReferringMetrics
 
 Progress = Callable[[int, int], None]
 
@@ -39,6 +39,7 @@ class Answer:
 
     Attributes:
         sample: which.
+        asked: the phrase it was asked with: the sample's own, unless phrases were shuffled.
         mask_logits: (h, w) float32 as the network gives them.
         prediction: (H, W) bool at the image's size.
         truth: (H, W) bool.
@@ -46,6 +47,7 @@ class Answer:
     """
 
     sample: Sample
+    asked: str
     mask_logits: npt.NDArray[np.float32]
     prediction: BoolMask
     truth: BoolMask
@@ -79,15 +81,24 @@ def answer_samples(
         if asked:
             image = read_image(group[0].image_path)
             replies = ask(image, [phrase for _, phrase in asked])
-            for (sample, _), reply in zip(asked, replies, strict=True):
+            for (sample, phrase), reply in zip(asked, replies, strict=True):
                 truth, resized = fit_mask(sample, (image.shape[0], image.shape[1]), on_size_mismatch)
-                yield Answer(sample, reply.mask_logits, reply.mask, truth, resized)
+                yield Answer(sample, phrase, reply.mask_logits, reply.mask, truth, resized)
         if progress is not None:
             progress(done, len(groups))
 
 
-def score(answers: Iterable[Answer], protocol: Protocol = Protocol.RSREFSEG) -> MetricsResult:
+def score(
+    answers: Iterable[Answer],
+    protocol: Protocol = Protocol.RSREFSEG,
+    observe: Callable[[Answer, Overlap], None] | None = None,
+) -> MetricsResult:
     """Metrics over answers.
+
+    Args:
+        answers: taken one by one; none is kept.
+        protocol: how they are compared.
+        observe: called with each answer and how far it covers its truth, e.g. to write it down.
 
     Raises:
         BadInputError: there is not one answer.
@@ -95,7 +106,10 @@ def score(answers: Iterable[Answer], protocol: Protocol = Protocol.RSREFSEG) -> 
     metrics = ReferringMetrics(protocol)
     answered = False
     for answer in answers:
-        metrics.update(answer.prediction, answer.truth, answer.sample.category)
+        overlap = protocol.overlap(answer.prediction, answer.truth)
+        metrics.add(overlap, answer.sample.category)
+        if observe is not None:
+            observe(answer, overlap)
         answered = True
     if not answered:
         raise BadInputError("nothing to score: no sample shares its image with another object to take a phrase from")

@@ -12,14 +12,30 @@ PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 RMSIN_SIZE = 480
 
 
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How far one prediction covers its truth, under a protocol.
+
+    Attributes:
+        iou: intersection over union, in [0, 1]; of an empty union what :class:`Protocol` decides.
+        intersection: pixels in both, at the protocol's size.
+        union: pixels in either, at the protocol's size.
+    """
+
+    iou: float
+    intersection: int
+    union: int
+
+
 class Protocol(StrEnum):
     """How a sample's IoU is taken and compared. Figures of different protocols must not stand in one column.
 
     ``RSREFSEG``: masks at the image's own size; a sample counts for Pr@t where IoU > t. Where truth and prediction are
     both empty, IoU is 0/0 in the published code; here it is 1, the convention of benchmarks with expressions that have
-    no target.
+    no target: to find nothing where nothing is meant is right. cIoU is not touched, since such a sample adds no pixel.
 
-    ``RMSIN``: both masks at 480x480 (nearest); a sample counts for Pr@t where IoU >= t; where both are empty, IoU is 0.
+    ``RMSIN``: both masks at 480x480 (nearest); a sample counts for Pr@t where IoU >= t; where both are empty, IoU is 0,
+    as in its published code. On data with expressions that refer to nothing it punishes the right answer.
     """
 
     RSREFSEG = "rsrefseg"
@@ -28,6 +44,21 @@ class Protocol(StrEnum):
     def at_its_size(self, mask: BoolMask) -> BoolMask:
         """A mask, (H, W) bool, at the size this protocol compares at."""
         return resize_nearest(mask, RMSIN_SIZE, RMSIN_SIZE) if self is Protocol.RMSIN else mask
+
+    def overlap(self, prediction: BoolMask, truth: BoolMask) -> Overlap:
+        """Compare one prediction, (H, W) bool at the image's own size, with its truth, (H, W) bool.
+
+        Raises:
+            ValueError: the masks are not bool, not two-dimensional, or of different shapes.
+        """
+        if prediction.shape != truth.shape or prediction.ndim != 2:
+            raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} must be one (H, W)")
+        if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
+            raise ValueError(f"masks must be bool, not {prediction.dtype} and {truth.dtype}")
+        prediction, truth = self.at_its_size(prediction), self.at_its_size(truth)
+        intersection = int(np.count_nonzero(prediction & truth))
+        union = int(np.count_nonzero(prediction | truth))
+        return Overlap(self.iou(intersection, union), intersection, union)
 
     def iou(self, intersection: int, union: int) -> float:
         """Intersection over union, the empty union decided as above."""
@@ -122,25 +153,22 @@ class ReferringMetrics:
         Raises:
             ValueError: the masks are not bool, not two-dimensional, or of different shapes.
         """
-        if prediction.shape != truth.shape or prediction.ndim != 2:
-            raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} must be one (H, W)")
-        if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
-            raise ValueError(f"masks must be bool, not {prediction.dtype} and {truth.dtype}")
-        prediction, truth = self.protocol.at_its_size(prediction), self.protocol.at_its_size(truth)
-        intersection = int(np.count_nonzero(prediction & truth))
-        union = int(np.count_nonzero(prediction | truth))
-        iou = self.protocol.iou(intersection, union)
+        overlap = self.protocol.overlap(prediction, truth)
+        self.add(overlap, category)
+        return overlap.iou
+
+    def add(self, overlap: Overlap, category: str | None = None) -> None:
+        """Add one sample that this protocol's :meth:`Protocol.overlap` has compared."""
         tallies = [self._total]
         if category is not None:
             tallies.append(self._classes.setdefault(category, _Tally()))
         for tally in tallies:
             tally.samples += 1
-            tally.iou_sum += iou
-            tally.intersection += intersection
-            tally.union += union
+            tally.iou_sum += overlap.iou
+            tally.intersection += overlap.intersection
+            tally.union += overlap.union
             for threshold in PRECISION_THRESHOLDS:
-                tally.passed[threshold] += self.protocol.passes(iou, threshold)
-        return iou
+                tally.passed[threshold] += self.protocol.passes(overlap.iou, threshold)
 
     def result(self) -> MetricsResult:
         """The scores of all samples so far.

@@ -19,6 +19,7 @@ from made_data import (
 )
 from rsrefseg.data.check import Problem, check_dataset
 from rsrefseg.data.masks import encode_mask
+from rsrefseg.data.phrase_length import PhraseRule
 
 
 @pytest.fixture
@@ -96,9 +97,9 @@ def test_the_check_looks_at_phrases_and_ids(root: Path) -> None:
         refs[7]["ref_id"] = refs[6]["ref_id"]
 
     change_refs(root, spoil)
-    assert found(root, phrase_too_long=lambda phrase: len(phrase.split()) > 64) == {
+    assert found(root, phrase_rule=PhraseRule(lambda phrase: len(phrase.split()), 64, "words")) == {
         Problem.EMPTY_PHRASE: (1, ("sample '1'",)),
-        Problem.LONG_PHRASE: (1, ("sample '3'",)),
+        Problem.LONG_PHRASE: (1, ("sample '3' (80)",)),
         Problem.REPEATED_SAMPLE: (1, ("sample '6'",)),
         Problem.REPEATED_ID: (1, ("sample '7'",)),
     }

@@ -93,7 +93,9 @@ def full(request: pytest.FixtureRequest) -> Iterator[Full]:
 
 def test_export_stays_within_its_time_and_memory(full: Full, capsys: pytest.CaptureFixture[str]) -> None:
     limits, found = LIMITS[full.preset], full.exporting
-    told(capsys, f"-{full.preset} export: {found.wall_s:.0f} s, peak {found.peak_gib:.2f} GiB, weights made and checked")
+    told(
+        capsys, f"-{full.preset} export: {found.wall_s:.0f} s, peak {found.peak_gib:.2f} GiB, weights made and checked"
+    )
     assert found.wall_s <= limits.export_s
     assert found.peak_gib <= limits.export_gib
 

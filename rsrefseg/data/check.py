@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import BadInputError
+from rsrefseg.data.phrase_length import PhraseLengths, PhraseRule
+from rsrefseg.data.reading import in_processes
 from rsrefseg.data.samples import Dataset, Sample, group_by_image, open_dataset
 
 EXAMPLES = 5
 
 Progress = Callable[[int, int], None]
-PhraseTooLong = Callable[[str], bool]
 
 
 class Problem(StrEnum):
@@ -93,6 +93,7 @@ class DatasetReport:
         format: the format it was recognised as.
         splits: samples and images of each split.
         categories: samples of each class, most frequent first.
+        phrases: how the length of phrases was counted; None where it was not.
         findings: every kind of problem met.
     """
 
@@ -100,6 +101,7 @@ class DatasetReport:
     format: str
     splits: dict[str, SplitCount]
     categories: dict[str, int]
+    phrases: PhraseLengths | None
     findings: tuple[Finding, ...]
 
     @property
@@ -119,6 +121,7 @@ class DatasetReport:
             "format": self.format,
             "splits": {name: {"samples": split.samples, "images": split.images} for name, split in self.splits.items()},
             "categories": dict(self.categories),
+            "phrase_lengths": None if self.phrases is None else self.phrases.as_dict(),
             "faults": [finding.as_dict() for finding in self.faults],
             "notes": [finding.as_dict() for finding in self.notes],
         }
@@ -129,6 +132,9 @@ class DatasetReport:
         lines += [
             f"  {name}: {split.samples} expressions on {split.images} images" for name, split in self.splits.items()
         ]
+        lines.append(f"  classes: {', '.join(f'{name} {count}' for name, count in self.categories.items())}")
+        if self.phrases is not None:
+            lines.append(f"  {self.phrases}")
         lines += [f"FAULT  {finding}" for finding in self.faults]
         lines += [f"note   {finding}" for finding in self.notes]
         return "\n".join([*lines, "no faults" if not self.faults else f"{len(self.faults)} kinds of faults"])
@@ -138,16 +144,16 @@ def check_dataset(
     path: Path | str,
     workers: int = 1,
     progress: Progress | None = None,
-    phrase_too_long: PhraseTooLong | None = None,
+    phrase_rule: PhraseRule | None = None,
     images: Path | None = None,
 ) -> DatasetReport:
     """Read every image and mask of a data set once and report.
 
     Args:
         path: the data set.
-        workers: threads (decoding and hashing leave the interpreter lock).
+        workers: processes at most.
         progress: called with (images done, images in all) after each image.
-        phrase_too_long: says whether a phrase is longer than the model reads; without it that is not checked.
+        phrase_rule: what makes a phrase longer than the model reads; without it that is not checked.
         images: folder of the images where it is not the format's own.
 
     Raises:
@@ -157,26 +163,23 @@ def check_dataset(
     groups = group_by_image(dataset.samples)
     findings = _Findings()
     images_by_digest: dict[str, list[tuple[Sample, ...]]] = {}
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        try:
-            for done, (group, seen) in enumerate(zip(groups, pool.map(_look, groups), strict=True), start=1):
-                for problem, example in seen.problems:
-                    findings.add(problem, example)
-                # What cannot be read has no pixels to compare; its path still tells whether splits share it.
-                images_by_digest.setdefault(seen.digest or str(group[0].image_path), []).append(group)
-                if progress is not None:
-                    progress(done, len(groups))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    looks = in_processes(_look, groups, workers)
+    for done, (group, seen) in enumerate(zip(groups, looks, strict=True), start=1):
+        for problem, example in seen.problems:
+            findings.add(problem, example)
+        # What cannot be read has no pixels to compare; its path still tells whether splits share it.
+        images_by_digest.setdefault(seen.digest or str(group[0].image_path), []).append(group)
+        if progress is not None:
+            progress(done, len(groups))
     for same_image in images_by_digest.values():
         _compare_splits(same_image, findings)
-    _look_at_phrases(dataset, phrase_too_long, findings)
+    longest = _look_at_phrases(dataset, phrase_rule, findings)
     return DatasetReport(
         root=dataset.root,
         format=dataset.name,
         splits={name: _split_count(dataset.split(name)) for name in dataset.splits},
         categories=dict(Counter(sample.category for sample in dataset.samples).most_common()),
+        phrases=None if phrase_rule is None else PhraseLengths(longest, phrase_rule.limit, phrase_rule.unit),
         findings=findings.as_tuple(),
     )
 
@@ -265,7 +268,9 @@ def _compare_splits(same_image: list[tuple[Sample, ...]], findings: _Findings) -
         findings.add(Problem.REPEATED_IMAGE, names)
 
 
-def _look_at_phrases(dataset: Dataset, too_long: PhraseTooLong | None, findings: _Findings) -> None:
+def _look_at_phrases(dataset: Dataset, rule: PhraseRule | None, findings: _Findings) -> int:
+    """Report what is wrong with phrases and ids; gives the length of the longest phrase."""
+    longest = 0
     ids: set[str] = set()
     seen: set[tuple[str, Path, str]] = set()
     for sample in dataset.samples:
@@ -275,12 +280,16 @@ def _look_at_phrases(dataset: Dataset, too_long: PhraseTooLong | None, findings:
             findings.add(Problem.REPEATED_ID, name)
         if not sample.phrase.strip():
             findings.add(Problem.EMPTY_PHRASE, name)
-        elif too_long is not None and too_long(sample.phrase):
-            findings.add(Problem.LONG_PHRASE, name)
+        elif rule is not None:
+            length = rule.count(sample.phrase)
+            longest = max(longest, length)
+            if length > rule.limit:
+                findings.add(Problem.LONG_PHRASE, f"{name} ({length})")
         if key in seen:
             findings.add(Problem.REPEATED_SAMPLE, name)
         ids.add(sample.sample_id)
         seen.add(key)
+    return longest
 
 
 def _split_count(samples: tuple[Sample, ...]) -> SplitCount:

@@ -2,14 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engines.errors import BadInputError
 from engines.files import atomic_file
 from rsrefseg.data.mask_sources import MaskSource, NoTarget, RleMask
-from rsrefseg.data.masks import as_rle, mask_size, rle_box
+from rsrefseg.data.masks import Rle, as_rle, mask_size, rle_box
 from rsrefseg.data.paths import image_file_name
 from rsrefseg.data.samples import Dataset, Sample
 
@@ -55,15 +55,33 @@ def export_jsonl(dataset: Dataset, path: Path) -> int:
         BadInputError: a mask is broken.
         RSRefSegError: the file cannot be written.
     """
-    folder = Path(os.path.commonpath([sample.image_path.parent for sample in dataset.samples]))
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    folder = common_image_folder(dataset.samples)
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
         for sample in dataset.samples:
-            stream.write(json.dumps(_record(sample, folder), ensure_ascii=False) + "\n")
+            no_target = {} if sample.mask_source.has_target else {"no_target": True}
+            stream.write(json_line(jsonl_record(sample, folder, sample.rle) | no_target))
     return len(dataset.samples)
 
 
-def _record(sample: Sample, folder: Path) -> dict[str, Any]:
-    rle = sample.rle
+def common_image_folder(samples: Sequence[Sample]) -> Path:
+    """The folder that holds the images of all samples, at least one: what their ``file_name`` is relative to."""
+    return Path(os.path.commonpath({sample.image_path.parent for sample in samples}))
+
+
+def json_line(record: dict[str, Any]) -> bytes:
+    """One line of the file, its end included."""
+    # Annotations may hold lone surrogates, which UTF-8 cannot: escaped, they are JSON's own notation.
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def jsonl_record(sample: Sample, folder: Path, rle: Rle) -> dict[str, Any]:
+    """What a line says of a sample.
+
+    Args:
+        sample: which.
+        folder: that its image lies in or under.
+        rle: its mask, or another one for the same phrase, as :func:`rsrefseg.data.masks.encode_mask` gives it.
+    """
     return {
         "split": sample.split,
         "image_id": sample.image_path.stem,
@@ -73,7 +91,7 @@ def _record(sample: Sample, folder: Path) -> dict[str, Any]:
         "category_name": sample.category,
         "bbox": list(rle_box(rle)),
         "segmentation": [rle],
-    } | ({} if sample.mask_source.has_target else {"no_target": True})
+    }
 
 
 def _sample(record: dict[str, Any], number: int, path: Path, folder: Path) -> Sample:

@@ -83,6 +83,21 @@ def verify_images(dataset: Dataset, splits: Iterable[str]) -> None:
     _verify(dict.fromkeys(file for sample in samples if (file := sample.mask_source.file)), "masks", dataset)
 
 
+def verify_phrases(samples: Iterable[Sample]) -> None:
+    """Make sure before a long evaluation that every phrase can be asked at all.
+
+    Raises:
+        BadInputError: names the first sample whose phrase is blank or far too long.
+    """
+    from engines.text import clean_phrase
+
+    for sample in samples:
+        try:
+            clean_phrase(sample.phrase)
+        except BadInputError as error:
+            raise BadInputError(f"sample '{sample.sample_id}': {error}") from error
+
+
 def _verify(paths: Iterable[Path], what: str, dataset: Dataset) -> None:
     paths = tuple(paths)
     missing = [path for path in paths if not path.is_file()]

@@ -79,6 +79,9 @@ def convert_checkpoint(request: ConvertRequest) -> ConvertReport:
         BadInputError: the checkpoint, tokenizer, data set or folder cannot be used; nothing is written.
         RSRefSegError: the folder cannot be written.
     """
+    if not request.file.is_file():
+        kind = "is a folder" if request.file.is_dir() else "does not exist"
+        raise BadInputError(f"the checkpoint '{request.file}' {kind}: give a .safetensors or .pth file")
     check_new(request.out)
     if request.tokenizer is None:
         raise BadInputError(
