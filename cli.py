@@ -31,6 +31,9 @@ RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the l
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="Runtime to use; 'auto' takes the fastest that works.")]
 DataOption = Annotated[Path, typer.Option("--data", help="Data set, e.g. an RRSIS-D folder.")]
+ImagesOption = Annotated[
+    Path | None, typer.Option("--images", help="Folder of the images, where it is not the data set's own.")
+]
 ResizeFlag = Annotated[bool, typer.Option("--resize-masks", help="Resize masks of another size than their image.")]
 
 
@@ -213,15 +216,20 @@ def data_synth(
 @data_app.command("check")
 def data_check(
     path: Annotated[Path, typer.Argument(help="Data set to read through.")],
+    images: ImagesOption = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json or spiece.model to count tokens by; words by default.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that read.")] = os.cpu_count() or 1,
     as_json: JsonFlag = False,
 ) -> Any:
     """Read every image and mask once and report what would spoil training."""
     from engines.progress import ProgressLine
     from rsrefseg.data.check import check_dataset
+    from rsrefseg.data.phrase_length import phrase_rule
 
     with ProgressLine("checking") as progress:
-        report = check_dataset(path, workers=workers, progress=progress.update)
+        report = check_dataset(path, workers, progress.update, phrase_rule(tokenizer), images)
     document = _print(report, as_json)
     if report.faults:
         raise CheckFailedError(f"'{path}' has {len(report.faults)} kinds of faults that would spoil training")
@@ -232,13 +240,14 @@ def data_check(
 def data_convert(
     path: Annotated[Path, typer.Argument(help="Data set to convert.")],
     out: Annotated[Path, typer.Argument(help="JSON-lines file to write.")],
+    images: ImagesOption = None,
     as_json: JsonFlag = False,
 ) -> Any:
     """Write a data set's annotations as JSON lines."""
     from rsrefseg.data.jsonl import export_jsonl
     from rsrefseg.data.samples import open_dataset
 
-    count = export_jsonl(open_dataset(path), out)
+    count = export_jsonl(open_dataset(path, images), out)
     document = {"path": str(out), "samples": count}
     _write(json.dumps(document) if as_json else f"{count} expressions written to {out}")
     return document
@@ -246,48 +255,73 @@ def data_convert(
 
 @app.command()
 def train(
-    data: DataOption,
-    preset: Annotated[str, typer.Option(help="tiny, b or l.")] = "tiny",
+    data: Annotated[Path | None, typer.Option("--data", help="Data set, e.g. an RRSIS-D folder.")] = None,
+    config: Annotated[str | None, typer.Option(help="TOML file of settings; b or l: the published recipe.")] = None,
+    preset: Annotated[str | None, typer.Option(help="tiny (the default), b or l.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; the next free ./runs/NNN by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out (or the latest).")] = False,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train all weights from random ones.")] = False,
     base: Annotated[Path | None, typer.Option(help="Model file to adapt instead of the shipped base.")] = None,
-    sam: Annotated[Path | None, typer.Option(help="SAM's published weights, e.g. sam_vit_b_01ec64.pth.")] = None,
-    siglip: Annotated[Path | None, typer.Option(help="SigLIP's Hugging Face folder, with its tokenizer.")] = None,
+    sam: Annotated[
+        Path | None, typer.Option(help="SAM's published weights, e.g. sam_vit_b_01ec64.pth, or a hub name.")
+    ] = None,
+    siglip: Annotated[
+        Path | None, typer.Option(help="SigLIP's Hugging Face folder, with its tokenizer, or a hub name.")
+    ] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="A random base, to measure with.")] = False,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, where the base brings none.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a process takes at once.")] = None,
+    accumulation_steps: Annotated[int | None, typer.Option(min=1, help="Batches whose gradients make a step.")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory for more time, same result."
+        ),
+    ] = None,
     phrases_per_image: Annotated[int | None, typer.Option(min=1, help="Phrases drawn per image and epoch.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
     warmup_epochs: Annotated[float | None, typer.Option(min=0, help="Linear warm-up.")] = None,
-    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Decides every random choice.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
-    text_padding: Annotated[str, typer.Option(help="fixed (64 tokens) or longest (as published).")] = "fixed",
-    no_dense_prompt: Annotated[bool, typer.Option("--no-dense-prompt", help="Leave SAM's mask prompt out.")] = False,
-    resize_masks: ResizeFlag = False,
+    rank: Annotated[int | None, typer.Option(min=1, help="LoRA rank, and alpha with it.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto (the default), fp32, bf16 or fp16.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Decides every random choice; 0 by default.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load data; 0 by default.")] = None,
+    text_padding: Annotated[
+        str | None, typer.Option(help="fixed (64 tokens, the default) or longest (as published).")
+    ] = None,
+    dense_prompt: Annotated[
+        bool | None, typer.Option("--dense-prompt/--no-dense-prompt", help="SAM's mask prompt, or none.")
+    ] = None,
+    resize_masks: Annotated[
+        bool | None,
+        typer.Option("--resize-masks/--no-resize-masks", help="Resize masks of another size than their image."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
     """Adapt a base to a data set by LoRA (the default), or train all weights from scratch."""
-    from rsrefseg.train.command import TrainRequest, run_training
+    from rsrefseg.train.command import run_training
+    from rsrefseg.train.request import TrainRequest
 
     request = TrainRequest(
         data=data,
-        preset=preset,
+        config=config,
         out=out,
         resume=resume,
-        from_scratch=from_scratch,
-        base=base,
-        tokenizer=tokenizer,
-        rank=rank,
+        preset=preset,
         text_padding=text_padding,
-        dense_prompt=not no_dense_prompt,
+        dense_prompt=dense_prompt,
+        from_scratch=from_scratch,
+        random_weights=random_weights,
+        base=base,
+        sam=sam,
+        siglip=siglip,
+        tokenizer=tokenizer,
         resize_masks=resize_masks,
         settings={
             "epochs": epochs,
             "batch_size": batch_size,
+            "gradient_accumulation": accumulation_steps,
+            "gradient_checkpointing": gradient_checkpointing,
             "phrases_per_image": phrases_per_image,
             "learning_rate": learning_rate,
             "warmup_epochs": warmup_epochs,
@@ -295,18 +329,19 @@ def train(
             "seed": seed,
             "workers": workers,
         },
-        sam=sam,
-        siglip=siglip,
-        random_weights=random_weights,
+        lora={} if rank is None else {"rank": rank, "alpha": rank},
     )
-    return _print(run_training(request), as_json)
+    report = run_training(request)
+    return None if report is None else _print(report, as_json)  # of several processes one speaks
 
 
 @app.command("eval")
 def evaluate(
     data: DataOption,
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
-    run: RunOption = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder or merged.safetensors; the latest run under ./runs by default.")
+    ] = None,
     base: Annotated[bool, typer.Option("--base", help="The shipped tiny base, before any training.")] = False,
     bundle: BundleOption = None,
     backend: Annotated[str | None, typer.Option(help="Runtime for the bundle; without it, the run.")] = None,
@@ -315,6 +350,13 @@ def evaluate(
         bool, typer.Option("--shuffle-phrases", help="Ask with another phrase of the image: the phrase-blind score.")
     ] = False,
     resize_masks: ResizeFlag = False,
+    images: ImagesOption = None,
+    save_predictions: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to make: a mask for each sample, JSON lines, a record.")
+    ] = None,
+    worst_cases: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the 12 samples of lowest IoU.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
     """gIoU, cIoU and Pr@0.5 to 0.9 of a run, the shipped base, or a bundle on any runtime."""
@@ -330,6 +372,9 @@ def evaluate(
         protocol=protocol,
         shuffle_phrases=shuffle_phrases,
         resize_masks=resize_masks,
+        images=images,
+        save_predictions=save_predictions,
+        worst_cases=worst_cases,
     )
     return _print(run_evaluation(request), as_json)
 
@@ -386,6 +431,7 @@ def convert(
 def export(
     run: Annotated[Path | None, typer.Argument(help="Run, merged if need be; the latest by default.")] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision written in the graphs.")] = False,
+    plan: Annotated[Path | None, typer.Option(help="With --fp16: blocks that stay float32 (parity --bisect).")] = None,
     out: Annotated[Path | None, typer.Option(help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")] = None,
     random_weights: Annotated[
         str | None, typer.Option(metavar="PRESET", help="Make a run of random weights (tiny, b, l) to measure with.")
@@ -393,13 +439,32 @@ def export(
     as_json: JsonFlag = False,
 ) -> Any:
     """Write the bundle: five ONNX graphs, manifest, tokenizer, and the FP32 reference that proves them."""
-    if fp16:
-        raise MissingPartError("--fp16 is not in this release yet: export without it (FP32 graphs)")
     from export.bundle import export_random, export_run
+    from rsrefseg.precision.plan import choose_plan
 
+    half = choose_plan(fp16, plan)
     if random_weights is not None:
-        return _print(export_random(random_weights, run, out), as_json)
-    return _print(export_run(run, out), as_json)
+        return _print(export_random(random_weights, run, out, half), as_json)
+    return _print(export_run(run, out, half), as_json)
+
+
+@app.command()
+def build(
+    bundle: BundleOption = None,
+    stages: Annotated[str | None, typer.Option(help="Comma-separated stages; all by default.")] = None,
+    workspace_mib: Annotated[
+        int | None, typer.Option("--workspace-mib", help="Scratch memory of a layer, MiB; as before, or 4096.")
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option("--optimization-level", help="0 (quick to build) to 5; as before, or 3.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build anew what is current as well.")] = False,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Build TensorRT engines for this GPU; those that are current stay, and what is stale is told why."""
+    from engines.tensorrt_store import build_bundle
+
+    return _print(build_bundle(bundle, stages, workspace_mib, optimization_level, force), as_json)
 
 
 @app.command()
@@ -409,12 +474,23 @@ def parity(
     data: Annotated[Path | None, typer.Option(help="Data set for the gIoU difference to torch.")] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "test",
     run: RunOption = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Instead: how much of float16's range the activations take, in torch.")
+    ] = False,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Instead: the fewest blocks that must stay FP32 for FP16, in torch.")
+    ] = False,
+    plan: Annotated[Path, typer.Option(help="With --bisect: file for the plan it finds.")] = Path("plan.json"),
     as_json: JsonFlag = False,
 ) -> Any:
     """Compare a runtime with FP32 torch: per stage, chained, masks, and on a data set."""
+    from bench.half_reports import half_report
     from bench.parity import run_parity
 
-    report = run_parity(bundle, backend, data, split, run)
+    if audit or bisect:
+        report: Any = half_report(bundle, run, audit=audit, plan_out=plan if bisect else None, data=data)
+    else:
+        report = run_parity(bundle, backend, data, split, run)
     document = _print(report, as_json)
     if not report.holds:
         raise CheckFailedError("parity does not hold (see the rows marked FAIL)")
