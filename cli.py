@@ -256,6 +256,7 @@ def data_convert(
 @app.command()
 def train(
     data: Annotated[Path | None, typer.Option("--data", help="Data set, e.g. an RRSIS-D folder.")] = None,
+    images: ImagesOption = None,
     config: Annotated[str | None, typer.Option(help="TOML file of settings; b or l: the published recipe.")] = None,
     preset: Annotated[str | None, typer.Option(help="tiny (the default), b or l.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; the next free ./runs/NNN by default.")] = None,
@@ -304,6 +305,7 @@ def train(
 
     request = TrainRequest(
         data=data,
+        images=images,
         config=config,
         out=out,
         resume=resume,

@@ -4,6 +4,7 @@ import json
 import pickle
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import assert_refused, run_here
 from engines.errors import MissingPartError, RSRefSegError
 from rsrefseg.checkpoint import load_tensors, save_model
 from rsrefseg.config import model_config
@@ -18,6 +20,7 @@ from rsrefseg.data.rrsisd import IMAGE_FOLDER, INSTANCES_FILE, REFS_FILE
 from rsrefseg.model import build_model
 from rsrefseg.train.base import BaseWeights, from_file, shipped
 from rsrefseg.train.config import LoraSettings, Precision
+from rsrefseg.train.request import TrainRequest
 from rsrefseg.train.run import Run
 from rsrefseg.train.setup import DataChoice, open_tokenizer, read_samples
 from rsrefseg.train.trainer import Watcher
@@ -169,6 +172,23 @@ def test_a_picture_on_its_side_is_compared_as_it_is_seen(tmp_path: Path) -> None
     assert Image.open(path).size == (48, 56)
     train, _ = read_samples(DataChoice(data))
     assert train[0].mask_size == (48, 56)
+
+
+def test_images_that_lie_elsewhere_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_boxes(tmp_path / "data")
+    pictures = tmp_path / "pictures"
+    (data / IMAGE_FOLDER).rename(pictures)
+    with refused("--images"):
+        read_samples(DataChoice(data))
+    train, _ = read_samples(DataChoice(data, images=pictures))
+    assert train[0].image_path.parent == pictures
+    settings = tmp_path / "settings.toml"
+    settings.write_text(f'[data]\npath = "{data}"\nimages = "{tmp_path / "nowhere"}"\n')
+    asked = TrainRequest(config=str(settings))
+    assert asked.filled().images == tmp_path / "nowhere"
+    assert replace(asked, images=pictures).filled().images == pictures
+    command = ("train", "--config", settings, "--out", tmp_path / "run", "--from-scratch")
+    assert_refused(run_here(capsys, *command), "nowhere")
 
 
 def test_broken_data_is_refused_before_the_first_step(base: BaseWeights, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def run_training(request: TrainRequest) -> TrainReport | None:
     with ProgressLine(f"training {out}") as progress:
         base = _base(request, run, model, progress)
         result = train(
-            DataChoice(data, resize_masks=bool(request.resize_masks)),
+            DataChoice(data, resize_masks=bool(request.resize_masks), images=request.images),
             out,
             model,
             config,

@@ -30,7 +30,7 @@ def _fields(settings: type) -> dict[str, Any]:
 
 _TABLES: dict[str, dict[str, Any]] = {
     "model": {"preset": Preset, "text_padding": get_args(Padding), "dense_prompt": bool},
-    "data": {"path": str, "resize_masks": bool},
+    "data": {"path": str, "images": str, "resize_masks": bool},
     "weights": {"base": str, "sam": str, "siglip": str, "tokenizer": str},
     "training": _fields(TrainConfig),
     "lora": _fields(LoraSettings),

@@ -22,6 +22,7 @@ class TrainRequest:
     """
 
     data: Path | None = None
+    images: Path | None = None
     config: str | None = None
     out: Path | None = None
     resume: bool = False
@@ -109,8 +110,9 @@ class TrainRequest:
         elif self.sam is not None or self.siglip is not None:
             weights.pop("base", None)
         paths = {name: Path(value) for name, value in weights.items()}
-        if "path" in file.data:
-            paths["data"] = Path(file.data["path"])
+        for key, name in (("path", "data"), ("images", "images")):
+            if key in file.data:
+                paths[name] = Path(file.data[key])
         values: dict[str, Any] = dict(file.model) | paths
         if "resize_masks" in file.data:
             values["resize_masks"] = file.data["resize_masks"]

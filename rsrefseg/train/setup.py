@@ -44,12 +44,13 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class DataChoice:
-    """Which samples to train on."""
+    """Which samples to train on; ``images`` is their folder where that is not the data set's own."""
 
     path: Path
     train_split: str = "train"
     validation_split: str | None = "val"
     resize_masks: bool = False
+    images: Path | None = None
 
 
 def read_samples(choice: DataChoice) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
@@ -58,7 +59,7 @@ def read_samples(choice: DataChoice) -> tuple[tuple[Sample, ...], tuple[Sample, 
     Raises:
         BadInputError: the data set cannot be used as it is.
     """
-    dataset = open_dataset(choice.path)
+    dataset = open_dataset(choice.path, choice.images)
     splits = [choice.train_split, *([choice.validation_split] if choice.validation_split else [])]
     verify_images(dataset, splits)
     samples = [dataset.split(split) for split in splits]
