@@ -17,6 +17,7 @@ class Backend(StrEnum):
     AUTO = "auto"
     ONNXRUNTIME = "onnxruntime"
     ONNXRUNTIME_CUDA = "onnxruntime-cuda"
+    TENSORRT = "tensorrt"
 
 
 class Selection(NamedTuple):
@@ -31,11 +32,13 @@ class _Entry:
     """How a backend is made.
 
     ``make`` takes the bundle and the number of threads. ``probe`` is a stage that ``auto`` loads before it trusts a
-    device that says it is there; ``None`` where nothing of the kind can go wrong.
+    device that says it is there; ``None`` where nothing of the kind can go wrong. ``make_at_once`` is what ``auto``
+    calls instead of ``make``, where that may take minutes.
     """
 
     make: Callable[[Bundle, int | None], Engine]
     probe: Stage | None = None
+    make_at_once: Callable[[Bundle, int | None], Engine] | None = None
 
 
 def parse_backend(name: str) -> Backend:
@@ -70,23 +73,30 @@ def select_backend(name: str, bundle: Bundle, threads: int | None = None) -> Sel
     refusals: list[str] = []
     for candidate, entry in _entries().items():
         try:
-            engine = entry.make(bundle, threads)
+            engine = (entry.make_at_once or entry.make)(bundle, threads)
             if entry.probe is not None:
                 engine.load(entry.probe)
         except MissingPartError as error:
             refusals.append(f"not {candidate}: {str(error).partition(': ')[0]}")
         else:
-            return Selection(engine, "; ".join([str(candidate), *refusals]))
+            return Selection(engine, "; ".join([str(candidate), *reversed(refusals)]))
     raise MissingPartError(f"no backend can run here ({'; '.join(refusals)}): pip install 'rsrefseg[cpu]'")
 
 
 def _entries() -> dict[Backend, _Entry]:
     """Every backend but ``auto``, in the order in which that prefers them."""
+    from engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
     from engines.onnxruntime_engine import OnnxRuntimeEngine
+    from engines.tensorrt_engine import TensorRTEngine
 
     return {
-        Backend.ONNXRUNTIME_CUDA: _Entry(
-            lambda bundle, threads: OnnxRuntimeEngine(bundle, "cuda", threads), probe=Stage.SAM_DECODER
+        Backend.TENSORRT: _Entry(
+            lambda bundle, threads: TensorRTEngine(bundle),
+            probe=Stage.SAM_DECODER,
+            make_at_once=lambda bundle, threads: TensorRTEngine(bundle, build=False),
         ),
-        Backend.ONNXRUNTIME: _Entry(lambda bundle, threads: OnnxRuntimeEngine(bundle, "cpu", threads)),
+        Backend.ONNXRUNTIME_CUDA: _Entry(
+            lambda bundle, threads: OnnxRuntimeCudaEngine(bundle, threads), probe=Stage.SAM_DECODER
+        ),
+        Backend.ONNXRUNTIME: _Entry(lambda bundle, threads: OnnxRuntimeEngine(bundle, threads)),
     }

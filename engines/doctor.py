@@ -8,7 +8,10 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from engines.errors import RSRefSegError
+from engines.onnxruntime_cuda import why_not_started
 from engines.onnxruntime_engine import usable_cores, why_unavailable
+from engines.tensorrt_library import Library
 
 # Import names of the extra `train`, and of what it brings along.
 TRAIN_MODULES = (
@@ -76,14 +79,17 @@ def _onnxruntime_cuda() -> Ability:
         return Ability(name, False, reason)
     if not _has_nvidia_gpu():
         return Ability(name, False, "no NVIDIA GPU is visible")
+    if (reason := why_not_started()) is not None:
+        return Ability(name, False, reason)
     return Ability(name, True, _runtime())
 
 
 def _tensorrt() -> Ability:
-    name = "TensorRT engines"
-    version = _version("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
-    found = f"{version} is installed, but " if version else ""
-    return Ability(name, False, f"{found}this release does not build engines yet")
+    name = "build and run TensorRT engines (tensorrt)"
+    try:
+        return Ability(name, True, str(Library().platform))
+    except RSRefSegError as error:
+        return Ability(name, False, str(error))
 
 
 def _training() -> Ability:

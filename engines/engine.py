@@ -2,22 +2,32 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import numpy.typing as npt
 
 from engines.bundle import Bundle
 from engines.contracts import Stage
 
 Arrays = dict[str, npt.NDArray[Any]]
+# By contract name, in whatever an engine keeps tensors in: arrays, or memory of a device that only it can read.
+Tensors = dict[str, Any]
+
+IMAGE_STAGES = (Stage.SIGLIP_VISION, Stage.SAM_ENCODER)
 
 
 class Engine(ABC):
     """Runs the five graphs of one bundle. A context manager; stages load when first used, or by :meth:`load`.
 
-    Subclasses implement ``_load``, ``_run``, ``provider_of`` and, where there is something to free, ``close``.
+    :meth:`run` takes and gives arrays, one stage at a time. :meth:`encode_image`, :meth:`encode_text` and
+    :meth:`answer` are the way from pixels and words to masks: what they hand to each other stays where the engine
+    computes, and need not be complete before it is used.
+
+    Subclasses implement ``_load``, ``_run``, ``provider_of`` and, where there is something to free, ``close``. Those
+    that compute on a device override the three, and ``to_host``, as well.
 
     Attributes:
         name: the backend's name, as ``--backend`` takes it.
@@ -57,6 +67,59 @@ class Engine(ABC):
         contract.check_outputs(results)
         return results
 
+    def encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
+        """Run both image encoders on one picture.
+
+        Args:
+            image: (1, 3, S, S) uint8, stretched to the network's side S.
+
+        Returns:
+            What both give, by contract name.
+
+        Raises:
+            RSRefSegError: loading or running failed.
+        """
+        return {name: array for stage in IMAGE_STAGES for name, array in self.run(stage, {"image": image}).items()}
+
+    def encode_text(self, input_ids: npt.NDArray[np.int64], token_mask: npt.NDArray[np.bool_]) -> list[Tensors]:
+        """Run the text encoder on P phrases.
+
+        Args:
+            input_ids: (P, L) int64.
+            token_mask: (P, L) bool.
+
+        Returns:
+            One for each phrase, to be kept and combined with others at will: features and token mask.
+
+        Raises:
+            RSRefSegError: loading or running failed.
+        """
+        tokens = {"input_ids": input_ids, "token_mask": token_mask}
+        features = {"token_mask": token_mask, **self.run(Stage.SIGLIP_TEXT, tokens)}
+        # Copies: a view would keep the whole batch alive.
+        return [{name: array[row].copy() for name, array in features.items()} for row in range(len(input_ids))]
+
+    def answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
+        """Run prompter and decoder for P phrases on one picture.
+
+        Args:
+            image: of :meth:`encode_image`.
+            phrases: of :meth:`encode_text`, at most as many as the contract allows.
+
+        Returns:
+            (P, 1, h, w) mask logits.
+
+        Raises:
+            RSRefSegError: loading or running failed.
+        """
+        text = {name: np.stack([phrase[name] for phrase in phrases]) for name in phrases[0]}
+        prompts = self._run_on(Stage.ATTN_PROMPTER, image | text)
+        return self._run_on(Stage.SAM_DECODER, image | prompts)["mask_logits"]
+
+    def to_host(self, tensors: Tensors) -> Arrays:
+        """Copies, or the same, of what :meth:`encode_image` or :meth:`encode_text` gave, as arrays."""
+        return dict(tensors)
+
     @abstractmethod
     def provider_of(self, stage: Stage) -> str:
         """What really runs a stage, in the runtime's own words. Loads it if need be."""
@@ -68,6 +131,11 @@ class Engine(ABC):
     @abstractmethod
     def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run a loaded stage on feeds that fit its contract."""
+
+    def _run_on(self, stage: Stage, tensors: Arrays) -> Arrays:
+        """Run a stage on those of the arrays that its contract asks for."""
+        contract = self.bundle.manifest.stages[stage].contract
+        return self.run(stage, {spec.name: tensors[spec.name] for spec in contract.inputs})
 
     def close(self) -> None:
         """Free what was loaded. Stages load again when used again."""

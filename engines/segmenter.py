@@ -15,11 +15,10 @@ import numpy.typing as npt
 from engines.backends import Backend, select_backend
 from engines.bundle import Bundle
 from engines.contracts import Stage
-from engines.engine import Arrays, Engine
+from engines.engine import Engine, Tensors
 from engines.images import check_picture, stretch, upsample_logits
 from engines.text import TokenBatch, Tokenizer, check_phrases
 
-_IMAGE_STAGES = (Stage.SIGLIP_VISION, Stage.SAM_ENCODER)
 _T = TypeVar("_T")
 
 
@@ -29,12 +28,13 @@ class EncodedImage:
 
     Attributes:
         height, width: of the picture, px.
-        features: the outputs of the two image stages by contract name, each with an image axis of 1.
+        features: the outputs of the two image stages by contract name, each with an image axis of 1, as the engine
+            keeps them; :meth:`Engine.to_host` makes arrays of them.
     """
 
     height: int
     width: int
-    features: Arrays
+    features: Tensors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ class Segmenter:
         self.bundle = bundle
         self.engine = engine
         self.backend_reason = f"{engine.name}, as given"
-        self._texts: _Cache[Arrays] = _Cache(cached_phrases)
+        self._texts: _Cache[Tensors] = _Cache(cached_phrases)
         self._images: _Cache[EncodedImage] = _Cache(cached_images)
         self._tokenizer: Tokenizer | None = None
         contract = bundle.manifest.stages[Stage.SAM_DECODER].contract
@@ -167,36 +167,23 @@ class Segmenter:
 
     def _encode_image(self, image: npt.NDArray[np.uint8]) -> EncodedImage:
         square = stretch(image, self.bundle.manifest.geometry.image_size)[None]
-        features = {
-            name: array for stage in _IMAGE_STAGES for name, array in self._run(stage, {"image": square}).items()
-        }
-        return EncodedImage(image.shape[0], image.shape[1], features)
+        return EncodedImage(image.shape[0], image.shape[1], self.engine.encode_image(square))
 
-    def _text_features(self, phrases: Sequence[str], tokens: Sequence[TokenBatch]) -> Arrays:
-        """Text features of some phrases, stacked; those not in the cache are encoded in one run."""
+    def _text_features(self, phrases: Sequence[str], tokens: Sequence[TokenBatch]) -> list[Tensors]:
+        """Text features of some phrases; those not in the cache are encoded in one run."""
         known = {phrase: found for phrase in phrases if (found := self._texts.peek(phrase)) is not None}
         new = {phrase: batch for phrase, batch in zip(phrases, tokens, strict=True) if phrase not in known}
         if new:
-            token_mask = np.concatenate([batch.token_mask for batch in new.values()])
             input_ids = np.concatenate([batch.input_ids for batch in new.values()])
-            features = {"token_mask": token_mask, "input_ids": input_ids}
-            features |= self._run(Stage.SIGLIP_TEXT, features)
-            for row, phrase in enumerate(new):
-                # A copy: a view would keep the whole batch alive in the cache.
-                known[phrase] = {name: array[row].copy() for name, array in features.items()}
-                self._texts.put(phrase, known[phrase])
-        names = known[phrases[0]]
-        return {name: np.stack([known[phrase][name] for phrase in phrases]) for name in names}
+            token_mask = np.concatenate([batch.token_mask for batch in new.values()])
+            for phrase, features in zip(new, self.engine.encode_text(input_ids, token_mask), strict=True):
+                known[phrase] = features
+                self._texts.put(phrase, features)
+        return [known[phrase] for phrase in phrases]
 
-    def _logits(self, encoded: EncodedImage, text: Arrays) -> npt.NDArray[np.float32]:
+    def _logits(self, encoded: EncodedImage, texts: Sequence[Tensors]) -> npt.NDArray[np.float32]:
         """(P, 1, h, w) mask logits of P phrases."""
-        prompts = self._run(Stage.ATTN_PROMPTER, encoded.features | text)
-        return self._run(Stage.SAM_DECODER, encoded.features | prompts)["mask_logits"]
-
-    def _run(self, stage: Stage, tensors: Arrays) -> Arrays:
-        """Run a stage on those of the tensors that its contract asks for."""
-        contract = self.bundle.manifest.stages[stage].contract
-        return self.engine.run(stage, {spec.name: tensors[spec.name] for spec in contract.inputs})
+        return self.engine.answer(encoded.features, texts)
 
     def _answer(
         self, encoded: EncodedImage, phrase: str, tokens: TokenBatch, logits: npt.NDArray[np.float32]

@@ -32,6 +32,7 @@ COMMANDS = (
     "merge",
     "convert",
     "export",
+    "build",
     "parity",
     "bench",
     "infer",

@@ -21,10 +21,14 @@ BUNDLE = {"bundle", "manifest", "reference"}
 # What those may reach in turn: reading pictures is three modules.
 BEHIND_LEAVES = {"decode", "tiff"}
 
-RUNTIMES = {"onnxruntime", "tensorrt"}
+RUNTIMES = {"onnxruntime", "tensorrt", "cuda"}
 # Third-party packages an edge device installs; a runtime only where it is wrapped.
 ON_THE_EDGE = {"numpy", "PIL", "cv2", "tokenizers", "safetensors", "rich"}
-WRAPPERS = {"onnxruntime": {"engines.onnxruntime_engine", "engines.doctor"}}
+WRAPPERS = {
+    "onnxruntime": {"engines.onnxruntime_engine", "engines.onnxruntime_cuda", "engines.doctor"},
+    "tensorrt": {f"engines.tensorrt_{part}" for part in ("build", "context", "errors", "library", "timing")},
+    "cuda": {"engines.tensorrt_cuda"},
+}
 HEAVY = {"torch", "torchvision", "transformers", "segment_anything", "peft", "accelerate", "onnx", "onnxscript"}
 
 
@@ -116,7 +120,7 @@ def violation(arrow: Arrow) -> bool:
     if target in sys.stdlib_module_names:
         return False
     if target in RUNTIMES:
-        return arrow.where is not Where.FUNCTION or arrow.importer not in WRAPPERS.get(target, ())
+        return arrow.where is Where.MODULE or arrow.importer not in WRAPPERS.get(target, ())
     if layer == "engines":
         return target not in ON_THE_EDGE
     return target in HEAVY and layer in ("bench", "cli") and arrow.where is Where.MODULE
@@ -161,6 +165,9 @@ def test_every_import_follows_the_layers() -> None:
         ("engines/new.py", "def f():\n    import onnxruntime"),
         ("engines/onnxruntime_engine.py", "import onnxruntime"),
         ("engines/tensorrt_engine.py", "import tensorrt"),
+        ("engines/tensorrt_build.py", "import tensorrt"),
+        ("engines/tensorrt_engine.py", "def f():\n    import tensorrt"),
+        ("engines/tensorrt_build.py", "def f():\n    from cuda.bindings import runtime"),
         ("rsrefseg/new.py", "from engines.segmenter import Segmenter"),
         ("rsrefseg/new.py", "from engines import Segmenter"),
         ("rsrefseg/new.py", "def f():\n    from engines import bundle"),

@@ -265,7 +265,7 @@ def test_a_device_that_does_not_start_is_refused_and_skipped_by_auto(
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
     # What onnxruntime-gpu does where CUDA's libraries are missing: a session on the CPU, and a line on stderr.
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, options, **others: real(path, options))
     with pytest.raises(MissingPartError, match="could not start CUDAExecutionProvider"):
         select_backend("onnxruntime-cuda", bundle).engine.load()
     selection = select_backend("auto", bundle)
@@ -380,7 +380,7 @@ def test_a_cold_start_needs_no_torch_and_is_quick(folder: Path, tmp_path: Path) 
 
 
 def test_engines_import_only_what_an_edge_device_has() -> None:
-    runtimes = {"onnxruntime"}
+    runtimes = {"onnxruntime", "tensorrt", "cuda"}
     installed = {"numpy", "PIL", "cv2", "tokenizers", "safetensors", "rich", *sys.stdlib_module_names}
     for path in (ROOT / "engines").glob("*.py"):
         tree = ast.parse(path.read_text())
