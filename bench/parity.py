@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from bench.models import TorchModel
 
 STAGE, CHAINED = "stage", "chained"
+_CPU_PROVIDER = "CPUExecutionProvider"
+_CPU_NOTE = (
+    "ONNX Runtime's CPU computes half-precision nodes in float32, so that overflow inside a block does not show here: "
+    "`rsrefseg parity --bisect` rounds as a GPU does"
+)
 
 
 def run_parity(
@@ -68,7 +73,7 @@ def run_parity(
             tensors=_worst_rows(rows),
             masks=MaskResult.of(masks, limits),
             data=comparison.run(segmenter) if comparison is not None else None,
-            notes=opened.manifest.provenance.notes,
+            notes=(*opened.manifest.provenance.notes, *_precision_notes(engine)),
         )
 
 
@@ -169,6 +174,15 @@ def _precision(bundle: Bundle, stages: Sequence[Stage] | type[Stage]) -> str:
     """The coarsest precision among some stages."""
     found = {bundle.manifest.stages[stage].precision for stage in stages}
     return "fp16" if "fp16" in found else "fp32"
+
+
+def _precision_notes(engine: Engine) -> tuple[str, ...]:
+    """What a runtime cannot show about half precision."""
+    stages = engine.bundle.manifest.stages
+    on_cpu = any(
+        record.precision == "fp16" and engine.provider_of(stage) == _CPU_PROVIDER for stage, record in stages.items()
+    )
+    return (_CPU_NOTE,) if on_cpu else ()
 
 
 class _DataComparison:

@@ -54,6 +54,19 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptFp32:
+    """Part of a half-precision graph that stays float32: module name within the stage (``.`` is the stage) and why."""
+
+    module: str
+    reason: str
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> "KeptFp32":
+        """Read what ``asdict`` gave."""
+        return cls(_get(value, "module", str, where), _get(value, "reason", str, where))
+
+
+@dataclass(frozen=True, slots=True)
 class StageRecord:
     """One graph of the bundle.
 
@@ -66,6 +79,7 @@ class StageRecord:
         attention: form of SAM's attention, ``None`` for graphs without it.
         flops: floating-point operations of one run at the contract's ``opt`` sizes, 2 per multiply-add.
         parameters: number of weights.
+        precision_plan: what stays float32 in a graph of ``fp16``, and why.
     """
 
     contract: StageContract
@@ -76,11 +90,14 @@ class StageRecord:
     attention: str | None
     flops: int
     parameters: int
+    precision_plan: tuple[KeptFp32, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise BundleError(f"stage '{self.contract.stage}' has precision {self.precision!r}; known are {known}")
+        if self.precision_plan and self.precision == "fp32":
+            raise BundleError(f"stage '{self.contract.stage}' is float32 and has a precision plan for half precision")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -93,6 +110,7 @@ class StageRecord:
             "attention": self.attention,
             "flops": self.flops,
             "parameters": self.parameters,
+            "precision_plan": [asdict(part) for part in self.precision_plan],
         }
 
     @classmethod
@@ -111,6 +129,10 @@ class StageRecord:
             attention=_optional(value, "attention", str, where),
             flops=_get(value, "flops", int, where),
             parameters=_get(value, "parameters", int, where),
+            precision_plan=tuple(
+                KeptFp32.from_json(item, f"{where}.precision_plan")
+                for item in _get(value, "precision_plan", list, where)
+            ),
         )
 
 

@@ -3,7 +3,7 @@
 import gc
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from engines.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundle, default_bundl
 from engines.contracts import Stage, StageContract, stage_contracts
 from engines.errors import BadInputError
 from engines.files import atomic_directory, recover_directory
-from engines.manifest import MANIFEST_NAME, Manifest, Preprocessing, Provenance, StageRecord, TextPolicy
+from engines.manifest import MANIFEST_NAME, KeptFp32, Manifest, Preprocessing, Provenance, StageRecord, TextPolicy
 from engines.progress import ProgressLine
 from engines.reference import write_reference
 from export.check import check_graph
@@ -22,10 +22,14 @@ from export.flops import count_flops
 from export.graph import OPSET, count_parameters, export_graph
 from export.reference import ReferenceMaker
 from rsrefseg import sam, siglip
+from rsrefseg.attention import choose_attention, default_attention
 from rsrefseg.checkpoint import TensorFile, config_of, digest, load_stage, load_tensors
 from rsrefseg.config import model_config
 from rsrefseg.merge import current_merge, merge
 from rsrefseg.model import geometry
+from rsrefseg.precision.islands import check_plan, make_half
+from rsrefseg.precision.plan import PrecisionPlan
+from rsrefseg.sam import SamEncoder
 from rsrefseg.train.run import Run, latest_run, next_run
 from rsrefseg.train.setup import versions
 from rsrefseg.weights.random_run import make_random_run
@@ -33,7 +37,6 @@ from rsrefseg.weights.random_run import make_random_run
 # Graphs hold the merged file's weights, some as constants of another shape; the reference has 16 MiB an image at -l.
 _FREE_SPACE_FACTOR = 1.2
 _FREE_SPACE_BYTES = 64 << 20
-_ATTENTION = "published"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,17 @@ class ExportReport:
         return table
 
 
-def export_run(run_path: Path | None, out: Path | None) -> ExportReport:
+def export_run(run_path: Path | None, out: Path | None, half: PrecisionPlan | None = None) -> ExportReport:
     """Export a run, merging it first where that was not done since its last training.
 
+    Args:
+        run_path: the run's folder; the latest under ``./runs`` by default.
+        out: the bundle's folder.
+        half: write half precision by this plan; float32 without one.
+
     Raises:
-        BadInputError: there is no such run, or ``out`` holds something that is no bundle.
+        BadInputError: there is no such run, ``out`` holds something that is no bundle, or the plan names what the model
+            does not have.
         CheckFailedError: the merge or a graph did not pass its check; nothing is written.
         RSRefSegError: the disk is nearly full or the folder cannot be written.
     """
@@ -73,9 +82,11 @@ def export_run(run_path: Path | None, out: Path | None) -> ExportReport:
     destination = out if out is not None else default_bundle_path()
     check_destination(destination)
     merged = _merged(run)
+    if half is not None:
+        check_plan(half, config_of(merged))
     _check_free_space(destination, merged.path)
     with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination, MANIFEST_NAME) as folder:
-        manifest = write_bundle(folder, run, merged, progress.update)
+        manifest = write_bundle(folder, run, merged, progress.update, half)
     return ExportReport(
         bundle=str(destination),
         run=str(run.path),
@@ -91,13 +102,16 @@ def export_run(run_path: Path | None, out: Path | None) -> ExportReport:
     )
 
 
-def export_random(preset: str, run_path: Path | None, out: Path | None) -> ExportReport:
+def export_random(
+    preset: str, run_path: Path | None, out: Path | None, half: PrecisionPlan | None = None
+) -> ExportReport:
     """Export a model of random weights: its sizes and times are those of a trained one, its masks mean nothing.
 
     Args:
         preset: which sizes.
         run_path: folder for the run to make; the next free one under ``./runs`` by default.
         out: the bundle's folder.
+        half: as in :func:`export_run`.
 
     Raises:
         BadInputError: there is no such preset, or a folder holds something else.
@@ -106,8 +120,10 @@ def export_random(preset: str, run_path: Path | None, out: Path | None) -> Expor
     """
     config = model_config(preset)
     check_destination(out if out is not None else default_bundle_path())
+    if half is not None:
+        check_plan(half, config)
     run = make_random_run(run_path if run_path is not None else next_run(), config)
-    return export_run(run.path, out)
+    return export_run(run.path, out, half)
 
 
 def write_bundle(
@@ -115,6 +131,7 @@ def write_bundle(
     run: Run,
     merged: TensorFile,
     progress: Callable[[int, int], None],
+    half: PrecisionPlan | None = None,
 ) -> Manifest:
     """Write all files of a bundle into ``folder``, ``bundle.json`` last. One stage at a time is in memory."""
     config = config_of(merged)
@@ -125,7 +142,16 @@ def write_bundle(
         progress(done, len(contracts))
         module = load_stage(merged.path, stage)
         reference.run(module, contract)
-        stages[stage] = _write_stage(folder, module, contract)
+        attention = default_attention(config.sam) if isinstance(module, SamEncoder) else None
+        if attention is not None:
+            choose_attention(module.image_encoder, attention)
+        parts = make_half(stage, module, half.of(stage)) if half is not None else ()
+        record = _write_stage(folder, module, contract, "fp32" if half is None else "fp16")
+        stages[stage] = replace(
+            record,
+            attention=str(attention) if attention is not None else None,
+            precision_plan=tuple(KeptFp32(part.module, part.reason) for part in parts),
+        )
         del module
         gc.collect()  # the exporter leaves cycles that hold the stage's weights
     shutil.copyfile(run.tokenizer_path, folder / TOKENIZER_NAME)
@@ -178,7 +204,7 @@ def _merged(run: Run) -> TensorFile:
     return load_tensors(run.merged_path)
 
 
-def _write_stage(folder: Path, module: nn.Module, contract: StageContract) -> StageRecord:
+def _write_stage(folder: Path, module: nn.Module, contract: StageContract, precision: str) -> StageRecord:
     path = folder / f"{contract.stage}.onnx"
     export_graph(module, contract, path)
     check_graph(path, contract)
@@ -187,8 +213,8 @@ def _write_stage(folder: Path, module: nn.Module, contract: StageContract) -> St
         graph=file_record(path),
         data=tuple(file_record(data) for data in sorted(folder.glob(f"{path.name}.data*"))),
         opset=OPSET,
-        precision="fp32",
-        attention=_ATTENTION if contract.stage is Stage.SAM_ENCODER else None,
+        precision=precision,
+        attention=None,
         flops=count_flops(path, contract),
         parameters=count_parameters(path),
     )

@@ -91,7 +91,9 @@ class SiglipText(nn.Module):
             hidden = self.final_layer_norm(self.encoder(inputs_embeds=hidden).last_hidden_state)
             pooled = hidden[:, -1]
         else:
-            attend = token_mask[:, None, None, :].expand(-1, 1, token_mask.shape[1], -1)
+            # A sum that softmax turns into an exact 0, in half precision as well; of a boolean mask the exporter makes
+            # operators that not every TensorRT has.
+            attend = ((keep - 1) * 1e4).transpose(1, 2).unsqueeze(1).expand(-1, 1, token_mask.shape[1], -1)
             hidden = self.final_layer_norm(self.encoder(inputs_embeds=hidden, attention_mask=attend).last_hidden_state)
             # One-hot of the last kept position: it is kept and its successor is not (phrases stand at the left).
             last = keep - F.pad(keep[:, 1:], (0, 0, 0, 1))

@@ -115,8 +115,11 @@ def test_the_report_says_everything_in_json_and_in_words(report: ParityReport) -
 def test_a_planted_fault_fails_the_rows_it_reaches_and_no_other(
     exported: Exported, tmp_path: Path, stage: Stage, weight: str, fails: set[tuple[str, str]]
 ) -> None:
+    # A model this small hardly listens to one channel of its prompts: there, all are moved.
+    channels = slice(None) if stage is Stage.ATTN_PROMPTER else slice(1)
+
     def nudge(values: np.ndarray) -> np.ndarray:
-        values[0] += 0.05 * np.abs(values).max()
+        values[channels] += 0.05 * np.abs(values).max()
         return values
 
     report = run_parity(spoiled_bundle(exported.bundle, tmp_path / "bundle", stage, weight, nudge), "onnxruntime")

@@ -1,0 +1,75 @@
+"""All forms of SAM's attention are the same function: in float64 they agree to rounding."""
+
+import itertools
+
+import pytest
+import torch
+from segment_anything.modeling.image_encoder import Attention
+
+from engines.errors import BadInputError
+from rsrefseg.attention import (
+    AttentionChoice,
+    AttentionForm,
+    RelativePositionAttention,
+    choose_attention,
+    default_attention,
+)
+from rsrefseg.config import model_config
+from rsrefseg.model import build_model
+from small import small_config
+
+
+def published(grid_size: int, channels: int = 24, heads: int = 2) -> Attention:
+    """segment-anything's own attention in float64, with position embeddings that matter (they start as zeros)."""
+    torch.manual_seed(7)
+    attention = Attention(channels, heads, qkv_bias=True, use_rel_pos=True, input_size=(grid_size, grid_size)).double()
+    with torch.no_grad():
+        for table in (attention.rel_pos_h, attention.rel_pos_w):
+            table.normal_()
+    return attention.eval()
+
+
+@pytest.mark.parametrize(("form", "parts"), itertools.product(AttentionForm, (1, 2, 6)))
+def test_every_form_equals_the_published_one(form: AttentionForm, parts: int) -> None:
+    original = published(6)
+    x = torch.randn(3, 6, 6, 24, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = original(x)
+        found = RelativePositionAttention(original, form, 6, parts)(x)
+    assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()
+
+
+def test_position_embeddings_of_another_size_are_resampled_as_published() -> None:
+    original = published(9)
+    x = torch.randn(1, 5, 5, 24, dtype=torch.float64)
+    with torch.no_grad():
+        found = RelativePositionAttention(original, AttentionForm.FOLDED, 5)(x)
+        assert (found - original(x)).abs().max() <= 1e-12 * found.abs().max()
+
+
+def test_queries_are_taken_in_equal_parts_only() -> None:
+    with pytest.raises(BadInputError, match="6 rows of queries cannot be taken in 4"):
+        RelativePositionAttention(published(6), AttentionForm.PUBLISHED, 6, 4)
+
+
+def test_the_default_keeps_the_scores_of_a_part_small() -> None:
+    assert default_attention(model_config("tiny").sam).query_parts == 1
+    for preset in ("b", "l"):
+        assert str(default_attention(model_config(preset).sam)) == "windowed published, global additive in 16 parts"
+
+
+@pytest.mark.parametrize("form", list(AttentionForm))
+def test_a_whole_encoder_keeps_its_result(form: AttentionForm) -> None:
+    encoder = build_model(small_config(), seed=3).sam_encoder.double()
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "rel_pos" in name:
+                parameter.normal_()
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    pixels = (image.double() - encoder.pixel_mean) / encoder.pixel_std
+    with torch.no_grad():
+        wanted = encoder.image_encoder(pixels)
+        choose_attention(encoder.image_encoder, AttentionChoice(form, form, query_parts=2))
+        found = encoder.image_encoder(pixels)
+    assert all(isinstance(block.attn, RelativePositionAttention) for block in encoder.image_encoder.blocks)
+    assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()
