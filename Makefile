@@ -1,12 +1,14 @@
 # make demo    the whole job on made scenes, minutes on two CPU cores
 # make test    lint, types and tests
 # make test-full    presets b and l at their full size: about 20 minutes, 12 GB of memory, 25 GB of disk
+# make gpu-check    on a CUDA machine: parity and latency of every backend there is, kept in gpu_check.json;
+#                   TensorRT with EXTRAS=cuda,tensorrt,train, options as in GPU_CHECK='--preset b --out FILE'
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= cpu,train,dev
 
-.PHONY: demo test test-full lint types check clean
+.PHONY: demo test test-full gpu-check lint types check clean
 
 demo: $(VENV)/.ready
 	$(BIN)/rsrefseg demo
@@ -25,6 +27,10 @@ check: $(VENV)/.ready
 
 test-full: $(VENV)/.ready
 	$(BIN)/pytest -m full_size tests/test_full_size.py
+
+gpu-check: EXTRAS = cuda,train
+gpu-check: $(VENV)/.ready
+	$(BIN)/python -m bench.gpu_check $(GPU_CHECK)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

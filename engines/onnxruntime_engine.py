@@ -1,7 +1,9 @@
-"""A bundle on ONNX Runtime, on the CPU or a CUDA device."""
+"""A bundle on ONNX Runtime's CPU provider, and what its other providers have in common with it."""
 
 import os
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -11,9 +13,9 @@ from engines.contracts import Stage, TensorSpec
 from engines.engine import Arrays, Engine
 from engines.errors import BundleError, MissingPartError, RSRefSegError
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_FATAL = 4  # errors reach the caller as exceptions; on stderr they would be told twice
-_TYPES = {
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+FATAL = 4  # errors reach the caller as exceptions; on stderr they would be told twice
+TYPES = {
     "tensor(uint8)": "uint8",
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
@@ -30,27 +32,36 @@ def why_unavailable(device: str) -> str | None:
         extra = "cpu" if device == "cpu" else "cuda"
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
         return f"onnxruntime {reason}: pip install 'rsrefseg[{extra}]'"
-    if _PROVIDERS[device] in onnxruntime.get_available_providers():
+    if PROVIDERS[device] in onnxruntime.get_available_providers():
         return None
     return (
-        f"this onnxruntime {onnxruntime.__version__} has no {_PROVIDERS[device]}:"
+        f"this onnxruntime {onnxruntime.__version__} has no {PROVIDERS[device]}:"
         " pip uninstall onnxruntime, then pip install 'rsrefseg[cuda]'"
     )
 
 
+def not_started(provider: str, reason: str) -> str:
+    """The line for a provider that this ONNX Runtime has and cannot start here."""
+    cause = reason.replace(": ", ", ")  # what stands before the first colon is all that `auto` tells
+    return (
+        f"onnxruntime could not start {provider} ({cause}): check the driver, bring CUDA's"
+        " libraries with pip install 'onnxruntime-gpu[cuda,cudnn]', or use --backend onnxruntime"
+    )
+
+
 class OnnxRuntimeEngine(Engine):
-    """Runs every stage in an ONNX Runtime session of its own, and never on another device than the one asked for.
+    """Runs every stage in an ONNX Runtime session of its own, and never on another provider than the one asked for.
 
     Args:
         bundle: what to run.
-        device: ``cpu`` or ``cuda``.
         threads: threads within an operator; default is the cores this process may use.
+        device: ``cpu``, or what a subclass brings.
 
     Raises:
         MissingPartError: ONNX Runtime or its provider for the device is not installed.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, device: str = "cpu") -> None:
         super().__init__(bundle)
         if (reason := why_unavailable(device)) is not None:
             raise MissingPartError(reason)
@@ -74,34 +85,53 @@ class OnnxRuntimeEngine(Engine):
 
         path = self.bundle.graph_path(stage)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _FATAL
+        options.log_severity_level = FATAL
         options.intra_op_num_threads = self._threads or usable_cores()
-        # Every stage has threads of its own. Left spinning after their run they take the cores from the next stage:
-        # on two cores that made each stage five times slower.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        provider = _PROVIDERS[self._device]
+        for key, value in self._session_entries().items():
+            options.add_session_config_entry(key, value)
+        provider = PROVIDERS[self._device]
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-        except Exception as error:  # its error classes share no base but Exception
-            raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot load '{path}': {_line(error)}") from error
-        session.disable_fallback()
-        if (runs := session.get_providers()[0]) != provider:
-            raise MissingPartError(
-                f"onnxruntime could not start {provider} (it offered {runs}): check the driver and CUDA libraries,"
-                " or use --backend onnxruntime"
+            # With its fallback a provider that fails is replaced by the CPU, and the reason printed on standard output.
+            session = onnxruntime.InferenceSession(
+                str(path), options, providers=[(provider, self._provider_options())], enable_fallback=0
             )
+        except Exception as error:  # its error classes share no base but Exception
+            raise self._load_error(path, error) from error
+        if (runs := session.get_providers()[0]) != provider:
+            raise MissingPartError(not_started(provider, f"it offered {runs}"))
         contract = self.bundle.manifest.stages[stage].contract
         _check_face(path.name, "inputs", session.get_inputs(), contract.inputs)
         _check_face(path.name, "outputs", session.get_outputs(), contract.outputs)
         self._sessions[stage] = session
+
+    def _session_entries(self) -> dict[str, str]:
+        """Settings of a session, by ONNX Runtime's own keys.
+
+        Every stage has threads of its own. Left spinning after their run they take the cores from the next stage: on
+        two cores that made each stage five times slower.
+        """
+        return {"session.force_spinning_stop": "1"}
+
+    def _provider_options(self) -> dict[str, str]:
+        """Options of the provider, by its own names."""
+        return {}
+
+    def _load_error(self, path: Path, error: Exception) -> RSRefSegError:
+        """What it means that a graph cannot be loaded."""
+        import onnxruntime
+
+        return BundleError(f"onnxruntime {onnxruntime.__version__} cannot load '{path}': {one_line(error)}")
 
     def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         names = [spec.name for spec in self.bundle.manifest.stages[stage].contract.outputs]
         try:
             results = self._sessions[stage].run(names, dict(feeds))
         except Exception as error:  # as above
-            raise RSRefSegError(f"stage '{stage}' failed in {self.name}: {_line(error)}") from error
+            raise self._run_error(stage, error) from error
         return dict(zip(names, results, strict=True))
+
+    def _run_error(self, stage: Stage, error: Exception) -> RSRefSegError:
+        return RSRefSegError(f"stage '{stage}' failed in {self.name}: {one_line(error)}")
 
 
 def usable_cores() -> int:
@@ -113,11 +143,14 @@ def usable_cores() -> int:
 
 def _check_face(file: str, kind: str, found: list[Any], specs: tuple[TensorSpec, ...]) -> None:
     """A graph whose names and types are not those of its contract belongs to another bundle."""
-    have = {node.name: _TYPES.get(node.type, node.type) for node in found}
+    have = {node.name: TYPES.get(node.type, node.type) for node in found}
     want = {spec.name: spec.dtype for spec in specs}
     if have != want:
         raise BundleError(f"the {kind} of '{file}' are {have}, its contract says {want}: export the bundle again")
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks and not too long; CUDA's part alone where it has one."""
+    text = " ".join(str(error).split())
+    by_cuda = re.search(r"CU\w+ failure \d+: [^;]*[^; ]", text)
+    return (by_cuda[0] if by_cuda else text)[:300]

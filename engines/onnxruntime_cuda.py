@@ -1,0 +1,226 @@
+"""A bundle on ONNX Runtime's CUDA provider: the image and what is made of it stay on the GPU until the mask logits."""
+
+import contextlib
+import ctypes
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.bundle import Bundle
+from engines.contracts import Stage
+from engines.engine import IMAGE_STAGES, Arrays, Tensors
+from engines.errors import MissingPartError, RSRefSegError
+from engines.onnxruntime_engine import (
+    FATAL,
+    PROVIDERS,
+    TYPES,
+    OnnxRuntimeEngine,
+    not_started,
+    one_line,
+    why_unavailable,
+)
+from engines.onnxruntime_placement import RECORD_KEY, placement_of
+
+_CPU, _CUDA = "cpu", "cuda"
+_FAULTS_OF_A_GRAPH = {"InvalidGraph", "InvalidProtobuf", "NoSuchFile"}  # the names of ONNX Runtime's error classes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundTensor:
+    """A tensor in the memory of a device, held by ONNX Runtime.
+
+    Attributes:
+        value: the ``OrtValue``.
+        dtype: its numpy name.
+        shape: of the tensor.
+    """
+
+    value: Any
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, value: Any) -> "BoundTensor":
+        """Describe an ``OrtValue``."""
+        return cls(value, TYPES.get(value.data_type(), value.data_type()), tuple(value.shape()))
+
+
+class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
+    """Runs every stage on one GPU. The picture crosses the bus once for both encoders, mask logits once per answer.
+
+    What crosses it besides are the phrases' features, 0.3 MB each: kept on the host they can be put together at will,
+    which costs microseconds beside a text encoder of milliseconds. A stage is done when its run returns.
+
+    The code knows the device by ONNX Runtime's name for it only. With ``cpu`` all of it runs on any machine: that is
+    what the tests run. Safe among threads.
+
+    Args:
+        bundle: what to run.
+        threads: CPU threads for nodes that compute sizes; default is the cores this process may use.
+        device: ``cuda``, or ``cpu`` to run the same code without a GPU.
+        device_id: number of the GPU, as CUDA counts those that are visible.
+
+    Raises:
+        MissingPartError: ONNX Runtime, its CUDA provider, CUDA's libraries, the driver or the GPU is missing.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, device: str = _CUDA, device_id: int = 0) -> None:
+        super().__init__(bundle, threads, device)
+        self._device_id = device_id
+        if device == _CUDA and (reason := why_not_started(device_id)) is not None:
+            raise MissingPartError(reason)
+
+    def provider_of(self, stage: Stage) -> str:
+        """The execution provider, and what of the stage it left to the CPU."""
+        self.load(stage)
+        return str(placement_of(self._sessions[stage], PROVIDERS[self._device]) or super().provider_of(stage))
+
+    def encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
+        """Both image encoders on one upload of the picture; what they give stays on the device."""
+        import onnxruntime
+
+        for stage in IMAGE_STAGES:
+            self.bundle.manifest.stages[stage].contract.check_inputs({"image": image})
+        self.load(*IMAGE_STAGES)
+        try:
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(image), self._device, self._device_id)
+        except Exception as error:  # ONNX Runtime's error classes share no base but Exception
+            raise self._run_error(IMAGE_STAGES[0], error) from error
+        picture = {"image": BoundTensor.of(value)}
+        return {name: made for stage in IMAGE_STAGES for name, made in self._run_bound(stage, picture).items()}
+
+    def answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
+        """Prompter and decoder; the prompts stay on the device, the mask logits come back.
+
+        Args:
+            image: of :meth:`encode_image`.
+            phrases: of :meth:`encode_text`, at most as many as the contract allows.
+
+        Returns:
+            (P, 1, h, w) mask logits.
+
+        Raises:
+            RSRefSegError: loading or running failed.
+        """
+        text = {name: np.stack([phrase[name] for phrase in phrases]) for name in phrases[0]}
+        prompts = self._run_bound(Stage.ATTN_PROMPTER, image | text)
+        logits = self._run_bound(Stage.SAM_DECODER, image | prompts, to_host=True)["mask_logits"]
+        return np.asarray(logits.value.numpy(), np.float32)
+
+    def to_host(self, tensors: Tensors) -> Arrays:
+        """Copies in host memory."""
+        return {
+            name: tensor.value.numpy() if isinstance(tensor, BoundTensor) else tensor
+            for name, tensor in tensors.items()
+        }
+
+    def _run_bound(self, stage: Stage, tensors: Mapping[str, Any], to_host: bool = False) -> Tensors:
+        """Run a stage on those of the tensors that its contract asks for, arrays or on the device.
+
+        Args:
+            stage: which.
+            tensors: by contract name; may hold more.
+            to_host: whether the results are wanted in host memory.
+        """
+        contract = self.bundle.manifest.stages[stage].contract
+        feeds = {spec.name: tensors[spec.name] for spec in contract.inputs}
+        contract.check_inputs(feeds)
+        self.load(stage)
+        session = self._sessions[stage]
+        device = (_CPU, 0) if to_host else (self._device, self._device_id)
+        try:
+            binding = session.io_binding()
+            for name, tensor in feeds.items():
+                if isinstance(tensor, BoundTensor):
+                    binding.bind_ortvalue_input(name, tensor.value)
+                else:
+                    binding.bind_cpu_input(name, np.ascontiguousarray(tensor))
+            for spec in contract.outputs:
+                # Without a buffer: every run gets memory of its own, so that results can be kept.
+                binding.bind_output(spec.name, *device)
+            binding.synchronize_inputs()
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+            values = binding.get_outputs()
+        except Exception as error:  # as above
+            raise self._run_error(stage, error) from error
+        results: Tensors = {
+            spec.name: BoundTensor.of(value) for spec, value in zip(contract.outputs, values, strict=True)
+        }
+        contract.check_outputs(results)
+        return results
+
+    def _load(self, stage: Stage) -> None:
+        super()._load(stage)
+        provider = PROVIDERS[self._device]
+        placement = placement_of(self._sessions[stage], provider)
+        if placement is not None and placement.own == 0:
+            del self._sessions[stage]
+            raise MissingPartError(f"{provider} takes no node of stage '{stage}': use --backend onnxruntime")
+
+    def _provider_options(self) -> dict[str, str]:
+        return cuda_options(self._device_id) if self._device == _CUDA else {}
+
+    def _session_entries(self) -> dict[str, str]:
+        return super()._session_entries() | {RECORD_KEY: "1"}
+
+    def _load_error(self, path: Path, error: Exception) -> RSRefSegError:
+        """Every file was checked before: what a device without free memory cannot load is no fault of the bundle."""
+        if self._device == _CPU or type(error).__name__ in _FAULTS_OF_A_GRAPH:
+            return super()._load_error(path, error)
+        return MissingPartError(not_started(f"'{path.name}' on {PROVIDERS[self._device]}", one_line(error)))
+
+
+def cuda_options(device_id: int) -> dict[str, str]:
+    """Options of the CUDA provider, by its own names.
+
+    - TF32 is on by default and keeps 11 significant bits of float32: parity with FP32 would not hold, nor would blocks
+      that a precision plan keeps in float32.
+    - cuDNN's own choice of a convolution instead of timing all of them: these models have a handful, which take a
+      percent of the time, and a search would be repeated for each number of phrases, with other roundings each time.
+    - Arenas grow by what is asked for instead of by powers of two: there are five, one for each stage.
+    """
+    return {
+        "device_id": str(device_id),
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+
+
+def why_not_started(device_id: int = 0) -> str | None:
+    """Start ONNX Runtime's CUDA provider on a GPU: why that fails, with the way out; ``None`` when it does not.
+
+    ONNX Runtime itself goes on with the CPU where a library, the driver or the GPU is missing.
+    """
+    if (reason := why_unavailable(_CUDA)) is not None:
+        return reason
+    import onnxruntime
+
+    # It tells on standard error what is raised here as well.
+    onnxruntime.set_default_logger_severity(FATAL)
+    # It prints on standard output, which belongs to the commands' reports.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AttributeError):  # before 1.21 there is none
+        onnxruntime.preload_dlls()
+    try:
+        onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), _CUDA, device_id)
+    except Exception as error:  # as above
+        missing = _missing_library(Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so")
+        return not_started(PROVIDERS[_CUDA], missing or one_line(error))
+    return None
+
+
+def _missing_library(provider: Path) -> str | None:
+    """The library that the provider's own file lacks. Only to be asked once ONNX Runtime has failed to load it."""
+    if not provider.exists():
+        return None
+    try:
+        ctypes.CDLL(str(provider))
+    except OSError as error:
+        return f"{str(error).partition(':')[0]} cannot be loaded"
+    return None
