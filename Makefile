@@ -1,6 +1,6 @@
 # make demo    the whole job on made scenes, minutes on two CPU cores
 # make test    lint, types and tests
-# make test-full    presets b and l at their full size: about 20 minutes, 12 GB of memory, 25 GB of disk
+# make test-full    presets b and l at their full size: about 25 minutes, 12 GB of memory, 20 GB of disk
 # make gpu-check    on a CUDA machine: parity and latency of every backend there is, kept in gpu_check.json;
 #                   TensorRT with EXTRAS=cuda,tensorrt,train, options as in GPU_CHECK='--preset b --out FILE'
 PYTHON ?= python3

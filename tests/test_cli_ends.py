@@ -159,8 +159,8 @@ def test_a_slip_of_the_pen_is_named(arguments: list[str], told: str, capsys: pyt
     assert told.lower() in ran.err.lower()  # releases of the parser write IMAGE or image
 
 
-def test_half_precision_is_not_pretended(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_refused(run_here(capsys, "export", "--fp16"), "--fp16 is not in this release yet")
+def test_a_precision_plan_without_half_precision_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(run_here(capsys, "export", "--plan", "plan.json"), "give --fp16 with it")
 
 
 def test_commands_work_as_typed(

@@ -1,4 +1,4 @@
-"""RSRefSeg-b and RSRefSeg-l at full size, with random weights: `make test-full`, 25 GB of disk, about 20 minutes.
+"""RSRefSeg-b and RSRefSeg-l at full size, with random weights: `make test-full`, 20 GB of disk, about 20 minutes.
 
 Times hold for two cores of a server CPU that do nothing else.
 """
@@ -129,3 +129,21 @@ def test_infer_answers_within_its_memory(full: Full, capsys: pytest.CaptureFixtu
     told(capsys, f"-{full.preset} infer, cold: {found.wall_s:.1f} s, peak {found.peak_gib:.2f} GiB")
     assert len(found.document["results"]) == 2
     assert found.peak_gib <= LIMITS[full.preset].infer_gib
+
+
+def test_half_precision_keeps_every_stage_in_half_the_bytes(full: Full, capsys: pytest.CaptureFixture[str]) -> None:
+    exporting = measured(full.folder, "export", "run", "--fp16", "--out", "half")
+    share = size_of(full.folder / "half") / size_of(full.folder / "bundle")
+    report = measured(full.folder, "parity", "--bundle", "half").document
+    worst = {row["output"]: row["relative_l2"] for row in report["tensors"] if row["check"] == "stage"}
+    chained = max(row["relative_l2"] for row in report["tensors"])
+    told(
+        capsys,
+        f"-{full.preset} fp16: export {exporting.wall_s:.0f} s, peak {exporting.peak_gib:.2f} GiB, {share:.1%} of the"
+        f" bytes, worst stage {max(worst.values()):.1e} relative L2, chained {chained:.1e}",
+    )
+    assert report["precision"] == "fp16"
+    assert share <= 0.51
+    assert len(worst) == 7
+    assert all(error <= 1e-2 for error in worst.values())  # null, for a value that is not finite, would fail here
+    assert exporting.peak_gib <= LIMITS[full.preset].export_gib
