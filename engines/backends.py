@@ -72,11 +72,14 @@ def select_backend(name: str, bundle: Bundle, threads: int | None = None) -> Sel
         return Selection(_entries()[backend].make(bundle, threads), f"{backend}, as asked for")
     refusals: list[str] = []
     for candidate, entry in _entries().items():
+        engine: Engine | None = None
         try:
             engine = (entry.make_at_once or entry.make)(bundle, threads)
             if entry.probe is not None:
                 engine.load(entry.probe)
         except MissingPartError as error:
+            if engine is not None:
+                engine.close()  # what it holds of a GPU is missing to the next one
             refusals.append(f"not {candidate}: {str(error).partition(': ')[0]}")
         else:
             return Selection(engine, "; ".join([str(candidate), *reversed(refusals)]))

@@ -11,12 +11,23 @@ import numpy.typing as npt
 
 from engines.bundle import Bundle
 from engines.contracts import Stage
+from engines.errors import BadInputError
 
 Arrays = dict[str, npt.NDArray[Any]]
 # By contract name, in whatever an engine keeps tensors in: arrays, or memory of a device that only it can read.
 Tensors = dict[str, Any]
 
 IMAGE_STAGES = (Stage.SIGLIP_VISION, Stage.SAM_ENCODER)
+
+
+def check_one_image(image: npt.NDArray[np.uint8]) -> None:
+    """Refuse several images where one is encoded at a time.
+
+    Raises:
+        BadInputError: ``image`` has another first axis than 1.
+    """
+    if image.shape[:1] != (1,):
+        raise BadInputError(f"one image is encoded at a time, got an array of shape {list(image.shape)}")
 
 
 class Engine(ABC):
@@ -79,6 +90,7 @@ class Engine(ABC):
         Raises:
             RSRefSegError: loading or running failed.
         """
+        check_one_image(image)
         return {name: array for stage in IMAGE_STAGES for name, array in self.run(stage, {"image": image}).items()}
 
     def encode_text(self, input_ids: npt.NDArray[np.int64], token_mask: npt.NDArray[np.bool_]) -> list[Tensors]:

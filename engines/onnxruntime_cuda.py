@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from engines.bundle import Bundle
 from engines.contracts import Stage
-from engines.engine import IMAGE_STAGES, Arrays, Tensors
+from engines.engine import IMAGE_STAGES, Arrays, Tensors, check_one_image
 from engines.errors import MissingPartError, RSRefSegError
 from engines.onnxruntime_engine import (
     FATAL,
@@ -84,6 +84,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         """Both image encoders on one upload of the picture; what they give stays on the device."""
         import onnxruntime
 
+        check_one_image(image)
         for stage in IMAGE_STAGES:
             self.bundle.manifest.stages[stage].contract.check_inputs({"image": image})
         self.load(*IMAGE_STAGES)

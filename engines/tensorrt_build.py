@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsInt
 
@@ -102,16 +103,18 @@ def build_engine(
     timings = attach(config, library.platform, asking, progress.say)
     interrupted = threading.Event()
     config.progress_monitor = _monitor(progress, interrupted)
-    try:
-        plan = asking.made(
-            lambda: builder.build_serialized_network(network, config),
-            "build the engine",
-            "close other programs on the GPU, or give another --workspace-mib",
-        )
-    except RSRefSegError:
-        if interrupted.is_set():
-            raise KeyboardInterrupt from None
-        raise
+    # In a thread: Python hears Ctrl-C in the main one. TensorRT calls back, where the exception would be lost or cancel
+    # the build, in this one.
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(builder.build_serialized_network, network, config)
+        try:
+            plan = asking.made(
+                job.result, "build the engine", "close other programs on the GPU, or give another --workspace-mib"
+            )
+        except KeyboardInterrupt:
+            interrupted.set()
+            progress.say("stopping at TensorRT's next step")
+            raise
     data = host_bytes(plan)
     try:
         keep(timings, config, library.platform, asking)
@@ -227,7 +230,7 @@ def _inspect(engine: "trt.ICudaEngine", asking: Asking) -> str:
 def _monitor(progress: ProgressLine, interrupted: threading.Event) -> "trt.IProgressMonitor":
     """Shows a build as progress of its outermost phase, with the phase now at work beside it.
 
-    Raising through TensorRT's own code would end the process: an interrupt is noted, and the build asked to stop.
+    Once ``interrupted`` is set, the build is asked to stop. An exception here would do the same: none gets out.
     """
     import tensorrt as trt
 
@@ -256,9 +259,7 @@ def _monitor(progress: ProgressLine, interrupted: threading.Event) -> "trt.IProg
                     done, total = phases[0][1]
                     # The last step is not the end: an engine is serialised after it.
                     progress.update(max(0, min(done, total - 1)), total, note=phases[-1][0])
-            except KeyboardInterrupt:
-                interrupted.set()
-            except OSError as error:
+            except Exception as error:
                 _LOG.debug("progress cannot be shown: %s", error)
 
     return Monitor()

@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engines.contracts import Dim, StageContract
 from engines.errors import RSRefSegError
 from engines.tensorrt_build import check_face, load_engine
 from engines.tensorrt_errors import Asking
 from engines.tensorrt_library import Library
-
-if TYPE_CHECKING:
-    pass
 
 _AGAIN = "start again; if it stays so, build anew with `rsrefseg build --force`"
 

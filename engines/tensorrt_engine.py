@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from engines.bundle import Bundle
 from engines.contracts import Stage
-from engines.engine import Arrays, Engine, Tensors
-from engines.errors import BadInputError, MissingPartError, RSRefSegError
+from engines.engine import Arrays, Engine, Tensors, check_one_image
+from engines.errors import BadInputError, BundleError, MissingPartError, RSRefSegError
 from engines.tensorrt_library import Library
 from engines.tensorrt_memory import DeviceTensor
 from engines.tensorrt_phrases import PHRASE_STAGES, PhraseRunner
@@ -60,6 +60,7 @@ class TensorRTEngine(Engine):
 
     def encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
         """Both image encoders at the same time; gives before they are done."""
+        check_one_image(image)
         for stage in (Stage.SIGLIP_VISION, Stage.SAM_ENCODER):
             self.bundle.manifest.stages[stage].contract.check_inputs({"image": image})
         self.load(Stage.SIGLIP_VISION, Stage.SAM_ENCODER)
@@ -97,7 +98,10 @@ class TensorRTEngine(Engine):
                 session.staging.upload(name, array, batch[name].address, session.main)
             session.enqueue(Stage.SIGLIP_TEXT, sizes, batch)
             kept = {name: tensor for name, tensor in batch.items() if name != "input_ids"}
-            return [{name: self._row(session, tensor, row) for name, tensor in kept.items()} for row in range(count)]
+            rows = [{name: self._row(session, tensor, row) for name, tensor in kept.items()} for row in range(count)]
+            for tensor in batch.values():
+                tensor.written(session.main)  # whoever is given this memory next must wait for the copies as well
+            return rows
 
     def answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
         """Prompter and decoder, replayed as one CUDA graph once a number of phrases was asked twice.
@@ -142,7 +146,9 @@ class TensorRTEngine(Engine):
                 self._runners.clear()
                 self._fixed.clear()
                 self._image = None
-                session.close(*graphs)
+                events = [event for event in (self._image_read, self._image_written) if event is not None]
+                self._image_read = self._image_written = None
+                session.close(graphs, events)
             super().close()
 
     def _find(self, build: bool) -> dict[Stage, StoredEngine]:
@@ -170,7 +176,12 @@ class TensorRTEngine(Engine):
     def _load(self, stage: Stage) -> None:
         with self._lock:
             self.bundle.graph_path(stage)
-            self._opened().load(stage)
+            try:
+                self._opened().load(stage)
+            except BundleError:  # an engine that somebody changed: nothing to step around quietly
+                raise
+            except RSRefSegError as error:
+                raise MissingPartError(str(error)) from error
 
     def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         with self._lock:

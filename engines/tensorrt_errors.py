@@ -27,6 +27,10 @@ class Words:
         """Keep an error."""
         self._errors.append(" ".join(message.split()))
 
+    def any(self) -> bool:
+        """Whether something was told since the last time."""
+        return bool(self._errors)
+
     def forget(self) -> None:
         """Drop what was told about something else."""
         self._errors.clear()
@@ -83,11 +87,11 @@ class Asking:
             raise self.refused(what, way_out)
 
     def done(self, do: Callable[[], None], what: str, way_out: str) -> None:
-        """The same for calls that give nothing and raise on failure."""
+        """The same for calls that give nothing: they raise on failure, or tell it to the logger alone."""
 
         def and_say_so() -> bool:
             do()
-            return True
+            return not self.words.any()
 
         self.agreed(and_say_so, what, way_out)
 

@@ -17,6 +17,7 @@ _HALF, _SINGLE = ("half", "fp16", "float16", "f16f16"), ("float", "fp32", "float
 _KIND_KEYS = ("LayerType", "ParameterType", "Name", "TacticName")
 _TYPE_KEYS = ("Format/Datatype", "Datatype", "DataType", "Format")
 _TF32 = "tf32"
+_MOVES = ("reformat", "shuffle", "noop", "cast")
 # Whole parts of a graph as one layer, which shows the types at its borders and not those within.
 _OPAQUE = ("foreignnode", "myelin")
 
@@ -57,13 +58,16 @@ def count_layers(information: str) -> LayerCount:
         kind = layer if isinstance(layer, str) else " ".join(str(layer.get(key, "")) for key in _KIND_KEYS)
         if not any(mark in kind.lower() for mark in (*_HEAVY, *_OPAQUE)):
             continue
+        if isinstance(layer, dict) and any(mark in str(layer.get("LayerType", "")).lower() for mark in _MOVES):
+            continue  # named after what it feeds
         types = " ".join(_types(layer)).lower() if isinstance(layer, dict) else ""
         tactic = str(layer.get("TacticName", "")).lower() if isinstance(layer, dict) else ""
         if any(mark in types or mark in tactic for mark in _HALF):
             half += 1
+        elif _TF32 in tactic:  # also within a part that shows no types
+            single, tf32 = single + 1, tf32 + 1
         elif any(mark in types for mark in _SINGLE) and not any(mark in kind.lower() for mark in _OPAQUE):
             single += 1
-            tf32 += _TF32 in tactic
         else:
             untold += 1
     return LayerCount(half, single, tf32, untold)

@@ -103,12 +103,14 @@ class Session:
             self._quietly(lambda: self.cuda.wait_for_stream(self.main, "settle"))
             raise
 
-    def close(self, *graphs: Any) -> None:
+    def close(self, graphs: Sequence[Any] = (), events: Sequence[Any] = ()) -> None:
         """Free everything. What CUDA says of it is logged: the error that matters was raised before."""
         for stream in (self.side, self.main):
             self._quietly(lambda stream=stream: self.cuda.wait_for_stream(stream, "finish"))  # type: ignore[misc]
         for graph in graphs:
             self._quietly(lambda graph=graph: self.cuda.free_graph(graph))  # type: ignore[misc]
+        for event in events:
+            self._quietly(lambda event=event: self.cuda.free_event(event))  # type: ignore[misc]
         self._stages.clear()
         self.pool.close(self._quietly)
         self.staging.close(self._quietly)

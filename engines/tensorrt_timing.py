@@ -1,10 +1,11 @@
 """TensorRT's timing cache: what kernels took on this GPU, so that the next build need not measure again.
 
-One file per GPU, compute capability and TensorRT version, in this user's cache folder, under a digest of its own: one
-that was cut short or changed never reaches TensorRT.
+One file per GPU with its multiprocessors (a power mode changes their number) and TensorRT version, in this user's cache
+folder, sealed with this user's secret: one that was cut short or changed never reaches TensorRT.
 """
 
 import hashlib
+import hmac
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,20 +14,21 @@ from engines.errors import RSRefSegError
 from engines.files import atomic_write_bytes
 from engines.tensorrt_errors import Asking, host_bytes
 from engines.tensorrt_library import Platform
-from engines.tensorrt_secret import cache_folder
+from engines.tensorrt_secret import cache_folder, machine_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import tensorrt as trt
 
-_DIGEST_BYTES = 32
+_SEAL_BYTES = 32
 _WITHOUT = "build with --force to measure anew"
 
 
 def timing_cache_path(platform: Platform) -> Path:
     """Where the cache of a platform lies."""
-    parts = (platform.gpu.name, platform.gpu.compute_capability, platform.tensorrt)
+    gpu = platform.gpu
+    parts = (gpu.name, gpu.compute_capability, f"{gpu.multiprocessors}sm", platform.tensorrt)
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in parts)
     return cache_folder() / "timing" / f"{name}.cache"
 
@@ -49,6 +51,8 @@ def attach(
             return _set(config, kept, asking)
         except RSRefSegError as error:
             say(f"the timing cache '{path}' is discarded: {error}")
+            # Left there, it would be refused again, now and at every build, and nothing kept.
+            path.unlink(missing_ok=True)
     return _set(config, b"", asking)
 
 
@@ -63,7 +67,7 @@ def keep(cache: "trt.ITimingCache", config: "trt.IBuilderConfig", platform: Plat
         other = asking.made(lambda: config.create_timing_cache(others), "read the kept timing cache", _WITHOUT)
         asking.agreed(lambda: cache.combine(other, False), "combine the timing caches", f"remove '{path}'")
     data = host_bytes(asking.made(cache.serialize, "serialise its timing cache", _WITHOUT))
-    atomic_write_bytes(path, hashlib.sha256(data).digest() + data)
+    atomic_write_bytes(path, _seal(data) + data)
 
 
 def _set(config: "trt.IBuilderConfig", data: bytes, asking: Asking) -> "trt.ITimingCache":
@@ -81,8 +85,12 @@ def _read(path: Path, say: "Callable[[str], None]") -> bytes:
     except OSError as error:
         say(f"the timing cache '{path}' cannot be read ({error.strerror or error}) and is made anew")
         return b""
-    digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
-    if hashlib.sha256(data).digest() != digest:
+    seal, data = stored[:_SEAL_BYTES], stored[_SEAL_BYTES:]
+    if not hmac.compare_digest(_seal(data), seal):
         say(f"the timing cache '{path}' is broken and is made anew")
         return b""
     return data
+
+
+def _seal(data: bytes) -> bytes:
+    return hmac.new(machine_secret(), data, hashlib.sha256).digest()

@@ -248,14 +248,32 @@ def test_a_broken_timing_cache_is_made_anew_with_a_note(
 ) -> None:
     build_bundle(folder)
     (path,) = (cache / "timing").iterdir()
-    assert path.name == "Double_of_a_GPU-8.7-10.9.0.34.cache"
+    assert path.name == "Double_of_a_GPU-8.7-16sm-10.9.0.34.cache"
     whole = path.read_bytes()
     for broken in (whole[:-1], b"", whole[:40] + b"x" + whole[41:]):
         path.write_bytes(broken)
         capsys.readouterr()
         build_bundle(folder, "sam_encoder", force=True)
         assert f"the timing cache '{path}' is broken and is made anew" in capsys.readouterr().err
-        assert hashlib.sha256(path.read_bytes()[32:]).digest() == path.read_bytes()[:32]
+        capsys.readouterr()
+        build_bundle(folder, "sam_encoder", force=True)
+        assert "timing cache" not in capsys.readouterr().err, "it is whole again"
+
+
+def test_timings_that_tensorrt_refuses_are_replaced(
+    trt: State, folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trt.version = "10.8.0.43"
+    build_bundle(folder, "siglip_text")
+    trt.version = VERSION
+    (old,) = (cache / "timing").iterdir()
+    old.rename(old.with_name("Double_of_a_GPU-8.7-16sm-10.9.0.34.cache"))
+    build_bundle(folder, "sam_encoder")
+    assert "is discarded" in capsys.readouterr().err
+    build_bundle(folder, "sam_decoder")
+    assert "is discarded" not in capsys.readouterr().err
+    (path,) = (cache / "timing").iterdir()
+    assert len(json.loads(path.read_bytes()[32:])["entries"]) == 2
 
 
 def test_timings_of_all_builds_are_kept_together(trt: State, folder: Path, cache: Path) -> None:

@@ -3,6 +3,8 @@
 import ast
 import json
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from commands import Ran, assert_refused, run_here
 from doubles.cuda_double import DeviceFault, cudaError_t
 from doubles.tensorrt_double import FALLIBLE, State, doubled
+from engines.backends import select_backend
 from engines.bundle import Bundle, file_record
 from engines.contracts import Stage
-from engines.errors import RSRefSegError
+from engines.errors import BadInputError, RSRefSegError
 from engines.segmenter import Segmenter
 from engines.tensorrt_engine import TensorRTEngine
 from engines.tensorrt_inspect import check_precision, count_layers
@@ -324,6 +327,8 @@ def layer(kind: str, types: str, tactic: str = "") -> dict:
         ([layer("gemm", "Float", "sm80_xmma_gemm_f32f32_tf32f32_f32")], "1 TF32"),
         ([layer("gemm", "Float", "sm80_xmma_gemm_f16f16_f16f32_f32")], "1 FP16"),
         (["conv1 + relu", "softmax"], "1 untold"),
+        ([layer("Myelin", "Float", "sm80_xmma_gemm_f32f32_tf32f32_f32")], "1 TF32"),
+        ([layer("Reformat", "Half") | {"Name": "Reformatting CopyNode for attention"}], "none"),
         ([layer("Myelin", "Float") | {"Name": "{ForeignNode[blocks.0/MatMul...blocks.11/Add]}"}], "1 untold"),
         ([layer("PointWise", "Float")], "none"),
         ([{"Name": "matmul", "LayerType": None, "Inputs": None, "Outputs": [{"Datatype": "Half"}]}], "1 FP16"),
@@ -347,16 +352,46 @@ def test_layers_without_types_are_a_note_not_a_claim() -> None:
     assert note == "sam_encoder: TensorRT 11.4's inspector tells no types, so fp16 is not confirmed"
 
 
+def test_several_images_at_once_are_refused(trt: State, built: Path) -> None:
+    """The contract of an image stage allows four, the way from pixels to masks takes one."""
+    bundle = Bundle.open(built)
+    side = bundle.manifest.geometry.image_size
+    with TensorRTEngine(bundle) as engine, pytest.raises(BadInputError, match="one image is encoded at a time"):
+        engine.encode_image(np.zeros((2, 3, side, side), np.uint8))
+
+
+def test_auto_frees_what_it_does_not_take_and_goes_on(trt: State, built: Path) -> None:
+    trt.faults.add("Runtime.deserialize_cuda_engine")
+    selection = select_backend("auto", Bundle.open(built))
+    with selection.engine:
+        assert selection.engine.name == "onnxruntime"
+        assert "not tensorrt: stage 'sam_decoder'" in selection.reason
+    assert len(trt.alive) == 0
+
+
 def test_a_build_that_is_interrupted_leaves_nothing(
-    trt: State, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trt: State, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from engines.progress import ProgressLine
+    """A real Ctrl-C, which reaches the main thread while TensorRT is at work."""
 
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    def press() -> None:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    monkeypatch.setattr(ProgressLine, "update", interrupt)
+    trt.during_build = press
     ran = build(capsys, folder)
     assert ran.code == 130
     assert "could not" not in ran.err
     assert list(folder.glob("engines/*/*")) == []
+    assert len(trt.built) <= 1, "no further stage was begun"
+
+
+def test_a_display_that_fails_does_not_cost_the_build(
+    trt: State, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engines.progress import ProgressLine
+
+    def fail(*_: object, **__: object) -> None:
+        raise UnicodeEncodeError("ascii", "", 0, 1, "planted")
+
+    monkeypatch.setattr(ProgressLine, "update", fail)
+    assert build(capsys, folder).code == 0

@@ -43,6 +43,9 @@ class ITimingCache:
 
     @fallible(False)
     def combine(self, input_cache: Any, ignore_mismatch: bool) -> bool:
+        if getattr(input_cache, "version", state().version) != state().version and not ignore_mismatch:
+            state().refuse("the timing cache was made by another version")
+            return False
         self.entries |= input_cache.entries
         return True
 

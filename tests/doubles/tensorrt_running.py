@@ -101,9 +101,6 @@ class ICudaEngine:
         words = {10: ("Row major linear FP32", "Row major linear FP16 format"), 11: ("Float", "Half")}[state().major]
         for node in self.model.graph.node:
             half = found.get(node.input[0]) == onnx.TensorProto.FLOAT16 and self.header["keeps_types"]
-            words = {10: ("Row major linear FP32", "Row major linear FP16 format"), 11: ("Float", "Half")}[
-                state().major
-            ]
             tensors = [{"Name": name, "Format/Datatype": words[half]} for name in (*node.input, *node.output)]
             layer = {"Name": node.name or f"{node.op_type}_of_{node.output[0]}", "Inputs": tensors, "Outputs": tensors}
             kind = "gemm" if node.op_type in _HEAVY_OPERATORS else "kgen"
@@ -130,7 +127,7 @@ class IExecutionContext:
         self._profile = profile_index
         return True
 
-    @fallible(RuntimeError)
+    @fallible(None)  # it gives nothing either way: the logger alone is told
     def set_device_memory(self, memory: int, size: int) -> None:
         if memory % 256 or size < self._engine.device_memory_size_v2:
             state().refuse("the activation memory is not aligned or too small")
