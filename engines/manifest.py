@@ -13,7 +13,7 @@ from engines.contracts import Geometry, Stage, StageContract
 from engines.errors import BundleError
 from engines.text import Padding
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 # Said by whatever runs such a bundle.
 RANDOM_WEIGHTS_NOTE = "the weights are random: sizes and times hold, masks and scores mean nothing"
@@ -67,6 +67,50 @@ class KeptFp32:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionRecord:
+    """How SAM's attention was written into a graph, and why so.
+
+    Attributes:
+        windowed: form of the windowed blocks.
+        whole: form of the global blocks; ``global`` in JSON.
+        query_parts: in how many parts the queries of global blocks are taken.
+        target: the runtime it was chosen for.
+        reason: by which measurement, when and on what class of machine; or who asked for it.
+    """
+
+    windowed: str
+    whole: str
+    query_parts: int
+    target: str
+    reason: str
+
+    def __str__(self) -> str:
+        parts = f" in {self.query_parts} parts" if self.query_parts > 1 else ""
+        return f"windowed {self.windowed}, global {self.whole}{parts}, for {self.target}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "windowed": self.windowed,
+            "global": self.whole,
+            "query_parts": self.query_parts,
+            "target": self.target,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> "AttentionRecord":
+        """Inverse of :meth:`to_json`."""
+        return cls(
+            _get(value, "windowed", str, where),
+            _get(value, "global", str, where),
+            _get(value, "query_parts", int, where),
+            _get(value, "target", str, where),
+            _get(value, "reason", str, where),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class StageRecord:
     """One graph of the bundle.
 
@@ -76,9 +120,10 @@ class StageRecord:
         data: files of external weights, which lie beside the graph.
         opset: ONNX operator set of the default domain.
         precision: one of :data:`PRECISIONS`, of its weights and matrix products.
-        attention: form of SAM's attention, ``None`` for graphs without it.
+        attention: of SAM's image encoder, ``None`` for the other graphs.
         flops: floating-point operations of one run at the contract's ``opt`` sizes, 2 per multiply-add.
         parameters: number of weights.
+        weight_bytes: bytes of everything the graph holds as a constant, as stored: what a run has to read.
         precision_plan: what stays float32 in a graph of ``fp16``, and why.
     """
 
@@ -87,9 +132,10 @@ class StageRecord:
     data: tuple[FileRecord, ...]
     opset: int
     precision: str
-    attention: str | None
+    attention: AttentionRecord | None
     flops: int
     parameters: int
+    weight_bytes: int
     precision_plan: tuple[KeptFp32, ...] = ()
 
     def __post_init__(self) -> None:
@@ -107,9 +153,10 @@ class StageRecord:
             "data": [asdict(record) for record in self.data],
             "opset": self.opset,
             "precision": self.precision,
-            "attention": self.attention,
+            "attention": self.attention.to_json() if self.attention else None,
             "flops": self.flops,
             "parameters": self.parameters,
+            "weight_bytes": self.weight_bytes,
             "precision_plan": [asdict(part) for part in self.precision_plan],
         }
 
@@ -120,15 +167,17 @@ class StageRecord:
         Raises:
             BundleError: naming the field that is missing or of another type.
         """
+        attention = _optional(value, "attention", dict, where)
         return cls(
             contract=StageContract.from_json(_get(value, "contract", dict, where)),
             graph=FileRecord.from_json(_get(value, "graph", dict, where), f"{where}.graph"),
             data=tuple(FileRecord.from_json(item, f"{where}.data") for item in _get(value, "data", list, where)),
             opset=_get(value, "opset", int, where),
             precision=_get(value, "precision", str, where),
-            attention=_optional(value, "attention", str, where),
+            attention=None if attention is None else AttentionRecord.from_json(attention, f"{where}.attention"),
             flops=_get(value, "flops", int, where),
             parameters=_get(value, "parameters", int, where),
+            weight_bytes=_get(value, "weight_bytes", int, where),
             precision_plan=tuple(
                 KeptFp32.from_json(item, f"{where}.precision_plan")
                 for item in _get(value, "precision_plan", list, where)

@@ -14,15 +14,25 @@ from engines.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundle, default_bundl
 from engines.contracts import Stage, StageContract, stage_contracts
 from engines.errors import BadInputError
 from engines.files import atomic_directory, recover_directory
-from engines.manifest import MANIFEST_NAME, KeptFp32, Manifest, Preprocessing, Provenance, StageRecord, TextPolicy
+from engines.manifest import (
+    MANIFEST_NAME,
+    AttentionRecord,
+    KeptFp32,
+    Manifest,
+    Preprocessing,
+    Provenance,
+    StageRecord,
+    TextPolicy,
+)
 from engines.progress import ProgressLine
 from engines.reference import write_reference
 from export.check import check_graph
 from export.flops import count_flops
-from export.graph import OPSET, count_parameters, export_graph
+from export.graph import OPSET, export_graph
 from export.reference import ReferenceMaker
+from export.weights import count_weights
 from rsrefseg import sam, siglip
-from rsrefseg.attention import choose_attention, default_attention
+from rsrefseg.attention import AttentionChoice, choose_attention, default_attention
 from rsrefseg.checkpoint import TensorFile, config_of, digest, load_stage, load_tensors
 from rsrefseg.config import model_config
 from rsrefseg.merge import current_merge, merge
@@ -149,7 +159,7 @@ def write_bundle(
         record = _write_stage(folder, module, contract, "fp32" if half is None else "fp16")
         stages[stage] = replace(
             record,
-            attention=str(attention) if attention is not None else None,
+            attention=_attention_record(attention) if attention is not None else None,
             precision_plan=tuple(KeptFp32(part.module, part.reason) for part in parts),
         )
         del module
@@ -208,6 +218,7 @@ def _write_stage(folder: Path, module: nn.Module, contract: StageContract, preci
     path = folder / f"{contract.stage}.onnx"
     export_graph(module, contract, path)
     check_graph(path, contract)
+    weights = count_weights(path)
     return StageRecord(
         contract=contract,
         graph=file_record(path),
@@ -216,8 +227,13 @@ def _write_stage(folder: Path, module: nn.Module, contract: StageContract, preci
         precision=precision,
         attention=None,
         flops=count_flops(path, contract),
-        parameters=count_parameters(path),
+        parameters=weights.parameters,
+        weight_bytes=weights.size_bytes,
     )
+
+
+def _attention_record(choice: AttentionChoice) -> AttentionRecord:
+    return AttentionRecord(choice.windowed, choice.whole, choice.query_parts, "onnxruntime", "the only form so far")
 
 
 def _check_free_space(destination: Path, merged: Path) -> None:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
 import onnx_ir
 import torch
 from torch import Tensor, nn
@@ -102,17 +101,3 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def count_parameters(path: Path) -> int:
-    """Numbers held in a graph's initializers of floating-point type."""
-    graph = onnx.load(path, load_external_data=False).graph
-    floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    total = 0
-    for tensor in graph.initializer:
-        if tensor.data_type in floating:
-            size = 1
-            for dim in tensor.dims:
-                size *= dim
-            total += size
-    return total

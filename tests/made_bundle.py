@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from engines.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundle, file_record
 from engines.contracts import Dim, Geometry, Stage, StageContract, TensorSpec, stage_contracts
-from engines.manifest import Manifest, Preprocessing, Provenance, StageRecord, TextPolicy
+from engines.manifest import AttentionRecord, Manifest, Preprocessing, Provenance, StageRecord, TextPolicy
 from engines.onnxruntime_engine import OnnxRuntimeEngine
 from engines.reference import ReferenceSample, write_reference
 from rsrefseg.tokenizer import build_word_tokenizer
@@ -132,8 +132,18 @@ def write_graph(folder: Path, stage: Stage) -> StageRecord:
         data = (file_record(folder / f"{path.name}.data"),)
     else:
         onnx.save(model, path)
-    attention = "published" if stage is Stage.SAM_ENCODER else None
-    return StageRecord(CONTRACTS[stage], file_record(path), data, OPSET, "fp32", attention, flops=1000, parameters=10)
+    attention = AttentionRecord("published", "additive", 2, "onnxruntime", "made by hand")
+    return StageRecord(
+        CONTRACTS[stage],
+        file_record(path),
+        data,
+        OPSET,
+        "fp32",
+        attention if stage is Stage.SAM_ENCODER else None,
+        flops=1000,
+        parameters=10,
+        weight_bytes=40,
+    )
 
 
 def make_bundle(folder: Path, padding: str = "fixed") -> Bundle:

@@ -227,7 +227,7 @@ BAD_BUNDLES: dict[str, tuple[Callable[[], Any], str]] = {
     "empty": (lambda: [path.unlink() for path in Path("bundle").iterdir()], "holds no bundle.json"),
     "manifest cut": (lambda: cut_in_half(Path("bundle/bundle.json")), "bundle.json' is no readable JSON"),
     "manifest changed": (lambda: change_byte(Path("bundle/bundle.json")), "bundle"),
-    "newer schema": (lambda: reseal(lambda document: document.update(schema_version=2)), "schema version 2"),
+    "newer schema": (lambda: reseal(lambda document: document.update(schema_version=3)), "schema version 3"),
     "no schema": (lambda: reseal(lambda document: document.pop("schema_version")), "schema version None"),
     "path outside": (
         lambda: reseal(lambda document: document["tokenizer"].update(name="../tokenizer.json")),

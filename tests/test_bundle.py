@@ -13,7 +13,7 @@ from engines import bundle as bundle_module
 from engines.bundle import Bundle, default_bundle_path, file_record
 from engines.contracts import Dim, Geometry, Stage, StageContract, TensorSpec, stage_contracts
 from engines.errors import BadInputError, BundleError
-from engines.manifest import SCHEMA_VERSION, FileRecord, Manifest, seal
+from engines.manifest import SCHEMA_VERSION, AttentionRecord, FileRecord, Manifest, seal
 from engines.reference import load_reference
 from made_bundle import CONTRACTS, GEOMETRY, make_bundle
 
@@ -99,7 +99,15 @@ def test_a_cut_manifest_is_refused(folder: Path) -> None:
         refused(folder, "bundle.json", "no readable JSON")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_the_form_of_attention_is_read_back_as_it_was_written() -> None:
+    record = AttentionRecord("published", "additive", 16, "onnxruntime", "because it was measured")
+    assert AttentionRecord.from_json(json.loads(json.dumps(record.to_json())), "here") == record
+    assert str(record) == "windowed published, global additive in 16 parts, for onnxruntime"
+    with pytest.raises(BundleError, match="here lacks the field 'global'"):
+        AttentionRecord.from_json({"windowed": "published"}, "here")
+
+
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_schema_version_is_refused_with_the_way_out(folder: Path, version: Any) -> None:
     changed_manifest(folder, lambda value: value.update(schema_version=version))
     refused(folder, f"schema version {version!r}", f"reads {SCHEMA_VERSION}", "export the bundle again")
