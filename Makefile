@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS ?= cpu,train,dev
+EXTRAS ?= cpu,openvino,train,dev
 
 .PHONY: demo test test-full gpu-check lint types check clean
 

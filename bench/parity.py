@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.comparison import mask_iou, tensor_error
 from bench.parity_report import DataResult, MaskResult, MaskRow, ParityReport, TensorRow
-from bench.tolerances import Scope, tie_share, tolerances
+from bench.tolerances import COARSENESS, Scope, tie_share, tolerances
 from engines.bundle import Bundle
 from engines.contracts import Stage, StageContract
 from engines.engine import Arrays, Engine
@@ -50,9 +50,9 @@ def run_parity(
         opened, engine = segmenter.bundle, segmenter.engine
         samples = load_reference(opened)
         # Before the long part: whether the data set and the right weights are there.
-        comparison = _DataComparison(opened, data, split, run) if data is not None else None
+        comparison = _DataComparison(engine, data, split, run) if data is not None else None
         with ProgressLine("parity on the reference samples") as progress:
-            limits = tolerances(_precision(opened, Stage), Scope.MASKS)
+            limits = tolerances(_precision(engine, Stage), Scope.MASKS)
             steps = 3 * len(samples)
             rows, masks = [], []
             for index, sample in enumerate(samples):
@@ -67,7 +67,7 @@ def run_parity(
             backend=engine.name,
             backend_reason=segmenter.backend_reason,
             providers={stage.value: engine.provider_of(stage) for stage in Stage},
-            precision=_precision(opened, Stage),
+            precision=_precision(engine, Stage),
             checkpoint_sha256=opened.manifest.provenance.checkpoint_sha256,
             tokens_equal=all(_tokens_equal(opened, sample) for sample in samples),
             tensors=_worst_rows(rows),
@@ -82,7 +82,7 @@ def _stage_rows(engine: Engine, sample: ReferenceSample) -> list[TensorRow]:
     rows = []
     for contract in _contracts(engine.bundle):
         results = engine.run(contract.stage, sample.inputs(contract))
-        rows += _rows(STAGE, engine.bundle, contract, sample, results, (contract.stage,))
+        rows += _rows(STAGE, engine, contract, sample, results, (contract.stage,))
     return rows
 
 
@@ -97,20 +97,20 @@ def _chained_rows(engine: Engine, sample: ReferenceSample) -> list[TensorRow]:
         tensors |= results
         makers |= dict.fromkeys(results, (*behind, contract.stage))
         if behind:
-            rows += _rows(CHAINED, engine.bundle, contract, sample, results, (*behind, contract.stage))
+            rows += _rows(CHAINED, engine, contract, sample, results, (*behind, contract.stage))
     return rows
 
 
 def _rows(
     check: str,
-    bundle: Bundle,
+    engine: Engine,
     contract: StageContract,
     sample: ReferenceSample,
     results: Arrays,
     stages: Sequence[Stage],
 ) -> list[TensorRow]:
     """One row per output; judged by the coarsest precision of the stages that had a part in it."""
-    limits = tolerances(_precision(bundle, stages), Scope.STAGE, contract.stage)
+    limits = tolerances(_precision(engine, stages), Scope.STAGE, contract.stage)
     return [
         TensorRow(check, contract.stage, name, tensor_error(wanted, results[name]), limits)
         for name, wanted in sample.outputs(contract).items()
@@ -170,10 +170,9 @@ def _contracts(bundle: Bundle) -> list[StageContract]:
     return [bundle.manifest.stages[stage].contract for stage in Stage]
 
 
-def _precision(bundle: Bundle, stages: Sequence[Stage] | type[Stage]) -> str:
-    """The coarsest precision among some stages."""
-    found = {bundle.manifest.stages[stage].precision for stage in stages}
-    return "fp16" if "fp16" in found else "fp32"
+def _precision(engine: Engine, stages: Sequence[Stage] | type[Stage]) -> str:
+    """The coarsest precision that the engine computes some stages in."""
+    return max((engine.precision_of(stage) for stage in stages), key=COARSENESS.index)
 
 
 def _precision_notes(engine: Engine) -> tuple[str, ...]:
@@ -188,10 +187,10 @@ def _precision_notes(engine: Engine) -> tuple[str, ...]:
 class _DataComparison:
     """The same samples answered by PyTorch and by an engine. Everything is found at construction, before any work."""
 
-    def __init__(self, bundle: Bundle, data: Path, split: str, run: Path | None) -> None:
+    def __init__(self, engine: Engine, data: Path, split: str, run: Path | None) -> None:
         from bench.models import exported_run, merged_model
 
-        self.torch: TorchModel = merged_model(exported_run(bundle, run))
+        self.torch: TorchModel = merged_model(exported_run(engine.bundle, run))
         from rsrefseg.data.loading import verify_images
         from rsrefseg.data.samples import open_dataset
 
@@ -199,7 +198,7 @@ class _DataComparison:
         self.samples = dataset.split(split)
         verify_images(dataset, [split])
         self.data, self.split = data, split
-        self.limits = tolerances(_precision(bundle, Stage), Scope.DATA)
+        self.limits = tolerances(_precision(engine, Stage), Scope.DATA)
 
     def run(self, segmenter: Segmenter) -> DataResult:
         """Answer all samples twice."""

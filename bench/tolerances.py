@@ -34,7 +34,7 @@ class Tolerance:
     """One limit.
 
     Attributes:
-        precision: of the graphs it holds for, as the manifest names it.
+        precision: what it holds for, as :meth:`engines.engine.Engine.precision_of` names it.
         scope: what it is about.
         measure: what is measured.
         limit: the last value that passes.
@@ -77,6 +77,10 @@ _ROUNDING = "float32 sums in another order differ by a few hundred roundings of 
 _EDGE = "such errors turn only pixels whose logit is nearly 0 (see tie_share): none, or one of a large mask"
 _HALF = "weights and products with 11 significant bits (5e-4 each), averaged over hundreds of terms"
 
+_BRAIN = "weights and products with 8 significant bits (4e-3 each), averaged over hundreds of terms"
+
+COARSENESS = ("fp32", "fp16", "bf16")  # from fine to coarse
+
 TOLERANCES = (
     Tolerance("fp32", Scope.STAGE, Measure.SHARE_OF_MAX, 1e-4, _ROUNDING),
     Tolerance("fp32", Scope.MASKS, Measure.SHARE_OF_MAX, 1e-4, _ROUNDING),
@@ -92,6 +96,10 @@ TOLERANCES = (
     Tolerance(
         "fp16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "a fifth of a point, below what two trainings differ by"
     ),
+    Tolerance("bf16", Scope.STAGE, Measure.RELATIVE_L2, 3e-2, _BRAIN),
+    Tolerance("bf16", Scope.MASKS, Measure.IOU_WORST, 0.9, "to be measured to be measured"),
+    Tolerance("bf16", Scope.MASKS, Measure.IOU_MEAN, 0.98, "to be measured to be measured"),
+    Tolerance("bf16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.005, "to be measured to be measured"),
 )
 
 

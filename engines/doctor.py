@@ -11,6 +11,8 @@ from typing import Any
 from engines.errors import RSRefSegError
 from engines.onnxruntime_cuda import why_not_started
 from engines.onnxruntime_engine import usable_cores, why_unavailable
+from engines.openvino_library import computes_bf16, version
+from engines.openvino_library import why_unavailable as why_no_openvino
 from engines.tensorrt_library import Library
 
 # Import names of the extra `train`, and of what it brings along.
@@ -61,7 +63,8 @@ def examine() -> Diagnosis:
     size = f", {memory:.0f} GiB" if memory is not None else ""
     python = f"Python {platform.python_version()}"
     machine = f"{platform.system()} {platform.machine()}, {python}, usable cores: {usable_cores()}{size}"
-    return Diagnosis(machine, (_onnxruntime(), _onnxruntime_cuda(), _tensorrt(), _training(), _cuda_training()))
+    runtimes = (_onnxruntime(), _openvino(), _onnxruntime_cuda(), _tensorrt())
+    return Diagnosis(machine, (*runtimes, _training(), _cuda_training()))
 
 
 def _onnxruntime() -> Ability:
@@ -71,6 +74,14 @@ def _onnxruntime() -> Ability:
     if (reason := why_unavailable("cpu")) is not None:
         return Ability(name, False, reason)
     return Ability(name, True, _runtime())
+
+
+def _openvino() -> Ability:
+    name = "the same, in BF16 where the processor has it (openvino)"
+    if (reason := why_no_openvino()) is not None:
+        return Ability(name, False, reason)
+    bf16 = "this processor has BF16" if computes_bf16() else "FP32 only, this processor has no BF16"
+    return Ability(name, True, f"openvino {version()}, {bf16}")
 
 
 def _onnxruntime_cuda() -> Ability:

@@ -132,6 +132,10 @@ class Engine(ABC):
         """Copies, or the same, of what :meth:`encode_image` or :meth:`encode_text` gave, as arrays."""
         return dict(tensors)
 
+    def precision_of(self, stage: Stage) -> str:
+        """What a stage computes in, and is judged by: the graph's ``fp32`` or ``fp16``, or ``bf16``. May load it."""
+        return self.bundle.manifest.stages[stage].precision
+
     @abstractmethod
     def provider_of(self, stage: Stage) -> str:
         """What really runs a stage, in the runtime's own words. Loads it if need be."""

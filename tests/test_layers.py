@@ -21,11 +21,12 @@ BUNDLE = {"bundle", "manifest", "reference"}
 # What those may reach in turn: reading pictures is three modules.
 BEHIND_LEAVES = {"decode", "tiff"}
 
-RUNTIMES = {"onnxruntime", "tensorrt", "cuda"}
+RUNTIMES = {"onnxruntime", "openvino", "tensorrt", "cuda"}
 # Third-party packages an edge device installs; a runtime only where it is wrapped.
 ON_THE_EDGE = {"numpy", "PIL", "cv2", "tokenizers", "safetensors", "rich"}
 WRAPPERS = {
-    "onnxruntime": {"engines.onnxruntime_engine", "engines.onnxruntime_cuda", "engines.doctor"},
+    "onnxruntime": {"engines.onnxruntime_engine", "engines.onnxruntime_cuda", "engines.doctor", "bench.naive"},
+    "openvino": {"engines.openvino_library"},
     "tensorrt": {f"engines.tensorrt_{part}" for part in ("build", "context", "errors", "library", "timing")},
     "cuda": {"engines.tensorrt_cuda"},
 }

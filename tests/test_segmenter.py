@@ -279,6 +279,7 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingPartError, match=r"onnxruntime is not installed: pip install 'rsrefseg\[cpu\]'"):
         select_backend("onnxruntime", bundle)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingPartError, match=r"no backend can run here .*pip install 'rsrefseg\[cpu\]'"):
         select_backend("auto", bundle)
 
@@ -380,7 +381,7 @@ def test_a_cold_start_needs_no_torch_and_is_quick(folder: Path, tmp_path: Path) 
 
 
 def test_engines_import_only_what_an_edge_device_has() -> None:
-    runtimes = {"onnxruntime", "tensorrt", "cuda"}
+    runtimes = {"onnxruntime", "openvino", "tensorrt", "cuda"}
     installed = {"numpy", "PIL", "cv2", "tokenizers", "safetensors", "rich", *sys.stdlib_module_names}
     for path in (ROOT / "engines").glob("*.py"):
         tree = ast.parse(path.read_text())
