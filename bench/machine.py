@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench.sensors import cpu_ticks
 from engines.onnxruntime_engine import usable_cores
 
 _PACKAGES = ("rsrefseg", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt")
@@ -58,12 +59,12 @@ def this_machine() -> Machine:
 
 def others_busy_share() -> float | None:
     """The share of the machine's cores that other programs keep busy while this one sleeps; ``None`` if unknown."""
-    before = _cpu_ticks()
+    before = cpu_ticks()
     time.sleep(_WATCH_S)
-    after = _cpu_ticks()
-    if before is None or after is None or after[1] <= before[1]:
+    after = cpu_ticks()
+    if before is None or after is None or (passed := after.since(before)).total <= 0:
         return None
-    return 1 - (after[0] - before[0]) / (after[1] - before[1])
+    return 1 - passed.idle / passed.total
 
 
 def busy_notes(shares: Iterable[float | None]) -> list[str]:
@@ -72,16 +73,6 @@ def busy_notes(shares: Iterable[float | None]) -> list[str]:
     if worst <= _BUSY_SHARE:
         return []
     return [f"other programs kept {worst:.0%} of the cores busy: these figures are not fit to be quoted"]
-
-
-def _cpu_ticks() -> tuple[int, int] | None:
-    """Idle ticks and all ticks of all cores since the start of a Linux system."""
-    try:
-        first = Path("/proc/stat").read_text().splitlines()[0]
-    except OSError:
-        return None
-    ticks = [int(value) for value in first.split()[1:9]]  # guest time, behind these, is contained in user time
-    return ticks[3] + ticks[4], sum(ticks)
 
 
 def peak_memory_mib() -> float | None:

@@ -1,0 +1,124 @@
+"""What a Linux system tells of its processor and board: ticks, clocks, temperatures, throttling.
+
+Every reader takes the root folder that ``/proc`` and ``/sys`` lie in and gives ``None`` where the system does not tell.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/")
+_CPUS = "sys/devices/system/cpu/cpu[0-9]*"
+# Chips that sit on or in the processor; a disk's or a radio's heat slows nobody here.
+_PROCESSOR_SENSORS = {"coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal"}
+_BELIEVED_C = (1.0, 150.0)  # a sensor that is off tells 0 or nonsense
+_STOLEN = 7
+_TICKS = 8  # guest time, behind these, is contained in user time
+
+
+@dataclass(frozen=True, slots=True)
+class Ticks:
+    """Time of all cores since the system started, in ticks: with nothing to do, taken by the hypervisor, all."""
+
+    idle: int
+    stolen: int
+    total: int
+
+    def since(self, before: "Ticks") -> "Ticks":
+        """What came between."""
+        return Ticks(self.idle - before.idle, self.stolen - before.stolen, self.total - before.total)
+
+
+def cpu_ticks(root: Path = ROOT) -> Ticks | None:
+    """Of all cores together."""
+    fields = _text(root / "proc/stat").partition("\n")[0].split()[1 : _TICKS + 1]
+    if len(fields) < _TICKS:
+        return None
+    ticks = [int(field) for field in fields]
+    return Ticks(ticks[3] + ticks[4], ticks[_STOLEN], sum(ticks))
+
+
+def own_ticks() -> float:
+    """Ticks that this process and those of its children that have ended were computing."""
+    used = os.times()
+    return (used.user + used.system + used.children_user + used.children_system) * os.sysconf("SC_CLK_TCK")
+
+
+def cpu_clock_ghz(root: Path = ROOT) -> float | None:
+    """Of the fastest core, now: the others may be asleep."""
+    khz = _numbers(root.glob(f"{_CPUS}/cpufreq/scaling_cur_freq"))
+    if khz:
+        return max(khz) / 1e6
+    lines = _text(root / "proc/cpuinfo").splitlines()
+    mhz = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return max(mhz) / 1e3 if mhz else None
+
+
+def hottest_c(root: Path = ROOT) -> float | None:
+    """The highest temperature of processor and board, degrees Celsius."""
+    found = _numbers(root.glob("sys/class/thermal/thermal_zone*/temp"))
+    for chip in root.glob("sys/class/hwmon/hwmon*"):
+        if _text(chip / "name").strip() in _PROCESSOR_SENSORS:
+            found += _numbers(chip.glob("temp*_input"))
+    low, high = _BELIEVED_C
+    return max((value / 1e3 for value in found if low <= value / 1e3 <= high), default=None)
+
+
+def throttle_count(root: Path = ROOT) -> int | None:
+    """How often heat or current made the processor slow itself down since the system started.
+
+    Intel counts heat by core and package; a Jetson counts over-current events.
+    """
+    found = _numbers(root.glob(f"{_CPUS}/thermal_throttle/*_throttle_count"))
+    found += _numbers(root.glob("sys/class/hwmon/hwmon*/oc*_event_cnt"))
+    return round(sum(found)) if found else None
+
+
+def quota_held_ms(root: Path = ROOT) -> float | None:
+    """How long a container's CPU quota has kept its threads waiting, since it was started, in milliseconds."""
+    for line in _text(root / "sys/fs/cgroup/cpu.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "throttled_usec":
+            return int(value) / 1e3
+    return None
+
+
+def board_gpu_clock_mhz(root: Path = ROOT) -> float | None:
+    """Of a Jetson's GPU, which is no card."""
+    hertz = [
+        value
+        for pattern in ("*.gpu", "*.ga10b", "*.gv11b", "*.gp10b")
+        for value in _numbers(root.glob(f"sys/class/devfreq/{pattern}/cur_freq"))
+    ]
+    return max(hertz) / 1e6 if hertz else None
+
+
+def board_power_w(root: Path = ROOT) -> float | None:
+    """What a Jetson takes in all, from the monitor at its input."""
+    for label in root.glob("sys/class/hwmon/hwmon*/in*_label"):
+        if _text(label).strip() == "VDD_IN":
+            number = label.name.removeprefix("in").removesuffix("_label")
+            millivolts = _numbers([label.with_name(f"in{number}_input")])
+            milliamperes = _numbers([label.with_name(f"curr{number}_input")])
+            if millivolts and milliamperes:
+                return millivolts[0] * milliamperes[0] / 1e6
+    return None
+
+
+def _numbers(paths: Iterable[Path]) -> list[float]:
+    """The numbers in those of the files that can be read; a sensor may be there and not answer."""
+    found = []
+    for path in paths:
+        try:
+            found.append(float(_text(path)))
+        except ValueError:
+            continue
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
