@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS ?= cpu,openvino,train,dev
+EXTRAS ?= cpu,openvino,report,train,dev
 
 .PHONY: demo test test-full gpu-check lint types check clean
 
