@@ -502,15 +502,44 @@ def parity(
 @app.command()
 def bench(
     bundle: BundleOption = None,
-    backends: Annotated[str, typer.Option(help="Comma-separated: torch and backends.")] = "torch,auto",
+    backends: Annotated[
+        str, typer.Option(help="Comma-separated: torch, torch-compile, onnx-naive, torch-cuda, and backends.")
+    ] = "torch,auto",
     run: RunOption = None,
-    rounds: Annotated[int, typer.Option(min=3, help="Measured rounds; contenders take turns in each.")] = 30,
+    rounds: Annotated[int, typer.Option(min=3, help="At most so many; contenders take turns in each.")] = 30,
+    minutes: Annotated[float, typer.Option(min=0, help="No round begins later, but for the first five.")] = 15.0,
+    scenarios: Annotated[
+        str, typer.Option(help="Comma-separated; first_phrase is always among them; all by default.")
+    ] = "",
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Keep every round; go on with what is there.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write report.md, report.json and report.png there.")
+    ] = None,
+    attention: Annotated[
+        str | None, typer.Option(metavar="PRESET", help="Instead: SAM's attention in its forms, by runtime.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Measure latency per stage and end to end, contenders in turn, as ratios with their spread."""
-    from bench.latency import run_bench
+    """Measure latency end to end and by stage, contenders in turn: ratios, errors and floors beside the times."""
+    if attention is not None:
+        from bench.attention_forms import run_attention_bench
 
-    return _print(run_bench(bundle, backends.split(","), run, rounds), as_json)
+        return _print(run_attention_bench(attention, rounds), as_json)
+    from bench.latency import BenchRequest, run_bench
+
+    request = BenchRequest(
+        bundle=bundle,
+        backends=backends.split(","),
+        run=run,
+        rounds=rounds,
+        minutes=minutes,
+        scenarios=scenarios,
+        log=log,
+        report=report,
+    )
+    return _print(run_bench(request), as_json)
 
 
 @app.command()

@@ -1,10 +1,10 @@
-"""Who is measured: PyTorch, and every backend of the engines, behind one face."""
+"""Who is measured: PyTorch, graphs exported without care, and every backend of the engines, behind one face."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,22 +12,32 @@ import numpy.typing as npt
 from engines.backends import Backend, select_backend
 from engines.bundle import Bundle
 from engines.contracts import Stage
-from engines.engine import Engine
+from engines.engine import IMAGE_STAGES, Engine
 from engines.errors import BadInputError, MissingPartError
+from engines.images import stretch, upsample_logits
 from engines.onnxruntime_engine import usable_cores
-
-if TYPE_CHECKING:
-    from rsrefseg.model import RSRefSeg
+from engines.segmenter import EncodedImage, Segmenter
+from engines.text import Tokenizer
 
 TORCH = "torch"
 
+PHRASE_STAGES = (Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
 Tensors = dict[str, Any]
 
 
-class Contender(ABC):
-    """Runs the five stages of one model, in its own tensors: what a stage gives can be handed to the next as it is.
+class Answer(NamedTuple):
+    """What P phrases get: mask_logits (P, h, w) float32, the decoder's grid; masks (P, H, W) bool, a picture's size."""
 
-    Opening one imports its runtime and checks that it can run here; :meth:`load` brings the weights in.
+    mask_logits: npt.NDArray[np.float32]
+    masks: npt.NDArray[np.bool_]
+
+
+class Contender(ABC):
+    """Answers phrases about pictures by one model, and runs its five stages one by one.
+
+    Opening one imports its runtime and checks that it can run here; :meth:`load` brings the weights in. Pictures are
+    asked the way its users go, :meth:`encode` and :meth:`ask`, with the host's work in it; :meth:`run` is for timing a
+    stage alone.
 
     Attributes:
         name: as ``--backends`` takes it.
@@ -38,11 +48,29 @@ class Contender(ABC):
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
+        self._tokenizer: Tokenizer | None = None
 
     @property
-    @abstractmethod
     def threads(self) -> int:
-        """CPU threads it computes with."""
+        """CPU threads it computes with: as many for everybody."""
+        return usable_cores()
+
+    @property
+    def device(self) -> str:
+        """Where it computes, as :func:`bench.peaks.measure_peaks` names it: ``cpu`` or ``cuda``."""
+        return "cpu"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's."""
+        if self._tokenizer is None:
+            self._tokenizer = self.bundle.tokenizer()
+        return self._tokenizer
+
+    @property
+    def image_size(self) -> int:
+        """Side of the networks' input, px."""
+        return self.bundle.manifest.geometry.image_size
 
     @abstractmethod
     def load(self) -> None:
@@ -51,6 +79,10 @@ class Contender(ABC):
     @abstractmethod
     def providers(self) -> dict[str, str]:
         """What really runs each stage, once loaded."""
+
+    @abstractmethod
+    def precision(self, stage: Stage) -> str:
+        """What a stage multiplies in, once loaded: ``fp32``, ``fp16`` or ``bf16``."""
 
     @abstractmethod
     def run(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
@@ -64,19 +96,34 @@ class Contender(ABC):
     def close(self) -> None:
         """Free what was loaded."""
 
+    def encode(self, picture: npt.NDArray[np.uint8]) -> Any:
+        """Stretch and encode a picture (H, W, 3); gives what :meth:`ask` wants of it, perhaps before it is complete."""
+        tensors: Tensors = {"image": stretch(picture, self.image_size)[None]}
+        return {name: made for stage in IMAGE_STAGES for name, made in self.run(stage, tensors).items()}
+
+    def ask(self, features: Any, phrases: Sequence[str], size: tuple[int, int]) -> Answer:
+        """Ask P phrases of an encoded picture; masks come at ``size`` (H, W)."""
+        tokens = self.tokenizer.encode(phrases)
+        tensors = features | {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
+        for stage in PHRASE_STAGES:
+            tensors |= self.run(stage, tensors)
+        logits = self.to_host(tensors["mask_logits"])[:, 0]
+        return Answer(logits, np.stack([upsample_logits(grid, self.image_size, size) > 0 for grid in logits]))
+
 
 class EngineContender(Contender):
-    """A backend of the engines."""
+    """A backend of the engines, asked through :class:`engines.segmenter.Segmenter`; no phrase is found in its cache."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine.bundle)
         self.name = engine.name
         self.engine = engine
+        self._segmenter = Segmenter(engine.bundle, engine, cached_phrases=0)
 
     @property
-    def threads(self) -> int:
-        """The engines' own default."""
-        return usable_cores()
+    def device(self) -> str:
+        """By the backend."""
+        return "cuda" if self.name in (Backend.ONNXRUNTIME_CUDA, Backend.TENSORRT) else "cpu"
 
     def load(self) -> None:
         """Check the files' digests and build all sessions."""
@@ -86,87 +133,31 @@ class EngineContender(Contender):
         """In the runtime's own words."""
         return {stage.value: self.engine.provider_of(stage) for stage in Stage}
 
+    def precision(self, stage: Stage) -> str:
+        """As the engine tells."""
+        return self.engine.precision_of(stage)
+
+    def encode(self, picture: npt.NDArray[np.uint8]) -> EncodedImage:
+        """Both encoders, as ``rsrefseg infer`` runs them."""
+        return self._segmenter.encode_image(picture)
+
+    def ask(self, features: EncodedImage, phrases: Sequence[str], size: tuple[int, int]) -> Answer:
+        """The phrases, as ``rsrefseg infer`` asks them."""
+        encoded = EncodedImage(size[0], size[1], features.features)
+        answers = self._segmenter.segment(encoded, phrases)
+        return Answer(np.stack([one.mask_logits for one in answers]), np.stack([one.mask for one in answers]))
+
     def run(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
-        """Run a stage, with the checks every user of an engine pays for."""
-        contract = self.bundle.manifest.stages[stage].contract
-        return self.engine.run(stage, {spec.name: tensors[spec.name] for spec in contract.inputs})
+        """Run a stage, with the checks every user of an engine pays for; TensorRT's copies to the host included."""
+        return self.engine.run_resident(stage, tensors)
 
     def to_host(self, tensor: Any) -> npt.NDArray[Any]:
-        """Engines give arrays."""
-        assert isinstance(tensor, np.ndarray)
-        return tensor
+        """By the engine, where it is not there already."""
+        return tensor if isinstance(tensor, np.ndarray) else self.engine.to_host({"tensor": tensor})["tensor"]
 
     def close(self) -> None:
         """Free the engine."""
-        self.engine.close()
-
-
-class TorchContender(Contender):
-    """PyTorch, eager, float32, on the CPU: the merged model that the bundle was exported from.
-
-    Args:
-        bundle: names the model by its digest.
-        run: folder of the run that holds it; default is the latest run.
-
-    Raises:
-        MissingPartError: PyTorch is not installed.
-        BadInputError: no run holds that model.
-    """
-
-    name = TORCH
-
-    def __init__(self, bundle: Bundle, run: Path | None) -> None:
-        from bench.models import exported_run
-
-        super().__init__(bundle)
-        self._run = exported_run(bundle, run)
-        import torch
-
-        import rsrefseg.model  # noqa: F401 (so that loading is not charged with it)
-
-        self._torch = torch
-        self._threads_before = torch.get_num_threads()
-        self._model: RSRefSeg | None = None
-
-    @property
-    def threads(self) -> int:
-        """As many as the engines take."""
-        return usable_cores()
-
-    def load(self) -> None:
-        """Build the model and read its weights."""
-        from rsrefseg.checkpoint import load_model
-
-        self._torch.set_num_threads(self.threads)
-        self._model = load_model(self._run.merged_path)
-
-    def providers(self) -> dict[str, str]:
-        """The same for every stage."""
-        return dict.fromkeys(Stage, "eager FP32, CPU")
-
-    def run(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
-        """Run a stage's module."""
-        assert self._model is not None, "load() comes first"
-        contract = self.bundle.manifest.stages[stage].contract
-        given = (tensors[spec.name] for spec in contract.inputs)
-        with self._torch.inference_mode():
-            results = self._model.stage(stage)(*(self._own(tensor) for tensor in given))
-        results = results if isinstance(results, tuple) else (results,)
-        return {spec.name: result for spec, result in zip(contract.outputs, results, strict=True)}
-
-    def to_host(self, tensor: Any) -> npt.NDArray[Any]:
-        """Without a copy."""
-        array = tensor.numpy()
-        assert isinstance(array, np.ndarray)
-        return array
-
-    def close(self) -> None:
-        """Free the model and give PyTorch its thread count back."""
-        self._model = None
-        self._torch.set_num_threads(self._threads_before)
-
-    def _own(self, tensor: Any) -> Any:
-        return self._torch.from_numpy(tensor) if isinstance(tensor, np.ndarray) else tensor
+        self._segmenter.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +168,21 @@ class LeftOut:
     reason: str
 
 
+def contender_names() -> tuple[str, ...]:
+    """Everything that ``--backends`` takes."""
+    return (*_others(), *Backend)
+
+
 def open_contender(name: str, bundle: Bundle, run: Path | None) -> Contender:
-    """Open ``torch`` or a backend by name.
+    """Open one by name.
 
     Raises:
-        BadInputError: no backend of that name, or no run for ``torch``.
+        BadInputError: nobody has that name, or no run for PyTorch.
         MissingPartError: it cannot run here.
     """
-    return TorchContender(bundle, run) if name == TORCH else EngineContender(select_backend(name, bundle).engine)
+    if (make := _others().get(name)) is not None:
+        return make(bundle, run)
+    return EngineContender(select_backend(name, bundle).engine)
 
 
 def open_contenders(names: list[str], bundle: Bundle, run: Path | None) -> tuple[list[Contender], list[LeftOut]]:
@@ -200,8 +198,8 @@ def open_contenders(names: list[str], bundle: Bundle, run: Path | None) -> tuple
     wanted = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not wanted:
         raise BadInputError("no contender named: give --backends, e.g. torch,onnxruntime")
-    if unknown := [name for name in wanted if name not in (TORCH, *Backend)]:
-        raise BadInputError(f"unknown contender '{unknown[0]}': known are {', '.join((TORCH, *Backend))}")
+    if unknown := [name for name in wanted if name not in contender_names()]:
+        raise BadInputError(f"unknown contender '{unknown[0]}': known are {', '.join(contender_names())}")
     opened: dict[str, Contender] = {}
     left_out = []
     for name in wanted:
@@ -214,3 +212,14 @@ def open_contenders(names: list[str], bundle: Bundle, run: Path | None) -> tuple
         else:
             opened.setdefault(contender.name, contender)
     return list(opened.values()), left_out
+
+
+def _others() -> dict[str, Callable[[Bundle, Path | None], Contender]]:
+    """Contenders that are no backends, by name: what there was before this project, to be compared with."""
+    from bench.naive import NAIVE, NaiveContender
+    from bench.torch_contenders import FLAVOURS, TorchContender
+
+    def torch_maker(name: str) -> Callable[[Bundle, Path | None], Contender]:
+        return lambda bundle, run: TorchContender(bundle, run, name)
+
+    return {name: torch_maker(name) for name in FLAVOURS} | {NAIVE: NaiveContender}

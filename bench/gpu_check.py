@@ -29,6 +29,8 @@ GPU_BACKENDS = (Backend.ONNXRUNTIME_CUDA, Backend.TENSORRT)
 _COMMAND = (sys.executable, "-P", "-c", "from cli import main; main()")
 _STEP_LIMIT_S = 3600
 _RUNS = Path("runs")
+_RANDOM = "random"
+_TORCH_ON_GPU = ("torch-cuda", "torch-compile-cuda")
 
 
 class GpuCheck:
@@ -59,6 +61,7 @@ class GpuCheck:
             RSRefSegError: the report cannot be written.
         """
         missing = self._missing_backends()
+        self._step("bench", "SAM's attention", "", "--attention", self.report.preset, "--rounds", str(self._rounds))
         for model, bundle in self._bundles():
             agreeing = []
             for backend in (Backend.ONNXRUNTIME, *GPU_BACKENDS):
@@ -75,7 +78,7 @@ class GpuCheck:
     def _missing_backends(self) -> dict[Backend, str]:
         """The backends that cannot run here, and why, by the doctor's own words."""
         self._step("doctor", "", "")
-        abilities = (self.report.steps[-1].report or {}).get("abilities", [])
+        abilities = self._abilities()
         missing = {
             backend: ability["detail"]
             for backend in (Backend.ONNXRUNTIME, *GPU_BACKENDS)
@@ -87,10 +90,17 @@ class GpuCheck:
             raise MissingPartError(f"no backend runs on a GPU here ({reasons}); --allow-cpu checks the CPU alone")
         return missing
 
+    def _abilities(self) -> list[dict[str, Any]]:
+        """What the doctor said, which is the first step."""
+        return list((self.report.steps[0].report or {}).get("abilities", []))
+
+    def _works(self, name: str) -> bool:
+        return any(ability["name"] == name and ability["works"] for ability in self._abilities())
+
     def _bundles(self) -> list[tuple[str, Path]]:
         """Export every model that there is in both precisions; a model whose export fails is left out, and told."""
         run = self._work / "run"
-        name = f"random {self.report.preset}"
+        name = f"{_RANDOM} {self.report.preset}"
         made = self._exported(name, [], str(run), "--random-weights", self.report.preset)
         made = self._exported(name, made, str(run), "--fp16") if made else made
         if any(_RUNS.glob("*/run.json")):
@@ -114,15 +124,18 @@ class GpuCheck:
         return [*made, (model, folder)]
 
     def _bench(self, model: str, bundle: Path, backends: Sequence[Backend]) -> None:
-        """All in one process, so that they take turns; each alone where that fails."""
+        """All in one process, so that they take turns, PyTorch on the GPU first; each alone where that fails."""
         if not backends:
             self._skip("bench", model, "", "no backend passed parity")
             return
-        options = ("--bundle", bundle, "--rounds", str(self._rounds), "--backends")
-        names = ",".join(backends)
-        if not self._step("bench", model, names, *options, names) and len(backends) > 1:
-            for backend in backends:
-                self._step("bench", model, backend, *options, backend)
+        options: list[str | Path] = ["--bundle", bundle, "--rounds", str(self._rounds)]
+        if model.startswith(_RANDOM):
+            options += ["--run", self._work / "run"]
+        on_gpu = any(backend in GPU_BACKENDS for backend in backends)
+        names = [*(_TORCH_ON_GPU if on_gpu and self._works("train on an NVIDIA GPU") else ()), *backends]
+        if not self._step("bench", model, ",".join(names), *options, "--backends", ",".join(names)) and len(names) > 1:
+            for name in names:
+                self._step("bench", model, name, *options, "--backends", name)
 
     def _step(self, action: str, model: str, backend: str, *arguments: str | Path) -> bool:
         """Run one command; whether it passed."""

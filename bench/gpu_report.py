@@ -2,13 +2,13 @@
 
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 from bench.machine import Machine
+from bench.nvidia_smi import ask
 from bench.tables import plain_table
 
 SCHEMA_VERSION = 1
@@ -144,12 +144,10 @@ class CheckReport:
 
 def this_gpu() -> Gpu | None:
     """Ask the driver's own tool; a Jetson without it tells its board's name."""
-    if (program := shutil.which("nvidia-smi")) is None:
-        return Gpu(platform.node(), "unknown", "unknown", "unknown") if platform.release().endswith("tegra") else None
-    command = [program, f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    fields = [field.strip() for field in asked.stdout.partition("\n")[0].split(",")]
-    return Gpu(*fields) if asked.returncode == 0 and len(fields) == len(_QUERY) else None
+    if (fields := ask(_QUERY)) is not None:
+        return Gpu(*fields)
+    is_board = platform.release().endswith("tegra") and shutil.which("nvidia-smi") is None
+    return Gpu(platform.node(), "unknown", "unknown", "unknown") if is_board else None
 
 
 def _parity_figures(report: Mapping[str, Any]) -> str:
@@ -161,8 +159,8 @@ def _parity_figures(report: Mapping[str, Any]) -> str:
 def _bench_figures(report: Mapping[str, Any]) -> str:
     return "; ".join(
         f"{row['contender']} {row['scenario'].replace('_', ' ')} {row['p50_ms']:.1f} ms"
-        for row in report["latencies"]
-        if row["span"] == "total"
+        for row in report.get("latencies", ())
+        if row["span"] == "total" and row["scenario"] in ("first_phrase", "next_phrase")
     )
 
 

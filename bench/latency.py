@@ -1,125 +1,222 @@
-"""``rsrefseg bench``: latency by span and end to end, contenders in turn, with proof that they answer alike."""
+"""``rsrefseg bench``: latency end to end and by stage, contenders in turn, with error and floor beside each time."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.comparison import tensor_error
-from bench.contenders import TORCH, Contender, Tensors, open_contenders
-from bench.latency_report import Agreement, BenchReport, BundleFacts, ContenderFacts, LatencyRow, RatioRow, Settings
-from bench.machine import busy_notes, others_busy_share, this_machine
-from bench.scenarios import SCENARIOS, Scenario, question_for
+from bench.agreement import agreements_of
+from bench.contenders import Contender, open_contenders
+from bench.health import Watch
+from bench.journal import Journal, open_journal
+from bench.latency_report import BenchReport, BundleFacts, ContenderFacts, Settings
+from bench.latency_rows import latency_rows, ratio_rows, roofline_rows, share_rows
+from bench.machine import Machine, busy_notes, others_busy_share, this_machine
+from bench.peaks import Peaks, measure_peaks
+from bench.roofline import expected_floors
+from bench.scenarios import Question, Scenario, parse_scenarios, question_for
 from bench.startup import measure_startup
-from bench.statistics import Ratio, Summary
-from bench.tolerances import Scope, judge, tolerances
-from bench.turns import SETTLE_MS, TURNS_PER_ROUND, Observation, take_turns, warm_up
+from bench.turns import SETTLE_MS, Observation, take_turns, warm_up
 from engines.bundle import Bundle
-from engines.contracts import Stage
+from engines.errors import BadInputError
 from engines.progress import ProgressLine
 from engines.reference import ReferenceSample, load_reference
 
+LEAST_ROUNDS = 5
 
-def run_bench(bundle: Path | None, backends: Sequence[str], run: Path | None, rounds: int) -> BenchReport:
+
+@dataclass(frozen=True, slots=True)
+class BenchRequest:
+    """What ``rsrefseg bench`` was asked for.
+
+    Attributes:
+        bundle: default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
+        backends: contenders by name, in the order of the report; ratios are to the first.
+        run: the run that holds the bundle's model, for PyTorch; default is the latest.
+        rounds: at most so many; in each, every contender has a turn.
+        minutes: no round begins after so long, but for the first :data:`LEAST_ROUNDS`.
+        scenarios: comma-separated names.
+        log: JSON-lines file to keep every round in, and to go on with where it has some.
+        report: folder for ``report.md``, ``report.json`` and ``report.png``.
+    """
+
+    backends: Sequence[str]
+    bundle: Path | None = None
+    run: Path | None = None
+    rounds: int = 30
+    minutes: float = 15.0
+    scenarios: str = ""
+    log: Path | None = None
+    report: Path | None = None
+
+
+def run_bench(request: BenchRequest) -> BenchReport:
     """Measure contenders against each other on one bundle.
-
-    Args:
-        bundle: the bundle; default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
-        backends: ``torch`` and backends of the engines, in the order of the report; ratios are to the first.
-        run: the run that holds the bundle's model, for ``torch``; default is the latest.
-        rounds: in each, every contender has two turns.
 
     Raises:
         BundleError: the bundle is not whole.
-        BadInputError: an unknown contender, or a run that does not hold the bundle's model.
+        BadInputError: an unknown contender or scenario, a run that does not hold the bundle's model, or a log of
+            another measurement.
         MissingPartError: a contender that was asked for cannot run here.
+        RSRefSegError: the log or the report cannot be written.
     """
-    opened = Bundle.open(bundle)
-    question = question_for(opened)
-    sample = load_reference(opened)[0] if opened.manifest.reference is not None else None
-    contenders, left_out = open_contenders(list(backends), opened, run)
-    facts, entrants = [], []
-    with ProgressLine("measuring") as progress:
-        notes = [*opened.manifest.provenance.notes]
-        notes += [f"without {entry.name}: {entry.reason}" for entry in left_out]
-        for note in notes:
-            progress.say(note)
-        busy = [others_busy_share()]
-        try:
-            for contender in contenders:
-                progress.say(f"{contender.name}: start-up and memory in a process of its own, then warm-up")
-                startup = measure_startup(contender.name, opened, run)
-                contender.load()
-                agreement = _agreement(contender, sample) if sample is not None else None
-                warm = warm_up(contender, question)
-                entrants.append((contender, warm))
-                facts.append(
-                    ContenderFacts(contender.name, contender.threads, contender.providers(), startup, agreement, warm)
-                )
-            observations = take_turns(entrants, question, rounds, progress.update)
-        finally:
-            for contender in contenders:
-                contender.close()
-        busy.append(others_busy_share())
-    notes += busy_notes(busy)
-    names = [contender.name for contender in contenders]
-    height, width = question.picture.shape[:2]
-    return BenchReport(
-        bundle=BundleFacts.of(opened),
-        machine=this_machine(),
-        settings=Settings(rounds, TURNS_PER_ROUND, SETTLE_MS, (height, width), question.image_size),
-        contenders=tuple(facts),
-        others_busy=tuple(busy),
-        notes=tuple(notes),
-        latencies=latency_rows(observations, names),
-        ratios=ratio_rows(observations, names),
-    )
+    scenarios = parse_scenarios(request.scenarios)
+    if request.report is not None:
+        check_report_folder(request.report)
+    bundle = Bundle.open(request.bundle)
+    contenders, left_out = open_contenders(list(request.backends), bundle, request.run)
+    with ExitStack() as stack:
+        for contender in contenders:
+            stack.callback(contender.close)
+        bench = _Bench(bundle, contenders, scenarios, request)
+        report = bench.run([f"without {entry.name}: {entry.reason}" for entry in left_out])
+    if request.report is not None:
+        write_report(request.report, report)
+    return report
 
 
-def latency_rows(observations: Sequence[Observation], names: Sequence[str]) -> tuple[LatencyRow, ...]:
-    """Percentiles of every span of every contender."""
-    return tuple(
-        LatencyRow(name, scenario.name, span, Summary.of([seen.spans_ms[span] for seen in mine]))
-        for scenario in SCENARIOS
-        for name in names
-        if (mine := _of(observations, name, scenario))
-        for span in scenario.spans
-    )
+class _Bench:
+    """One measurement. What it holds is what it has found so far."""
 
-
-def ratio_rows(observations: Sequence[Observation], names: Sequence[str]) -> tuple[RatioRow, ...]:
-    """How many times faster than the first contender every other one is, from each round's sums."""
-    reference, *others = names
-    return tuple(
-        RatioRow(
-            name,
-            reference,
-            scenario.name,
-            span,
-            Ratio.of(_by_round(observations, reference, scenario, span), _by_round(observations, name, scenario, span)),
+    def __init__(
+        self, bundle: Bundle, contenders: Sequence[Contender], scenarios: Sequence[Scenario], request: BenchRequest
+    ) -> None:
+        self.bundle, self.contenders, self.scenarios, self.request = bundle, contenders, scenarios, request
+        self.machine: Machine = this_machine()
+        self.question: Question = question_for(bundle)
+        self.sample: ReferenceSample | None = (
+            load_reference(bundle)[0] if bundle.manifest.reference is not None else None
         )
-        for scenario in SCENARIOS
-        for name in others
-        for span in scenario.spans
-    )
+        self.journal: Journal | None = None
+        if request.log is not None:
+            self.journal = open_journal(request.log, self._identity())
+        self.observations: list[Observation] = list(self.journal.observations) if self.journal else []
+
+    def run(self, notes: list[str]) -> BenchReport:
+        """Everything, in the order that disturbs the least."""
+        notes = [*self.bundle.manifest.provenance.notes, *notes]
+        watch = Watch()
+        with ProgressLine("measuring") as progress:
+            for note in notes:
+                progress.say(note)
+            if self.observations:
+                progress.say(f"going on with '{self.request.log}' after {self.rounds_done} rounds")
+            busy = [others_busy_share()]
+            peaks = {
+                device: measure_peaks(self.contenders[0].threads, device)
+                for device in dict.fromkeys(contender.device for contender in self.contenders)
+            }
+            entrants, facts = [], []
+            for contender in self.contenders:
+                progress.say(f"{contender.name}: start-up and memory in a process of its own, agreement, warm-up")
+                fact = self._prepare(contender)
+                facts.append(fact)
+                entrants.append((contender, fact.warm_up))
+            watch.sample()
+
+            def on_round(number: int, seen: list[Observation]) -> None:
+                watch.sample()
+                self.observations += seen
+                if self.journal is not None:
+                    self.journal.append_round(seen)
+                progress.update(number + 1, self.request.rounds)
+
+            take_turns(
+                entrants,
+                self.scenarios,
+                self.question,
+                range(self.rounds_done, self.request.rounds),
+                time.monotonic() + 60 * self.request.minutes,
+                min(LEAST_ROUNDS, self.request.rounds),
+                on_round,
+            )
+            busy.append(others_busy_share())
+        health = watch.summary()
+        return self._report(facts, busy, peaks, health.as_dict(), [*notes, *busy_notes(busy), *health.notes()])
+
+    @property
+    def rounds_done(self) -> int:
+        """Whole rounds, those of the log included."""
+        return max((seen.round for seen in self.observations), default=-1) + 1
+
+    def _prepare(self, contender: Contender) -> ContenderFacts:
+        startup = measure_startup(contender.name, self.bundle, self.request.run)
+        contender.load()
+        agreements = agreements_of(contender, self.scenarios, self.sample) if self.sample is not None else {}
+        warm = warm_up(contender, self.scenarios, self.question)
+        return ContenderFacts(
+            name=contender.name,
+            device=contender.device,
+            threads=contender.threads,
+            providers=contender.providers(),
+            precision={stage.value: contender.precision(stage) for stage in self.bundle.manifest.stages},
+            startup=startup,
+            agreements=agreements,
+            warm_up=warm,
+        )
+
+    def _identity(self) -> dict[str, object]:
+        """What a log must have been begun with to be gone on with."""
+        return {
+            "bundle": self.bundle.digest,
+            "machine": self.machine.as_dict(),
+            "contenders": [contender.name for contender in self.contenders],
+            "scenarios": [scenario.name for scenario in self.scenarios],
+        }
+
+    def _report(
+        self,
+        facts: Sequence[ContenderFacts],
+        busy: Sequence[float | None],
+        peaks: Mapping[str, Peaks],
+        health: dict[str, object],
+        notes: Sequence[str],
+    ) -> BenchReport:
+        names = [contender.name for contender in self.contenders]
+        latencies = latency_rows(self.observations, facts, self.scenarios, self.bundle, peaks)
+        return BenchReport(
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            bundle=BundleFacts.of(self.bundle),
+            machine=self.machine,
+            settings=Settings(
+                scenarios=tuple(scenario.name for scenario in self.scenarios),
+                rounds=self.rounds_done,
+                settle_ms=SETTLE_MS,
+                picture=self.question.size,
+                image_size=self.question.image_size,
+            ),
+            contenders=tuple(facts),
+            others_busy=tuple(busy),
+            health=health,
+            peaks={device: found.as_dict() for device, found in peaks.items()},
+            expected_floors_ms=expected_floors(self.bundle.manifest.stages),
+            notes=tuple(notes),
+            latencies=latencies,
+            ratios=ratio_rows(self.observations, names, self.scenarios),
+            shares=share_rows(self.observations, names, self.scenarios),
+            roofline=roofline_rows(latencies, facts, self.bundle, peaks),
+        )
 
 
-def _agreement(contender: Contender, sample: ReferenceSample) -> Agreement:
-    """The contender's mask logits, from pixels and tokens, against those that FP32 PyTorch gave at export."""
-    tensors: Tensors = {name: sample.tensors[name] for name in ("image", "input_ids", "token_mask")}
-    for stage in Stage:
-        tensors |= contender.run(stage, tensors)
-    error = tensor_error(sample.tensors["mask_logits"], contender.to_host(tensors["mask_logits"]))
-    precisions = {record.precision for record in contender.bundle.manifest.stages.values()}
-    coarsest = "fp16" if "fp16" in precisions and contender.name != TORCH else "fp32"
-    return Agreement(error, judge(error.measures(), tolerances(coarsest, Scope.STAGE, Stage.SAM_DECODER)))
+def check_report_folder(folder: Path) -> None:
+    """Refuse a place for the report before anything is measured.
+
+    Raises:
+        BadInputError: it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BadInputError(f"'{folder}' is a file: give a folder with --report")
 
 
-def _by_round(observations: Sequence[Observation], name: str, scenario: Scenario, span: str) -> list[float]:
-    """A contender's milliseconds in each round, summed over its turns."""
-    sums: dict[int, float] = {}
-    for seen in _of(observations, name, scenario):
-        sums[seen.round] = sums.get(seen.round, 0.0) + seen.spans_ms[span]
-    return [sums[number] for number in sorted(sums)]
+def write_report(folder: Path, report: BenchReport) -> None:
+    """Write the report as Markdown, JSON and a picture."""
+    from bench.markdown import render_markdown
+    from bench.plot import draw_plot
+    from engines.files import atomic_write_json, atomic_write_text
 
-
-def _of(observations: Sequence[Observation], name: str, scenario: Scenario) -> list[Observation]:
-    return [seen for seen in observations if (seen.contender, seen.scenario) == (name, scenario.name)]
+    document = report.as_dict()
+    atomic_write_json(folder / "report.json", document)
+    draw_plot(document, folder / "report.png")
+    atomic_write_text(folder / "report.md", render_markdown(document))

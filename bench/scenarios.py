@@ -1,16 +1,17 @@
-"""What is timed: one pass from a picture and phrases to masks, in named spans."""
+"""What is timed: the situations a user waits in, end to end, and the stages one by one."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.contenders import Contender, Tensors
+from bench.contenders import PHRASE_STAGES, Answer, Contender, Tensors
 from engines.bundle import Bundle
 from engines.contracts import Stage
+from engines.engine import IMAGE_STAGES
 from engines.errors import BadInputError
 from engines.images import stretch, upsample_logits
 from engines.reference import load_reference
@@ -20,36 +21,63 @@ from engines.text import Tokenizer
 STRETCH, TOKENIZE, UPSAMPLE = "host_stretch", "host_tokenize", "host_upsample"
 TOTAL = "total"
 
-_IMAGE_STAGES = (Stage.SIGLIP_VISION, Stage.SAM_ENCODER)
-_PHRASE_STAGES = (Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
 _COMMON_PHRASES = ("the large building in the centre", "the road on the left", "the ship", "the vehicle")
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A situation a user waits in.
+    """A situation a user waits in, from a decoded picture and phrases to masks at the picture's size.
 
     Attributes:
         name: in reports.
         fresh_image: whether the picture is new, or was encoded before.
-        phrases: how many are asked at once. Their text is always new.
+        phrases: how many are asked at once. Their text is always encoded anew.
+        by_stage: whether the stages are run one after the other and each is timed to its end. Runtimes that overlap
+            stages or keep tensors on a device are slower that way: only the spans mean something, not their sum.
     """
 
     name: str
     fresh_image: bool
     phrases: int
+    by_stage: bool = False
 
     @property
     def spans(self) -> tuple[str, ...]:
-        """What is timed, in order, the total last."""
-        image = (STRETCH, *_IMAGE_STAGES) if self.fresh_image else ()
-        return (*image, TOKENIZE, *_PHRASE_STAGES, UPSAMPLE, TOTAL)
+        """What is timed."""
+        stages = tuple(stage.value for stage in Stage)
+        return (STRETCH, TOKENIZE, *stages, UPSAMPLE) if self.by_stage else (TOTAL,)
 
 
 FIRST_PHRASE = Scenario("first_phrase", fresh_image=True, phrases=1)
 NEXT_PHRASE = Scenario("next_phrase", fresh_image=False, phrases=1)
-SCENARIOS = (FIRST_PHRASE, NEXT_PHRASE)
+STAGES = Scenario("stages", fresh_image=True, phrases=1, by_stage=True)
+# In the order they are run in: what needs an encoded picture comes after what encodes one.
+SCENARIOS = (
+    FIRST_PHRASE,
+    NEXT_PHRASE,
+    Scenario("next_8_phrases", fresh_image=False, phrases=8),
+    Scenario("next_32_phrases", fresh_image=False, phrases=32),
+    Scenario("first_8_phrases", fresh_image=True, phrases=8),
+    STAGES,
+)
+
+
+def parse_scenarios(names: str) -> tuple[Scenario, ...]:
+    """The scenarios of a comma-separated list, in running order; all where it is empty.
+
+    :data:`FIRST_PHRASE` is always among them: the others are told as shares of it.
+
+    Raises:
+        BadInputError: nothing has such a name.
+    """
+    known = {scenario.name: scenario for scenario in SCENARIOS}
+    wanted = {name.strip() for name in names.split(",") if name.strip()}
+    if unknown := sorted(wanted - known.keys()):
+        raise BadInputError(f"unknown scenario '{unknown[0]}': known are {', '.join(known)}")
+    if not wanted:
+        return SCENARIOS
+    return tuple(scenario for scenario in SCENARIOS if scenario.name in wanted or scenario is FIRST_PHRASE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +89,11 @@ class Question:
     tokenizer: Tokenizer
     image_size: int
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """The picture's height and width, px."""
+        return self.picture.shape[0], self.picture.shape[1]
+
     def some_phrases(self, first: int, count: int) -> list[str]:
         """``count`` phrases from number ``first`` on, again from the start where they end."""
         return [self.phrases[(first + index) % len(self.phrases)] for index in range(count)]
@@ -71,14 +104,14 @@ class Pass:
     """One timed pass.
 
     Attributes:
-        spans_ms: milliseconds by span, the total included.
+        spans_ms: milliseconds by span.
         features: the contender's own tensors of the picture, for passes that find it encoded.
-        masks: (P, H, W) bool.
+        answer: what came of it.
     """
 
     spans_ms: dict[str, float]
-    features: Tensors
-    masks: npt.NDArray[np.bool_]
+    features: Any
+    answer: Answer
 
 
 def question_for(bundle: Bundle) -> Question:
@@ -103,7 +136,7 @@ def question_for(bundle: Bundle) -> Question:
     return Question(picture, sample.phrases, tokenizer, image_size)
 
 
-def timed_pass(contender: Contender, scenario: Scenario, question: Question, number: int, features: Tensors) -> Pass:
+def timed_pass(contender: Contender, scenario: Scenario, question: Question, number: int, features: Any) -> Pass:
     """Answer once, by the clock.
 
     Args:
@@ -111,32 +144,38 @@ def timed_pass(contender: Contender, scenario: Scenario, question: Question, num
         scenario: what is new and how much is asked.
         question: picture and phrases.
         number: of the pass; decides which phrases are asked.
-        features: of the picture, from an earlier pass; unused where the scenario's picture is fresh.
+        features: of the picture, from an earlier pass that was no pass by stage; unused where the picture is fresh.
     """
     phrases = question.some_phrases(number, scenario.phrases)
-    spans: dict[str, float] = {}
-    size = (question.picture.shape[0], question.picture.shape[1])
+    if scenario.by_stage:
+        return _pass_by_stage(contender, question, phrases)
     start = time.perf_counter()
     if scenario.fresh_image:
-        square = _timed(spans, STRETCH, lambda: stretch(question.picture, question.image_size)[None])
-        features = {}
-        for stage in _IMAGE_STAGES:
-            features |= _timed_stage(spans, contender, stage, {"image": square})
+        features = contender.encode(question.picture)
+    answer = contender.ask(features, phrases, question.size)
+    return Pass({TOTAL: (time.perf_counter() - start) * 1e3}, features, answer)
+
+
+def _pass_by_stage(contender: Contender, question: Question, phrases: Sequence[str]) -> Pass:
+    spans: dict[str, float] = {}
+    square = _timed(spans, STRETCH, lambda: stretch(question.picture, question.image_size)[None])
+    features: Tensors = {}
+    for stage in IMAGE_STAGES:
+        features |= _timed_stage(spans, contender, stage, {"image": square})
     tokens = _timed(spans, TOKENIZE, lambda: question.tokenizer.encode(phrases))
     tensors: Tensors = features | {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
-    for stage in _PHRASE_STAGES:
+    for stage in PHRASE_STAGES:
         tensors |= _timed_stage(spans, contender, stage, tensors)
-    masks = _timed(spans, UPSAMPLE, lambda: _masks(contender, tensors, question.image_size, size))
-    spans[TOTAL] = (time.perf_counter() - start) * 1e3
-    return Pass(spans, features, masks)
+    answer = _timed(spans, UPSAMPLE, lambda: _answer(contender, tensors, question))
+    return Pass(spans, features, answer)
 
 
-def _masks(contender: Contender, tensors: Tensors, image_size: int, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    logits = contender.to_host(tensors["mask_logits"])
-    return np.stack([upsample_logits(grid, image_size, size) > 0 for grid in logits[:, 0]])
+def _answer(contender: Contender, tensors: Tensors, question: Question) -> Answer:
+    logits = contender.to_host(tensors["mask_logits"])[:, 0]
+    return Answer(logits, np.stack([upsample_logits(grid, question.image_size, question.size) > 0 for grid in logits]))
 
 
-def _timed_stage(spans: dict[str, float], contender: Contender, stage: Stage, tensors: dict[str, Any]) -> Tensors:
+def _timed_stage(spans: dict[str, float], contender: Contender, stage: Stage, tensors: Tensors) -> Tensors:
     return _timed(spans, stage.value, lambda: contender.run(stage, tensors))
 
 

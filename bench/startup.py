@@ -72,7 +72,7 @@ def examine(name: str, bundle_path: Path, run: Path | None) -> Startup:
     loading = time.perf_counter()
     contender.load()
     loaded = time.perf_counter()
-    first = timed_pass(contender, FIRST_PHRASE, question, 0, {})
+    first = timed_pass(contender, FIRST_PHRASE, question, 0, None)
     timed_pass(contender, NEXT_PHRASE, question, 1, first.features)
     return Startup(
         import_ms=(opened - start) * 1e3,

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from bench.contenders import Contender, Tensors
-from bench.scenarios import FIRST_PHRASE, SCENARIOS, TOTAL, Question, timed_pass
+from bench.contenders import Contender
+from bench.scenarios import FIRST_PHRASE, TOTAL, Question, Scenario, timed_pass
 from bench.statistics import is_stable
 
-TURNS_PER_ROUND = 2
 WARM_UP_PASSES = 20
 WARM_UP_SECONDS = 60.0
 # The threads of one runtime spin for some milliseconds after their work is done and would take cores from the next.
@@ -20,10 +20,9 @@ REWARM_BELOW_MS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One timed pass: when, whose, of what, and its milliseconds by span."""
+    """One timed pass: in which round, whose, of what, and its milliseconds by span."""
 
     round: int
-    turn: int
     contender: str
     scenario: str
     spans_ms: dict[str, float]
@@ -38,45 +37,74 @@ class WarmUp:
     last_ms: float
 
 
-def warm_up(contender: Contender, question: Question) -> WarmUp:
-    """Ask for a first phrase until three times in a row it takes as long, within bounds of passes and seconds."""
+def warm_up(contender: Contender, scenarios: Sequence[Scenario], question: Question) -> WarmUp:
+    """Ask for a first phrase until three times in a row it takes as long, within bounds of passes and seconds.
+
+    Every other scenario is then run once: some runtimes compile or allocate for each number of phrases.
+    """
     timings: list[float] = []
     started = time.perf_counter()
+    features: Any = None
     while not is_stable(timings):
-        timings.append(timed_pass(contender, FIRST_PHRASE, question, len(timings), {}).spans_ms[TOTAL])
+        done = timed_pass(contender, FIRST_PHRASE, question, len(timings), None)
+        timings.append(done.spans_ms[TOTAL])
+        features = done.features
         if len(timings) == WARM_UP_PASSES or time.perf_counter() - started > WARM_UP_SECONDS:
             break
+    for scenario in scenarios:
+        if scenario is not FIRST_PHRASE:
+            timed_pass(contender, scenario, question, 0, features)
     return WarmUp(len(timings), is_stable(timings), timings[-1])
+
+
+def take_round(
+    contenders: Sequence[tuple[Contender, WarmUp]], scenarios: Sequence[Scenario], question: Question, number: int
+) -> list[Observation]:
+    """Every contender once: A B in even rounds, B A in odd ones, so that neither always comes first."""
+    observations: list[Observation] = []
+    for contender, warm in contenders if number % 2 == 0 else contenders[::-1]:
+        time.sleep(SETTLE_MS / 1e3)
+        if warm.last_ms < REWARM_BELOW_MS:
+            timed_pass(contender, FIRST_PHRASE, question, number, None)
+        observations += _turn(contender, scenarios, question, number)
+    return observations
 
 
 def take_turns(
     contenders: Sequence[tuple[Contender, WarmUp]],
+    scenarios: Sequence[Scenario],
     question: Question,
-    rounds: int,
-    progress: Callable[[int, int], None],
-) -> list[Observation]:
-    """A B A B in one round, B A B A in the next, so that neither always comes first."""
-    observations: list[Observation] = []
-    for number in range(rounds):
-        order = contenders if number % 2 == 0 else contenders[::-1]
-        for turn in range(TURNS_PER_ROUND):
-            for contender, warm in order:
-                time.sleep(SETTLE_MS / 1e3)
-                if warm.last_ms < REWARM_BELOW_MS:
-                    timed_pass(contender, FIRST_PHRASE, question, number, {})
-                observations += _turn(contender, question, number, turn)
-        progress(number + 1, rounds)
-    return observations
+    rounds: range,
+    end_s: float,
+    least: int,
+    on_round: Callable[[int, list[Observation]], None],
+) -> None:
+    """Rounds, until there are enough of them or the time is over.
+
+    Args:
+        contenders: loaded and warmed up.
+        scenarios: of a turn.
+        question: picture and phrases.
+        rounds: their numbers; those before the first were done by an earlier process.
+        end_s: by ``time.monotonic``, after which no round begins ...
+        least: ... that is none of the first ``least``.
+        on_round: takes each round when it is over.
+    """
+    for number in rounds:
+        if number >= least and time.monotonic() >= end_s:
+            return
+        on_round(number, take_round(contenders, scenarios, question, number))
 
 
-def _turn(contender: Contender, question: Question, number: int, turn: int) -> list[Observation]:
+def _turn(contender: Contender, scenarios: Sequence[Scenario], question: Question, number: int) -> list[Observation]:
     """Every scenario once, each with other phrases than the one before."""
     observations = []
-    features: Tensors = {}
-    asked = number * TURNS_PER_ROUND + turn
-    for scenario in SCENARIOS:
+    features: Any = None
+    asked = number
+    for scenario in scenarios:
         done = timed_pass(contender, scenario, question, asked, features)
-        observations.append(Observation(number, turn, contender.name, scenario.name, done.spans_ms))
-        features = done.features
+        observations.append(Observation(number, contender.name, scenario.name, done.spans_ms))
+        if not scenario.by_stage:
+            features = done.features
         asked += scenario.phrases
     return observations

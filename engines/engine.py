@@ -125,8 +125,26 @@ class Engine(ABC):
             RSRefSegError: loading or running failed.
         """
         text = {name: np.stack([phrase[name] for phrase in phrases]) for name in phrases[0]}
-        prompts = self._run_on(Stage.ATTN_PROMPTER, image | text)
-        return self._run_on(Stage.SAM_DECODER, image | prompts)["mask_logits"]
+        prompts = self.run_resident(Stage.ATTN_PROMPTER, image | text)
+        logits: npt.NDArray[np.float32] = self.run_resident(Stage.SAM_DECODER, image | prompts)["mask_logits"]
+        return logits
+
+    def run_resident(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
+        """Run one stage to its end on those of the tensors that its contract names.
+
+        Args:
+            stage: which.
+            tensors: by contract name, arrays or what this method gave before; may hold more.
+
+        Returns:
+            Its outputs where the engine computed them, if it can leave them there.
+
+        Raises:
+            BadInputError: the tensors do not fit the contract.
+            RSRefSegError: loading or running failed.
+        """
+        contract = self.bundle.manifest.stages[stage].contract
+        return dict(self.run(stage, {spec.name: tensors[spec.name] for spec in contract.inputs}))
 
     def to_host(self, tensors: Tensors) -> Arrays:
         """Copies, or the same, of what :meth:`encode_image` or :meth:`encode_text` gave, as arrays."""
@@ -147,11 +165,6 @@ class Engine(ABC):
     @abstractmethod
     def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run a loaded stage on feeds that fit its contract."""
-
-    def _run_on(self, stage: Stage, tensors: Arrays) -> Arrays:
-        """Run a stage on those of the arrays that its contract asks for."""
-        contract = self.bundle.manifest.stages[stage].contract
-        return self.run(stage, {spec.name: tensors[spec.name] for spec in contract.inputs})
 
     def close(self) -> None:
         """Free what was loaded. Stages load again when used again."""

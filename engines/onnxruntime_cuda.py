@@ -113,6 +113,10 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         logits = self._run_bound(Stage.SAM_DECODER, image | prompts, to_host=True)["mask_logits"]
         return np.asarray(logits.value.numpy(), np.float32)
 
+    def run_resident(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
+        """As :meth:`Engine.run_resident`; what the stage gives stays on the device."""
+        return self._run_bound(stage, tensors)
+
     def to_host(self, tensors: Tensors) -> Arrays:
         """Copies in host memory."""
         return {
