@@ -104,10 +104,7 @@ class _Bench:
             if self.observations:
                 progress.say(f"going on with '{self.request.log}' after {self.rounds_done} rounds")
             busy = [others_busy_share()]
-            peaks = {
-                device: measure_peaks(self.contenders[0].threads, device)
-                for device in dict.fromkeys(contender.device for contender in self.contenders)
-            }
+            peaks = self._peaks()
             entrants, facts = [], []
             for contender in self.contenders:
                 progress.say(f"{contender.name}: start-up and memory in a process of its own, agreement, warm-up")
@@ -133,8 +130,15 @@ class _Bench:
                 on_round,
             )
             busy.append(others_busy_share())
+            again = self._peaks()
+            peaks = {device: found.or_better(again[device]) for device, found in peaks.items()}
         health = watch.summary()
         return self._report(facts, busy, peaks, health.as_dict(), [*notes, *busy_notes(busy), *health.notes()])
+
+    def _peaks(self) -> dict[str, Peaks]:
+        """Of every device that somebody computes on."""
+        devices = dict.fromkeys(contender.device for contender in self.contenders)
+        return {device: measure_peaks(self.contenders[0].threads, device) for device in devices}
 
     @property
     def rounds_done(self) -> int:

@@ -60,6 +60,15 @@ class Peaks:
             " floors are too high, shares of them too"
         ]
 
+    def or_better(self, again: "Peaks") -> "Peaks":
+        """The better of two measurements, figure by figure: a busy moment lowers a peak, and nothing raises it."""
+        flops = {
+            name: max(found.get(name, 0.0) for found in (self.flops_per_s, again.flops_per_s))
+            for name in {**self.flops_per_s, **again.flops_per_s}
+        }
+        bandwidths = [found.bandwidth_bytes_per_s for found in (self, again) if found.bandwidth_bytes_per_s is not None]
+        return Peaks(self.device, flops, max(bandwidths, default=None), self.how)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return asdict(self)

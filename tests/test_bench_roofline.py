@@ -177,3 +177,9 @@ def test_peaks_of_a_busy_machine_say_so() -> None:
     assert Peaks("cpu", {"fp32": 1e11}, 1e10, "numpy", threads=4, cores_used=3.9).notes() == []
     assert DEVICES["H200"].notes() == []
     assert Peaks("cuda", {}, None, "no torch").notes() == ["no floor for cuda: no torch"]
+
+
+def test_of_two_measurements_the_better_figures_stand() -> None:
+    busy = Peaks("cpu", {"fp32": 1.0, "bf16": 9.0}, None, "numpy")
+    quiet = Peaks("cpu", {"fp32": 4.0}, 5.0, "numpy")
+    assert busy.or_better(quiet) == quiet.or_better(busy) == Peaks("cpu", {"fp32": 4.0, "bf16": 9.0}, 5.0, "numpy")
