@@ -1,4 +1,4 @@
-"""Tables of one look, narrow enough for a terminal of 80 columns."""
+"""Tables of one look, narrow enough for a terminal of 80 columns, and their figures."""
 
 from collections.abc import Sequence
 
@@ -16,3 +16,8 @@ def plain_table(title: str, words: Sequence[str], figures: Sequence[str], last: 
     if last is not None:
         table.add_column(last)
     return table
+
+
+def three_digits(value: float) -> str:
+    """A positive figure with as many places as make three digits or so: ``0.012``, ``1.23``, ``12.3``, ``123``."""
+    return f"{value:.{3 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
