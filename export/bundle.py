@@ -32,14 +32,14 @@ from export.graph import OPSET, export_graph
 from export.reference import ReferenceMaker
 from export.weights import count_weights
 from rsrefseg import sam, siglip
-from rsrefseg.attention import AttentionChoice, choose_attention, default_attention
+from rsrefseg.attention import AttentionChoice, default_attention
 from rsrefseg.checkpoint import TensorFile, config_of, digest, load_stage, load_tensors
 from rsrefseg.config import model_config
+from rsrefseg.lean.stages import make_lean
 from rsrefseg.merge import current_merge, merge
 from rsrefseg.model import geometry
 from rsrefseg.precision.islands import check_plan, make_half
 from rsrefseg.precision.plan import PrecisionPlan
-from rsrefseg.sam import SamEncoder
 from rsrefseg.train.run import Run, latest_run, next_run
 from rsrefseg.train.setup import versions
 from rsrefseg.weights.random_run import make_random_run
@@ -152,9 +152,8 @@ def write_bundle(
         progress(done, len(contracts))
         module = load_stage(merged.path, stage)
         reference.run(module, contract)
-        attention = default_attention(config.sam) if isinstance(module, SamEncoder) else None
-        if attention is not None:
-            choose_attention(module.image_encoder, attention)
+        attention = default_attention(config.sam) if stage is Stage.SAM_ENCODER else None
+        module = make_lean(module, default_attention(config.sam), half is not None)
         parts = make_half(stage, module, half.of(stage)) if half is not None else ()
         record = _write_stage(folder, module, contract, "fp32" if half is None else "fp16")
         stages[stage] = replace(

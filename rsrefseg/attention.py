@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engines.errors import BadInputError
 from rsrefseg.config import SamConfig
+from rsrefseg.projections import attention, folded_projections, linear
 
 _SCORES_BYTES = 64 << 20
 
@@ -64,91 +65,118 @@ def default_attention(config: SamConfig) -> AttentionChoice:
 
 
 class RelativePositionAttention(nn.Module):
-    """Attention over a grid of tokens; same parameters and result as segment-anything's ``Attention``.
+    """Attention over a grid of tokens, whole or by windows; what segment-anything's ``Attention`` between window
+    partition and its reverse gives, from the same parameters with folded projections.
+
+    Only real tokens are projected. Those that pad the last windows are zeros: as keys they have the score that the bias
+    of their place gives, and as values they are nothing.
 
     Args:
         original: whose projections and position embeddings are used.
         form: where the bias is added.
-        grid_size: of the tokens it will see, H and W.
-        query_parts: in how many parts the queries are taken; must divide H.
+        grid_size: of the tokens it will see, H = W.
+        window_size: side of the windows; 0 for attention over the whole grid.
+        query_parts: in how many parts the queries of a window (or of the grid) are taken; must divide its rows.
+        fused: write attention as one operator.
 
     Raises:
-        BadInputError: H cannot be divided so.
+        BadInputError: the rows cannot be divided so.
     """
 
     row_embedding: Tensor
     column_embedding: Tensor
     key_places: Tensor
 
-    def __init__(self, original: Attention, form: AttentionForm, grid_size: int, query_parts: int = 1) -> None:
+    def __init__(
+        self,
+        original: Attention,
+        form: AttentionForm,
+        grid_size: int,
+        window_size: int = 0,
+        query_parts: int = 1,
+        fused: bool = False,
+    ) -> None:
         super().__init__()
-        if grid_size % query_parts:
-            raise BadInputError(f"{grid_size} rows of queries cannot be taken in {query_parts} equal parts")
-        self.form, self.query_parts = form, query_parts
-        self.num_heads, self.scale = original.num_heads, original.scale
-        self.qkv, self.proj = original.qkv, original.proj
+        self.side = window_size or grid_size
+        self.windows = -(-grid_size // self.side)
+        if self.side % query_parts:
+            raise BadInputError(f"{self.side} rows of queries cannot be taken in {query_parts} equal parts")
+        self.form, self.grid_size, self.query_parts, self.fused = form, grid_size, query_parts, fused
+        self.num_heads = original.num_heads
+        biases = original.qkv.bias.chunk(3) if original.qkv.bias is not None else (None,) * 3
+        query, key, value = (
+            linear(weight, bias, weight.dtype)
+            for weight, bias in zip(original.qkv.weight.chunk(3), biases, strict=True)
+        )
+        self.q_proj, self.k_proj, self.v_proj, self.proj = folded_projections(
+            query, key, value, original.proj, original.scale
+        )
         for name, table in (("row_embedding", original.rel_pos_h), ("column_embedding", original.rel_pos_w)):
-            # (query place, channel, key place), so that a product with the queries gives the bias.
-            embedding = get_rel_pos(grid_size, grid_size, table.detach()).transpose(1, 2).contiguous()
-            self.register_buffer(name, embedding)
-        place = torch.eye(grid_size, dtype=original.rel_pos_h.dtype)
-        rows, columns = place.repeat_interleave(grid_size, 0), place.repeat(grid_size, 1)
-        self.register_buffer("key_places", torch.cat([rows, columns], dim=1), persistent=False)
+            # (query place, channel, key place), so that a product with the scaled queries gives the bias.
+            embedding = get_rel_pos(self.side, self.side, table.detach()).double() / original.scale
+            self.register_buffer(name, embedding.to(table.dtype).transpose(1, 2).contiguous())
+        place = torch.eye(self.side, dtype=original.rel_pos_h.dtype)
+        rows, columns = place.repeat_interleave(self.side, 1), place.repeat(1, self.side)
+        channels = torch.zeros(self.q_proj.out_features // self.num_heads, self.side**2, dtype=place.dtype)
+        self.register_buffer("key_places", torch.cat([channels, rows, columns]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        count, height, width, channels = x.shape
-        split = self.qkv(x).reshape(count, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = split.unbind(0)
-        grid = query.reshape(count, self.num_heads, height, width, -1)
-        row_bias = grid @ self.row_embedding
-        column_bias = (grid.transpose(2, 3) @ self.column_embedding).transpose(2, 3)
+        side = self.side
+        query = self._heads(self.q_proj(x)).permute(0, 2, 4, 1, 3, 5).flatten(0, 1)
+        key = self._heads(self.k_proj(x)).permute(0, 2, 4, 5, 1, 3).flatten(4).flatten(0, 1)
+        value = self._heads(self.v_proj(x)).permute(0, 2, 4, 1, 3, 5).flatten(3, 4).flatten(0, 1)
         if self.form is AttentionForm.FOLDED:
-            key = torch.cat([key, self.key_places.expand(count, self.num_heads, -1, -1)], dim=-1)
-        step = height // self.query_parts
-        attended = []
-        for start in range(0, height, step):
-            rows = slice(start, start + step)
-            scores = self._scores(grid[:, :, rows], row_bias[:, :, rows], column_bias[:, :, rows], key)
-            attended.append(scores.softmax(dim=-1) @ value)
+            # Room for the places below the channels, then a sum: putting a constant beside the keys of a varying number
+            # of images would have to spread it over them first.
+            key = nn.functional.pad(key, (0, 0, 0, 2 * side)) + self.key_places
+        parts = zip(query.chunk(self.query_parts, dim=2), self.row_embedding.chunk(self.query_parts), strict=True)
+        attended = [self._attend(part, embedding, key, value) for part, embedding in parts]
         merged = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
-        merged = merged.reshape(count, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4)
-        projected: Tensor = self.proj(merged.reshape(count, height, width, channels))
+        # (N windows, heads, side side, C) -> (N, H, W, heads C)
+        merged = torch.unflatten(torch.unflatten(merged, 2, (side, side)), 0, (-1, self.windows))
+        merged = merged.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+        merged = torch.unflatten(merged, 0, (-1, self.windows)).flatten(1, 2)
+        projected: Tensor = self.proj(merged[:, : self.grid_size, : self.grid_size])
         return projected
 
-    def _scores(self, query: Tensor, row_bias: Tensor, column_bias: Tensor, key: Tensor) -> Tensor:
-        """(N, heads, queries, keys), biased, of the queries of some rows of the grid.
+    def _heads(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N rows of windows, side, windows, side, heads, C / heads), with zeros for padding."""
+        if missing := self.windows * self.side - self.grid_size:
+            x = nn.functional.pad(x, (0, 0, 0, missing, 0, missing))
+        x = torch.unflatten(x, 1, (self.windows, self.side)).flatten(0, 1)
+        return torch.unflatten(torch.unflatten(x, 2, (self.windows, self.side)), 4, (self.num_heads, -1))
+
+    def _attend(self, query: Tensor, row_embedding: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(N windows, heads, queries, C) of the queries of some rows.
 
         Args:
-            query: (N, heads, rows, W, C).
-            row_bias: (N, heads, rows, W, H).
-            column_bias: (N, heads, rows, W, W).
-            key: (N, heads, H W, C), in the folded form with their places behind.
+            query: (N windows, heads, rows, side, C).
+            row_embedding: (rows, C, side), of these rows to all.
+            key: (N windows, heads, C, side side), in the folded form with their places below.
+            value: (N windows, heads, side side, C).
         """
-        count, heads, rows, width, _ = query.shape
-        flat = (count, heads, rows * width, -1)
-        scaled = query * self.scale
+        row_bias = query @ row_embedding
+        column_bias = (query.transpose(2, 3) @ self.column_embedding).transpose(2, 3)
         if self.form is AttentionForm.FOLDED:
-            folded = torch.cat([scaled, row_bias, column_bias], dim=-1).reshape(flat)
-            return torch.matmul(folded, key.transpose(-1, -2))
-        scores: Tensor = scaled.reshape(flat) @ key.transpose(-1, -2)
-        if self.form is AttentionForm.ADDITIVE:
-            bias = row_bias.unsqueeze(-1) + column_bias.unsqueeze(-2)
-            return scores + bias.reshape(scores.shape)
-        split = scores.reshape(count, heads, rows, width, row_bias.shape[-1], column_bias.shape[-1])
-        biased = split + row_bias.unsqueeze(-1) + column_bias.unsqueeze(-2)
-        return biased.reshape(scores.shape)
+            query = torch.cat([query, row_bias, column_bias], dim=-1)
+            return attention(query.flatten(2, 3), key, value, fused=self.fused)
+        rows, columns, queries = row_bias.unsqueeze(-1), column_bias.unsqueeze(-2), query.flatten(2, 3)
+        if self.form is AttentionForm.ADDITIVE or self.fused:
+            return attention(queries, key, value, (rows + columns).flatten(4).flatten(2, 3), self.fused)
+        scores = torch.unflatten(torch.unflatten(queries @ key, 3, (self.side, self.side)), 2, (-1, self.side))
+        attended: Tensor = (scores + rows + columns).flatten(4).flatten(2, 3).softmax(dim=-1) @ value
+        return attended
 
 
-def choose_attention(encoder: ImageEncoderViT, choice: AttentionChoice) -> None:
-    """Give every block of SAM's image encoder the chosen form of attention, in place.
+def choose_attention(encoder: ImageEncoderViT, choice: AttentionChoice, fused: bool = False) -> None:
+    """Give every block of SAM's image encoder the chosen form of attention, in place; it cuts windows itself then.
 
     Raises:
         BadInputError: the grid's rows cannot be divided into so many parts.
     """
+    grid_size = encoder.img_size // encoder.patch_embed.proj.stride[0]
     for block in encoder.blocks:
-        if block.window_size:
-            block.attn = RelativePositionAttention(block.attn, choice.windowed, block.window_size)
-        else:
-            side = encoder.img_size // encoder.patch_embed.proj.stride[0]
-            block.attn = RelativePositionAttention(block.attn, choice.whole, side, choice.query_parts)
+        form, parts = (choice.windowed, 1) if block.window_size else (choice.whole, choice.query_parts)
+        block.attn = RelativePositionAttention(block.attn, form, grid_size, block.window_size, parts, fused)
+        block.window_size = 0

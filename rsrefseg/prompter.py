@@ -56,26 +56,43 @@ class AttnPrompter(nn.Module):
         Returns:
             sparse_prompts (P, M, D) float32 and mask_prompt (P, 1, H, W) float32, the raw global logit map.
         """
-        direction = F.normalize(clip_features, dim=-1)
+        direction = _unit(clip_features)
         scale, bias = self.logit_scale.exp(), self.logit_bias
-        word_logits = scale * direction @ F.normalize(word_features, dim=-1).transpose(1, 2) + bias
-        sentence_logits = scale * direction @ F.normalize(sentence_feature, dim=-1).unsqueeze(-1) + bias
+        word_logits = scale * direction @ _unit(word_features).transpose(1, 2) + bias
+        sentence_logits = scale * direction @ _unit(sentence_feature).unsqueeze(-1) + bias
 
         weight = token_mask.to(clip_features.dtype).unsqueeze(1)
         local_activation = (word_logits.sigmoid() * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
         # mean_l(A_l * v) = mean_l(A_l) * v: the average needs no (P, L, T, C) tensor.
-        local_features = clip_features * (1 + local_activation) / 2
-        global_features = clip_features * sentence_logits.sigmoid()
-        attended = torch.cat([local_features, global_features, clip_features.expand_as(global_features)], dim=-1)
-
-        grid = self._to_grid(attended)
-        grid = self.down_channel(grid) + self.grid_encoding
-        sparse_prompts = self.down_spatial(grid).flatten(2).transpose(1, 2)
+        grid = self._attended_grid(clip_features, (1 + local_activation) / 2, sentence_logits.sigmoid())
+        sparse_prompts = self.down_spatial(grid + self.grid_encoding).flatten(2).transpose(1, 2)
         mask_prompt = F.interpolate(
             self._to_grid(sentence_logits), size=(self.mask_size, self.mask_size), mode="bilinear", align_corners=False
         )
         return sparse_prompts, mask_prompt
 
+    def _attended_grid(self, clip_features: Tensor, local_filter: Tensor, global_filter: Tensor) -> Tensor:
+        """Features under both filters and without any, in fewer channels.
+
+        Args:
+            clip_features: (1 or P, T, C).
+            local_filter: (P, T, 1).
+            global_filter: (P, T, 1).
+
+        Returns:
+            (P, D, G, G).
+        """
+        filtered = [clip_features * local_filter, clip_features * global_filter]
+        attended = torch.cat([*filtered, clip_features.expand_as(filtered[0])], dim=-1)
+        grid: Tensor = self.down_channel(self._to_grid(attended))
+        return grid
+
     def _to_grid(self, tokens: Tensor) -> Tensor:
         """(P, T, C) in row-major order -> (P, C, G, G)."""
         return torch.unflatten(tokens.transpose(1, 2), 2, (self.grid_size, self.grid_size))
+
+
+def _unit(x: Tensor) -> Tensor:
+    """What ``F.normalize`` gives over the last axis, without spreading the length over it first."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.clamp_min(1e-12)

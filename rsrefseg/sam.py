@@ -27,9 +27,11 @@ class ChannelLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        channels_last = x.permute(0, 2, 3, 1)
-        normed = F.layer_norm(channels_last, (x.shape[1],), self.weight, self.bias, self.eps)
-        return normed.permute(0, 3, 1, 2)
+        return self.channels_last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def channels_last(self, x: Tensor) -> Tensor:
+        """The same of (N, ..., C)."""
+        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
 
 
 def _replace_layer_norms(module: nn.Module) -> None:
@@ -41,13 +43,17 @@ def _replace_layer_norms(module: nn.Module) -> None:
 
 
 class SamEncoder(nn.Module):
-    """Image to SAM's image embedding: normalise, then the ViT with its neck."""
+    """Image to SAM's image embedding: normalise, then the ViT with its neck.
+
+    ``takes_pixels`` says that the patch embedding takes pixels of 0..255, normalisation being part of its weights.
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
+        self.takes_pixels = False
         self.image_encoder = ImageEncoderViT(
             img_size=config.image_size,
             patch_size=config.patch_size,
@@ -75,7 +81,8 @@ class SamEncoder(nn.Module):
         Returns:
             image_embedding (N, D, S/16, S/16) float32.
         """
-        embedding: Tensor = self.image_encoder((image.float() - self.pixel_mean) / self.pixel_std)
+        pixels = image.float() if self.takes_pixels else (image.float() - self.pixel_mean) / self.pixel_std
+        embedding: Tensor = self.image_encoder(pixels)
         return embedding
 
 
@@ -131,7 +138,9 @@ class SamDecoder(nn.Module):
         dense = self._dense_embedding(mask_prompt)
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).unsqueeze(0)
         tokens = torch.cat([output_tokens.expand(sparse_prompts.shape[0], -1, -1), sparse_prompts], dim=1)
-        source = image_embedding + dense
+        # Not added as grids: OpenVINO makes that part of the convolution before it, and fails where one of several
+        # phrases' grids meets the one image's.
+        source = torch.unflatten(image_embedding.flatten(2) + dense.flatten(2), 2, image_embedding.shape[-2:])
         hidden, source_tokens = decoder.transformer(source, self.position_encoding, tokens)
 
         grid = torch.unflatten(source_tokens.transpose(1, 2), 2, source.shape[-2:])

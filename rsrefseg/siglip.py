@@ -15,11 +15,15 @@ IMAGE_STD = 0.5
 
 
 class SiglipVision(nn.Module):
-    """Image to token features: normalise, resize, vision tower without its pooling head."""
+    """Image to token features: normalise, resize, vision tower without its pooling head.
+
+    ``takes_pixels`` says that the patch embedding takes pixels of 0..255, normalisation being part of its weights.
+    """
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
         self.image_size = config.image_size
+        self.takes_pixels = False
         tower = SiglipVisionModel(
             SiglipVisionConfig(
                 image_size=config.image_size,
@@ -42,7 +46,7 @@ class SiglipVision(nn.Module):
         Returns:
             clip_features (N, T, C) float32, T tokens in row-major order of the patch grid.
         """
-        pixels = (image.float() / 255.0 - IMAGE_MEAN) / IMAGE_STD
+        pixels = image.float() if self.takes_pixels else (image.float() / 255.0 - IMAGE_MEAN) / IMAGE_STD
         pixels = F.interpolate(
             pixels, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False, antialias=False
         )

@@ -35,7 +35,7 @@ def test_every_form_equals_the_published_one(form: AttentionForm, parts: int) ->
     x = torch.randn(3, 6, 6, 24, dtype=torch.float64)
     with torch.no_grad():
         wanted = original(x)
-        found = RelativePositionAttention(original, form, 6, parts)(x)
+        found = RelativePositionAttention(original, form, 6, query_parts=parts)(x)
     assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()
 
 
@@ -49,7 +49,7 @@ def test_position_embeddings_of_another_size_are_resampled_as_published() -> Non
 
 def test_queries_are_taken_in_equal_parts_only() -> None:
     with pytest.raises(BadInputError, match="6 rows of queries cannot be taken in 4"):
-        RelativePositionAttention(published(6), AttentionForm.PUBLISHED, 6, 4)
+        RelativePositionAttention(published(6), AttentionForm.PUBLISHED, 6, query_parts=4)
 
 
 def test_the_default_keeps_the_scores_of_a_part_small() -> None:

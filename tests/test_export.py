@@ -1,5 +1,6 @@
 """Export: five graphs that are what their contracts say and compute what PyTorch does, in a bundle or not at all."""
 
+import copy
 import errno
 import shutil
 import stat
@@ -30,8 +31,11 @@ from export.flops import count_flops
 from export.graph import OPSET, example_input, export_graph
 from export_jobs import Shortcut
 from exported import Exported
+from rsrefseg.attention import AttentionChoice, default_attention
 from rsrefseg.checkpoint import digest, load_model, load_tensors, save_tensors
-from rsrefseg.model import RSRefSeg, build_model, geometry
+from rsrefseg.config import model_config
+from rsrefseg.lean.stages import make_lean
+from rsrefseg.model import RSRefSeg, build_model, build_stage, geometry
 from rsrefseg.sam import ChannelLayerNorm
 from rsrefseg.stages import model_contracts
 from rsrefseg.train.run import Run
@@ -40,6 +44,7 @@ from small import small_config
 # FP32 engines add in another order than PyTorch: a few roundings of 6e-8. A tenth of what parity allows.
 TOLERANCE = 1e-5
 PHRASES = ("the red box", "the blue box", "white box", "the green box", "box")
+PLAIN = AttentionChoice()
 DTYPES = {
     "uint8": TensorProto.UINT8,
     "int64": TensorProto.INT64,
@@ -82,6 +87,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def graph_of(bundle: Bundle, stage: Stage) -> onnx.ModelProto:
     return onnx.load(bundle.graph_path(stage))
+
+
+def lean(model: RSRefSeg, stage: Stage) -> nn.Module:
+    """The stage as it is exported."""
+    return make_lean(copy.deepcopy(model.stage(stage)), default_attention(model.config.sam))
 
 
 # The graphs
@@ -145,7 +155,7 @@ def test_nothing_is_computed_in_float64(bundle: Bundle, stage: Stage) -> None:
 def test_nodes_are_named_after_the_modules_they_come_from(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
     names = [node.name for node in graph_of(bundle, stage).graph.node]
     assert len(set(names)) == len(names)
-    modules = dict(model.stage(stage).named_modules())
+    modules = dict(lean(model, stage).named_modules())
     assert all(name.rpartition("/")[0] in modules for name in names)
     assert sum(name.startswith("/") for name in names) < len(names)
 
@@ -255,14 +265,51 @@ def test_the_choices_make_a_difference(
     assert np.abs(sentence - other_sentence.numpy()).max() > 1e-3
 
 
+def torch_flops(module: nn.Module, contract: StageContract) -> int:
+    inputs = [example_input(spec)[:1] for spec in contract.inputs]  # one image, one phrase: the optimum
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*inputs)
+    return counter.get_total_flops()
+
+
 @pytest.mark.parametrize("stage", Stage)
 def test_flops_agree_with_pytorchs_own_count(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
     record = bundle.manifest.stages[stage]
-    inputs = [example_input(spec)[:1] for spec in record.contract.inputs]  # one image, one phrase: the optimum
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.stage(stage)(*inputs)
-    assert record.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert record.flops == pytest.approx(torch_flops(lean(model, stage), record.contract), rel=0.001)
     assert record.flops == count_flops(bundle.graph_path(stage), record.contract)
+    saved = 0
+    if stage is Stage.SAM_ENCODER:
+        # One block has windows of 3 over 4 x 4 tokens: 20 of 36 are padding, for which nothing is projected.
+        saved = 20 * 2 * 4 * model.config.sam.embed_dim**2
+    published = torch_flops(model.stage(stage), record.contract)
+    assert record.flops + saved == pytest.approx(published, rel=0.02)
+
+
+# FACTS of the published arithmetic, GFLOP for one image and one phrase.
+@pytest.mark.parametrize(
+    ("preset", "stage", "gflop", "share"),
+    [
+        ("b", Stage.SIGLIP_VISION, 666, 1.0),
+        ("b", Stage.SIGLIP_TEXT, 53, 1.0),
+        ("b", Stage.SAM_DECODER, 4.4, 1.0),
+        ("b", Stage.SAM_ENCODER, 972, 0.968),
+        ("l", Stage.SAM_ENCODER, 2986, 0.955),
+    ],
+)
+def test_at_full_size_the_flops_are_the_published_ones_less_what_padding_took(
+    preset: str, stage: Stage, gflop: float, share: float
+) -> None:
+    """Counted on modules without memory, those that are exported and those that were published.
+
+    Of 70 x 70 tokens in windows of 14, 804 are padding. The published blocks project them, 8 (-b) or 20 (-l) times.
+    """
+    config = model_config(preset)
+    contract = stage_contracts(geometry(config))[stage]
+    with torch.device("meta"):
+        published, leaner = build_stage(stage, config).eval(), make_lean(build_stage(stage, config).eval(), PLAIN)
+        counts = [torch_flops(module, contract) / 1e9 for module in (published, leaner)]
+    assert counts[0] == pytest.approx(gflop, rel=0.02)
+    assert counts[1] == pytest.approx(share * counts[0], rel=0.005)
 
 
 def test_flops_of_a_size_nobody_knows_are_refused(bundle: Bundle, tmp_path: Path) -> None:

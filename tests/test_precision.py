@@ -28,8 +28,9 @@ from rsrefseg.config import model_config
 from rsrefseg.model import RSRefSeg, build_model, build_stage
 from rsrefseg.precision.arithmetic import HalfArithmetic
 from rsrefseg.precision.islands import TABLES, check_plan, islands_of, make_half
-from rsrefseg.precision.operators import ScaledAttention, TanhGelu, fold_batch_norm
+from rsrefseg.precision.operators import TanhGelu, fold_batch_norm
 from rsrefseg.precision.plan import ALWAYS_FP32, Fp32Part, PrecisionPlan, read_plan, write_plan
+from rsrefseg.projections import FoldedCrossAttention
 from rsrefseg.prompter import ConvNormAct
 from rsrefseg.stages import model_contracts
 from runs import refused
@@ -42,13 +43,13 @@ CASTS = {
     Stage.SIGLIP_VISION: (3, 3),
     # Into attention, MLP, head; out of the token table and these three.
     Stage.SIGLIP_TEXT: (3, 4),
-    # The whole convolutional part is one island.
-    Stage.ATTN_PROMPTER: (1, 1),
+    # Features and both filters into what is left of the first convolution; the rest is one island behind it.
+    Stage.ATTN_PROMPTER: (3, 1),
     # Into patch embedding, two neck convolutions, attention and MLP of two blocks; out of these seven.
     Stage.SAM_ENCODER: (7, 7),
-    # Seven attentions with up to three tensors, two MLPs, one upscaling, of 22 tensors six are the same as before; out
+    # Seven attentions with up to three tensors, two MLPs, one upscaling, of 22 tensors seven are the same as before; out
     # of these ten.
-    Stage.SAM_DECODER: (16, 10),
+    Stage.SAM_DECODER: (15, 10),
 }
 
 
@@ -298,12 +299,13 @@ def test_the_decoders_attention_scales_before_it_multiplies() -> None:
     """Queries and keys of 120 in 64 channels: the product is 921,600, the logits are 115,200 / 8 and less."""
     original = build_model(small_config(), seed=2).sam_decoder.mask_decoder.transformer.layers[0].self_attn
     given = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0))
-    scaled = ScaledAttention(original)
+    scaled = FoldedCrossAttention(original)
     with torch.no_grad():
         wanted = original(given, given, given)
         assert (scaled(given, given, given) - wanted).abs().max() <= 1e-6 * wanted.abs().max()
         original.q_proj.weight.copy_(torch.eye(32) * 60)
         original.k_proj.weight.copy_(torch.eye(32) * 60)
+        scaled = FoldedCrossAttention(original)
         large = torch.full((1, 3, 32), 1.2)
         assert 16 * 72.0**2 > 65_504  # the product of one head
         with HalfArithmetic():

@@ -14,8 +14,9 @@ from engines.errors import BadInputError
 from rsrefseg.config import ModelConfig
 from rsrefseg.model import build_stage
 from rsrefseg.precision.casts import largest, to_float, to_half
-from rsrefseg.precision.operators import ScaledAttention, TanhGelu, fold_batch_norm
+from rsrefseg.precision.operators import TanhGelu, fold_batch_norm
 from rsrefseg.precision.plan import ALWAYS_FP32, HALF_MAX, Fp32Part, PrecisionPlan
+from rsrefseg.projections import FoldedCrossAttention
 from rsrefseg.prompter import ConvNormAct
 
 
@@ -164,8 +165,9 @@ def prepare_island(root: nn.Module, island: Island) -> None:
             fold_batch_norm(block)
     if hasattr(module, "activation_fn"):  # SigLIP's, always gelu_pytorch_tanh
         module.activation_fn = TanhGelu()
-    if hasattr(module, "internal_dim"):  # the attention of SAM's mask decoder
-        root.set_submodule(island.name, ScaledAttention(module))
+    # SAM's mask decoder scales after the product, which may pass 65,504 in 256 channels where the scaled one does not.
+    if hasattr(module, "internal_dim"):
+        root.set_submodule(island.name, FoldedCrossAttention(module))
 
 
 def cast_arguments(module: nn.Module, cast: Callable[[Any], Any]) -> torch.utils.hooks.RemovableHandle:
