@@ -25,7 +25,10 @@ RUNTIMES = {"onnxruntime", "openvino", "tensorrt", "cuda"}
 # Third-party packages an edge device installs; a runtime only where it is wrapped.
 ON_THE_EDGE = {"numpy", "PIL", "cv2", "tokenizers", "safetensors", "rich"}
 WRAPPERS = {
-    "onnxruntime": {"engines.onnxruntime_engine", "engines.onnxruntime_cuda", "engines.doctor", "bench.naive"},
+    "onnxruntime": {
+        *("engines.onnxruntime_engine", "engines.onnxruntime_cuda", "engines.doctor"),
+        *("bench.naive", "bench.block_runtimes"),
+    },
     "openvino": {"engines.openvino_library"},
     "tensorrt": {f"engines.tensorrt_{part}" for part in ("build", "context", "errors", "library", "timing")},
     "cuda": {"engines.tensorrt_cuda"},

@@ -47,7 +47,7 @@ CASTS = {
     Stage.ATTN_PROMPTER: (3, 1),
     # Into patch embedding, two neck convolutions, attention and MLP of two blocks; out of these seven.
     Stage.SAM_ENCODER: (7, 7),
-    # Seven attentions with up to three tensors, two MLPs, one upscaling, of 22 tensors seven are the same as before; out
+    # Seven attentions with up to three tensors, two MLPs, one upscaling, of 22 tensors seven are as before; out
     # of these ten.
     Stage.SAM_DECODER: (15, 10),
 }

@@ -1,0 +1,243 @@
+"""SAM's attention in its forms, one windowed and one global block at a preset's real size, on every runtime here.
+
+What ``rsrefseg/attention.py`` keeps as defaults by target was measured with this.
+"""
+
+import copy
+import gc
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.block_runtimes import INPUT, OUTPUT, BlockRuntime, Floats, block_runtimes
+from bench.machine import Machine, this_machine
+from bench.tables import plain_table, three_digits
+from engines.onnxruntime_engine import usable_cores
+from engines.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rsrefseg.config import SamConfig
+
+WINDOWED, GLOBAL = "windowed", "global"
+# Rows of the grid that are taken at a time: those that divide it.
+_GLOBAL_PARTS = (1, 4, 8, 16, 32, 64)
+_WINDOWED_PARTS = (1, 2)
+# Some runtimes take these many bytes of scores several times over.
+_MOST_SCORES_BYTES = 256 << 20
+_RUNS_A_ROUND = 2
+_OPSET = 18
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A block's kind, and the form and query parts of its attention."""
+
+    kind: str
+    form: str
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTiming:
+    """One variant on one runtime.
+
+    Attributes:
+        runtime: name of it.
+        median_ms: of all runs, by the clock.
+        least_ms: the shortest run.
+        core_ms: least processor time divided by the cores, which other work on the machine hardly moves; for a GPU it
+            is the host's.
+        relative_l2: distance from PyTorch's float32.
+    """
+
+    variant: Variant
+    runtime: str
+    median_ms: float
+    least_ms: float
+    core_ms: float
+    relative_l2: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionReport:
+    """All variants on all runtimes, in the order they ran."""
+
+    preset: str
+    rounds: int
+    machine: Machine
+    timings: tuple[AttentionTiming, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {
+            "preset": self.preset,
+            "rounds": self.rounds,
+            "machine": self.machine.as_dict(),
+            "timings": [asdict(timing) for timing in self.timings],
+        }
+
+    def render(self) -> Any:
+        """A table for a person, the fastest of each runtime and kind first."""
+        title = f"attention of SAM's encoder, preset {self.preset}, norm and sum included, {self.rounds} rounds"
+        table = plain_table(title, ("runtime", "block", "form"), ("parts", "ms", "least", "core ms", "rel. L2"))
+        ordered = sorted(self.timings, key=lambda timing: (timing.runtime, timing.variant.kind, timing.core_ms))
+        for timing in ordered:
+            variant = timing.variant
+            times = (three_digits(value) for value in (timing.median_ms, timing.least_ms, timing.core_ms))
+            words = (timing.runtime, variant.kind, variant.form)
+            table.add_row(*words, str(variant.parts), *times, f"{timing.relative_l2:.1e}")
+        return table
+
+
+def run_attention_bench(preset: str, rounds: int) -> AttentionReport:
+    """Export every variant with random weights and time them in turn; only one is loaded at a time.
+
+    Raises:
+        BadInputError: there is no such preset.
+    """
+    from rsrefseg.config import model_config
+
+    config = model_config(preset).sam
+    variants, runtimes = tuple(_variants(config)), block_runtimes()
+    tokens = np.random.default_rng(0).normal(size=(1, config.grid_size, config.grid_size, config.embed_dim))
+    x = tokens.astype(np.float32)
+    runs: dict[tuple[Variant, str], list[_Run]] = {}
+    with tempfile.TemporaryDirectory() as folder, ProgressLine(f"attention of preset {preset}") as progress:
+        blocks = {kind: _block(config, kind) for kind in (WINDOWED, GLOBAL)}
+        wanted = {kind: _torch_result(block, x) for kind, block in blocks.items()}
+        modules = {variant: _with_attention(blocks[variant.kind], variant, config) for variant in variants}
+        paths = {variant: Path(folder) / f"{index}.onnx" for index, variant in enumerate(variants)}
+        for variant, path in paths.items():
+            _export(modules[variant], path, x)
+        turns = [(variant, runtime) for _ in range(rounds) for variant in variants for runtime in runtimes]
+        for done, (variant, runtime) in enumerate(turns):
+            progress.update(done, len(turns))
+            found = _take_turn(runtime, paths[variant], modules[variant], x, wanted[variant.kind])
+            runs.setdefault((variant, runtime.name), []).extend(found)
+        progress.update(len(turns), len(turns))
+    timings = tuple(_timing(variant, name, found) for (variant, name), found in runs.items())
+    return AttentionReport(preset, rounds, this_machine(), timings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Clock and processor milliseconds of one run, and its distance from PyTorch."""
+
+    clock_ms: float
+    processor_ms: float
+    relative_l2: float
+
+
+def _variants(config: "SamConfig") -> Iterator[Variant]:
+    from rsrefseg.attention import AttentionForm
+
+    scores_bytes = 4 * config.num_heads * config.grid_size**4
+    for form in AttentionForm:
+        for parts in _WINDOWED_PARTS:
+            if config.window_size % parts == 0:
+                yield Variant(WINDOWED, form, parts)
+        for parts in _GLOBAL_PARTS:
+            if config.grid_size % parts == 0 and scores_bytes // parts <= _MOST_SCORES_BYTES:
+                yield Variant(GLOBAL, form, parts)
+
+
+def _block(config: "SamConfig", kind: str) -> "nn.Module":
+    """A block without its MLP, which is the same in all variants; its position embeddings are not left zero."""
+    from functools import partial
+
+    import torch
+    from segment_anything.modeling.image_encoder import Block
+    from torch import nn
+
+    torch.manual_seed(0)
+    block = Block(
+        config.embed_dim,
+        config.num_heads,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=config.window_size if kind == WINDOWED else 0,
+        input_size=(config.grid_size, config.grid_size),
+    )
+    for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
+        nn.init.normal_(table, std=0.02)
+    block.norm2, block.mlp = nn.Identity(), nn.Identity()
+    return block.eval()  # type: ignore[no-any-return]
+
+
+def _with_attention(block: "nn.Module", variant: Variant, config: "SamConfig") -> "nn.Module":
+    from rsrefseg.attention import AttentionForm, RelativePositionAttention
+
+    made: Any = copy.deepcopy(block)
+    made.attn = RelativePositionAttention(
+        made.attn, AttentionForm(variant.form), config.grid_size, made.window_size, variant.parts
+    )
+    made.window_size = 0
+    return made  # type: ignore[no-any-return]
+
+
+def _torch_result(block: "nn.Module", x: Floats) -> Floats:
+    import torch
+
+    with torch.no_grad():
+        result: Floats = block(torch.from_numpy(x)).numpy()
+    return result
+
+
+def _export(module: "nn.Module", path: Path, x: Floats) -> None:
+    import contextlib
+    import io
+    import logging
+    import warnings
+
+    import torch
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            (torch.zeros((2, *x.shape[1:])),),
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("images", min=1, max=4)},),
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path)
+
+
+def _take_turn(runtime: BlockRuntime, path: Path, module: Any, x: Floats, wanted: Floats) -> list[_Run]:
+    """Load, warm up once, run, and forget."""
+    run = runtime.load(path, module)
+    result = run(x)
+    error = float(np.linalg.norm(result - wanted) / np.linalg.norm(wanted))
+    found = []
+    for _ in range(_RUNS_A_ROUND):
+        clock, processor = time.perf_counter(), time.process_time()
+        run(x)
+        clock, processor = time.perf_counter() - clock, time.process_time() - processor
+        found.append(_Run(clock * 1e3, processor * 1e3, error))
+    del run
+    gc.collect()
+    return found
+
+
+def _timing(variant: Variant, runtime: str, runs: list[_Run]) -> AttentionTiming:
+    clock = [run.clock_ms for run in runs]
+    return AttentionTiming(
+        variant=variant,
+        runtime=runtime,
+        median_ms=float(np.median(clock)),
+        least_ms=min(clock),
+        core_ms=min(run.processor_ms for run in runs) / usable_cores(),
+        relative_l2=max(run.relative_l2 for run in runs),
+    )
