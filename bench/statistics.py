@@ -9,6 +9,9 @@ in ratio about the estimate because times are positive:
 - Values in a row resemble each other, since a machine drifts. The factor is sqrt((1 + r) / (1 - r)), r being the
   correlation of neighbours, corrected for how far short of it few values fall.
 
+A round that was disturbed stands far out. It may lie within the interval, but what the factors add beyond it is
+measured by the bulk of the values, so that one such round among five does not make an interval that says nothing.
+
 ``tests/test_bench_statistics.py`` draws rounds that drift and counts: 95% and more of two runs agree, and 90% and more
 of the intervals hold the truth. What no interval can hold is a machine that changes between two runs.
 """
@@ -28,8 +31,11 @@ _NORMAL_QUANTILE = 1.959964
 # Neighbours this alike tell next to nothing new: more would make the interval as wide as one likes.
 _MOST_ALIKE = 0.8
 # Taken where there are too few values to see it.
-_FEWEST_FOR_CORRELATION = 5
+_FEWEST_FOR_CORRELATION = 8
 _UNSEEN_CORRELATION = 0.3
+# Standard deviations, of a normal distribution with this median absolute deviation, that values stand out from.
+_BULK, _DEVIATIONS = 3.0, 1.4826
+_FEWEST_FOR_BULK = 5
 _LEAST_MS = 1e-9  # a clock may not see a short span at all, and ratios need something to divide by
 
 
@@ -55,11 +61,20 @@ def intervals_of(values: Sequence[float], percentiles: Sequence[float]) -> tuple
     known = np.maximum(np.asarray(values, np.float64), _LEAST_MS)
     drawn = np.random.default_rng(_SEED).integers(0, len(known), (RESAMPLES, len(known)))
     estimates = np.percentile(known, percentiles)
-    figures = np.percentile(known[drawn], percentiles, axis=1)
-    ends = np.percentile(figures, _MIDDLE, axis=1)
-    widened = estimates * (ends / estimates) ** _widening(np.log(known))
-    lows, highs = np.minimum(widened[0], estimates), np.maximum(widened[1], estimates)
+    low, high = np.percentile(np.percentile(known[drawn], percentiles, axis=1), _MIDDLE, axis=1)
+    reach = np.maximum(np.log([estimates / low, high / estimates]), 0)
+    logs = np.log(known)
+    middle, bulk = np.median(logs), _bulk_of(logs)
+    reach += (_widening(np.clip(logs, middle - bulk, middle + bulk)) - 1) * np.minimum(reach, bulk)
+    lows, highs = estimates / np.exp(reach[0]), estimates * np.exp(reach[1])
     return tuple(Interval(float(low), float(high)) for low, high in zip(lows, highs, strict=True))
+
+
+def _bulk_of(values: npt.NDArray[np.float64]) -> float:
+    """How far from the median values may lie before they stand out; of very few none does."""
+    if len(values) < _FEWEST_FOR_BULK:
+        return math.inf
+    return _BULK * _DEVIATIONS * float(np.median(np.abs(values - np.median(values))))
 
 
 def _widening(values: npt.NDArray[np.float64]) -> float:

@@ -63,6 +63,12 @@ def test_the_same_values_give_the_same_intervals_around_their_figures() -> None:
     assert summary.as_dict()["p50_high_ms"] == summary.p50_high_ms
 
 
+def test_a_disturbed_round_does_not_make_an_interval_that_says_nothing() -> None:
+    """It may lie within, but the interval does not go far beyond."""
+    (interval,) = intervals_of([1.0, 1.02, 0.99, 20.0, 1.01], (50,))
+    assert 0.8 < interval.low < 1 < interval.high < 25
+
+
 def test_values_that_drift_are_worth_less_than_as_many_in_any_order() -> None:
     drifting = np.exp(np.linspace(0, 1, 30))
     shuffled = np.random.default_rng(0).permutation(drifting)
