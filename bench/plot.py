@@ -1,5 +1,6 @@
 """A bench report as one picture: how long a first and a next phrase take, and each stage beside its floor."""
 
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,9 @@ _GREY = "#5A5A5A"
 _LEGEND: Mapping[str, Any] = {"frameon": False, "ncols": 5, "fontsize": 8, "borderaxespad": 0.1, "handletextpad": 0.4}
 _BAR = 0.36
 _WIDTH_IN, _DPI = 9.0, 200
-_BEYOND = 1.8  # of the longest bar, for the figures behind it
+_BEYOND = 2.0  # times the longest line, for the figures behind it
+_LONGEST = 3.0  # times the longest bar, after which an interval is cut off
+_DECADES = 3  # of an axis that has room for more than one label each
 
 Row = Mapping[str, Any]
 
@@ -80,6 +83,8 @@ def _title(document: Mapping[str, Any]) -> str:
 def _draw_answers(axes: "Axes", rows: Sequence[Row], names: Sequence[str], document: Mapping[str, Any]) -> None:
     """Two bars for each contender, with the intervals of their medians; wrong ones hatched."""
     ratios = {(row["contender"], row["scenario"], row["span"]): row["median"] for row in document.get("ratios", ())}
+    longest = _LONGEST * max((row["p50_ms"] for row in rows), default=1.0)
+    ends = {(row["contender"], row["scenario"]): min(row.get("p50_high_ms", row["p50_ms"]), longest) for row in rows}
     for place, (scenario, (label, colour)) in enumerate(_SCENARIOS.items()):
         mine = [row for row in rows if row["scenario"] == scenario]
         where = [names.index(row["contender"]) + (place - 0.5) * _BAR for row in mine]
@@ -92,14 +97,13 @@ def _draw_answers(axes: "Axes", rows: Sequence[Row], names: Sequence[str], docum
             if row.get("wrong"):
                 bar.set(hatch="////", facecolor="white", edgecolor=colour)
             ratio = ratios.get((row["contender"], scenario, "total"))
-            text = f"  {_time(row['p50_ms'])}" + (f"   {three_digits(ratio)}x" if ratio is not None else "")
+            text = _time(row["p50_ms"]) + (f"   {three_digits(ratio)}x" if ratio is not None else "")
             text += "   WRONG" if row.get("wrong") else ""
-            end = max(row["p50_ms"], row.get("p50_high_ms", 0.0))
-            axes.text(end, height, text, va="center", fontsize=8, color=_GREY)
+            _note(axes, ends[row["contender"], scenario], height, text, 8)
     wrong = {row["contender"] for row in rows if row.get("wrong")}
     axes.set_yticks(range(len(names)), [f"{name}\n(wrong)" if name in wrong else name for name in names])
     axes.invert_yaxis()
-    _log_axis(axes, [row["p50_ms"] for row in rows])
+    _log_axis(axes, [*(row["p50_ms"] for row in rows), *ends.values()])
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), **_LEGEND)
     reference = next((row["reference"] for row in document.get("ratios", ())), None)
     told = f", times as fast as {reference}" if reference else ""
@@ -123,7 +127,7 @@ def _draw_stages(
         axes.plot(measured, where, marker, color=colour, markerfacecolor=inside, markersize=5, label=label)
         for row, height in zip(mine, where, strict=True):
             end = max(row["p50_ms"], row["floor_ms"])
-            axes.text(end, height, f"   {row['share']:.0%}", va="center", fontsize=7, color=_GREY)
+            _note(axes, end, height, f"{row['share']:.0%}", 7)
     for boundary in range(1, len(stages)):
         axes.axhline(boundary - 0.5, color="#E0E0E0", linewidth=0.8, zorder=0)
     axes.plot([], [], "|", color="black", markersize=7, markeredgewidth=1.4, label="floor")
@@ -131,6 +135,14 @@ def _draw_stages(
     axes.set_ylim(len(stages) - 0.5, -0.5)
     _log_axis(axes, [row[key] for row in rows for key in ("p50_ms", "floor_ms")])
     axes.set_title("stages, one picture and one phrase: median, and the floor's share of it", loc="left", fontsize=8.5)
+
+
+def _note(axes: "Axes", end: float, height: float, text: str, size: int) -> None:
+    """Behind the end of a line, over what there may be of it; no reason for the layout to make room."""
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85}
+    place: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+    note = axes.annotate(text, (end, height), fontsize=size, color=_GREY, bbox=behind, annotation_clip=False, **place)
+    note.set_in_layout(False)
 
 
 def _reach(rows: Iterable[Row]) -> list[list[float]]:
@@ -147,7 +159,8 @@ def _log_axis(axes: "Axes", values: Sequence[float]) -> None:
 
     axes.set_xscale("log")
     axes.set_xlim(min(values, default=1.0) / 2, max(values, default=1.0) * _BEYOND)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=20))
+    decades = math.log10(max(values, default=1.0) / min(values, default=1.0))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if decades <= _DECADES else (1.0,), numticks=20))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x", color="#E8E8E8", linewidth=0.7)
@@ -156,6 +169,8 @@ def _log_axis(axes: "Axes", values: Sequence[float]) -> None:
 
 
 def _tick(milliseconds: float) -> str:
+    if milliseconds < 0.1:
+        return f"{milliseconds * 1e3:g} µs"
     return f"{milliseconds / 1e3:g} s" if milliseconds >= 1e3 else f"{milliseconds:g} ms"
 
 

@@ -176,6 +176,17 @@ def test_wrong_bars_are_hatched_not_filled(tmp_path: Path) -> None:
     assert (hatched == blue).all(-1).sum() < 0.9 * (filled == blue).all(-1).sum()
 
 
+def test_an_interval_without_end_does_not_squeeze_the_bars(tmp_path: Path) -> None:
+    """One of a disturbed machine may reach far beyond all bars: it is cut off, and the axis stays as wide."""
+    document = made_document()
+    calm = picture(document, tmp_path)
+    document["latencies"][0]["p50_high_ms"] *= 1e6
+    disturbed = picture(document, tmp_path)
+    orange = (0xE6, 0x9F, 0x00)
+    widths = [np.ptp(np.nonzero((pixels == orange).all(-1).sum(0) > 30)[0]) for pixels in (calm, disturbed)]
+    assert widths[1] > 0.7 * widths[0]
+
+
 def test_a_picture_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RSRefSegError, match="cannot"):
