@@ -1,5 +1,6 @@
 """``rsrefseg bench``: latency end to end and by stage, contenders in turn, with error and floor beside each time."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from engines.progress import ProgressLine
 from engines.reference import ReferenceSample, load_reference
 
 LEAST_ROUNDS = 5
+_PICTURE = "report.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,20 @@ class BenchRequest:
     scenarios: str = ""
     log: Path | None = None
     report: Path | None = None
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for the same."""
+        options = {
+            "--bundle": self.bundle,
+            "--backends": ",".join(self.backends),
+            "--run": self.run,
+            "--rounds": self.rounds,
+            "--minutes": self.minutes,
+            "--scenarios": self.scenarios or None,
+        }
+        given = [f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+        return " ".join(["rsrefseg bench", *given])
 
 
 def run_bench(request: BenchRequest) -> BenchReport:
@@ -182,6 +198,7 @@ class _Bench:
         latencies = latency_rows(self.observations, facts, self.scenarios, self.bundle, peaks)
         return BenchReport(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=self.request.command,
             bundle=BundleFacts.of(self.bundle),
             machine=self.machine,
             settings=Settings(
@@ -222,5 +239,5 @@ def write_report(folder: Path, report: BenchReport) -> None:
 
     document = report.as_dict()
     atomic_write_json(folder / "report.json", document)
-    draw_plot(document, folder / "report.png")
-    atomic_write_text(folder / "report.md", render_markdown(document))
+    draw_plot(document, folder / _PICTURE)
+    atomic_write_text(folder / "report.md", render_markdown(document, _PICTURE))

@@ -228,6 +228,7 @@ class BenchReport:
 
     Attributes:
         date: when it ended, UTC.
+        command: that asks for the same measurement.
         bundle: which model.
         machine: on what.
         settings: how.
@@ -244,6 +245,7 @@ class BenchReport:
     """
 
     date: str
+    command: str
     bundle: BundleFacts
     machine: Machine
     settings: Settings
@@ -278,6 +280,7 @@ class BenchReport:
         """JSON-able form."""
         return {
             "date": self.date,
+            "command": self.command,
             "bundle": asdict(self.bundle),
             "machine": self.machine.as_dict(),
             "settings": asdict(self.settings),

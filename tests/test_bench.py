@@ -288,6 +288,9 @@ def test_a_log_is_gone_on_with_and_a_report_is_written(exported: Exported, tmp_p
     with pytest.raises(BadInputError, match="scenarios"):
         bench(4, "next_phrase")
     document = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert document["command"].startswith(
+        f"rsrefseg bench --bundle {exported.bundle} --backends onnxruntime --rounds 4"
+    )
     assert document == json.loads(json.dumps(second.as_dict()))
     assert "onnxruntime" in (tmp_path / "report" / "report.md").read_text()
     assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
@@ -324,13 +327,15 @@ def test_without_pytorch_torch_is_left_out_with_the_way_out(
 
 @pytest.mark.parametrize("names", [["tensorflow"], ["torch", "tensorflow"], [""], []])
 def test_unknown_contenders_and_none_are_refused(exported: Exported, names: list[str]) -> None:
-    with pytest.raises(BadInputError, match=r"unknown contender 'tensorflow': known are torch, torch-compile, .*auto|no contender"):
+    with pytest.raises(
+        BadInputError, match=r"unknown contender 'tensorflow': known are torch, torch-compile, .*auto|no contender"
+    ):
         open_contenders(names, Bundle.open(exported.bundle), exported.run)
 
 
 def test_a_fast_wrong_answer_is_marked_as_wrong(exported: Exported, tmp_path: Path) -> None:
     spoiled = spoiled_bundle(
-        exported.bundle, tmp_path / "bundle", Stage.SAM_DECODER, "mask_downscaling.6.weight", lambda values: values * 2
+        exported.bundle, tmp_path / "bundle", Stage.SAM_DECODER, "norm_final_attn.weight", lambda values: values * 2
     )
     report = run_bench(BenchRequest(["onnxruntime"], spoiled, None, ROUNDS, scenarios="stages"))
     assert report.contenders[0].is_wrong
