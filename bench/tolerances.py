@@ -96,10 +96,14 @@ TOLERANCES = (
     Tolerance(
         "fp16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "a fifth of a point, below what two trainings differ by"
     ),
-    Tolerance("bf16", Scope.STAGE, Measure.RELATIVE_L2, 3e-2, _BRAIN),
-    Tolerance("bf16", Scope.MASKS, Measure.IOU_WORST, 0.9, "to be measured to be measured"),
-    Tolerance("bf16", Scope.MASKS, Measure.IOU_MEAN, 0.98, "to be measured to be measured"),
-    Tolerance("bf16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.005, "to be measured to be measured"),
+    Tolerance("bf16", Scope.STAGE, Measure.RELATIVE_L2, 2e-2, _BRAIN),
+    Tolerance(
+        "bf16", Scope.MASKS, Measure.IOU_WORST, 0.9, "small masks have few pixels, and edges move by one or two of them"
+    ),
+    Tolerance("bf16", Scope.MASKS, Measure.IOU_MEAN, 0.99, "three bits less than half, and so twice its loss"),
+    Tolerance(
+        "bf16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "as for half precision: what moves is edges, to either side"
+    ),
 )
 
 

@@ -1,5 +1,8 @@
 """A real bundle, made by hand: five small ONNX graphs that find the colour a phrase names."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from engines.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundle, file_record
 from engines.contracts import Dim, Geometry, Stage, StageContract, TensorSpec, stage_contracts
-from engines.manifest import AttentionRecord, Manifest, Preprocessing, Provenance, StageRecord, TextPolicy
+from engines.manifest import AttentionRecord, Manifest, Preprocessing, Provenance, StageRecord, TextPolicy, seal
 from engines.onnxruntime_engine import OnnxRuntimeEngine
 from engines.reference import ReferenceSample, write_reference
 from rsrefseg.tokenizer import build_word_tokenizer
@@ -179,3 +182,14 @@ def made_sample(bundle: Bundle) -> ReferenceSample:
             tensors |= engine.run(stage, {spec.name: tensors[spec.name] for spec in CONTRACTS[stage].inputs})
     masks = np.zeros((2, 20, 30), np.bool_)
     return ReferenceSample(PHRASES[:2], tensors, masks, (20, 30))
+
+
+def replaced_graph(folder: Path, tmp_path: Path, stage: Stage, change: Callable[[Path], None]) -> Bundle:
+    """A copy of the bundle with one graph changed and its record made to fit."""
+    copy = Path(shutil.copytree(folder, tmp_path / "bundle"))
+    path = copy / f"{stage}.onnx"
+    change(path)
+    value, record = json.loads((copy / "bundle.json").read_text()), file_record(path)
+    value["stages"][stage]["graph"].update(sha256=record.sha256, size_bytes=record.size_bytes)
+    (copy / "bundle.json").write_bytes(seal(value))
+    return Bundle.open(copy)

@@ -13,7 +13,7 @@ import cli
 from bench.comparison import mask_iou, tensor_error
 from bench.parity import mask_rows, run_parity
 from bench.parity_report import ParityReport
-from bench.tolerances import TOLERANCES, Measure, Scope, Tolerance, judge, tie_share, tolerances
+from bench.tolerances import COARSENESS, TOLERANCES, Measure, Scope, Tolerance, judge, tie_share, tolerances
 from engines.bundle import Bundle, file_record
 from engines.contracts import Stage
 from engines.errors import BadInputError
@@ -238,7 +238,8 @@ def test_another_run_than_the_exported_one_is_refused_by_both_digests(exported: 
 
 
 def test_every_precision_has_limits_for_everything_each_with_a_reason() -> None:
-    for precision in PRECISIONS:
+    assert set(PRECISIONS) < set(COARSENESS)
+    for precision in COARSENESS:
         for stage in Stage:
             assert len(tolerances(precision, Scope.STAGE, stage)) == 1
         masks = {limit.measure for limit in tolerances(precision, Scope.MASKS)}

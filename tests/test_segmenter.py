@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,15 +16,14 @@ import onnx
 import pytest
 
 from engines.backends import Backend, select_backend
-from engines.bundle import Bundle, file_record
+from engines.bundle import Bundle
 from engines.contracts import Stage
 from engines.engine import Arrays, Engine
 from engines.errors import BadInputError, BundleError, MissingPartError, RSRefSegError
 from engines.images import upsample_logits
-from engines.manifest import seal
 from engines.onnxruntime_engine import OnnxRuntimeEngine
 from engines.segmenter import Segmenter
-from made_bundle import COLOURS, PHRASES, make_bundle
+from made_bundle import COLOURS, PHRASES, make_bundle, replaced_graph
 
 ROOT = Path(__file__).parents[1]
 RED, GREEN, BLUE = (tuple(255 * part for part in colour) for colour in COLOURS.values())
@@ -289,17 +287,6 @@ def test_feeds_that_do_not_fit_never_reach_the_runtime(bundle: Bundle) -> None:
     with pytest.raises(BadInputError, match="stage 'sam_encoder': tensor 'image' must be uint8"):
         engine.run(Stage.SAM_ENCODER, {"image": np.zeros((1, 3, 32, 32), np.float32)})
     assert engine.runs == Counter()
-
-
-def replaced_graph(folder: Path, tmp_path: Path, stage: Stage, change: Any) -> Bundle:
-    """A copy of the bundle with one graph changed and its record made to fit."""
-    copy = Path(shutil.copytree(folder, tmp_path / "bundle"))
-    path = copy / f"{stage}.onnx"
-    change(path)
-    value, record = json.loads((copy / "bundle.json").read_text()), file_record(path)
-    value["stages"][stage]["graph"].update(sha256=record.sha256, size_bytes=record.size_bytes)
-    (copy / "bundle.json").write_bytes(seal(value))
-    return Bundle.open(copy)
 
 
 def test_a_graph_the_runtime_cannot_read_is_one_line(

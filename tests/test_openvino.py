@@ -1,0 +1,258 @@
+"""OpenVINO computes what ONNX Runtime does, says in which precision, keeps what it gave and sends nothing."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from bench.parity import run_parity
+from engines import openvino_engine
+from engines.backends import Backend, select_backend
+from engines.bundle import Bundle
+from engines.contracts import Stage
+from engines.doctor import examine
+from engines.engine import Arrays, Engine
+from engines.errors import BundleError, MissingPartError, RSRefSegError
+from engines.onnxruntime_engine import OnnxRuntimeEngine
+from engines.openvino_engine import OpenVinoEngine
+from engines.openvino_library import computes_bf16
+from engines.reference import load_reference
+from engines.segmenter import Segmenter
+from exported import Exported, spoiled_bundle
+from made_bundle import PHRASES, make_bundle, replaced_graph
+
+pytest.importorskip("openvino")
+ROOT = Path(__file__).parents[1]
+needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor has no BF16")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("openvino") / "bundle").root
+
+
+@pytest.fixture
+def bundle(folder: Path) -> Bundle:
+    return Bundle.open(folder)
+
+
+def exact(bundle: Bundle) -> OpenVinoEngine:
+    return OpenVinoEngine(bundle, threads=1, fp32=True)
+
+
+def picture(bundle: Bundle, seed: int = 0) -> np.ndarray:
+    side = bundle.manifest.geometry.image_size
+    return np.random.default_rng(seed).integers(0, 256, (1, 3, side, side), np.uint8)
+
+
+def asked(engine: Engine, image: np.ndarray, phrases: tuple[str, ...]) -> Arrays:
+    """What an engine makes of a picture and phrases."""
+    tokens = engine.bundle.tokenizer().encode(phrases)
+    encoded = engine.encode_image(image)
+    logits = engine.answer(encoded, engine.encode_text(tokens.input_ids, tokens.token_mask))
+    return engine.to_host(encoded) | {"mask_logits": logits}
+
+
+def share_of_max(wanted: Arrays, found: Arrays) -> float:
+    """The largest error of an array, as a share of its largest value."""
+    return max(float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted)
+
+
+def test_in_fp32_it_computes_what_onnxruntime_does(exported: Exported) -> None:
+    bundle = Bundle.open(exported.bundle)
+    with exact(bundle) as ours, OnnxRuntimeEngine(bundle, threads=1) as plain:
+        for sample in load_reference(bundle):
+            for phrases in (sample.phrases[:1], sample.phrases * 3):
+                image = sample.tensors["image"]
+                # Sums in another order, as between ONNX Runtime and PyTorch: the same limit.
+                assert share_of_max(asked(plain, image, phrases), asked(ours, image, phrases)) < 1e-4
+
+
+@pytest.mark.parametrize("backend", [Backend.OPENVINO, Backend.OPENVINO_FP32])
+def test_parity_holds_and_names_device_and_precision(exported: Exported, backend: Backend) -> None:
+    report = run_parity(exported.bundle, backend, exported.data, "val", exported.run)
+    assert report.holds
+    bf16 = backend is Backend.OPENVINO and computes_bf16()
+    assert report.precision == ("bf16" if bf16 else "fp32")
+    for stage, provider in report.providers.items():
+        assert provider.startswith("OpenVINO 2")
+        # Prompter and decoder are cheap, and a mask's edge is theirs.
+        exact_stage = stage in (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
+        assert provider.endswith(" CPU, BF16" if bf16 and not exact_stage else " CPU, FP32")
+
+
+@needs_bf16
+def test_bf16_is_really_computed_in(exported: Exported) -> None:
+    bundle = Bundle.open(exported.bundle)
+    sample = load_reference(bundle)[0]
+    with exact(bundle) as fp32, OpenVinoEngine(bundle) as bf16:
+        wanted, found = (asked(engine, sample.tensors["image"], sample.phrases) for engine in (fp32, bf16))
+    assert 1e-4 < share_of_max(wanted, found) < 0.1  # a product rounds by 4e-3
+
+
+@needs_bf16
+@pytest.mark.parametrize("stage", [Stage.SIGLIP_VISION, Stage.SAM_ENCODER])
+def test_the_limits_of_bf16_still_find_a_fault(exported: Exported, tmp_path: Path, stage: Stage) -> None:
+    def nudge(values: np.ndarray) -> np.ndarray:
+        values[1:] += 0.05 * np.abs(values).max()
+        return values
+
+    weights = onnx.load(exported.bundle / f"{stage}.onnx").graph.initializer
+    largest = max((weight for weight in weights if len(weight.dims) > 1), key=lambda weight: np.prod(weight.dims))
+    report = run_parity(spoiled_bundle(exported.bundle, tmp_path / "bundle", stage, largest.name, nudge), "openvino")
+    assert {row.stage for row in report.tensors if row.check == "stage" and not row.passed} == {stage}
+
+
+def test_what_was_given_is_never_written_again(bundle: Bundle) -> None:
+    with exact(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
+        first = engine.encode_image(picture(bundle, 1))
+        for seed in range(2, 12):
+            engine.encode_image(picture(bundle, seed))
+        wanted = plain.encode_image(picture(bundle, 1))
+        assert share_of_max(wanted, first) < 1e-5
+    assert share_of_max(wanted, first) < 1e-5  # the engine is closed
+
+
+def test_a_cached_picture_answers_as_before(bundle: Bundle) -> None:
+    pictures = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), np.uint8) for seed in range(3)]
+    with Segmenter(bundle, exact(bundle), cached_images=3) as segmenter:
+        fresh = [segmenter.segment(pixels, PHRASES) for pixels in pictures]
+        for pixels, answers in zip(pictures, fresh, strict=True):
+            for again, before in zip(segmenter.segment(pixels, PHRASES), answers, strict=True):
+                assert np.array_equal(again.mask_logits, before.mask_logits)
+
+
+def test_arrays_of_any_layout_are_understood(bundle: Bundle) -> None:
+    image = picture(bundle)
+    turned = np.asfortranarray(image)
+    sealed = image.copy()
+    sealed.flags.writeable = False
+    with exact(bundle) as engine:
+        wanted = engine.encode_image(image)
+        for other in (turned, sealed):
+            found = engine.encode_image(other)
+            assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_threads_can_share_an_engine(bundle: Bundle) -> None:
+    wrong: list[object] = []
+    with exact(bundle) as engine:
+        wanted = {seed: asked(engine, picture(bundle, seed), PHRASES) for seed in range(6)}
+
+        def ask(seed: int) -> None:
+            try:
+                for _ in range(10):
+                    found = asked(engine, picture(bundle, seed), PHRASES)
+                    wrong.extend(name for name in found if not np.array_equal(found[name], wanted[seed][name]))
+            except BaseException as error:
+                wrong.append(error)
+
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in wanted]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def test_a_closed_engine_loads_again(bundle: Bundle) -> None:
+    engine = exact(bundle)
+    before = asked(engine, picture(bundle), PHRASES)
+    engine.close()
+    assert engine.load_ms == {}
+    after = asked(engine, picture(bundle), PHRASES)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_graph_it_cannot_read_is_one_line(folder: Path, tmp_path: Path) -> None:
+    bundle = replaced_graph(folder, tmp_path, Stage.SAM_ENCODER, lambda path: path.write_bytes(b"no graph" * 100))
+    with pytest.raises(BundleError, match=r"openvino 2\S+ cannot load .*sam_encoder.onnx'") as refusal:
+        exact(bundle).load(Stage.SAM_ENCODER)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_operator_it_does_not_know_is_named_in_one_line(folder: Path, tmp_path: Path) -> None:
+    def rename(path: Path) -> None:
+        model = onnx.load(path)
+        model.graph.node[-1].op_type = "Guess"
+        onnx.save(model, path)
+
+    bundle = replaced_graph(folder, tmp_path, Stage.SAM_DECODER, rename)
+    with pytest.raises(BundleError, match=r"cannot load .*sam_decoder.onnx'.*Guess") as refusal:
+        exact(bundle).load(Stage.SAM_DECODER)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_graph_with_another_face_than_its_contract_is_refused(folder: Path, tmp_path: Path) -> None:
+    def rename(path: Path) -> None:
+        model = onnx.load(path)
+        model.graph.output[0].name = model.graph.node[-1].output[0] = "embedding"
+        onnx.save(model, path)
+
+    bundle = replaced_graph(folder, tmp_path, Stage.SAM_ENCODER, rename)
+    with pytest.raises(BundleError, match=r"the outputs of 'sam_encoder.onnx' are \{'embedding'"):
+        exact(bundle).load(Stage.SAM_ENCODER)
+
+
+def test_a_graph_that_fails_while_running_is_one_line(folder: Path, tmp_path: Path) -> None:
+    def shrink(path: Path) -> None:
+        model = onnx.load(path)
+        (table,) = [weight for weight in model.graph.initializer if weight.name == "four"]
+        table.CopyFrom(onnx.numpy_helper.from_array(np.array([-1, 1, 5, 7]), "four"))
+        onnx.save(model, path)
+
+    bundle = replaced_graph(folder, tmp_path, Stage.ATTN_PROMPTER, shrink)
+    with pytest.raises(RSRefSegError, match="attn_prompter") as refusal, Segmenter(bundle, exact(bundle)) as segmenter:
+        segmenter.segment(np.zeros((40, 60, 3), np.uint8), ["the red"])
+    assert "\n" not in str(refusal.value)
+
+
+def test_without_openvino_the_extra_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingPartError, match=r"openvino is not installed: pip install 'rsrefseg\[openvino\]'"):
+        select_backend(Backend.OPENVINO, bundle)
+    ability = next(ability for ability in examine().abilities if "(openvino)" in ability.name)
+    assert not ability.works
+    assert "rsrefseg[openvino]" in ability.detail
+
+
+def test_auto_never_trades_exactness_for_speed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert select_backend("auto", bundle).engine.name == "onnxruntime"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert select_backend("auto", bundle).engine.name == "openvino-fp32"
+
+
+def test_a_processor_without_bf16_computes_in_fp32(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_engine, "computes_bf16", lambda: False)
+    with OpenVinoEngine(bundle) as engine:
+        assert {engine.precision_of(stage) for stage in Stage} == {"fp32"}
+        assert engine.provider_of(Stage.SAM_ENCODER).endswith("CPU, FP32")
+
+
+def test_importing_it_leaves_nothing_in_the_home_folder_and_sends_nothing(folder: Path, tmp_path: Path) -> None:
+    code = """
+        import socket, sys
+        import urllib.request
+        def refuse(*_, **__): raise SystemExit("a connection was tried")
+        socket.socket.connect = socket.create_connection = urllib.request.urlopen = refuse
+        from engines import Segmenter
+        import numpy as np
+        with Segmenter.open(sys.argv[1], "openvino") as segmenter:
+            segmenter.segment(np.zeros((40, 60, 3), np.uint8), ["the red"])
+        assert not any(name.startswith("openvino_telemetry") for name in sys.modules)
+        import openvino_telemetry  # whoever wants it still gets it
+        print("done")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), folder],
+        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
+    assert list(tmp_path.iterdir()) == []
