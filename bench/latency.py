@@ -15,13 +15,16 @@ from bench.journal import Journal, open_journal
 from bench.latency_report import BenchReport, BundleFacts, ContenderFacts, Settings
 from bench.latency_rows import latency_rows, ratio_rows, roofline_rows, share_rows
 from bench.machine import Machine, busy_notes, others_busy_share, this_machine
+from bench.markdown import render_markdown
 from bench.peaks import Peaks, measure_peaks
+from bench.plot import check_plotting, draw_plot
 from bench.roofline import expected_floors
 from bench.scenarios import Question, Scenario, parse_scenarios, question_for
 from bench.startup import measure_startup
 from bench.turns import SETTLE_MS, Observation, take_turns, warm_up
 from engines.bundle import Bundle
 from engines.errors import BadInputError
+from engines.files import atomic_write_json, atomic_write_text
 from engines.progress import ProgressLine
 from engines.reference import ReferenceSample, load_reference
 
@@ -81,6 +84,7 @@ def run_bench(request: BenchRequest) -> BenchReport:
     scenarios = parse_scenarios(request.scenarios)
     if request.report is not None:
         check_report_folder(request.report)
+        check_plotting()
     bundle = Bundle.open(request.bundle)
     contenders, left_out = open_contenders(list(request.backends), bundle, request.run)
     with ExitStack() as stack:
@@ -149,7 +153,13 @@ class _Bench:
             again = self._peaks()
             peaks = {device: found.or_better(again[device]) for device, found in peaks.items()}
         health = watch.summary()
-        return self._report(facts, busy, peaks, health.as_dict(), [*notes, *busy_notes(busy), *health.notes()])
+        return self._report(
+            facts,
+            busy,
+            peaks,
+            health.as_dict(),
+            [*notes, *busy_notes(busy), *health.notes(), *(note for found in peaks.values() for note in found.notes())],
+        )
 
     def _peaks(self) -> dict[str, Peaks]:
         """Of every device that somebody computes on."""
@@ -233,10 +243,6 @@ def check_report_folder(folder: Path) -> None:
 
 def write_report(folder: Path, report: BenchReport) -> None:
     """Write the report as Markdown, JSON and a picture."""
-    from bench.markdown import render_markdown
-    from bench.plot import draw_plot
-    from engines.files import atomic_write_json, atomic_write_text
-
     document = report.as_dict()
     atomic_write_json(folder / "report.json", document)
     draw_plot(document, folder / _PICTURE)

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from bench.scenarios import SCENARIOS, Scenario
 from bench.statistics import Ratio
-from bench.tables import plain_table
+from bench.tables import plain_table, three_digits
 
 if TYPE_CHECKING:
     from bench.latency_report import BenchReport, ContenderFacts, LatencyRow
@@ -74,10 +74,10 @@ def _scenario_table(report: "BenchReport", scenario: Scenario) -> Table:
         table.add_row(
             name,
             _median(row),
-            _three_digits(row.summary.p90_ms),
-            _three_digits(row.summary.p99_ms),
+            three_digits(row.summary.p90_ms),
+            three_digits(row.summary.p99_ms),
             *ratio,
-            "" if row.phrases_per_s is None else _three_digits(row.phrases_per_s),
+            "" if row.phrases_per_s is None else three_digits(row.phrases_per_s),
             "" if share is None else f"{share.median:.1%}",
             "?" if row.floor_share is None else f"{row.floor_share:.0%}",
             _agreement(row),
@@ -92,10 +92,10 @@ def _stage_table(report: "BenchReport", scenario: Scenario) -> Table:
     figures = [reference, *(column for name in others for column in (name, "vs"))]
     table = plain_table("stages one by one, ms (one picture, one phrase)", ["span"], figures)
     for span in scenario.spans:
-        cells = [_three_digits(report.latency(reference, scenario.name, span).p50_ms)]
+        cells = [three_digits(report.latency(reference, scenario.name, span).p50_ms)]
         for name in others:
-            cells.append(_three_digits(report.latency(name, scenario.name, span).p50_ms))
-            cells.append(f"{_three_digits(report.ratio(name, scenario.name, span).median)}x")
+            cells.append(three_digits(report.latency(name, scenario.name, span).p50_ms))
+            cells.append(f"{three_digits(report.ratio(name, scenario.name, span).median)}x")
         table.add_row(span, *cells)
     return table
 
@@ -107,7 +107,7 @@ def _roofline_table(report: "BenchReport") -> Table:
     table = plain_table("share of the floor: 100% is all this machine can do", ["stage"], figures)
     for stage in dict.fromkeys(row.stage for row in report.roofline):
         mine = [rows[name, stage] for name in names if (name, stage) in rows]
-        cells = [cell for row in mine for cell in (_three_digits(row.floor_ms), f"{row.share:.0%}")]
+        cells = [cell for row in mine for cell in (three_digits(row.floor_ms), f"{row.share:.0%}")]
         table.add_row(stage, f"{mine[0].flops / 1e9:.1f}", f"{mine[0].bytes / 1e6:.0f}", *cells)
     return table
 
@@ -139,19 +139,15 @@ def _wrong(contender: "ContenderFacts") -> str:
 
 def _median(row: "LatencyRow") -> str:
     summary = row.summary
-    low, high = _three_digits(summary.p50_low_ms), _three_digits(summary.p50_high_ms)
-    return f"{_three_digits(summary.p50_ms)} ({low} - {high})"
+    low, high = three_digits(summary.p50_low_ms), three_digits(summary.p50_high_ms)
+    return f"{three_digits(summary.p50_ms)} ({low} - {high})"
 
 
 def _ratio(ratio: Ratio) -> str:
-    return f"{_three_digits(ratio.median)}x ({_three_digits(ratio.low)} - {_three_digits(ratio.high)})"
+    return f"{three_digits(ratio.median)}x ({three_digits(ratio.low)} - {three_digits(ratio.high)})"
 
 
 def _agreement(row: "LatencyRow") -> str:
     if row.agreement is None:
         return "?"
     return f"{'WRONG ' if row.wrong else ''}{row.agreement.text}"
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"

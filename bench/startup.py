@@ -29,6 +29,7 @@ class Startup:
         first_answer_ms: the first answer ever, cold.
         memory_before_load_mib: peak resident memory of interpreter and libraries.
         peak_memory_mib: peak resident memory after a first and a next phrase.
+        device_memory_mib: most memory of an NVIDIA GPU in use beyond what was taken before.
         error: why there are no figures.
     """
 
@@ -37,6 +38,7 @@ class Startup:
     first_answer_ms: float | None = None
     memory_before_load_mib: float | None = None
     peak_memory_mib: float | None = None
+    device_memory_mib: float | None = None
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
