@@ -153,13 +153,8 @@ class _Bench:
             again = self._peaks()
             peaks = {device: found.or_better(again[device]) for device, found in peaks.items()}
         health = watch.summary()
-        return self._report(
-            facts,
-            busy,
-            peaks,
-            health.as_dict(),
-            [*notes, *busy_notes(busy), *health.notes(), *(note for found in peaks.values() for note in found.notes())],
-        )
+        notes += [*busy_notes(busy), *health.notes(), *(note for found in peaks.values() for note in found.notes())]
+        return self._report(facts, busy, peaks, health.as_dict(), notes)
 
     def _peaks(self) -> dict[str, Peaks]:
         """Of every device that somebody computes on."""

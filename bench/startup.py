@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.contenders import open_contender
 from bench.machine import peak_memory_mib
+from bench.nvidia_smi import gpu_memory_used_mib
 from bench.scenarios import FIRST_PHRASE, NEXT_PHRASE, TOTAL, question_for, timed_pass
 from engines.bundle import Bundle
 from engines.errors import RSRefSegError
@@ -29,7 +30,7 @@ class Startup:
         first_answer_ms: the first answer ever, cold.
         memory_before_load_mib: peak resident memory of interpreter and libraries.
         peak_memory_mib: peak resident memory after a first and a next phrase.
-        device_memory_mib: most memory of an NVIDIA GPU in use beyond what was taken before.
+        device_memory_mib: of an NVIDIA GPU, in use after both beyond what was taken before: runtimes keep what they took.
         error: why there are no figures.
     """
 
@@ -71,6 +72,7 @@ def examine(name: str, bundle_path: Path, run: Path | None) -> Startup:
     opened = time.perf_counter()
     question = question_for(bundle)
     before = peak_memory_mib()
+    on_device = gpu_memory_used_mib() if contender.device == "cuda" else None
     loading = time.perf_counter()
     contender.load()
     loaded = time.perf_counter()
@@ -82,6 +84,7 @@ def examine(name: str, bundle_path: Path, run: Path | None) -> Startup:
         first_answer_ms=first.spans_ms[TOTAL],
         memory_before_load_mib=before,
         peak_memory_mib=peak_memory_mib(),
+        device_memory_mib=None if on_device is None else (gpu_memory_used_mib() or on_device) - on_device,
     )
 
 
