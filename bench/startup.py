@@ -30,7 +30,7 @@ class Startup:
         first_answer_ms: the first answer ever, cold.
         memory_before_load_mib: peak resident memory of interpreter and libraries.
         peak_memory_mib: peak resident memory after a first and a next phrase.
-        device_memory_mib: of an NVIDIA GPU, in use after both beyond what was taken before: runtimes keep what they took.
+        device_memory_mib: of an NVIDIA GPU, taken by then: runtimes keep what they once took.
         error: why there are no figures.
     """
 
