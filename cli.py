@@ -438,16 +438,25 @@ def export(
     random_weights: Annotated[
         str | None, typer.Option(metavar="PRESET", help="Make a run of random weights (tiny, b, l) to measure with.")
     ] = None,
+    target: Annotated[
+        str, typer.Option(help="onnxruntime, openvino or tensorrt: whose fastest form of SAM's attention is written.")
+    ] = "onnxruntime",
+    attention: Annotated[
+        str | None, typer.Option(metavar="windowed=FORM,global=FORM:PARTS", help="Published, additive or folded.")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="18, or 23 for Attention nodes (ONNX Runtime from 1.23 on).")] = 18,
     as_json: JsonFlag = False,
 ) -> Any:
     """Write the bundle: five ONNX graphs, manifest, tokenizer, and the FP32 reference that proves them."""
     from export.bundle import export_random, export_run
+    from export.settings import GraphSettings
+    from rsrefseg.attention import parse_target
     from rsrefseg.precision.plan import choose_plan
 
-    half = choose_plan(fp16, plan)
+    half, settings = choose_plan(fp16, plan), GraphSettings(parse_target(target), attention, opset)
     if random_weights is not None:
-        return _print(export_random(random_weights, run, out, half), as_json)
-    return _print(export_run(run, out, half), as_json)
+        return _print(export_random(random_weights, run, out, half, settings), as_json)
+    return _print(export_run(run, out, half, settings), as_json)
 
 
 @app.command()

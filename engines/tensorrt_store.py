@@ -12,7 +12,7 @@ from typing import Any
 
 from engines.bundle import Bundle
 from engines.contracts import Stage
-from engines.errors import BadInputError, BundleError
+from engines.errors import BadInputError, BundleError, MissingPartError
 from engines.files import unwritable
 from engines.progress import ProgressLine
 from engines.tensorrt_build import BuildOptions, build_engine
@@ -29,6 +29,7 @@ from engines.tensorrt_records import (
 from engines.tensorrt_secret import machine_secret
 
 _NO_ENGINE = "it has no engine yet"
+_MAX_OPSET = 20  # of TensorRT 10.3, and with it of the table that exported graphs are held against
 _LOCK_NAME = ".build.lock"
 _GPU_PARTS = ("GPU", "compute capability", "multiprocessors")
 
@@ -163,7 +164,14 @@ def find_engine(bundle: Bundle, stage: Stage, platform: Platform, asked: dict[st
         stage: which.
         platform: this machine's.
         asked: options it must have; any will do where there are none.
+
+    Raises:
+        MissingPartError: the stage's graph is of an opset that TensorRT does not read.
     """
+    if (opset := bundle.manifest.stages[stage].opset) > _MAX_OPSET:
+        raise MissingPartError(
+            f"TensorRT does not read opset {opset} of '{stage}': export the bundle again without --opset {opset}"
+        )
     stale: list[StoredEngine] = []
     current: list[StoredEngine] = []
     refused: list[str] = []

@@ -16,7 +16,6 @@ from engines.errors import BadInputError
 from engines.files import atomic_directory, recover_directory
 from engines.manifest import (
     MANIFEST_NAME,
-    AttentionRecord,
     KeptFp32,
     Manifest,
     Preprocessing,
@@ -28,11 +27,11 @@ from engines.progress import ProgressLine
 from engines.reference import write_reference
 from export.check import check_graph
 from export.flops import count_flops
-from export.graph import OPSET, export_graph
+from export.graph import export_graph
 from export.reference import ReferenceMaker
+from export.settings import GraphSettings
 from export.weights import count_weights
 from rsrefseg import sam, siglip
-from rsrefseg.attention import AttentionChoice, default_attention
 from rsrefseg.checkpoint import TensorFile, config_of, digest, load_stage, load_tensors
 from rsrefseg.config import model_config
 from rsrefseg.lean.stages import make_lean
@@ -47,6 +46,7 @@ from rsrefseg.weights.random_run import make_random_run
 # Graphs hold the merged file's weights, some as constants of another shape; the reference has 16 MiB an image at -l.
 _FREE_SPACE_FACTOR = 1.2
 _FREE_SPACE_BYTES = 64 << 20
+DEFAULT_SETTINGS = GraphSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +74,23 @@ class ExportReport:
         return table
 
 
-def export_run(run_path: Path | None, out: Path | None, half: PrecisionPlan | None = None) -> ExportReport:
+def export_run(
+    run_path: Path | None,
+    out: Path | None,
+    half: PrecisionPlan | None = None,
+    settings: GraphSettings = DEFAULT_SETTINGS,
+) -> ExportReport:
     """Export a run, merging it first where that was not done since its last training.
 
     Args:
         run_path: the run's folder; the latest under ``./runs`` by default.
         out: the bundle's folder.
         half: write half precision by this plan; float32 without one.
+        settings: target, attention and operator set.
 
     Raises:
-        BadInputError: there is no such run, ``out`` holds something that is no bundle, or the plan names what the model
-            does not have.
+        BadInputError: there is no such run, ``out`` holds something that is no bundle, or the plan or the settings name
+            what the model does not have.
         CheckFailedError: the merge or a graph did not pass its check; nothing is written.
         RSRefSegError: the disk is nearly full or the folder cannot be written.
     """
@@ -94,9 +100,10 @@ def export_run(run_path: Path | None, out: Path | None, half: PrecisionPlan | No
     merged = _merged(run)
     if half is not None:
         check_plan(half, config_of(merged))
+    settings.choice(config_of(merged).sam)
     _check_free_space(destination, merged.path)
     with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination, MANIFEST_NAME) as folder:
-        manifest = write_bundle(folder, run, merged, progress.update, half)
+        manifest = write_bundle(folder, run, merged, progress.update, half, settings)
     return ExportReport(
         bundle=str(destination),
         run=str(run.path),
@@ -113,7 +120,11 @@ def export_run(run_path: Path | None, out: Path | None, half: PrecisionPlan | No
 
 
 def export_random(
-    preset: str, run_path: Path | None, out: Path | None, half: PrecisionPlan | None = None
+    preset: str,
+    run_path: Path | None,
+    out: Path | None,
+    half: PrecisionPlan | None = None,
+    settings: GraphSettings = DEFAULT_SETTINGS,
 ) -> ExportReport:
     """Export a model of random weights: its sizes and times are those of a trained one, its masks mean nothing.
 
@@ -122,6 +133,7 @@ def export_random(
         run_path: folder for the run to make; the next free one under ``./runs`` by default.
         out: the bundle's folder.
         half: as in :func:`export_run`.
+        settings: likewise.
 
     Raises:
         BadInputError: there is no such preset, or a folder holds something else.
@@ -132,8 +144,9 @@ def export_random(
     check_destination(out if out is not None else default_bundle_path())
     if half is not None:
         check_plan(half, config)
+    settings.choice(config.sam)
     run = make_random_run(run_path if run_path is not None else next_run(), config)
-    return export_run(run.path, out, half)
+    return export_run(run.path, out, half, settings)
 
 
 def write_bundle(
@@ -142,6 +155,7 @@ def write_bundle(
     merged: TensorFile,
     progress: Callable[[int, int], None],
     half: PrecisionPlan | None = None,
+    settings: GraphSettings = DEFAULT_SETTINGS,
 ) -> Manifest:
     """Write all files of a bundle into ``folder``, ``bundle.json`` last. One stage at a time is in memory."""
     config = config_of(merged)
@@ -152,13 +166,12 @@ def write_bundle(
         progress(done, len(contracts))
         module = load_stage(merged.path, stage)
         reference.run(module, contract)
-        attention = default_attention(config.sam) if stage is Stage.SAM_ENCODER else None
-        module = make_lean(module, default_attention(config.sam), half is not None)
+        module = make_lean(module, settings.choice(config.sam), half is not None, settings.fused)
         parts = make_half(stage, module, half.of(stage)) if half is not None else ()
-        record = _write_stage(folder, module, contract, "fp32" if half is None else "fp16")
+        record = _write_stage(folder, module, contract, "fp32" if half is None else "fp16", settings.opset)
         stages[stage] = replace(
             record,
-            attention=_attention_record(attention) if attention is not None else None,
+            attention=settings.record(config.sam) if stage is Stage.SAM_ENCODER else None,
             precision_plan=tuple(KeptFp32(part.module, part.reason) for part in parts),
         )
         del module
@@ -213,26 +226,22 @@ def _merged(run: Run) -> TensorFile:
     return load_tensors(run.merged_path)
 
 
-def _write_stage(folder: Path, module: nn.Module, contract: StageContract, precision: str) -> StageRecord:
+def _write_stage(folder: Path, module: nn.Module, contract: StageContract, precision: str, opset: int) -> StageRecord:
     path = folder / f"{contract.stage}.onnx"
-    export_graph(module, contract, path)
-    check_graph(path, contract)
+    export_graph(module, contract, path, opset)
+    check_graph(path, contract, opset)
     weights = count_weights(path)
     return StageRecord(
         contract=contract,
         graph=file_record(path),
         data=tuple(file_record(data) for data in sorted(folder.glob(f"{path.name}.data*"))),
-        opset=OPSET,
+        opset=opset,
         precision=precision,
         attention=None,
         flops=count_flops(path, contract),
         parameters=weights.parameters,
         weight_bytes=weights.size_bytes,
     )
-
-
-def _attention_record(choice: AttentionChoice) -> AttentionRecord:
-    return AttentionRecord(choice.windowed, choice.whole, choice.query_parts, "onnxruntime", "the only form so far")
 
 
 def _check_free_space(destination: Path, merged: Path) -> None:

@@ -8,6 +8,7 @@ from onnx.shape_inference import InferenceError
 
 from engines.contracts import Dim, StageContract, TensorSpec
 from engines.errors import CheckFailedError
+from export.graph import OPSET
 from export.lint import lint_graph
 
 _DTYPES = {
@@ -19,8 +20,13 @@ _DTYPES = {
 }
 
 
-def check_graph(path: Path, contract: StageContract) -> None:
+def check_graph(path: Path, contract: StageContract, opset: int = OPSET) -> None:
     """Full checker, strict shape inference, contract, standard operators only, and the lint.
+
+    Args:
+        path: the graph.
+        contract: what it must take and give.
+        opset: what it was asked for with.
 
     Raises:
         CheckFailedError: names the stage and what does not hold.
@@ -38,7 +44,7 @@ def check_graph(path: Path, contract: StageContract) -> None:
     _check_values(contract, "input", contract.inputs, list(model.graph.input))
     _check_values(contract, "output", contract.outputs, list(model.graph.output))
     _check_operators(contract, model)
-    if findings := lint_graph(model, contract.stage, path.parent):
+    if findings := lint_graph(model, contract.stage, path.parent, opset):
         more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
         raise CheckFailedError(f"{findings[0]}{more}")
 

@@ -78,7 +78,13 @@ def _einsum(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
     return 2 * math.prod(extents.values())
 
 
+def _attention(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
+    # Queries (..., N, C), keys (..., M, C), output (..., N, D): both products, N x M each.
+    return 2 * math.prod(output[:-1]) * inputs[1][-2] * (inputs[0][-1] + output[-1])
+
+
 _COUNTERS: dict[str, Callable[[onnx.NodeProto, list[Shape], Shape], int]] = {
+    "Attention": _attention,
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Conv": _conv,

@@ -17,6 +17,8 @@ from engines.contracts import Dim, StageContract, TensorSpec
 
 # LayerNormalization needs 17; 18 is the exporter's own floor and well inside what TensorRT 10.3 to 11.4 parse.
 OPSET = 18
+# Has Attention; read by ONNX Runtime from 1.23 on, by no TensorRT from 10.3 to 11.4.
+FUSED_OPSET = 23
 _SCOPES = "pkg.torch.onnx.name_scopes"
 # The exporter's own word for what it adds itself, such as reading a varying size.
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
@@ -24,20 +26,21 @@ _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 _EXAMPLE_SIZE = 2
 
 
-def export_graph(module: nn.Module, contract: StageContract, path: Path) -> None:
+def export_graph(module: nn.Module, contract: StageContract, path: Path, opset: int = OPSET) -> None:
     """Export a stage with ``torch.onnx.export(dynamo=True)``; weights go to ``<path>.data`` beside the graph.
 
     Args:
         module: in eval mode, float32; takes and gives tensors in the contract's order.
         contract: names, dtypes and varying sizes of the graph.
         path: where the graph goes.
+        opset: of the graph.
     """
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
             tuple(example_input(spec) for spec in contract.inputs),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=[spec.name for spec in contract.inputs],
             output_names=[spec.name for spec in contract.outputs],
             dynamic_shapes=tuple(_dynamic_axes(spec) for spec in contract.inputs),

@@ -13,6 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from engines.contracts import Stage
 from export.operators import (
     CONSTANT_INPUTS,
+    LATER_OPERATORS,
     MAX_OPSET,
     MIN_OPSET,
     OPERATOR_TYPES,
@@ -69,15 +70,18 @@ class Finding:
         return f"graph '{self.stage}' {self.message}{where}"
 
 
-def lint_graph(model: ModelProto, stage: Stage, folder: Path | None = None) -> tuple[Finding, ...]:
+def lint_graph(
+    model: ModelProto, stage: Stage, folder: Path | None = None, opset: int = MAX_OPSET
+) -> tuple[Finding, ...]:
     """Hold a graph against every rule.
 
     Args:
         model: with the types of all values inferred; control flow and functions are not looked into.
         stage: named in the findings.
         folder: where its external weights lie; without it, their values are not looked at.
+        opset: what it was asked for with; one beyond TensorRT's brings operators of its own.
     """
-    graph = _Graph(model, folder)
+    graph = _Graph(model, folder, opset)
     return tuple(
         Finding(stage, rule, node, message) for rule, search in _RULES.items() for node, message in search(graph)
     )
@@ -86,7 +90,9 @@ def lint_graph(model: ModelProto, stage: Stage, folder: Path | None = None) -> t
 class _Graph:
     """A graph with what the rules ask of it."""
 
-    def __init__(self, model: ModelProto, folder: Path | None) -> None:
+    def __init__(self, model: ModelProto, folder: Path | None, asked_opset: int) -> None:
+        self.max_opset = max(MAX_OPSET, asked_opset)
+        self.later_operators = LATER_OPERATORS.get(asked_opset, frozenset())
         self.opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.inputs = {value.name for value in model.graph.input}
@@ -114,13 +120,13 @@ class _Graph:
 
 
 def _opset(graph: _Graph) -> Iterator[tuple[str, str]]:
-    if not MIN_OPSET <= graph.opset <= MAX_OPSET:
+    if not MIN_OPSET <= graph.opset <= graph.max_opset:
         yield "", f"is of opset {graph.opset}: TensorRT 10.3 reads up to {MAX_OPSET}, layer norms need {MIN_OPSET}"
 
 
 def _operators(graph: _Graph) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
-        if node.op_type not in OPERATOR_TYPES:
+        if node.op_type not in OPERATOR_TYPES and node.op_type not in graph.later_operators:
             yield node.name, f"has the operator {node.op_type}, which not every TensorRT from 10.3 to 11.4 takes"
 
 

@@ -8,6 +8,8 @@ from onnx import TensorProto
 
 MIN_OPSET = 17  # LayerNormalization
 MAX_OPSET = 20
+# Operators of opsets beyond that, for bundles that were asked for with them and that no TensorRT gets to see.
+LATER_OPERATORS: dict[int, frozenset[str]] = {23: frozenset({"Attention"})}
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
 _NUMBERS = _FLOATS | {TensorProto.INT32, TensorProto.INT64}

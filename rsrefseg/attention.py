@@ -4,7 +4,8 @@ The bias of query i and key j is Rh[i, j] q_i + Rw[i, j] q_i, with the unscaled 
 between them and Rw of the columns. What differs is where it is added.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -14,8 +15,6 @@ from torch import Tensor, nn
 from engines.errors import BadInputError
 from rsrefseg.config import SamConfig
 from rsrefseg.projections import attention, folded_projections, linear
-
-_SCORES_BYTES = 64 << 20
 
 
 class AttentionForm(StrEnum):
@@ -48,20 +47,106 @@ class AttentionChoice:
         return f"windowed {self.windowed}, global {self.whole}{parts}"
 
 
-def default_attention(config: SamConfig) -> AttentionChoice:
-    """The form that exports get: so many query parts that the float32 scores of one stay within 64 MiB.
+class Target(StrEnum):
+    """The runtime that a bundle is exported for. Every runtime runs every bundle; what differs is how fast."""
 
-    On two CPU cores, ONNX Runtime needs two thirds of the time for a global block of SAM ViT-B in 16 parts, and a
-    sixteenth of the memory (805 MB of scores for 4,096 tokens in one part).
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetForms:
+    """What a target gets.
+
+    Attributes:
+        windowed: form of windowed blocks.
+        whole: form of global blocks.
+        scores_mib: how large the float32 scores of one query part of a global block may be; ``None`` for one part.
+        reason: by which measurement, when and on what class of machine.
     """
-    tokens = config.grid_size**2
-    scores_bytes = 4 * config.num_heads * tokens * tokens
+
+    windowed: AttentionForm
+    whole: AttentionForm
+    scores_mib: int | None
+    reason: str
+
+
+# Processor time over cores, so that other work on the machine does not count. Fewer parts than 8 take more memory and
+# more parts more time, since each packs the keys anew; taking heads in groups as well gained nothing.
+_MEASURED = "bench --attention b, 2026-11-25, 2 cores of an AMD EPYC with AVX-512 and BF16"
+
+FORMS: Mapping[Target, TargetForms] = {
+    Target.ONNXRUNTIME: TargetForms(
+        AttentionForm.FOLDED,
+        AttentionForm.ADDITIVE,
+        128,
+        f"{_MEASURED}, onnxruntime 1.32: a global block takes 530 ms additive in 8 parts, 562 in 16, 690 in 64, folded "
+        "743; a windowed one 154 ms folded, 156 additive, 158 published",
+    ),
+    Target.OPENVINO: TargetForms(
+        AttentionForm.FOLDED,
+        AttentionForm.ADDITIVE,
+        128,
+        f"{_MEASURED}, openvino 2026.4 in BF16: a global block takes 266 ms additive in 8 parts, 274 in 16, 379 in 64, "
+        "folded 414; a windowed one 72 ms folded, 81 additive, 82 published; FP32 has the same order",
+    ),
+    Target.TENSORRT: TargetForms(
+        AttentionForm.FOLDED,
+        AttentionForm.FOLDED,
+        None,
+        "not measured: folded and in one part it is the plain attention that TensorRT has fused kernels for",
+    ),
+}
+
+
+def default_attention(config: SamConfig, target: Target = Target.ONNXRUNTIME) -> AttentionChoice:
+    """What :data:`FORMS` says for a model of this size: as few query parts as keep their scores within the limit."""
+    forms = FORMS[target]
+    if forms.scores_mib is None:
+        return AttentionChoice(forms.windowed, forms.whole)
+    scores_bytes = 4 * config.num_heads * config.grid_size**4
     fits = (
         parts
         for parts in range(1, config.grid_size + 1)
-        if config.grid_size % parts == 0 and scores_bytes // parts <= _SCORES_BYTES
+        if config.grid_size % parts == 0 and scores_bytes // parts <= forms.scores_mib << 20
     )
-    return AttentionChoice(whole=AttentionForm.ADDITIVE, query_parts=next(fits, config.grid_size))
+    return AttentionChoice(forms.windowed, forms.whole, next(fits, config.grid_size))
+
+
+def parse_target(text: str) -> Target:
+    """A target by name.
+
+    Raises:
+        BadInputError: none has that name.
+    """
+    if text not in tuple(Target):
+        raise BadInputError(f"--target '{text}' is not known: choose one of {', '.join(Target)}")
+    return Target(text)
+
+
+def parse_attention(text: str, default: AttentionChoice) -> AttentionChoice:
+    """Read ``windowed=FORM,global=FORM:PARTS``; what is left out stays as in ``default``.
+
+    Raises:
+        BadInputError: it says anything else.
+    """
+    choice = default
+    for item in text.split(","):
+        kind, _, value = item.strip().partition("=")
+        name, _, parts = value.partition(":")
+        known = name in tuple(AttentionForm) and (not parts or (parts.isascii() and parts.isdigit() and int(parts) > 0))
+        if kind == "windowed" and known and not parts:
+            choice = replace(choice, windowed=AttentionForm(name))
+        elif kind == "global" and known:
+            choice = replace(choice, whole=AttentionForm(name), query_parts=int(parts or 1))
+        else:
+            forms = ", ".join(AttentionForm)
+            raise BadInputError(
+                f"--attention '{item.strip()}' is not understood: say windowed=FORM,global=FORM:PARTS, FORM being one "
+                f"of {forms}"
+            )
+    return choice
 
 
 class RelativePositionAttention(nn.Module):
@@ -118,18 +203,23 @@ class RelativePositionAttention(nn.Module):
         place = torch.eye(self.side, dtype=original.rel_pos_h.dtype)
         rows, columns = place.repeat_interleave(self.side, 1), place.repeat(1, self.side)
         channels = torch.zeros(self.q_proj.out_features // self.num_heads, self.side**2, dtype=place.dtype)
-        self.register_buffer("key_places", torch.cat([channels, rows, columns]), persistent=False)
+        places = torch.cat([channels, rows, columns])
+        self.register_buffer("key_places", places.T.contiguous() if fused else places, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
         side = self.side
         query = self._heads(self.q_proj(x)).permute(0, 2, 4, 1, 3, 5).flatten(0, 1)
-        key = self._heads(self.k_proj(x)).permute(0, 2, 4, 5, 1, 3).flatten(4).flatten(0, 1)
+        key = self._heads(self.k_proj(x))
+        if self.fused:
+            key = key.permute(0, 2, 4, 1, 3, 5).flatten(3, 4).flatten(0, 1)
+        else:
+            key = key.permute(0, 2, 4, 5, 1, 3).flatten(4).flatten(0, 1)
         value = self._heads(self.v_proj(x)).permute(0, 2, 4, 1, 3, 5).flatten(3, 4).flatten(0, 1)
         if self.form is AttentionForm.FOLDED:
-            # Room for the places below the channels, then a sum: putting a constant beside the keys of a varying number
-            # of images would have to spread it over them first.
-            key = nn.functional.pad(key, (0, 0, 0, 2 * side)) + self.key_places
+            # Room for the places behind the channels, then a sum: putting a constant beside the keys of a varying
+            # number of images would have to spread it over them first.
+            key = nn.functional.pad(key, (0, 2 * side) if self.fused else (0, 0, 0, 2 * side)) + self.key_places
         parts = zip(query.chunk(self.query_parts, dim=2), self.row_embedding.chunk(self.query_parts), strict=True)
         attended = [self._attend(part, embedding, key, value) for part, embedding in parts]
         merged = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
@@ -153,7 +243,8 @@ class RelativePositionAttention(nn.Module):
         Args:
             query: (N windows, heads, rows, side, C).
             row_embedding: (rows, C, side), of these rows to all.
-            key: (N windows, heads, C, side side), in the folded form with their places below.
+            key: (N windows, heads, C, side side), in the folded form with their places behind the channels; for the one
+                operator the last two axes are the other way round.
             value: (N windows, heads, side side, C).
         """
         row_bias = query @ row_embedding

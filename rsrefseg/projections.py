@@ -59,7 +59,8 @@ class FoldedAttention(nn.Module):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """(P, N, C), (P, M, C), (P, M, C) and a sum (P, 1, N, M) for the scores -> (P, N, C)."""
         queries = self._heads(self.q_proj(query)).transpose(1, 2)
-        keys = self._heads(self.k_proj(key)).permute(0, 2, 3, 1)
+        keys = self._heads(self.k_proj(key))
+        keys = keys.transpose(1, 2) if self.fused else keys.permute(0, 2, 3, 1)
         values = self._heads(self.v_proj(value)).transpose(1, 2)
         attended = attention(queries, keys, values, mask, self.fused)
         result: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -87,11 +88,11 @@ class FoldedCrossAttention(FoldedAttention):
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, fused: bool = False) -> Tensor:
-    """Softmax of scaled queries by transposed keys, times the values.
+    """Softmax of scaled queries by keys, times the values.
 
     Args:
         query: (P, heads, N, C), scaled.
-        key: (P, heads, C, M).
+        key: (P, heads, C, M), for the one operator (P, heads, M, C).
         value: (P, heads, M, D).
         mask: added to the scores, (P, 1 or heads, N, M).
         fused: as one operator.
@@ -100,6 +101,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
         (P, heads, N, D).
     """
     if fused:
-        return nn.functional.scaled_dot_product_attention(query, key.transpose(-1, -2), value, mask, scale=1.0)
+        return nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=1.0)
     scores = query @ key
     return (scores if mask is None else scores + mask).softmax(dim=-1) @ value

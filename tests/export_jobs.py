@@ -15,7 +15,7 @@ class Shortcut:
         self.source = source
         self.exported: list[Stage] = []
 
-    def __call__(self, module: nn.Module, contract: StageContract, path: Path) -> None:
+    def __call__(self, module: nn.Module, contract: StageContract, path: Path, opset: int) -> None:
         self.exported.append(contract.stage)
         for file in sorted(self.source.glob(f"{path.name}*")):
             shutil.copyfile(file, path.parent / file.name)

@@ -1,6 +1,7 @@
 """All forms of SAM's attention are the same function: in float64 they agree to rounding."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ from segment_anything.modeling.image_encoder import Attention
 
 from engines.errors import BadInputError
 from rsrefseg.attention import (
+    FORMS,
     AttentionChoice,
     AttentionForm,
     RelativePositionAttention,
+    Target,
     choose_attention,
     default_attention,
+    parse_attention,
 )
 from rsrefseg.config import model_config
 from rsrefseg.model import build_model
@@ -29,7 +33,7 @@ def published(grid_size: int, channels: int = 24, heads: int = 2) -> Attention:
     return attention.eval()
 
 
-@pytest.mark.parametrize(("form", "parts"), itertools.product(AttentionForm, (1, 2, 6)))
+@pytest.mark.parametrize(("form", "parts"), list(itertools.product(AttentionForm, (1, 2, 6))))
 def test_every_form_equals_the_published_one(form: AttentionForm, parts: int) -> None:
     original = published(6)
     x = torch.randn(3, 6, 6, 24, dtype=torch.float64)
@@ -52,10 +56,35 @@ def test_queries_are_taken_in_equal_parts_only() -> None:
         RelativePositionAttention(published(6), AttentionForm.PUBLISHED, 6, query_parts=4)
 
 
-def test_the_default_keeps_the_scores_of_a_part_small() -> None:
-    assert default_attention(model_config("tiny").sam).query_parts == 1
+@pytest.mark.parametrize("target", [Target.ONNXRUNTIME, Target.OPENVINO])
+def test_on_cpus_the_default_keeps_the_scores_of_a_part_small(target: Target) -> None:
+    assert default_attention(model_config("tiny").sam, target).query_parts == 1
     for preset in ("b", "l"):
-        assert str(default_attention(model_config(preset).sam)) == "windowed published, global additive in 16 parts"
+        found = default_attention(model_config(preset).sam, target)
+        assert str(found) == "windowed folded, global additive in 8 parts"
+
+
+def test_every_target_says_why_it_has_its_form() -> None:
+    assert set(FORMS) == set(Target)
+    for forms in FORMS.values():
+        assert len(forms.reason) > 50
+        assert "\n" not in forms.reason
+    assert default_attention(model_config("b").sam, Target.TENSORRT).query_parts == 1
+    assert "not measured" in FORMS[Target.TENSORRT].reason
+
+
+def test_another_form_can_be_asked_for() -> None:
+    default = AttentionChoice(AttentionForm.FOLDED, AttentionForm.ADDITIVE, 16)
+    assert parse_attention("windowed=published", default) == replace(default, windowed=AttentionForm.PUBLISHED)
+    asked = parse_attention("windowed=additive, global=folded:4", default)
+    assert asked == AttentionChoice(AttentionForm.ADDITIVE, AttentionForm.FOLDED, 4)
+    assert parse_attention("global=folded", default).query_parts == 1
+
+
+@pytest.mark.parametrize("text", ["", "folded", "windowed=fused", "windowed=folded:2", "global=folded:0", "global=:4"])
+def test_a_form_that_is_none_is_refused_with_those_there_are(text: str) -> None:
+    with pytest.raises(BadInputError, match=r"--attention.*windowed=FORM,global=FORM:PARTS.*published"):
+        parse_attention(text, AttentionChoice())
 
 
 @pytest.mark.parametrize("form", list(AttentionForm))

@@ -155,8 +155,8 @@ def test_the_offered_plan_makes_a_bundle_that_holds(
     run = overflowing_run(exported.run, tmp_path / "run")
     before = Shortcut(exported.bundle)
 
-    def export(module: nn.Module, contract: StageContract, path: Path) -> None:
-        (export_graph if contract.stage is Stage.SIGLIP_TEXT else before)(module, contract, path)
+    def export(module: nn.Module, contract: StageContract, path: Path, opset: int) -> None:
+        (export_graph if contract.stage is Stage.SIGLIP_TEXT else before)(module, contract, path, opset)
 
     monkeypatch.setattr(bundle_module, "export_graph", export)
     export_run(run, tmp_path / "bundle", PrecisionPlan())

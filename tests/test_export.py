@@ -439,8 +439,8 @@ def test_a_graph_that_is_not_what_it_should_be_is_refused(
 def test_a_graph_that_fails_its_check_never_gets_into_a_bundle(
     run: Run, exported: Exported, tmp_path: Path, shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other_contract(module: nn.Module, contract: StageContract, path: Path) -> None:
-        shortcut(module, contract, path)
+    def other_contract(module: nn.Module, contract: StageContract, path: Path, opset: int) -> None:
+        shortcut(module, contract, path, opset)
         if contract.stage is Stage.SAM_DECODER:
             shutil.copy(exported.bundle / "attn_prompter.onnx", path)
             shutil.copy(exported.bundle / "attn_prompter.onnx.data", path.parent)
@@ -588,7 +588,7 @@ def test_a_disk_that_is_too_full_is_told_before_the_work(
 def test_a_disk_that_fills_up_meanwhile_keeps_the_old_bundle(
     run: Run, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(module: nn.Module, contract: StageContract, path: Path) -> None:
+    def full(module: nn.Module, contract: StageContract, path: Path, opset: int) -> None:
         path.write_bytes(b"the beginning")
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 

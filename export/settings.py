@@ -1,0 +1,61 @@
+"""What a bundle is exported for: the runtime, the form of SAM's attention, and the operator set."""
+
+from dataclasses import dataclass
+
+from engines.errors import BadInputError
+from engines.manifest import AttentionRecord
+from export.graph import FUSED_OPSET, OPSET
+from rsrefseg.attention import FORMS, AttentionChoice, Target, default_attention, parse_attention
+from rsrefseg.config import SamConfig
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSettings:
+    """Choices that change how graphs compute, and nothing of what they compute.
+
+    Attributes:
+        target: the runtime whose measured defaults are used.
+        attention: another form than the target's, as ``--attention`` says it.
+        opset: :data:`export.graph.OPSET`, or :data:`export.graph.FUSED_OPSET` for ``Attention`` nodes.
+
+    Raises:
+        BadInputError: a choice that nothing could read.
+    """
+
+    target: Target = Target.ONNXRUNTIME
+    attention: str | None = None
+    opset: int = OPSET
+
+    def __post_init__(self) -> None:
+        if self.opset not in (OPSET, FUSED_OPSET):
+            raise BadInputError(f"--opset {self.opset} is not offered: choose {OPSET}, or {FUSED_OPSET} for Attention")
+        if self.opset == FUSED_OPSET and self.target is Target.TENSORRT:
+            raise BadInputError(f"TensorRT 10.3 does not read opset {FUSED_OPSET}: leave --opset at {OPSET}")
+        if self.attention is not None:
+            parse_attention(self.attention, AttentionChoice())
+
+    @property
+    def fused(self) -> bool:
+        """Whether attention is one operator."""
+        return self.opset == FUSED_OPSET
+
+    def choice(self, config: SamConfig) -> AttentionChoice:
+        """The form of attention for a model of this size.
+
+        Raises:
+            BadInputError: the grid cannot be taken in so many parts.
+        """
+        default = default_attention(config, self.target)
+        choice = default if self.attention is None else parse_attention(self.attention, default)
+        if config.grid_size % choice.query_parts:
+            raise BadInputError(
+                f"the {config.grid_size} rows of SAM's grid cannot be taken in {choice.query_parts} equal parts: "
+                "give another number in --attention"
+            )
+        return choice
+
+    def record(self, config: SamConfig) -> AttentionRecord:
+        """What the manifest says of it."""
+        choice = self.choice(config)
+        reason = FORMS[self.target].reason if self.attention is None else f"asked for: --attention {self.attention}"
+        return AttentionRecord(choice.windowed, choice.whole, choice.query_parts, self.target, reason)
