@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.contracts import Dim, StageContract, TensorSpec
+from export.simplify import merge_slices
 
 # LayerNormalization needs 17; 18 is the exporter's own floor and well inside what TensorRT 10.3 to 11.4 parse.
 OPSET = 18
@@ -48,6 +49,7 @@ def export_graph(module: nn.Module, contract: StageContract, path: Path, opset: 
             verbose=False,
         )
         assert program is not None
+        merge_slices(program.model)
         _name_by_source(program.model)
         program.save(path, external_data=True)
 

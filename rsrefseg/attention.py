@@ -81,15 +81,16 @@ FORMS: Mapping[Target, TargetForms] = {
         AttentionForm.FOLDED,
         AttentionForm.ADDITIVE,
         128,
-        f"{_MEASURED}, onnxruntime 1.32: a global block takes 530 ms additive in 8 parts, 562 in 16, 690 in 64, folded "
-        "743; a windowed one 154 ms folded, 156 additive, 158 published",
+        f"{_MEASURED}, onnxruntime 1.32: a global block takes 505 ms additive in 8 parts, 535 in 16, 630 in 64, "
+        "published in 8 520, folded in 8 688; a windowed one 148 ms folded, 151 additive, 154 published",
     ),
     Target.OPENVINO: TargetForms(
         AttentionForm.FOLDED,
         AttentionForm.ADDITIVE,
         128,
-        f"{_MEASURED}, openvino 2026.4 in BF16: a global block takes 266 ms additive in 8 parts, 274 in 16, 379 in 64, "
-        "folded 414; a windowed one 72 ms folded, 81 additive, 82 published; FP32 has the same order",
+        f"{_MEASURED}, openvino 2026.4 in BF16: a global block takes 263 ms additive in 8 parts, 277 in 16, 339 in 64,"
+        " published in 8 280, folded in 8 366; a windowed one 77 ms folded, 78 published, 79 additive; in FP32 "
+        "448, 469, 587, 473, 651 and 134, 131, 134",
     ),
     Target.TENSORRT: TargetForms(
         AttentionForm.FOLDED,
@@ -168,7 +169,6 @@ class RelativePositionAttention(nn.Module):
         BadInputError: the rows cannot be divided so.
     """
 
-    row_embedding: Tensor
     column_embedding: Tensor
     key_places: Tensor
 
@@ -196,14 +196,21 @@ class RelativePositionAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.proj = folded_projections(
             query, key, value, original.proj, original.scale
         )
-        for name, table in (("row_embedding", original.rel_pos_h), ("column_embedding", original.rel_pos_w)):
+        rows, columns = (
             # (query place, channel, key place), so that a product with the scaled queries gives the bias.
-            embedding = get_rel_pos(self.side, self.side, table.detach()).double() / original.scale
-            self.register_buffer(name, embedding.to(table.dtype).transpose(1, 2).contiguous())
+            (get_rel_pos(self.side, self.side, table.detach()).double() / original.scale)
+            .to(table.dtype)
+            .transpose(1, 2)
+            for table in (original.rel_pos_h, original.rel_pos_w)
+        )
+        self.row_embeddings = nn.ParameterList(
+            nn.Parameter(part.contiguous(), requires_grad=False) for part in rows.chunk(query_parts)
+        )
+        self.register_buffer("column_embedding", columns.contiguous())
         place = torch.eye(self.side, dtype=original.rel_pos_h.dtype)
-        rows, columns = place.repeat_interleave(self.side, 1), place.repeat(1, self.side)
+        row_places, column_places = place.repeat_interleave(self.side, 1), place.repeat(1, self.side)
         channels = torch.zeros(self.q_proj.out_features // self.num_heads, self.side**2, dtype=place.dtype)
-        places = torch.cat([channels, rows, columns])
+        places = torch.cat([channels, row_places, column_places])
         self.register_buffer("key_places", places.T.contiguous() if fused else places, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,8 +227,10 @@ class RelativePositionAttention(nn.Module):
             # Room for the places behind the channels, then a sum: putting a constant beside the keys of a varying
             # number of images would have to spread it over them first.
             key = nn.functional.pad(key, (0, 2 * side) if self.fused else (0, 0, 0, 2 * side)) + self.key_places
-        parts = zip(query.chunk(self.query_parts, dim=2), self.row_embedding.chunk(self.query_parts), strict=True)
-        attended = [self._attend(part, embedding, key, value) for part, embedding in parts]
+        # Asked for one part, the exporter would write a Split into one.
+        queries = query.chunk(self.query_parts, dim=2) if self.query_parts > 1 else (query,)
+        embeddings = zip(queries, self.row_embeddings, strict=True)
+        attended = [self._attend(part, embedding, key, value) for part, embedding in embeddings]
         merged = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
         # (N windows, heads, side side, C) -> (N, H, W, heads C)
         merged = torch.unflatten(torch.unflatten(merged, 2, (side, side)), 0, (-1, self.windows))

@@ -1,4 +1,4 @@
-"""What a bundle is exported for: its target and form of attention stand in the manifest, other opsets are told apart."""
+"""What a bundle is exported for: target and form of attention stand in the manifest, another opset is told apart."""
 
 from pathlib import Path
 

@@ -7,6 +7,7 @@ and places change only twice, in the mask prompt that comes in and in the logits
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rsrefseg.projections import FoldedCrossAttention, linear
 from rsrefseg.sam import ChannelLayerNorm, SamDecoder
@@ -40,8 +41,8 @@ class LeanDecoder(nn.Module):
         self.grid_size = original.position_encoding.shape[-1]
         self.prompt_encoder = original.prompt_encoder
         self.mask_decoder = decoder = original.mask_decoder
-        tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).detach().unsqueeze(0)
-        self.register_buffer("output_tokens", tokens)
+        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).detach()
+        self.register_buffer("output_tokens", outputs)
         self.register_buffer("position_encoding", original.position_encoding.flatten(2).transpose(1, 2).contiguous())
         for name, module in list(decoder.transformer.named_modules()):
             if hasattr(module, "internal_dim"):
@@ -54,8 +55,10 @@ class LeanDecoder(nn.Module):
         """As :meth:`rsrefseg.sam.SamDecoder.forward`."""
         decoder, side = self.mask_decoder, self.grid_size
         keys = image_embedding.flatten(2).transpose(1, 2) + self._dense_embedding(mask_prompt)
-        outputs = self.output_tokens.expand(sparse_prompts.shape[0], -1, -1)
-        prompts = torch.cat([outputs, sparse_prompts], dim=1)
+        # Room for the output tokens before the prompts, then a sum: beside the prompts of a varying number of phrases,
+        # a constant would have to be spread over them first.
+        room = F.pad(sparse_prompts, (0, 0, len(self.output_tokens), 0))
+        prompts = room + F.pad(self.output_tokens, (0, 0, 0, sparse_prompts.shape[1]))
         queries = prompts
         transformer = decoder.transformer
         for layer in transformer.layers:
