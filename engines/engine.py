@@ -1,10 +1,12 @@
 """One face for every runtime: give a stage its named arrays, get its named arrays back."""
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -43,26 +45,43 @@ class Engine(ABC):
     Attributes:
         name: the backend's name, as ``--backend`` takes it.
         bundle: the bundle it runs.
-        load_ms: milliseconds that loading each stage took, checks of its files included.
+        load_ms: milliseconds that loading each stage took, checks of its files included; two that load at the same
+            time take longer each.
+        loads_at_once: how many stages :meth:`load` loads at the same time: on a CPU two, since digests and most of what
+            a runtime does with weights take one thread. Preset b on 2 cores (2026-11-25): all stages in 3.4 s instead
+            of 5.9 s on ONNX Runtime, instead of 5.1 s on OpenVINO.
     """
 
     name: str
+    loads_at_once: ClassVar[int] = 1
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.load_ms: dict[Stage, float] = {}
+        self._loading = threading.RLock()
 
     def load(self, *stages: Stage) -> None:
-        """Load stages that are not loaded yet; all of them when none is named.
+        """Load stages that are not loaded yet; all of them when none is named. Threads wait for each other.
 
         Raises:
             RSRefSegError: a file is not what the bundle says, or the runtime cannot take it.
         """
-        for stage in stages or tuple(Stage):
-            if stage not in self.load_ms:
-                start = time.perf_counter()
-                self._load(stage)
-                self.load_ms[stage] = (time.perf_counter() - start) * 1e3
+        wanted = stages or tuple(Stage)
+        if all(stage in self.load_ms for stage in wanted):
+            return
+        with self._loading:
+            missing = [stage for stage in dict.fromkeys(wanted) if stage not in self.load_ms]
+            if self.loads_at_once == 1 or len(missing) == 1:
+                for stage in missing:
+                    self._load_timed(stage)
+            else:
+                with ThreadPoolExecutor(self.loads_at_once) as pool:
+                    list(pool.map(self._load_timed, missing))
+
+    def _load_timed(self, stage: Stage) -> None:
+        start = time.perf_counter()
+        self._load(stage)
+        self.load_ms[stage] = (time.perf_counter() - start) * 1e3
 
     def run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run one stage on arrays by contract name; gives its outputs by contract name.
