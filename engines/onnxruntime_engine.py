@@ -151,12 +151,12 @@ def _keep_lean(options: Any, stage: Stage) -> None:
     """Keep the activations of one picture out of the memory of the next.
 
     By default every session keeps what its runs took, and takes more for a second run, which follows a plan made in
-    the first. An image encoder gives it all back instead, 1.1 GB at full size, whose pages cost 0.2 s a picture when
-    they are asked for again. The stages of a phrase take a tenth and keep it, but plan nothing: a plan would be kept
-    for each number of phrases.
+    the first. An image encoder gives it all back instead, 1.1 GB at full size, whose pages cost 0.5 s of CPU time a
+    picture when they are asked for again. The stages of a phrase take a tenth and keep it, but plan nothing: a
+    plan would be kept for each number of phrases.
 
-    Preset b on 2 cores (2026-11-25), of weights of 3.85 GB: peak of a second picture 6.4 GB before, 5.0 GB so; between
-    pictures 6.4 GB and 3.9 GB.
+    Preset b on 2 cores (2026-11-25), of weights of 3.85 GB: peak of a second picture 6.4 GB before, 5.1 GB so; between
+    pictures 6.4 GB and 4.0 GB.
     """
     if stage in IMAGE_STAGES:
         options.enable_cpu_mem_arena = False

@@ -26,7 +26,8 @@ class OpenVinoEngine(Engine):
 
     OpenVINO maps the files of weights, makes its own of most of them, some when it loads a stage and some in the first
     run, and keeps all of it. The mapped pages are given back after either, and read again should they be needed.
-    Preset b on 2 cores (2026-11-25), of weights of 3.85 GB: peak 8.1 GB before in either precision, so 4.2 GB in BF16.
+    Preset b on 2 cores (2026-11-25), of weights of 3.85 GB: peak 8.1 GB before, 5.3 GB so, while two
+    stages load; from then on 4.3 GB in BF16 and 4.5 GB in FP32.
 
     Args:
         bundle: what to run.
