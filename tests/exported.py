@@ -41,14 +41,15 @@ def spoiled_bundle(
 ) -> Path:
     """A copy of a bundle with one weight of one graph changed and every digest made to fit.
 
-    ``weight`` is the end of the initializer's name; the first one that matches is taken.
+    ``weight`` is the end of the weight's name in PyTorch; the first one that matches is taken. One that export turned
+    around has no name of its own: it is found at the product of its module.
     """
     shutil.copytree(source, target)
     bundle = Bundle.open(target)
     record = bundle.manifest.stages[stage]
     path = target / record.graph.name
     model = onnx.load(path)
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(weight))
+    tensor = _weight(model.graph, weight)
     changed = change(onnx.numpy_helper.to_array(tensor).copy())
     tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
     for data in record.data:
@@ -57,3 +58,12 @@ def spoiled_bundle(
     stages = {**bundle.manifest.stages, stage: replace(record, graph=file_record(path), data=())}
     Bundle.write_manifest(target, replace(bundle.manifest, stages=stages))
     return target
+
+
+def _weight(graph: onnx.GraphProto, name: str) -> onnx.TensorProto:
+    by_name = {tensor.name: tensor for tensor in graph.initializer}
+    if found := [tensor for known, tensor in by_name.items() if known.endswith(name)]:
+        return found[0]
+    products = tuple(f"{name.removesuffix('.weight')}/{operator}" for operator in ("MatMul", "Conv", "Gemm"))
+    node = next(node for node in graph.node if node.name.endswith(products))
+    return next(by_name[value] for value in node.input if value in by_name)

@@ -57,7 +57,7 @@ WANTED: dict[Stage, dict[str, int]] = {
         "MatMul": 21,  # two blocks of qkv, two biases, two products, out, MLP; parts of queries; the neck's
         "Div": 2,  # GELUs
         "Softmax": 2,
-        "Pad": 4,  # windows of q, k, v; their biases are added to what is padded too
+        "Pad": 4,  # windows of q, k and v; room for the places of keys in the folded form
         "Slice": 1,  # of the padding, once for both axes
         "Concat": 1,
         "Transpose": 16,
