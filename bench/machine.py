@@ -12,7 +12,16 @@ from typing import Any
 from bench.sensors import cpu_ticks
 from engines.onnxruntime_engine import usable_cores
 
-_PACKAGES = ("rsrefseg", "numpy", "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt")
+_PACKAGES = (
+    "rsrefseg",
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "torch",
+    "tensorrt",
+)
 _WATCH_S = 0.5
 _BUSY_SHARE = 0.1
 
