@@ -1,6 +1,6 @@
 """SAM's attention in its forms, one windowed and one global block at a preset's real size, on every runtime here.
 
-What ``rsrefseg/attention.py`` keeps as defaults by target was measured with this.
+This is how to measure again what ``rsrefseg/attention.py`` keeps as defaults by target.
 """
 
 import copy

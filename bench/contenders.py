@@ -107,7 +107,11 @@ class Contender(ABC):
         tensors = features | {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
         for stage in PHRASE_STAGES:
             tensors |= self.run(stage, tensors)
-        logits = self.to_host(tensors["mask_logits"])[:, 0]
+        return self.finish(tensors["mask_logits"], size)
+
+    def finish(self, mask_logits: Any, size: tuple[int, int]) -> Answer:
+        """Bring the decoder's logits (P, 1, h, w), in its own tensors, to masks at ``size`` (H, W)."""
+        logits = self.to_host(mask_logits)[:, 0]
         return Answer(logits, np.stack([upsample_logits(grid, self.image_size, size) > 0 for grid in logits]))
 
 

@@ -13,7 +13,7 @@ from engines.bundle import Bundle
 from engines.contracts import Stage
 from engines.engine import IMAGE_STAGES
 from engines.errors import BadInputError
-from engines.images import stretch, upsample_logits
+from engines.images import stretch
 from engines.reference import load_reference
 from engines.text import Tokenizer
 
@@ -166,13 +166,8 @@ def _pass_by_stage(contender: Contender, question: Question, phrases: Sequence[s
     tensors: Tensors = features | {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
     for stage in PHRASE_STAGES:
         tensors |= _timed_stage(spans, contender, stage, tensors)
-    answer = _timed(spans, UPSAMPLE, lambda: _answer(contender, tensors, question))
+    answer = _timed(spans, UPSAMPLE, lambda: contender.finish(tensors["mask_logits"], question.size))
     return Pass(spans, features, answer)
-
-
-def _answer(contender: Contender, tensors: Tensors, question: Question) -> Answer:
-    logits = contender.to_host(tensors["mask_logits"])[:, 0]
-    return Answer(logits, np.stack([upsample_logits(grid, question.image_size, question.size) > 0 for grid in logits]))
 
 
 def _timed_stage(spans: dict[str, float], contender: Contender, stage: Stage, tensors: Tensors) -> Tensors:

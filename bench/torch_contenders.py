@@ -1,7 +1,7 @@
 """PyTorch as a contender: eager as published, or compiled, on the CPU in float32 or on a GPU in half precision."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,16 +111,12 @@ class TorchContender(Contender):
         self._wait()
         return {spec.name: result for spec, result in zip(contract.outputs, results, strict=True)}
 
-    def ask(self, features: Any, phrases: Sequence[str], size: tuple[int, int]) -> Answer:
-        """As :meth:`Contender.ask`, but masks are brought to the picture's size by PyTorch, as published."""
+    def finish(self, mask_logits: Any, size: tuple[int, int]) -> Answer:
+        """As :meth:`Contender.finish`, but by PyTorch, as published."""
         from torch.nn import functional as F
 
-        tokens = self.tokenizer.encode(phrases)
-        tensors = features | {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
-        for stage in (Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER):
-            tensors |= self.run(stage, tensors)
         with self._mode():
-            logits = tensors["mask_logits"].float()
+            logits = mask_logits.float()
             square = F.interpolate(logits, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
             masks = F.interpolate(square, size, mode="bilinear", align_corners=False) > 0
             return Answer(self.to_host(logits[:, 0]), self.to_host(masks[:, 0]))

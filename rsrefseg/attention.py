@@ -74,7 +74,7 @@ class TargetForms:
 
 # Processor time over cores, so that other work on the machine does not count. Fewer parts than 8 take more memory and
 # more parts more time, since each packs the keys anew; taking heads in groups as well gained nothing.
-_MEASURED = "bench --attention b, 2026-11-25, 2 cores of an AMD EPYC with AVX-512 and BF16"
+_MEASURED = "single blocks of preset b, 2026-11-25, 2 cores of an AMD EPYC with AVX-512 and BF16"
 
 FORMS: Mapping[Target, TargetForms] = {
     Target.ONNXRUNTIME: TargetForms(

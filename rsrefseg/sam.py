@@ -138,9 +138,7 @@ class SamDecoder(nn.Module):
         dense = self._dense_embedding(mask_prompt)
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).unsqueeze(0)
         tokens = torch.cat([output_tokens.expand(sparse_prompts.shape[0], -1, -1), sparse_prompts], dim=1)
-        # Not added as grids: OpenVINO makes that part of the convolution before it, and fails where one of several
-        # phrases' grids meets the one image's.
-        source = torch.unflatten(image_embedding.flatten(2) + dense.flatten(2), 2, image_embedding.shape[-2:])
+        source = image_embedding + dense
         hidden, source_tokens = decoder.transformer(source, self.position_encoding, tokens)
 
         grid = torch.unflatten(source_tokens.transpose(1, 2), 2, source.shape[-2:])

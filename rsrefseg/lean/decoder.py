@@ -54,6 +54,8 @@ class LeanDecoder(nn.Module):
     def forward(self, image_embedding: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor) -> Tensor:
         """As :meth:`rsrefseg.sam.SamDecoder.forward`."""
         decoder, side = self.mask_decoder, self.grid_size
+        # Added as tokens: OpenVINO makes a sum of grids part of the convolution before it, and then fails where one
+        # image meets several phrases.
         keys = image_embedding.flatten(2).transpose(1, 2) + self._dense_embedding(mask_prompt)
         # Room for the output tokens before the prompts, then a sum: beside the prompts of a varying number of phrases,
         # a constant would have to be spread over them first.

@@ -33,10 +33,11 @@ def make_lean(module: nn.Module, attention: AttentionChoice, half: bool = False,
     """
     match module:
         case SiglipVision():
-            mean, std = (torch.full((3,), value * _PIXEL_RANGE) for value in (siglip.IMAGE_MEAN, siglip.IMAGE_STD))
-            # Resizing is linear and its weights add up to 1, so it does not matter on which side of it this is done.
-            fold_pixels(module.embeddings.get_submodule("patch_embedding"), mean, std)
-            module.takes_pixels = True
+            if not half:
+                mean, std = (torch.full((3,), value * _PIXEL_RANGE) for value in (siglip.IMAGE_MEAN, siglip.IMAGE_STD))
+                # Resizing is linear and its weights add up to 1: it does not matter on which side of it this is done.
+                fold_pixels(module.embeddings.get_submodule("patch_embedding"), mean, std)
+                module.takes_pixels = True
             _fold_tower(module, fused)
         case SiglipText():
             _fold_tower(module, fused)

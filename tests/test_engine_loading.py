@@ -1,0 +1,99 @@
+"""Loading: two stages at a time on a CPU, each once whoever asks, and mapped weights that are given back."""
+
+import mmap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from engines.bundle import Bundle
+from engines.contracts import Stage
+from engines.errors import BundleError
+from engines.mapped_files import release_pages
+from engines.onnxruntime_engine import OnnxRuntimeEngine
+from made_bundle import make_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+class Counting(OnnxRuntimeEngine):
+    """Notes every load, and how many ran at the same time at most."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
+        self.loaded: list[Stage] = []
+        self.most_at_once = 0
+        self._running = 0
+        self._both = threading.Barrier(2)
+
+    def _load(self, stage: Stage) -> None:
+        self._running += 1
+        self.most_at_once = max(self.most_at_once, self._running)
+        if stage in (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT):
+            self._both.wait(timeout=20)  # the first two meet here, or this breaks
+        super()._load(stage)
+        self.loaded.append(stage)
+        self._running -= 1
+
+
+def test_two_stages_load_at_the_same_time(bundle: Bundle) -> None:
+    with Counting(bundle) as engine:
+        engine.load()
+        assert sorted(engine.loaded) == sorted(Stage)
+        assert engine.most_at_once == 2
+        assert set(engine.load_ms) == set(Stage)
+
+
+def test_each_stage_is_loaded_once_whoever_asks(bundle: Bundle) -> None:
+    with Counting(bundle) as engine, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: engine.load(), range(4)))
+        assert len(engine.loaded) == len(Stage)
+
+
+def test_a_changed_file_is_refused_by_name_when_stages_load_together(bundle: Bundle) -> None:
+    path = bundle.root / bundle.manifest.stages[Stage.SIGLIP_TEXT].data[0].name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with OnnxRuntimeEngine(bundle) as engine, pytest.raises(BundleError, match=path.name):
+        engine.load()
+
+
+def resident_kib(path: Path) -> int:
+    """Of the file's mapping in this process."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.endswith(str(path)):
+            return next(int(field.split()[1]) for field in lines if field.startswith("Rss:"))
+    raise AssertionError("not mapped")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what is resident")
+def test_mapped_pages_are_given_back_and_come_again(tmp_path: Path) -> None:
+    path = tmp_path / "weights.data"
+    content = bytes(range(256)) * 4096 * 4
+    path.write_bytes(content)
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped[:] == content
+        before = resident_kib(path)
+        assert before >= len(content) // 1024
+        release_pages(path)
+        assert resident_kib(path) < before / 10
+        assert mapped[:] == content
+
+
+def test_what_was_written_to_a_private_mapping_stays(tmp_path: Path) -> None:
+    path = tmp_path / "weights.data"
+    path.write_bytes(bytes(1 << 16))
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        mapped[:4] = b"mine"
+        release_pages(path)
+        assert mapped[:4] == b"mine"
+
+
+def test_a_file_that_nobody_mapped_is_no_matter(tmp_path: Path) -> None:
+    release_pages(tmp_path / "nothing")
