@@ -249,10 +249,43 @@ def test_importing_it_leaves_nothing_in_the_home_folder_and_sends_nothing(folder
         import openvino_telemetry  # whoever wants it still gets it
         print("done")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), folder],
-        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+    assert_done(code, folder, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize(
+    "leave",
+    [
+        "first.close(); del first; second.close(); del second",
+        "second.close(); del second; last = [first]; del first; elsewhere(last.clear)",
+    ],
+    ids=["in the order of opening", "on another thread"],
+)
+def test_a_signal_after_engines_are_gone_is_handled(folder: Path, tmp_path: Path, leave: str) -> None:
+    code = f"""
+        import os, signal, sys, threading
+        from engines.bundle import Bundle
+        from engines.contracts import Stage
+        from engines.openvino_engine import OpenVinoEngine
+        signal.signal(signal.SIGUSR1, lambda *_: print("done"))
+        first, second = (OpenVinoEngine(Bundle.open(sys.argv[1]), threads=1) for _ in range(2))
+        first.load(Stage.SAM_DECODER), second.load(Stage.SAM_DECODER)
+        def elsewhere(work):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        {leave}
+        os.kill(os.getpid(), signal.SIGUSR1)
+    """
+    assert_done(code, folder, tmp_path)
+
+
+def assert_done(code: str, bundle: Path, home: Path) -> None:
+    """A process of its own runs the code on the bundle, says that it is done and leaves well."""
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), bundle],
+        env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert (ran.returncode, ran.stdout.strip()) == (0, "done"), ran.stderr
