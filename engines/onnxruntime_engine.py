@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from engines.bundle import Bundle
 from engines.contracts import Stage, TensorSpec
-from engines.engine import IMAGE_STAGES, Arrays, Engine
+from engines.engine import Arrays, Engine
 from engines.errors import BundleError, MissingPartError, RSRefSegError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -92,7 +92,7 @@ class OnnxRuntimeEngine(Engine):
         options.log_severity_level = FATAL
         options.intra_op_num_threads = self._threads or usable_cores()
         if self._device == "cpu":
-            _keep_lean(options, stage)
+            _keep_lean(options)
         for key, value in self._session_entries().items():
             options.add_session_config_entry(key, value)
         provider = PROVIDERS[self._device]
@@ -147,21 +147,15 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _keep_lean(options: Any, stage: Stage) -> None:
-    """Keep the activations of one picture out of the memory of the next.
+def _keep_lean(options: Any) -> None:
+    """Plan no memory, but keep what a run took.
 
-    By default every session keeps what its runs took, and takes more for a second run, which follows a plan made in
-    the first. An image encoder gives it all back instead, 1.1 GB at full size, whose pages cost 0.5 s of CPU time a
-    picture when they are asked for again. The stages of a phrase take a tenth and keep it, but plan nothing: a
-    plan would be kept for each number of phrases.
-
-    Preset b on 2 cores (2026-11-25), of weights of 3.85 GB: peak of a second picture 6.4 GB before, 5.1 GB so; between
-    pictures 6.4 GB and 4.0 GB.
+    By default a session takes more for its second run, which follows a plan made in the first, one for each number of
+    phrases. Without plans preset b's peak at a second picture was 5.1 GB instead of 6.4 (2 cores, 2026-11-25, weights
+    of 3.85 GB). To give back what the image encoders took would save 0.4 GB between pictures, nothing of the peak, and ask
+    for every operator's pages anew: 7.2 s of a core's time in SAM's encoder instead of 6.1 (2026-11-26).
     """
-    if stage in IMAGE_STAGES:
-        options.enable_cpu_mem_arena = False
-    else:
-        options.enable_mem_pattern = False
+    options.enable_mem_pattern = False
 
 
 def _check_face(file: str, kind: str, found: list[Any], specs: tuple[TensorSpec, ...]) -> None:

@@ -1,8 +1,10 @@
 """What exported graphs consist of: every operator that costs something is counted, and each count has its reason."""
 
 from collections import Counter
+from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 
 from engines.bundle import Bundle
@@ -97,3 +99,27 @@ def test_no_node_takes_what_one_of_its_kind_has_just_made(exported: Exported, st
         if node.op_type == operator and node.input[0] in makers and makers[node.input[0]].op_type == operator
     ]
     assert pairs == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "wanted"),
+    [
+        (Stage.SIGLIP_VISION, 1),
+        (Stage.SIGLIP_TEXT, 1),
+        (Stage.ATTN_PROMPTER, 3),
+        (Stage.SAM_ENCODER, 2),
+        (Stage.SAM_DECODER, 4),
+    ],
+)
+def test_onnxruntime_makes_one_node_of_every_gelu(
+    exported: Exported, tmp_path: Path, stage: Stage, wanted: int
+) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    path = Bundle.open(exported.bundle).graph_path(stage)
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    found = Counter(node.op_type for node in graph.node)
+    assert found["Gelu"] + found["BiasGelu"] + found["FastGelu"] == wanted
+    assert found["Erf"] + found["Tanh"] == 0

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from rsrefseg import siglip
 from rsrefseg.attention import AttentionChoice, choose_attention
 from rsrefseg.lean.decoder import LeanDecoder, TokenLayerNorm
+from rsrefseg.lean.gelu import TanhGelu, rewrite_gelus
 from rsrefseg.lean.prompter import LeanPrompter
 from rsrefseg.projections import FoldedSelfAttention, linear
 from rsrefseg.prompter import AttnPrompter
@@ -31,6 +32,7 @@ def make_lean(module: nn.Module, attention: AttentionChoice, half: bool = False,
     Returns:
         The stage with the same inputs, outputs and names of its larger parts.
     """
+    rewrite_gelus(module)
     match module:
         case SiglipVision():
             if not half:
@@ -104,6 +106,7 @@ class LeanNeck(nn.Sequential):
 def _fold_tower(tower: SiglipVision | SiglipText, fused: bool) -> None:
     for layer in tower.encoder.get_submodule("layers").children():
         layer.set_submodule("self_attn", FoldedSelfAttention(layer.self_attn, fused))
+        layer.set_submodule("mlp.activation_fn", TanhGelu())
     table = tower.embeddings.get_submodule("position_embedding")
     assert isinstance(table, nn.Embedding)
     tower.embeddings.set_submodule("position_embedding", PositionTable(table))

@@ -14,7 +14,7 @@ from engines.errors import BadInputError
 from rsrefseg.config import ModelConfig
 from rsrefseg.model import build_stage
 from rsrefseg.precision.casts import largest, to_float, to_half
-from rsrefseg.precision.operators import TanhGelu, fold_batch_norm
+from rsrefseg.precision.operators import SigmoidGelu, fold_batch_norm
 from rsrefseg.precision.plan import ALWAYS_FP32, HALF_MAX, Fp32Part, PrecisionPlan
 from rsrefseg.projections import FoldedCrossAttention
 from rsrefseg.prompter import ConvNormAct
@@ -164,7 +164,7 @@ def prepare_island(root: nn.Module, island: Island) -> None:
         if isinstance(block, ConvNormAct):
             fold_batch_norm(block)
     if hasattr(module, "activation_fn"):  # SigLIP's, always gelu_pytorch_tanh
-        module.activation_fn = TanhGelu()
+        module.activation_fn = SigmoidGelu()
     # SAM's mask decoder scales after the product, which may pass 65,504 in 256 channels where the scaled one does not.
     if hasattr(module, "internal_dim"):
         root.set_submodule(island.name, FoldedCrossAttention(module))

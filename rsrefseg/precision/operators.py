@@ -12,7 +12,7 @@ _GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
 _GELU_CUBIC = _GELU_LINEAR * 0.044715
 
 
-class TanhGelu(nn.Module):
+class SigmoidGelu(nn.Module):
     """GELU's tanh approximation as ``x * sigmoid(x * (a + b * x * x))``, with (1 + tanh u) / 2 = sigmoid(2 u).
 
     Finite for every finite float16: x * x passes 65,504 from |x| = 256 on, and the sigmoid of the infinity is the 0 or
