@@ -369,6 +369,15 @@ def test_auto_frees_what_it_does_not_take_and_goes_on(trt: State, built: Path) -
     assert len(trt.alive) == 0
 
 
+@pytest.fixture
+def heard_interrupts() -> Iterator[None]:
+    """As in a terminal; what a shell starts in the background ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_interrupts")
 def test_a_build_that_is_interrupted_leaves_nothing(
     trt: State, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
