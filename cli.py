@@ -535,6 +535,9 @@ def bench(
     if attention is not None:
         from bench.attention_forms import run_attention_bench
 
+        given = {"--bundle": bundle, "--run": run, "--scenarios": scenarios, "--log": log, "--report": report}
+        if unused := [name for name, value in given.items() if value]:
+            raise BadInputError(f"--attention measures single blocks and takes no {unused[0]}: leave one of them out")
         return _print(run_attention_bench(attention, rounds), as_json)
     from bench.latency import BenchRequest, run_bench
 
@@ -548,7 +551,11 @@ def bench(
         log=log,
         report=report,
     )
-    return _print(run_bench(request), as_json)
+    measured = run_bench(request)
+    document = _print(measured, as_json)
+    if wrong := [contender.name for contender in measured.contenders if contender.is_wrong]:
+        raise CheckFailedError(f"{' and '.join(wrong)} answered otherwise than FP32 PyTorch (see WRONG)")
+    return document
 
 
 @app.command()

@@ -8,10 +8,12 @@ import numpy as np
 
 from bench.comparison import TensorError, mask_iou, tensor_error
 from bench.contenders import Contender, Tensors
-from bench.scenarios import Scenario
+from bench.scenarios import Scenario, different_phrases
 from bench.tolerances import COARSENESS, Measure, Scope, Verdict, judge, tolerances
 from engines.contracts import Stage
 from engines.reference import ReferenceSample
+
+_SHORT = {Measure.SHARE_OF_MAX: "", Measure.RELATIVE_L2: " L2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,12 @@ class Agreement:
 
     @property
     def text(self) -> str:
-        """In a word: the worst mask's IoU for trained weights, the logits' error for random ones."""
-        return f"IoU {self.iou_worst:.4f}" if self.iou_worst is not None else f"{self.error.share_of_max:.1e}"
+        """In a word: the worst IoU of trained weights' masks, else (random weights, stages) the error that has a limit: the
+        largest as a share of the maximum, or in half precision the relative L2."""
+        if self.iou_worst is not None:
+            return f"IoU {self.iou_worst:.4f}"
+        judged = self.verdicts[0].tolerance.measure
+        return f"{self.error.measures()[judged]:.1e}{_SHORT[judged]}"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -53,7 +59,7 @@ def agreements_of(
     Args:
         contender: loaded.
         scenarios: those that will be timed: each with its own number of phrases, the way its users go.
-        sample: what PyTorch answered; its phrases are asked again where there are fewer than a scenario asks.
+        sample: what PyTorch answered; where a scenario asks more phrases, others are asked between its own.
     """
     found: dict[tuple[str, str], Agreement] = {}
     # Already stretched to the network's size, where stretching changes nothing.
@@ -71,14 +77,21 @@ def agreements_of(
 
 
 def _of_answer(contender: Contender, features: Any, count: int, sample: ReferenceSample) -> Agreement:
-    asked = [index % len(sample.phrases) for index in range(count)]
-    answer = contender.ask(features, [sample.phrases[index] for index in asked], sample.original_size)
-    wanted = sample.tensors["mask_logits"][asked, 0]
-    error = _worst(tensor_error(one, other) for one, other in zip(wanted, answer.mask_logits, strict=True))
+    known = min(count, len(sample.phrases))
+    phrases = list(different_phrases(sample.phrases, count))
+    # From the first place of the batch to the last.
+    places = [index * (count - 1) // max(known - 1, 1) for index in range(known)]
+    others = iter(phrases[known:])
+    own = dict(zip(places, phrases[:known], strict=True))
+    answer = contender.ask(
+        features, [own[place] if place in own else next(others) for place in range(count)], sample.original_size
+    )
+    wanted = sample.tensors["mask_logits"][:known, 0]
+    error = _worst(tensor_error(one, other) for one, other in zip(wanted, answer.mask_logits[places], strict=True))
     precision = max((contender.precision(stage) for stage in Stage), key=COARSENESS.index)
     if contender.bundle.manifest.provenance.random_weights:
         return Agreement(error, judge(error.measures(), tolerances(precision, Scope.STAGE, Stage.SAM_DECODER)))
-    ious = [mask_iou(one, other) for one, other in zip(sample.masks[asked], answer.masks, strict=True)]
+    ious = [mask_iou(one, other) for one, other in zip(sample.masks[:known], answer.masks[places], strict=True)]
     worst, mean = min(ious), float(np.mean(ious))
     values = error.measures() | {Measure.IOU_WORST: worst, Measure.IOU_MEAN: mean}
     return Agreement(error, judge(values, tolerances(precision, Scope.MASKS)), worst, mean)

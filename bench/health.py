@@ -4,7 +4,7 @@ Looked at between the rounds only, from the measuring thread: nothing of it runs
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -75,6 +75,13 @@ class HealthSummary:
     gpu_slowed_by: tuple[str, ...] = ()
     seconds: float = 0.0
 
+    @classmethod
+    def of_entries(cls, entries: Sequence[Mapping[str, Any]]) -> "HealthSummary":
+        """Of what :meth:`Watch.entry` told, one after the other."""
+        slowed_by = dict.fromkeys(reason for entry in entries for reason in entry["slowed_by"])
+        samples = tuple(HealthSample(**entry["sample"]) for entry in entries)
+        return cls(samples, tuple(slowed_by), entries[-1]["seconds"] if entries else 0.0)
+
     @property
     def ranges(self) -> dict[str, Range]:
         """Of every figure that was ever told, by its name."""
@@ -112,19 +119,31 @@ class Watch:
     Args:
         root: where ``/proc`` and ``/sys`` lie.
         gpu: asks the GPU.
+        earlier: what an earlier process saw of the same measurement; this one goes on with it.
     """
 
-    def __init__(self, root: Path = sensors.ROOT, gpu: Callable[[], GpuReading | None] = read_gpu) -> None:
+    def __init__(
+        self,
+        root: Path = sensors.ROOT,
+        gpu: Callable[[], GpuReading | None] = read_gpu,
+        earlier: HealthSummary = HealthSummary(()),
+    ) -> None:
         self._root = root
-        self._start_s = time.monotonic()
-        self._ticks, self._own = sensors.cpu_ticks(root), sensors.own_ticks()
-        self._throttled, self._held = sensors.throttle_count(root), sensors.quota_held_ms(root)
+        self._earlier = earlier
+        self.begin()
         reading = gpu()
         # Asking costs a process each time, in vain on a machine that did not answer once.
         self._gpu = gpu if reading is not None else _no_gpu
         self._memory_mib = reading.memory_used_mib if reading is not None else None
-        self._samples: list[HealthSample] = []
-        self._slowed_by: dict[str, None] = {}
+        self._samples: list[HealthSample] = list(earlier.samples)
+        self._slowed_by: dict[str, None] = dict.fromkeys(earlier.gpu_slowed_by)
+
+    def begin(self) -> None:
+        """Count from now on: what went before, such as warming up, is no part of the measurement."""
+        self._start_s = time.monotonic() - self._earlier.seconds
+        self._ticks, self._own = sensors.cpu_ticks(self._root), sensors.own_ticks()
+        self._throttled = _less(sensors.throttle_count(self._root), self._earlier.told("throttle_events"))
+        self._held = _less(sensors.quota_held_ms(self._root), self._earlier.told("quota_held_ms"))
 
     def sample(self) -> HealthSample:
         """Look now."""
@@ -138,7 +157,7 @@ class Watch:
             hottest_c=sensors.hottest_c(self._root),
             stolen_share=stolen,
             others_share=others,
-            throttle_events=None if throttled is None or self._throttled is None else throttled - self._throttled,
+            throttle_events=None if throttled is None or self._throttled is None else int(throttled - self._throttled),
             quota_held_ms=_beyond(held, self._held),
             gpu_mhz=_first(gpu.clock_mhz, sensors.board_gpu_clock_mhz(self._root)),
             gpu_memory_mhz=gpu.memory_clock_mhz,
@@ -148,6 +167,11 @@ class Watch:
         )
         self._samples.append(seen)
         return seen
+
+    def entry(self) -> dict[str, Any]:
+        """The last sample and what goes with it, for a log; JSON-able."""
+        told = self.summary()
+        return {"sample": asdict(told.samples[-1]), "slowed_by": list(told.gpu_slowed_by), "seconds": told.seconds}
 
     def summary(self) -> HealthSummary:
         """Of all samples so far."""
@@ -165,6 +189,11 @@ class Watch:
 
 def _no_gpu() -> None:
     return None
+
+
+def _less(count: float | None, told: Sequence[float]) -> float | None:
+    """Where a count began that has come to the last one told."""
+    return None if count is None else count - (told[-1] if told else 0.0)
 
 
 def _first(*values: float | None) -> float | None:

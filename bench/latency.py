@@ -1,16 +1,18 @@
 """``rsrefseg bench``: latency end to end and by stage, contenders in turn, with error and floor beside each time."""
 
 import shlex
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from bench.agreement import agreements_of
 from bench.contenders import Contender, open_contenders
-from bench.health import Watch
+from bench.health import HealthSummary, Watch
 from bench.journal import Journal, open_journal
 from bench.latency_report import BenchReport, BundleFacts, ContenderFacts, Settings
 from bench.latency_rows import latency_rows, ratio_rows, roofline_rows, share_rows
@@ -117,26 +119,33 @@ class _Bench:
     def run(self, notes: list[str]) -> BenchReport:
         """Everything, in the order that disturbs the least."""
         notes = [*self.bundle.manifest.provenance.notes, *notes]
-        watch = Watch()
-        with ProgressLine("measuring") as progress:
+        if self.sample is None:
+            notes.append("the bundle has no reference samples: nothing tells whether these answers are right")
+        watch = Watch(earlier=HealthSummary.of_entries(self._kept("health")))
+        busy: list[float | None] = [entry["share"] for entry in self._kept("busy")]
+        peaks = _best([_peaks_of(entry) for entry in self._kept("peaks")])
+        with ProgressLine("measuring", live=False) as progress:
             for note in notes:
                 progress.say(note)
             if self.observations:
                 progress.say(f"going on with '{self.request.log}' after {self.rounds_done} rounds")
-            busy = [others_busy_share()]
-            peaks = self._peaks()
+            busy.append(self._look_for_others())
+            peaks = _best([peaks, self._peaks()])
             entrants, facts = [], []
             for contender in self.contenders:
                 progress.say(f"{contender.name}: start-up and memory in a process of its own, agreement, warm-up")
                 fact = self._prepare(contender)
                 facts.append(fact)
                 entrants.append((contender, fact.warm_up))
-            watch.sample()
+                if not fact.warm_up.stable:
+                    notes.append(_unsettled(fact))
+            watch.begin()
 
             def on_round(number: int, seen: list[Observation]) -> None:
                 watch.sample()
                 self.observations += seen
                 if self.journal is not None:
+                    self.journal.append("health", watch.entry())
                     self.journal.append_round(seen)
                 progress.update(number + 1, self.request.rounds)
 
@@ -149,17 +158,30 @@ class _Bench:
                 min(LEAST_ROUNDS, self.request.rounds),
                 on_round,
             )
-            busy.append(others_busy_share())
-            again = self._peaks()
-            peaks = {device: found.or_better(again[device]) for device, found in peaks.items()}
+            busy.append(self._look_for_others())
+            peaks = _best([peaks, self._peaks()])
         health = watch.summary()
         notes += [*busy_notes(busy), *health.notes(), *(note for found in peaks.values() for note in found.notes())]
+        notes += [note for fact in facts if (note := _without_floor(fact, peaks[fact.device]))]
         return self._report(facts, busy, peaks, health.as_dict(), notes)
+
+    def _kept(self, kind: str) -> list[dict[str, Any]]:
+        """What earlier processes of this measurement left in the log."""
+        return self.journal.entries(kind) if self.journal is not None else []
+
+    def _look_for_others(self) -> float | None:
+        share = others_busy_share()
+        if self.journal is not None:
+            self.journal.append("busy", {"share": share})
+        return share
 
     def _peaks(self) -> dict[str, Peaks]:
         """Of every device that somebody computes on."""
         devices = dict.fromkeys(contender.device for contender in self.contenders)
-        return {device: measure_peaks(self.contenders[0].threads, device) for device in devices}
+        found = {device: measure_peaks(self.contenders[0].threads, device) for device in devices}
+        if self.journal is not None:
+            self.journal.append("peaks", {"devices": {device: one.as_dict() for device, one in found.items()}})
+        return found
 
     @property
     def rounds_done(self) -> int:
@@ -226,19 +248,52 @@ class _Bench:
         )
 
 
+def _best(measured: Sequence[Mapping[str, Peaks]]) -> dict[str, Peaks]:
+    """Of several measurements of the same devices."""
+    best: dict[str, Peaks] = {}
+    for found in measured:
+        best |= {device: best[device].or_better(one) if device in best else one for device, one in found.items()}
+    return best
+
+
+def _peaks_of(entry: Mapping[str, Any]) -> dict[str, Peaks]:
+    return {device: Peaks(**values) for device, values in entry["devices"].items()}
+
+
+def _unsettled(fact: ContenderFacts) -> str:
+    return (
+        f"{fact.name} had not settled after {fact.warm_up.passes} passes of warming up: its first rounds may be slower"
+    )
+
+
+def _without_floor(fact: ContenderFacts, peaks: Peaks) -> str:
+    """Nothing where the device has no peak at all, which its own note says."""
+    missing = dict.fromkeys(one for one in fact.precision.values() if one not in peaks.flops_per_s)
+    if not peaks.flops_per_s or not missing:
+        return ""
+    kinds = " and ".join(one.upper() for one in missing)
+    return f"no floor for {fact.name}: no peak of {fact.device} in {kinds} was measured (on a CPU that takes PyTorch)"
+
+
 def check_report_folder(folder: Path) -> None:
     """Refuse a place for the report before anything is measured.
 
     Raises:
-        BadInputError: it is a file.
+        BadInputError: it is a file, or nothing can be written there.
     """
     if folder.exists() and not folder.is_dir():
         raise BadInputError(f"'{folder}' is a file: give a folder with --report")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInputError(f"cannot write a report to '{folder}': {error.strerror or error}") from error
 
 
 def write_report(folder: Path, report: BenchReport) -> None:
-    """Write the report as Markdown, JSON and a picture."""
+    """Write the report as Markdown, JSON and a picture; the picture first: where it fails nothing is changed."""
     document = report.as_dict()
-    atomic_write_json(folder / "report.json", document)
     draw_plot(document, folder / _PICTURE)
+    atomic_write_json(folder / "report.json", document)
     atomic_write_text(folder / "report.md", render_markdown(document, _PICTURE))

@@ -33,6 +33,11 @@ def render_bench(report: "BenchReport") -> Group:
     if report.roofline:
         parts.append(_roofline_table(report))
     parts.append(_contender_table(report))
+    parts += [
+        Text(f"{contender.name}: no start-up figures: {contender.startup.error}", "yellow")
+        for contender in report.contenders
+        if contender.startup.error is not None
+    ]
     parts += [Text(_wrong(contender), "bold red") for contender in report.contenders if contender.is_wrong]
     versions = ", ".join(f"{name} {version}" for name, version in report.machine.versions.items())
     parts.append(f"{report.machine.system}, Python {report.machine.python}, {versions}")
@@ -89,13 +94,16 @@ def _scenario_table(report: "BenchReport", scenario: Scenario) -> Table:
 def _stage_table(report: "BenchReport", scenario: Scenario) -> Table:
     """Medians of every span, with what each contender is worth beside the first."""
     reference, *others = (contender.name for contender in report.contenders)
-    figures = [reference, *(column for name in others for column in (name, "vs"))]
+    figures = [*(column for name in (reference, *others) for column in (name, "error", "vs"))]
+    figures.remove("vs")
     table = plain_table("stages one by one, ms (one picture, one phrase)", ["span"], figures)
     for span in scenario.spans:
-        cells = [three_digits(report.latency(reference, scenario.name, span).p50_ms)]
-        for name in others:
-            cells.append(three_digits(report.latency(name, scenario.name, span).p50_ms))
-            cells.append(f"{three_digits(report.ratio(name, scenario.name, span).median)}x")
+        cells = []
+        for name in (reference, *others):
+            row = report.row(name, scenario.name, span)
+            cells += [three_digits(row.summary.p50_ms), "" if row.agreement is None else _agreement(row)]
+            if name != reference:
+                cells.append(f"{three_digits(report.ratio(name, scenario.name, span).median)}x")
         table.add_row(span, *cells)
     return table
 

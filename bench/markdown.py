@@ -48,9 +48,10 @@ def render_markdown(document: Mapping[str, Any], picture: str | None = None) -> 
 
 
 _FLOORS_TEXT = (
-    "The floor is the longer of all operations at the measured peak and all bytes (weights, inputs, outputs) at the"
-    " measured bandwidth. 100% is all this machine can do."
+    "The floor is the longer of all operations of the exported graph at the measured peak and all bytes (weights,"
+    " inputs, outputs) at the measured bandwidth. 100% is all this machine can do."
 )
+_SPANS_TEXT = "Medians in ms, one stage after the other; in brackets the stage's agreement with FP32 PyTorch."
 _ELSEWHERE_TEXT = "One picture, one phrase, FP16, at the peaks of these devices: nothing was measured there."
 _STARTUP_TEXT = "Each in a process of its own, files in the disk cache."
 
@@ -103,7 +104,7 @@ def _scenarios(document: Mapping[str, Any]) -> list[str]:
         by_span = any(row["span"] != _TOTAL for row in mine)
         title = name.replace("_", " ").capitalize()
         table = _spans(mine) if by_span else _scenario(document, mine)
-        parts.append(_section(title, "Medians in ms, one stage after the other." if by_span else "", table))
+        parts.append(_section(title, _SPANS_TEXT if by_span else "", table))
     return parts
 
 
@@ -151,6 +152,11 @@ def _roofline(document: Mapping[str, Any]) -> str:
     rows = document.get("roofline", ())
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     rows = sorted(rows, key=lambda row: stages.index(row["stage"]))
+    spans = {(row["contender"], row["span"]): row for row in document.get("latencies", ())}
+
+    def agreement(row: Row) -> str:
+        return _agreement(spans.get((row["contender"], row["stage"]), {}))
+
     columns: dict[str, Callable[[Row], str]] = {
         "contender": lambda row: row["contender"],
         "precision": lambda row: row.get("precision", ""),
@@ -160,6 +166,7 @@ def _roofline(document: Mapping[str, Any]) -> str:
         "floor ms": lambda row: _figure(row.get("floor_ms")),
         "p50 ms": lambda row: _figure(row.get("p50_ms")),
         "of the floor": lambda row: _text("{:.0%}", row.get("share")),
+        "agreement": agreement,
     }
     return _table("stage", [(row["stage"].replace("_", " "), row) for row in rows], columns)
 
@@ -252,8 +259,8 @@ def _agreement(row: Row) -> str:
 
 
 def _marked(row: Row) -> str:
-    figure = _figure(row.get("p50_ms"))
-    return f"{figure} **WRONG**" if figure and row.get("wrong") else figure
+    figure, agreement = _figure(row.get("p50_ms")), _agreement(row)
+    return f"{figure} ({agreement})" if figure and agreement else figure
 
 
 def _with_interval(row: Row, name: str, low: str, high: str, unit: str = "") -> str:

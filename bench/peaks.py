@@ -67,7 +67,9 @@ class Peaks:
             for name in {**self.flops_per_s, **again.flops_per_s}
         }
         bandwidths = [found.bandwidth_bytes_per_s for found in (self, again) if found.bandwidth_bytes_per_s is not None]
-        return Peaks(self.device, flops, max(bandwidths, default=None), self.how)
+        cores = [found.cores_used for found in (self, again) if found.cores_used is not None]
+        how = self.how if self.flops_per_s else again.how
+        return Peaks(self.device, flops, max(bandwidths, default=None), how, self.threads, max(cores, default=None))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -79,8 +81,10 @@ def measure_peaks(threads: int, device: str = "cpu") -> Peaks:
 
     Args:
         threads: of a CPU.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu`` or ``cuda``; of any other nothing is known.
     """
+    if device not in ("cpu", "cuda"):
+        return Peaks(device, {}, None, "its peaks cannot be measured here")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     environment |= dict.fromkeys(_THREADS, str(threads))
     command = [sys.executable, *_COMMAND, str(threads), device]

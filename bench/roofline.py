@@ -1,7 +1,8 @@
 """The least time a device could take: for all operations at its peak or all bytes at its bandwidth, the longer of them.
 
 A stage's bytes are its weights and what goes in and out; what it keeps in between may stay in caches and does not
-count. So nothing can be faster, and a share of 100% is not reached in practice.
+count. So nothing that does these operations can be faster, and a share of 100% is not reached in practice. Operations
+are those of the bundle's graphs, in the form of attention that they have, whoever runs them.
 """
 
 import math

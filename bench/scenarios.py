@@ -1,5 +1,6 @@
 """What is timed: the situations a user waits in, end to end, and the stages one by one."""
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,10 @@ SCENARIOS = (
 )
 
 
+# So many that a scenario never asks what the one before it asked.
+_PHRASES = 2 * max(scenario.phrases for scenario in SCENARIOS)
+
+
 def parse_scenarios(names: str) -> tuple[Scenario, ...]:
     """The scenarios of a comma-separated list, in running order; all where it is empty.
 
@@ -82,7 +87,7 @@ def parse_scenarios(names: str) -> tuple[Scenario, ...]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """What contenders are asked: a picture (H, W, 3) uint8 and phrases to take turns with."""
+    """What contenders are asked: a picture (H, W, 3) uint8 and phrases, more different ones than a scenario asks."""
 
     picture: npt.NDArray[np.uint8]
     phrases: tuple[str, ...]
@@ -126,14 +131,32 @@ def question_for(bundle: Bundle) -> Question:
     tokenizer, image_size = bundle.tokenizer(), bundle.manifest.geometry.image_size
     if bundle.manifest.reference is None:
         noise = np.random.default_rng(0).integers(0, 256, (image_size, image_size, 3), np.uint8)
-        return Question(noise, _known_phrases(tokenizer), tokenizer, image_size)
+        return Question(noise, different_phrases(_known_phrases(tokenizer), _PHRASES), tokenizer, image_size)
     import cv2
 
-    sample = load_reference(bundle)[0]
+    samples = load_reference(bundle)
+    sample = samples[0]
     height, width = sample.original_size
     stretched = np.ascontiguousarray(sample.tensors["image"][0].transpose(1, 2, 0))
     picture = np.asarray(cv2.resize(stretched, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
-    return Question(picture, sample.phrases, tokenizer, image_size)
+    phrases = different_phrases([phrase for one in samples for phrase in one.phrases], _PHRASES)
+    return Question(picture, phrases, tokenizer, image_size)
+
+
+def different_phrases(known: Sequence[str], count: int) -> tuple[str, ...]:
+    """``count`` phrases of which no two are the same, since an engine encodes a text once however often it is asked.
+
+    First the known ones, then their words in other orders, which have as many tokens, then several of them in a row.
+    """
+    orders = itertools.zip_longest(*(itertools.permutations(phrase.split()) for phrase in known))
+    reordered = (" ".join(words) for row in orders for words in row if words is not None)
+    in_rows = (" ".join(row) for length in itertools.count(2) for row in itertools.product(known, repeat=length))
+    found: dict[str, None] = {}
+    for phrase in itertools.chain(known, reordered, in_rows):
+        if len(found) == count:
+            break
+        found[phrase] = None
+    return tuple(found)
 
 
 def timed_pass(contender: Contender, scenario: Scenario, question: Question, number: int, features: Any) -> Pass:

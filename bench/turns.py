@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.contenders import Contender
 from bench.scenarios import FIRST_PHRASE, TOTAL, Question, Scenario, timed_pass
-from bench.statistics import is_stable
+from bench.statistics import STABLE_PASSES, is_stable
 
 WARM_UP_PASSES = 20
 WARM_UP_SECONDS = 60.0
@@ -38,7 +38,8 @@ class WarmUp:
 
 
 def warm_up(contender: Contender, scenarios: Sequence[Scenario], question: Question) -> WarmUp:
-    """Ask for a first phrase until three times in a row it takes as long, within bounds of passes and seconds.
+    """Ask for a first phrase until three times in a row it takes as long: at most so many passes, and from the third on
+    at most so many seconds.
 
     Every other scenario is then run once: some runtimes compile or allocate for each number of phrases.
     """
@@ -49,7 +50,8 @@ def warm_up(contender: Contender, scenarios: Sequence[Scenario], question: Quest
         done = timed_pass(contender, FIRST_PHRASE, question, len(timings), None)
         timings.append(done.spans_ms[TOTAL])
         features = done.features
-        if len(timings) == WARM_UP_PASSES or time.perf_counter() - started > WARM_UP_SECONDS:
+        out_of_time = len(timings) >= STABLE_PASSES and time.perf_counter() - started > WARM_UP_SECONDS
+        if len(timings) == WARM_UP_PASSES or out_of_time:
             break
     for scenario in scenarios:
         if scenario is not FIRST_PHRASE:

@@ -14,12 +14,16 @@ _PLAIN_INTERVAL_S = 10.0
 class ProgressLine:
     """Shows ``done`` of ``total`` of one task; call :meth:`update` as often as you like.
 
+    Args:
+        title: of the task.
+        live: on a terminal, draw anew from a thread of its own, for a clock that goes on. Not while something is timed.
+
     >>> with ProgressLine("rendering") as progress:
     ...     work(progress=progress.update)
     """
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, live: bool = True) -> None:
+        self.title, self.live = title, live
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._told_at = time.monotonic()
@@ -31,7 +35,7 @@ class ProgressLine:
 
             title = TextColumn("{task.description}", markup=False)  # titles hold file names
             columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=self.live)
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=None)
         return self
@@ -46,7 +50,7 @@ class ProgressLine:
         """Show that ``done`` of ``total`` is done; ``note`` says what else matters (a loss, a speed)."""
         text = f"{self.title}  {note}" if note else self.title
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, description=text)
+            self._bar.update(self._task, completed=done, total=total, description=text, refresh=not self.live)
         elif done == total or time.monotonic() - self._told_at >= _PLAIN_INTERVAL_S:
             self._told_at = time.monotonic()
             self.say(f"{text}  {done}/{total}")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.contenders import Contender, Tensors, open_contenders
+from bench.contenders import Contender, EngineContender, Tensors, open_contender, open_contenders
 from bench.latency import BenchRequest, run_bench
 from bench.latency_report import BenchReport, ContenderFacts
 from bench.latency_rows import latency_rows, ratio_rows, share_rows
@@ -24,6 +24,7 @@ from bench.scenarios import (
     STAGES,
     TOTAL,
     Scenario,
+    different_phrases,
     parse_scenarios,
     question_for,
     timed_pass,
@@ -179,6 +180,36 @@ def test_a_next_phrase_runs_no_image_stage_and_asks_another_phrase(exported: Exp
     assert question.some_phrases(len(question.phrases), 1) == question.some_phrases(0, 1)
 
 
+def test_an_engine_encodes_as_many_texts_as_are_asked(exported: Exported) -> None:
+    contender = open_contender("onnxruntime", Bundle.open(exported.bundle), None)
+    assert isinstance(contender, EngineContender)
+    contender.load()
+    question, encoded = question_for(contender.bundle), []
+    encode_text = contender.engine.encode_text
+
+    def counting(input_ids: npt.NDArray[Any], token_mask: npt.NDArray[Any]) -> list[Any]:
+        encoded.append(len(input_ids))
+        return encode_text(input_ids, token_mask)
+
+    contender.engine.encode_text = counting  # type: ignore[method-assign]
+    features = contender.encode(question.picture)
+    for scenario in SCENARIOS:
+        if not scenario.by_stage:
+            encoded.clear()
+            timed_pass(contender, scenario, question, 3, features)
+            assert sum(encoded) == scenario.phrases
+    contender.close()
+
+
+@pytest.mark.parametrize("known", [("the ship", "a large harbour in the north"), ("ship",)])
+def test_different_phrases_begin_with_the_known_ones_and_never_repeat(known: tuple[str, ...]) -> None:
+    phrases = different_phrases(known, 64)
+    assert phrases[: len(known)] == known
+    assert len(set(phrases)) == 64
+    assert {word for phrase in phrases for word in phrase.split()} <= {word for one in known for word in one.split()}
+    assert different_phrases(known, 1) == known[:1]
+
+
 def test_a_warm_up_that_never_settles_ends(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     (a,), log, question = recorders(exported, "a")
     monkeypatch.setattr("bench.turns.is_stable", lambda timings: False)
@@ -293,6 +324,8 @@ def test_a_log_is_gone_on_with_and_a_report_is_written(exported: Exported, tmp_p
     )
     assert document == json.loads(json.dumps(second.as_dict()))
     assert "onnxruntime" in (tmp_path / "report" / "report.md").read_text()
+    assert second.health["samples"] == 4, "of both processes' rounds"
+    assert len(second.others_busy) == 4, "before and after, of both"
     assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(BadInputError, match="is a file"):
         run_bench(BenchRequest(["onnxruntime"], exported.bundle, report=tmp_path / "bench.jsonl"))
@@ -331,6 +364,31 @@ def test_unknown_contenders_and_none_are_refused(exported: Exported, names: list
         BadInputError, match=r"unknown contender 'tensorflow': known are torch, torch-compile, .*auto|no contender"
     ):
         open_contenders(names, Bundle.open(exported.bundle), exported.run)
+
+
+def test_what_disturbed_a_log_stays_told_when_it_is_gone_on_with(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bench(rounds: int) -> BenchReport:
+        log = tmp_path / "bench.jsonl"
+        return run_bench(
+            BenchRequest(["onnxruntime"], exported.bundle, None, rounds, scenarios="first_phrase", log=log)
+        )
+
+    monkeypatch.setattr("bench.latency.others_busy_share", lambda: 0.96)
+    busy = bench(1)
+    monkeypatch.setattr("bench.latency.others_busy_share", lambda: 0.0)
+    for report in (busy, bench(2)):
+        assert any("96% of the cores busy" in note for note in report.notes)
+
+
+def test_a_place_that_takes_no_report_is_refused_before_anything_is_measured(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.latency.Bundle.open", lambda path: pytest.fail("too late"))
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInputError, match="cannot write a report"):
+        run_bench(BenchRequest(["onnxruntime"], exported.bundle, report=tmp_path / "file" / "report"))
 
 
 def test_a_fast_wrong_answer_is_marked_as_wrong(exported: Exported, tmp_path: Path) -> None:

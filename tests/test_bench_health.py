@@ -1,5 +1,6 @@
 """What the device tells during a bench, from made ``/proc``, ``/sys`` and a made ``nvidia-smi`` as Linux has them."""
 
+import json
 import os
 from pathlib import Path
 
@@ -172,6 +173,22 @@ def test_only_what_happens_while_watching_counts(root: Path) -> None:
     write(root, "sys/fs/cgroup/cpu.stat", "usage_usec 5\nthrottled_usec 12000")
     sample = watch.sample()
     assert (sample.throttle_events, sample.quota_held_ms, sample.gpu_memory_mib) == (2, 3, 0)
+
+
+def test_a_watch_goes_on_with_what_an_earlier_process_saw(root: Path) -> None:
+    throttled = f"{CPU0}/thermal_throttle/core_throttle_count"
+    write(root, throttled, 10)
+    first = Watch(root, gpu=lambda: None)
+    write(root, throttled, 12)
+    first.sample()
+    earlier = HealthSummary.of_entries([json.loads(json.dumps(first.entry()))])
+    assert earlier.samples == first.summary().samples
+    write(root, throttled, 100)
+    second = Watch(root, gpu=lambda: None, earlier=earlier)
+    write(root, throttled, 103)
+    assert second.sample().throttle_events == 5, "what happened between the processes is nobody's"
+    assert [sample.throttle_events for sample in second.summary().samples] == [2, 5]
+    assert second.summary().seconds >= earlier.seconds
 
 
 def test_the_summary_holds_the_least_the_middle_and_the_most() -> None:

@@ -90,8 +90,11 @@ def test_a_wrong_contender_is_marked_wherever_its_times_stand() -> None:
         row = as_rows(found[title])[-1]
         assert row["contender"] == f"**{WRONG}**"
         assert row["agreement"] == "**WRONG IoU 0.9120**"
-    assert all(row[WRONG].endswith("**WRONG**") for row in as_rows(found["Stages"]))
-    assert text.count("WRONG") == 1 + 2 + len(STAGES_MS)
+    assert all("(**WRONG " in row[WRONG] for row in as_rows(found["Stages"]))
+    floors = [row for row in as_rows(found["Stages beside their floors"]) if row["contender"] == WRONG]
+    assert floors
+    assert all(row["agreement"].startswith("**WRONG ") for row in floors)
+    assert text.count("WRONG") == 1 + 2 + len(STAGES_MS) + len(floors)
 
 
 def test_a_report_in_which_all_is_right_says_nothing_of_wrong() -> None:

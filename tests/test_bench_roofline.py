@@ -183,3 +183,13 @@ def test_of_two_measurements_the_better_figures_stand() -> None:
     busy = Peaks("cpu", {"fp32": 1.0, "bf16": 9.0}, None, "numpy")
     quiet = Peaks("cpu", {"fp32": 4.0}, 5.0, "numpy")
     assert busy.or_better(quiet) == quiet.or_better(busy) == Peaks("cpu", {"fp32": 4.0, "bf16": 9.0}, 5.0, "numpy")
+
+
+def test_the_better_of_two_busy_moments_still_says_that_cores_were_missing() -> None:
+    one, other = (Peaks("cpu", {"fp32": 1.0}, 1.0, "numpy", 8, cores) for cores in (3.0, 4.0))
+    (note,) = one.or_better(other).notes()
+    assert "8 threads had only 4.0 cores" in note
+
+
+def test_a_device_of_another_kind_is_not_given_the_processors_peaks() -> None:
+    assert measure_peaks(1, "intel-gpu").flops_per_s == {}
