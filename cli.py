@@ -29,7 +29,7 @@ _WIDTH_ELSEWHERE = 1000
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the latest under ./runs by default.")]
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")]
-BackendOption = Annotated[str, typer.Option("--backend", help="Runtime to use; 'auto' takes the fastest that works.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="Runtime to use; 'auto' takes the best that works.")]
 DataOption = Annotated[Path, typer.Option("--data", help="Data set, e.g. an RRSIS-D folder.")]
 ImagesOption = Annotated[
     Path | None, typer.Option("--images", help="Folder of the images, where it is not the data set's own.")

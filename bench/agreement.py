@@ -38,8 +38,8 @@ class Agreement:
 
     @property
     def text(self) -> str:
-        """In a word: the worst IoU of trained weights' masks, else (random weights, stages) the error that has a limit: the
-        largest as a share of the maximum, or in half precision the relative L2."""
+        """In a word: the worst IoU of trained weights' masks; for random weights and for stages the error that has a
+        limit, the largest as a share of the maximum or, in half precision, the relative L2."""
         if self.iou_worst is not None:
             return f"IoU {self.iou_worst:.4f}"
         judged = self.verdicts[0].tolerance.measure

@@ -17,7 +17,7 @@ import numpy as np
 from bench.block_runtimes import INPUT, OUTPUT, BlockRuntime, Floats, block_runtimes
 from bench.machine import Machine, this_machine
 from bench.tables import plain_table, three_digits
-from engines.onnxruntime_engine import usable_cores
+from engines.cores import usable_cores
 from engines.progress import ProgressLine
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines import openvino_library
-from engines.onnxruntime_engine import usable_cores
+from engines.cores import usable_cores
 
 Floats = npt.NDArray[np.float32]
 Runner = Callable[[Floats], Floats]
@@ -65,7 +65,7 @@ def _openvino(path: Path, precision: str) -> Runner:
         "INFERENCE_NUM_THREADS": usable_cores(),
         "INFERENCE_PRECISION_HINT": precision,
     }
-    request = core.compile_model(core.read_model(path), openvino_library.DEVICE, settings).create_infer_request()
+    request = core.compile_model(core.read_model(path), openvino_library.CPU, settings).create_infer_request()
 
     def run(x: Floats) -> Floats:
         result: Floats = request.infer({INPUT: x}, share_inputs=True)[OUTPUT]

@@ -1,7 +1,8 @@
 """Who is measured: PyTorch, graphs exported without care, and every backend of the engines, behind one face."""
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,11 @@ import numpy.typing as npt
 from engines.backends import Backend, select_backend
 from engines.bundle import Bundle
 from engines.contracts import Stage
+from engines.cores import usable_cores
 from engines.engine import IMAGE_STAGES, Engine
-from engines.errors import BadInputError, MissingPartError
+from engines.errors import BadInputError, MissingPartError, RSRefSegError
 from engines.images import stretch, upsample_logits
-from engines.onnxruntime_engine import usable_cores
+from engines.onnxruntime_engine import one_line
 from engines.segmenter import EncodedImage, Segmenter
 from engines.text import Tokenizer
 
@@ -23,6 +25,12 @@ TORCH = "torch"
 
 PHRASE_STAGES = (Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
 Tensors = dict[str, Any]
+_FOR_DEVELOPERS = " Set TORCHDYNAMO_VERBOSE"  # how PyTorch's compiler ends what it has to say
+_DEVICES: Mapping[str, str] = {
+    Backend.ONNXRUNTIME_CUDA: "cuda",
+    Backend.TENSORRT: "cuda",
+    Backend.OPENVINO_GPU: "intel-gpu",
+}
 
 
 class Answer(NamedTuple):
@@ -57,7 +65,7 @@ class Contender(ABC):
 
     @property
     def device(self) -> str:
-        """Where it computes, as :func:`bench.peaks.measure_peaks` names it: ``cpu`` or ``cuda``."""
+        """Where it computes, as :func:`bench.peaks.measure_peaks` names it: ``cpu``, ``cuda`` or ``intel-gpu``."""
         return "cpu"
 
     @property
@@ -127,7 +135,7 @@ class EngineContender(Contender):
     @property
     def device(self) -> str:
         """By the backend."""
-        return "cuda" if self.name in (Backend.ONNXRUNTIME_CUDA, Backend.TENSORRT) else "cpu"
+        return _DEVICES.get(self.name, "cpu")
 
     def load(self) -> None:
         """Check the files' digests and build all sessions."""
@@ -162,6 +170,36 @@ class EngineContender(Contender):
     def close(self) -> None:
         """Free the engine."""
         self._segmenter.close()
+
+
+@contextlib.contextmanager
+def failures_told(name: str, part: str, way_out: str = "") -> Iterator[None]:
+    """Turn what a library raises into one line; its error classes share no base but ``Exception``.
+
+    Args:
+        name: of the contender.
+        part: what it does meanwhile.
+        way_out: what helps, unless the error tells of something else.
+
+    Raises:
+        RSRefSegError: naming the contender and the part of it that failed.
+    """
+    try:
+        yield
+    except (RSRefSegError, AssertionError):
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {one_line(error).partition(_FOR_DEVELOPERS)[0]}".removesuffix(": ")
+        way_out = _way_out(name, error, said) or way_out
+        raise RSRefSegError(f"{name}: {part} failed ({said})" + (f": {way_out}" if way_out else "")) from error
+
+
+def _way_out(name: str, error: Exception, said: str) -> str:
+    if isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said:
+        return f"close other programs, or leave {name} out of --backends"
+    if isinstance(error, ImportError):
+        return "install the extra with `pip install 'rsrefseg[train]'`"
+    return "install one, such as g++" if "No working C++ compiler" in said else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,4 +197,5 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(_text(item) for item in value)
     text = "none" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
+    # Digests are told by how they begin, names in full.
+    return text if len(text) <= 40 or " " in text else f"{text[:12]}..."

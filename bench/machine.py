@@ -9,8 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench.nvidia_smi import ask
 from bench.sensors import cpu_ticks
-from engines.onnxruntime_engine import usable_cores
+from engines.cores import usable_cores
 
 _PACKAGES = (
     "rsrefseg",
@@ -35,6 +36,7 @@ class Machine:
         usable_cores: cores this process may use.
         cores: cores of the machine.
         memory_mib: main memory, ``None`` where the system does not tell.
+        gpu: name and driver of the NVIDIA GPU that programs see, ``None`` where its driver does not tell.
         system: operating system and kernel.
         python: version.
         versions: of the packages that have a part in the figures and are installed.
@@ -44,6 +46,7 @@ class Machine:
     usable_cores: int
     cores: int
     memory_mib: float | None
+    gpu: str | None
     system: str
     python: str
     versions: Mapping[str, str]
@@ -60,6 +63,7 @@ def this_machine() -> Machine:
         usable_cores=usable_cores(),
         cores=os.cpu_count() or 1,
         memory_mib=_memory_mib(),
+        gpu=_gpu(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         versions={package: found for package in _PACKAGES if (found := _version(package)) is not None},
@@ -114,6 +118,11 @@ def _field_mib(path: Path, field: str) -> float | None:
     except OSError:
         return None
     return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def _gpu() -> str | None:
+    told = ask(("name", "driver_version"))
+    return f"{told[0]}, driver {told[1]}" if told is not None else None
 
 
 def _cpu_name() -> str:

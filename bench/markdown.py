@@ -68,6 +68,7 @@ def _facts(document: Mapping[str, Any]) -> str:
             machine.get("cpu"),
             _text("{} of {} cores", machine.get("usable_cores"), machine.get("cores")),
             _text("{:.0f} MiB", machine.get("memory_mib")),
+            machine.get("gpu"),
         ),
         "Software": _joined(machine.get("system"), _text("Python {}", machine.get("python")), versions),
         "Bundle": _joined(

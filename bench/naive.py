@@ -5,13 +5,14 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.contenders import Contender, Tensors
+from bench.contenders import Contender, Tensors, failures_told
 from engines.bundle import Bundle
 from engines.contracts import Dim, Stage, StageContract, TensorSpec
 from engines.errors import MissingPartError
@@ -48,7 +49,7 @@ class NaiveContender(Contender):
 
         self._runtime = onnxruntime
         digest = bundle.manifest.provenance.checkpoint_sha256
-        self._folder = cache_folder() / "naive" / f"{digest}-torch-{torch.__version__}"
+        self._folder = cache_folder() / "naive" / f"{digest}-torch-{torch.__version__}-rsrefseg-{version('rsrefseg')}"
         if not self._folder.exists():
             _export_all(source.merged_path, bundle, self._folder)
         self._sessions: dict[Stage, Any] = {}
@@ -58,9 +59,10 @@ class NaiveContender(Contender):
         options = self._runtime.SessionOptions()
         options.log_severity_level = FATAL
         for stage in Stage:
-            self._sessions[stage] = self._runtime.InferenceSession(
-                str(self._folder / f"{stage}.onnx"), options, providers=[PROVIDERS["cpu"]]
-            )
+            with failures_told(self.name, f"loading '{stage}'", f"remove '{self._folder}' to have it exported again"):
+                self._sessions[stage] = self._runtime.InferenceSession(
+                    str(self._folder / f"{stage}.onnx"), options, providers=[PROVIDERS["cpu"]]
+                )
 
     def providers(self) -> dict[str, str]:
         """The same for every stage."""
@@ -74,7 +76,8 @@ class NaiveContender(Contender):
         """Run a stage's session."""
         contract = self.bundle.manifest.stages[stage].contract
         names = [spec.name for spec in contract.outputs]
-        results = self._sessions[stage].run(names, {spec.name: tensors[spec.name] for spec in contract.inputs})
+        with failures_told(self.name, f"stage '{stage}'"):
+            results = self._sessions[stage].run(names, {spec.name: tensors[spec.name] for spec in contract.inputs})
         return dict(zip(names, results, strict=True))
 
     def to_host(self, tensor: Any) -> npt.NDArray[Any]:
@@ -93,9 +96,10 @@ def _export_all(model: Path, bundle: Bundle, folder: Path) -> None:
 
     with atomic_directory(folder) as partial:
         for stage in Stage:
-            module = load_stage(model, stage)
-            publish_layer_norms(module)
-            _export(module, bundle.manifest.stages[stage].contract, partial / f"{stage}.onnx")
+            with failures_told(NAIVE, f"exporting '{stage}'"):
+                module = load_stage(model, stage)
+                publish_layer_norms(module)
+                _export(module, bundle.manifest.stages[stage].contract, partial / f"{stage}.onnx")
 
 
 def _export(module: Any, contract: StageContract, path: Path) -> None:

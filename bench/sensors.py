@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.cores import cpu_groups, read_text
+
 ROOT = Path("/")
 _CPUS = "sys/devices/system/cpu/cpu[0-9]*"
 # Chips that sit on or in the processor; a disk's or a radio's heat slows nobody here.
 _PROCESSOR_SENSORS = {"coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal"}
 _BELIEVED_C = (1.0, 150.0)  # a sensor that is off tells 0 or nonsense
+_HELD_PER_MS = {"throttled_usec": 1e3, "throttled_time": 1e6}  # of control groups of version 2 and 1
 _STOLEN = 7
 _TICKS = 8  # guest time, behind these, is contained in user time
 
@@ -32,7 +35,7 @@ class Ticks:
 
 def cpu_ticks(root: Path = ROOT) -> Ticks | None:
     """Of all cores together."""
-    fields = _text(root / "proc/stat").partition("\n")[0].split()[1 : _TICKS + 1]
+    fields = read_text(root / "proc/stat").partition("\n")[0].split()[1 : _TICKS + 1]
     if len(fields) < _TICKS:
         return None
     ticks = [int(field) for field in fields]
@@ -50,7 +53,7 @@ def cpu_clock_ghz(root: Path = ROOT) -> float | None:
     khz = _numbers(root.glob(f"{_CPUS}/cpufreq/scaling_cur_freq"))
     if khz:
         return max(khz) / 1e6
-    lines = _text(root / "proc/cpuinfo").splitlines()
+    lines = read_text(root / "proc/cpuinfo").splitlines()
     mhz = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
     return max(mhz) / 1e3 if mhz else None
 
@@ -59,7 +62,7 @@ def hottest_c(root: Path = ROOT) -> float | None:
     """The highest temperature of processor and board, degrees Celsius."""
     found = _numbers(root.glob("sys/class/thermal/thermal_zone*/temp"))
     for chip in root.glob("sys/class/hwmon/hwmon*"):
-        if _text(chip / "name").strip() in _PROCESSOR_SENSORS:
+        if read_text(chip / "name").strip() in _PROCESSOR_SENSORS:
             found += _numbers(chip.glob("temp*_input"))
     low, high = _BELIEVED_C
     return max((value / 1e3 for value in found if low <= value / 1e3 <= high), default=None)
@@ -76,12 +79,12 @@ def throttle_count(root: Path = ROOT) -> int | None:
 
 
 def quota_held_ms(root: Path = ROOT) -> float | None:
-    """How long a container's CPU quota has kept its threads waiting, since it was started, in milliseconds."""
-    for line in _text(root / "sys/fs/cgroup/cpu.stat").splitlines():
-        name, _, value = line.partition(" ")
-        if name == "throttled_usec":
-            return int(value) / 1e3
-    return None
+    """How long CPU quotas, a container's and those above it, have kept their threads waiting so far, in milliseconds.
+
+    A quota is counted by the group that has it, for all processes in that.
+    """
+    found = [held for group in cpu_groups(root) if (held := _held_ms(group)) is not None]
+    return sum(found) if found else None
 
 
 def board_gpu_clock_mhz(root: Path = ROOT) -> float | None:
@@ -97,7 +100,7 @@ def board_gpu_clock_mhz(root: Path = ROOT) -> float | None:
 def board_power_w(root: Path = ROOT) -> float | None:
     """What a Jetson takes in all, from the monitor at its input."""
     for label in root.glob("sys/class/hwmon/hwmon*/in*_label"):
-        if _text(label).strip() == "VDD_IN":
+        if read_text(label).strip() == "VDD_IN":
             number = label.name.removeprefix("in").removesuffix("_label")
             millivolts = _numbers([label.with_name(f"in{number}_input")])
             milliamperes = _numbers([label.with_name(f"curr{number}_input")])
@@ -106,19 +109,20 @@ def board_power_w(root: Path = ROOT) -> float | None:
     return None
 
 
+def _held_ms(group: Path) -> float | None:
+    for line in read_text(group / "cpu.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name in _HELD_PER_MS:
+            return int(value) / _HELD_PER_MS[name]
+    return None
+
+
 def _numbers(paths: Iterable[Path]) -> list[float]:
     """The numbers in those of the files that can be read; a sensor may be there and not answer."""
     found = []
     for path in paths:
         try:
-            found.append(float(_text(path)))
+            found.append(float(read_text(path)))
         except ValueError:
             continue
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""

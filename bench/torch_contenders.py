@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.contenders import TORCH, Answer, Contender, Tensors
+from bench.contenders import TORCH, Answer, Contender, Tensors, failures_told
 from engines.bundle import Bundle
 from engines.contracts import Stage
 from engines.errors import MissingPartError
@@ -86,11 +86,11 @@ class TorchContender(Contender):
         from rsrefseg.checkpoint import load_model
 
         self._torch.set_num_threads(self.threads)
-        self._model = load_model(self._run.merged_path).to(self.flavour.device)
-        publish_layer_norms(self._model)
-        modules = {stage: self._model.stage(stage) for stage in Stage}
-        compiled = self.flavour.compiled
-        self._stages = {stage: self._torch.compile(module) if compiled else module for stage, module in modules.items()}
+        with failures_told(self.name, "loading"):
+            self._model = load_model(self._run.merged_path).to(self.flavour.device)
+            publish_layer_norms(self._model)
+            prepared = self._torch.compile if self.flavour.compiled else lambda module: module
+            self._stages = {stage: prepared(self._model.stage(stage)) for stage in Stage}
 
     def providers(self) -> dict[str, str]:
         """The same for every stage."""
@@ -104,18 +104,19 @@ class TorchContender(Contender):
         """Run a stage's module and wait for it."""
         assert self._stages, "load() comes first"
         contract = self.bundle.manifest.stages[stage].contract
-        given = [self._own(tensors[spec.name]) for spec in contract.inputs]
-        with self._mode():
-            results = self._stages[stage](*given)
+        with failures_told(self.name, f"stage '{stage}'"):
+            given = [self._own(tensors[spec.name]) for spec in contract.inputs]
+            with self._mode():
+                results = self._stages[stage](*given)
+            self._wait()
         results = results if isinstance(results, tuple) else (results,)
-        self._wait()
         return {spec.name: result for spec, result in zip(contract.outputs, results, strict=True)}
 
     def finish(self, mask_logits: Any, size: tuple[int, int]) -> Answer:
         """As :meth:`Contender.finish`, but by PyTorch, as published."""
         from torch.nn import functional as F
 
-        with self._mode():
+        with failures_told(self.name, "upsampling masks"), self._mode():
             logits = mask_logits.float()
             square = F.interpolate(logits, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
             masks = F.interpolate(square, size, mode="bilinear", align_corners=False) > 0

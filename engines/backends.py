@@ -19,6 +19,7 @@ class Backend(StrEnum):
     ONNXRUNTIME_CUDA = "onnxruntime-cuda"
     OPENVINO = "openvino"
     OPENVINO_FP32 = "openvino-fp32"
+    OPENVINO_GPU = "openvino-gpu"
     TENSORRT = "tensorrt"
 
 
@@ -94,9 +95,11 @@ def select_backend(name: str, bundle: Bundle, threads: int | None = None) -> Sel
 def _entries() -> dict[Backend, _Entry]:
     """Every backend but ``auto``, in the order in which that prefers them.
 
-    What is faster because it is less exact is for whoever asks for it: ``auto`` leaves OpenVINO in BF16 out. In FP32
-    OpenVINO comes after ONNX Runtime, the runtime that the graphs are checked with when they are exported.
+    What is faster because it is less exact is for whoever asks for it: ``auto`` leaves OpenVINO in BF16 and on Intel's
+    GPUs out. In FP32 OpenVINO comes after ONNX Runtime, the runtime that the graphs are checked with when they are
+    exported.
     """
+    from engines import openvino_library
     from engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
     from engines.onnxruntime_engine import OnnxRuntimeEngine
     from engines.openvino_engine import OpenVinoEngine
@@ -114,4 +117,7 @@ def _entries() -> dict[Backend, _Entry]:
         Backend.ONNXRUNTIME: _Entry(lambda bundle, threads: OnnxRuntimeEngine(bundle, threads)),
         Backend.OPENVINO_FP32: _Entry(lambda bundle, threads: OpenVinoEngine(bundle, threads, fp32=True)),
         Backend.OPENVINO: _Entry(lambda bundle, threads: OpenVinoEngine(bundle, threads), by_auto=False),
+        Backend.OPENVINO_GPU: _Entry(
+            lambda bundle, threads: OpenVinoEngine(bundle, threads, device=openvino_library.GPU), by_auto=False
+        ),
     }

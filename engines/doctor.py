@@ -8,10 +8,11 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from engines.cores import usable_cores
 from engines.errors import RSRefSegError
 from engines.onnxruntime_cuda import why_not_started
-from engines.onnxruntime_engine import usable_cores, why_unavailable
-from engines.openvino_library import computes_bf16, version
+from engines.onnxruntime_engine import why_unavailable
+from engines.openvino_library import GPU, chosen_device, computes_bf16, computes_fp16, product_name, version
 from engines.openvino_library import why_unavailable as why_no_openvino
 from engines.tensorrt_library import Library
 
@@ -63,7 +64,7 @@ def examine() -> Diagnosis:
     size = f", {memory:.0f} GiB" if memory is not None else ""
     python = f"Python {platform.python_version()}"
     machine = f"{platform.system()} {platform.machine()}, {python}, usable cores: {usable_cores()}{size}"
-    runtimes = (_onnxruntime(), _openvino(), _onnxruntime_cuda(), _tensorrt())
+    runtimes = (_onnxruntime(), _openvino(), _openvino_gpu(), _onnxruntime_cuda(), _tensorrt())
     return Diagnosis(machine, (*runtimes, _training(), _cuda_training()))
 
 
@@ -82,6 +83,15 @@ def _openvino() -> Ability:
         return Ability(name, False, reason)
     bf16 = "this processor has BF16" if computes_bf16() else "FP32 only, this processor has no BF16"
     return Ability(name, True, f"openvino {version()}, {bf16}")
+
+
+def _openvino_gpu() -> Ability:
+    name = "the same on an Intel GPU (openvino-gpu)"
+    if (reason := why_no_openvino(GPU)) is not None:
+        return Ability(name, False, reason)
+    device = chosen_device(GPU)
+    fp16 = "FP16" if computes_fp16(device) else "FP32 only, this GPU has no FP16"
+    return Ability(name, True, f"openvino {version()}, {device} {product_name(device)}, {fp16}")
 
 
 def _onnxruntime_cuda() -> Ability:

@@ -1,6 +1,5 @@
 """A bundle on ONNX Runtime's CPU provider, and what its other providers have in common with it."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from engines.bundle import Bundle
 from engines.contracts import Stage, TensorSpec
+from engines.cores import usable_cores
 from engines.engine import Arrays, Engine
 from engines.errors import BundleError, MissingPartError, RSRefSegError
 
@@ -138,13 +138,6 @@ class OnnxRuntimeEngine(Engine):
 
     def _run_error(self, stage: Stage, error: Exception) -> RSRefSegError:
         return RSRefSegError(f"stage '{stage}' failed in {self.name}: {one_line(error)}")
-
-
-def usable_cores() -> int:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _keep_lean(options: Any) -> None:

@@ -1,4 +1,4 @@
-"""A bundle on OpenVINO's CPU plugin: BF16 where the processor computes in it, or FP32."""
+"""A bundle on OpenVINO: on the CPU in BF16 where the processor computes in it, or FP32; on an Intel GPU in FP16."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,15 @@ import numpy.typing as npt
 
 from engines.bundle import Bundle
 from engines.contracts import Stage, TensorSpec
+from engines.cores import usable_cores
 from engines.engine import Arrays, Engine
 from engines.errors import BundleError, RSRefSegError
 from engines.mapped_files import release_pages
-from engines.onnxruntime_engine import one_line, usable_cores
-from engines.openvino_library import DEVICE, computes_bf16, core, version
+from engines.onnxruntime_engine import one_line
+from engines.openvino_library import CPU, GPU, chosen_device, computes_bf16, computes_fp16, core, product_name, version
 
-_BF16, _FP32 = "bf16", "f32"  # OpenVINO's names
+_BF16, _FP16, _FP32, _AS_WRITTEN = "bf16", "f16", "f32", "dynamic"  # OpenVINO's names
+_OURS = {_BF16: "bf16", _FP16: "fp16", _FP32: "fp32"}
 # A hundredth of the work and most of what BF16 costs a mask. On the tiny model of `make demo`, 469 test expressions
 # against FP32: mask IoU 0.983 mean and 0.40 worst with all five stages in BF16, 0.996 and 0.93 with these two in FP32.
 _ALWAYS_FP32 = (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
@@ -22,7 +24,9 @@ _ALWAYS_FP32 = (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
 class OpenVinoEngine(Engine):
     """Runs every stage as a compiled model of its own. Safe among threads.
 
-    The encoders compute in BF16 where the processor does, prompter and decoder always in FP32.
+    On the CPU the encoders compute in BF16 where the processor does, on an Intel GPU in FP16 where that does; prompter
+    and decoder always in FP32. FP16 reaches 65,504, and sums of a large model may pass that: an FP16 bundle keeps them
+    in FP32, which a GPU is told to leave so. NPUs are left out: they want sizes that never vary.
 
     OpenVINO maps the files of weights, makes its own of most of them, some when it loads a stage and some in the first
     run, and keeps all of it. The mapped pages are given back after either, and read again should they be needed.
@@ -31,31 +35,40 @@ class OpenVinoEngine(Engine):
 
     Args:
         bundle: what to run.
-        threads: CPU threads; default is the cores this process may use.
-        fp32: compute in FP32 also where the processor has BF16.
+        threads: CPU threads, which on a GPU only compile; default is the cores this process may use.
+        fp32: compute in FP32 also where the processor has BF16, or the GPU FP16.
+        device: ``CPU`` or ``GPU``.
 
     Raises:
-        MissingPartError: OpenVINO or its CPU plugin is not installed.
+        MissingPartError: OpenVINO or its plugin is not installed, or there is no Intel GPU.
     """
 
     loads_at_once = 2
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, fp32: bool = False) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, fp32: bool = False, device: str = CPU) -> None:
         super().__init__(bundle)
-        self._core = core()
-        self.name = "openvino-fp32" if fp32 else "openvino"
+        self._core = core(device)
+        self._device = chosen_device(device)
+        self._on_gpu = device == GPU
         self._threads = threads
-        self._precision = _BF16 if not fp32 and computes_bf16() else _FP32
+        if self._on_gpu:
+            self.name = "openvino-gpu"
+            self._precision = _FP16 if not fp32 and computes_fp16(self._device) else _FP32
+        else:
+            self.name = "openvino-fp32" if fp32 else "openvino"
+            self._precision = _BF16 if not fp32 and computes_bf16() else _FP32
         self._models: dict[Stage, Any] = {}
         self._ran: set[Stage] = set()
 
     def provider_of(self, stage: Stage) -> str:
         """Runtime, device and the precision that the compiled stage computes in."""
-        return f"OpenVINO {version()} {DEVICE}, {'BF16' if self._computes(stage) == _BF16 else 'FP32'}"
+        device = f"{self._device} {product_name(self._device)}" if self._on_gpu else self._device
+        return f"OpenVINO {version()} {device}, {self._computes(stage).upper()}"
 
     def precision_of(self, stage: Stage) -> str:
-        """``bf16`` where the stage computes in it, else what its graph says."""
-        return _BF16 if self._computes(stage) == _BF16 else super().precision_of(stage)
+        """``bf16`` or ``fp16`` where the stage computes in it, else what its graph says."""
+        computed = self._computes(stage)
+        return computed if computed in ("bf16", "fp16") else super().precision_of(stage)
 
     def close(self) -> None:
         """Free all compiled models."""
@@ -66,13 +79,13 @@ class OpenVinoEngine(Engine):
     def _computes(self, stage: Stage) -> str:
         """What the compiled stage says of itself, which may be less than was asked for."""
         self.load(stage)
-        found = self._models[stage].get_property("INFERENCE_PRECISION_HINT").to_string()
-        return str(found)
+        found = str(self._models[stage].get_property("INFERENCE_PRECISION_HINT").to_string())
+        return super().precision_of(stage) if found == _AS_WRITTEN else _OURS.get(found, found)
 
     def _load(self, stage: Stage) -> None:
         path = self.bundle.graph_path(stage)
         try:
-            model = self._core.compile_model(self._core.read_model(path), DEVICE, self._settings(stage))
+            model = self._core.compile_model(self._core.read_model(path), self._device, self._settings(stage))
         except Exception as error:  # RuntimeErrors of many subclasses, TypeErrors of its bindings
             raise BundleError(f"openvino {version()} cannot load '{path}': {one_line(error)}") from error
         contract = self.bundle.manifest.stages[stage].contract
@@ -89,21 +102,31 @@ class OpenVinoEngine(Engine):
         """Of a stage's compiled model, by OpenVINO's own names."""
         return {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": self._threads or usable_cores(),
-            "INFERENCE_PRECISION_HINT": _FP32 if stage in _ALWAYS_FP32 else self._precision,
+            "COMPILATION_NUM_THREADS" if self._on_gpu else "INFERENCE_NUM_THREADS": self._threads or usable_cores(),
+            "INFERENCE_PRECISION_HINT": self._asked(stage),
         }
+
+    def _asked(self, stage: Stage) -> str:
+        """The precision to ask for. Asked for FP16, the GPU's plugin computes all of a graph in it."""
+        if stage in _ALWAYS_FP32:
+            return _FP32
+        if self._precision == _FP16 and super().precision_of(stage) == "fp16":
+            return _AS_WRITTEN
+        return self._precision
 
     def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         names = [spec.name for spec in self.bundle.manifest.stages[stage].contract.outputs]
         try:
             # A request of its own for each run, 0.05 ms: its results need no copy, since nothing else writes there, and
-            # threads need no lock. An array keeps the memory that it shows alive.
+            # threads need no lock. An array keeps the memory that it shows alive. What a GPU gave is copied: it may be
+            # memory that the driver shares with it.
             request = self._models[stage].create_infer_request()
             request.infer(dict(feeds), share_inputs=True)
             if stage not in self._ran:
                 self._ran.add(stage)
                 self._release_pages(stage)
-            return {name: request.get_tensor(name).data for name in names}
+            results = {name: request.get_tensor(name).data for name in names}
+            return {name: array.copy() for name, array in results.items()} if self._on_gpu else results
         except Exception as error:  # as above
             raise RSRefSegError(f"stage '{stage}' failed in {self.name}: {one_line(error)}") from error
 

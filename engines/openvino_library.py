@@ -1,4 +1,4 @@
-"""OpenVINO as it is installed: imported without its telemetry, and what its CPU plugin can do here."""
+"""OpenVINO as it is installed: imported without its telemetry, and which devices it can use here."""
 
 import sys
 import threading
@@ -6,14 +6,14 @@ from typing import Any
 
 from engines.errors import MissingPartError
 
-DEVICE = "CPU"
+CPU, GPU = "CPU", "GPU"  # OpenVINO's names; its GPU plugin knows Intel's
 _TELEMETRY = "openvino_telemetry"
 _CORE: list[Any] = []  # the one of this process, once made
 _CORE_LOCK = threading.Lock()
 
 
-def why_unavailable() -> str | None:
-    """Why OpenVINO cannot run here, with the way out; ``None`` when it can."""
+def why_unavailable(device: str = CPU) -> str | None:
+    """Why OpenVINO cannot run on a device here, with the way out; ``None`` when it can."""
     try:
         devices = _core().available_devices
     except ImportError as error:
@@ -21,18 +21,36 @@ def why_unavailable() -> str | None:
         return f"openvino {reason}: pip install 'rsrefseg[openvino]'"
     except RuntimeError as error:  # a plugin's library is missing, or cannot be loaded
         return f"openvino cannot start: {' '.join(str(error).split())}"
-    return None if DEVICE in devices else "this openvino has no CPU plugin: pip install 'rsrefseg[openvino]'"
+    if _of_kind(device, devices):
+        return None
+    if device == CPU:
+        return "this openvino has no CPU plugin: pip install 'rsrefseg[openvino]'"
+    seen = ", ".join(devices) or "nothing"
+    return f"openvino {version()} finds no Intel GPU here, only {seen}: where there is one, install its OpenCL driver"
 
 
-def core() -> Any:
+def core(device: str = CPU) -> Any:
     """The ``openvino.Core`` of this process.
 
     Raises:
-        MissingPartError: OpenVINO cannot run here.
+        MissingPartError: OpenVINO cannot run on the device here.
     """
-    if (reason := why_unavailable()) is not None:
+    if (reason := why_unavailable(device)) is not None:
         raise MissingPartError(reason)
     return _core()
+
+
+def chosen_device(device: str) -> str:
+    """OpenVINO's name of the device to use: of several GPUs (``GPU.0``, ...) the first discrete one or the first."""
+    first, *others = _of_kind(device, _core().available_devices)
+    if not others:
+        return first
+    discrete = (name for name in (first, *others) if _core().get_property(name, "DEVICE_TYPE").name == "DISCRETE")
+    return next(discrete, first)
+
+
+def _of_kind(device: str, found: list[str]) -> list[str]:
+    return [name for name in found if name.partition(".")[0] == device]
 
 
 def _core() -> Any:
@@ -78,4 +96,14 @@ def version() -> str:
 
 def computes_bf16() -> bool:
     """Whether this processor multiplies BF16 itself."""
-    return "BF16" in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _core().get_property(CPU, "OPTIMIZATION_CAPABILITIES")
+
+
+def computes_fp16(device: str) -> bool:
+    """Whether a GPU multiplies FP16. Where it does not, its plugin takes the hint all the same and computes in FP32."""
+    return "FP16" in _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+
+
+def product_name(device: str) -> str:
+    """What its maker calls a device."""
+    return str(_core().get_property(device, "FULL_DEVICE_NAME"))

@@ -32,6 +32,7 @@ from bench.scenarios import (
 from bench.startup import Startup, measure_startup
 from bench.statistics import is_stable
 from bench.turns import REWARM_BELOW_MS, WARM_UP_PASSES, Observation, WarmUp, take_round, take_turns, warm_up
+from commands import assert_refused, run_here
 from engines.bundle import Bundle
 from engines.contracts import Stage
 from engines.errors import BadInputError, MissingPartError
@@ -382,6 +383,12 @@ def test_what_disturbed_a_log_stays_told_when_it_is_gone_on_with(
         assert any("96% of the cores busy" in note for note in report.notes)
 
 
+def test_what_attention_does_not_take_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run_here(capsys, "bench", "--attention", "tiny", "--report", tmp_path / "report")
+    assert_refused(ran, "--attention", "--report")
+    assert not (tmp_path / "report").exists()
+
+
 def test_a_place_that_takes_no_report_is_refused_before_anything_is_measured(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,12 +398,19 @@ def test_a_place_that_takes_no_report_is_refused_before_anything_is_measured(
         run_bench(BenchRequest(["onnxruntime"], exported.bundle, report=tmp_path / "file" / "report"))
 
 
-def test_a_fast_wrong_answer_is_marked_as_wrong(exported: Exported, tmp_path: Path) -> None:
+def test_a_fast_wrong_answer_is_marked_as_wrong(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spoiled = spoiled_bundle(
         exported.bundle, tmp_path / "bundle", Stage.SAM_DECODER, "norm_final_attn.weight", lambda values: values * 2
     )
     report = run_bench(BenchRequest(["onnxruntime"], spoiled, None, ROUNDS, scenarios="stages"))
     assert report.contenders[0].is_wrong
+    options = ("--backends", "onnxruntime", "--rounds", "3", "--scenarios", "first_phrase", "--json")
+    ran = run_here(capsys, "bench", "--bundle", spoiled, *options)
+    assert ran.code == 1
+    assert json.loads(ran.out)["contenders"][0]["agrees"] is False, "what was measured is printed all the same"
+    assert "onnxruntime answered otherwise" in ran.err
     assert {row.span for row in report.latencies if row.wrong} == {TOTAL, Stage.SAM_DECODER}
     assert "WRONG: onnxruntime" in printed(report)
     assert report.ratios == ()

@@ -1,18 +1,23 @@
 """Contenders that are no backends: PyTorch eager and compiled, and graphs exported without care. All answer alike."""
 
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
+import torch
 
 from bench.agreement import Agreement, agreements_of
-from bench.contenders import Contender, EngineContender, contender_names, open_contender
+from bench.contenders import Contender, EngineContender, contender_names, failures_told, open_contender
 from bench.scenarios import FIRST_PHRASE, SCENARIOS, Scenario, question_for, timed_pass
 from bench.torch_contenders import Flavour, TorchContender
 from engines.bundle import Bundle
 from engines.contracts import Stage
-from engines.errors import BadInputError, MissingPartError
+from engines.errors import BadInputError, MissingPartError, RSRefSegError
 from engines.onnxruntime_cuda import BoundTensor, OnnxRuntimeCudaEngine
 from engines.reference import load_reference
 from exported import Exported
@@ -30,6 +35,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+def failing(error: Exception) -> Callable[..., NoReturn]:
+    """A function that takes anything and fails."""
+
+    def fail(*given: object, **named: object) -> NoReturn:
+        raise error
+
+    return fail
 
 
 def agreements(
@@ -78,6 +92,7 @@ def test_stages_of_an_engine_on_a_device_hand_tensors_on_without_the_host(bundle
 def test_naive_graphs_are_exported_once_and_kept(exported: Exported, bundle: Bundle, cache: Path) -> None:
     open_contender("onnx-naive", bundle, exported.run).close()
     (folder,) = (cache / "rsrefseg" / "naive").iterdir()
+    assert folder.name.endswith(f"-torch-{torch.__version__}-rsrefseg-{version('rsrefseg')}")
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {f"{stage}.onnx" for stage in Stage} <= {path.name for path in before}
     open_contender("onnx-naive", bundle, exported.run).close()
@@ -106,6 +121,107 @@ def test_pytorch_in_half_precision_answers_within_its_tolerance(exported: Export
     stages = [agreement for (scenario, _), agreement in found.items() if scenario == "stages"]
     assert all(agreement.holds for agreement in stages)
     assert max(agreement.error.relative_l2 for agreement in stages) > 1e-5  # it really was half precision
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(exported: Exported, bundle: Bundle) -> None:
+    torch._dynamo.reset()
+    contender = TorchContender(bundle, exported.run, "torch-compile")
+    contender.load()
+    changes = {"cpp.cxx": (None, "/no/such/compiler"), "force_disable_caches": True}
+    told = (
+        r"^torch-compile: stage 'siglip_vision' failed \(InductorError: InvalidCxxCompiler: No working C\+\+ compiler "
+        r"found in .*'/no/such/compiler'\)\): install one, such as g\+\+$"
+    )
+    with torch._inductor.config.patch(changes), pytest.raises(RSRefSegError, match=told):
+        contender.encode(question_for(bundle).picture)
+    contender.close()
+    torch._dynamo.reset()
+
+
+OUT_OF_MEMORY = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a capacity")
+NO_MEMORY = (
+    r"failed \(OutOfMemoryError: CUDA out of memory\..*\): close other programs, or leave torch out of --backends$"
+)
+
+
+def test_memory_that_is_missing_is_told_with_the_part_that_wanted_it(
+    exported: Exported, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = question_for(bundle)
+    contender = TorchContender(bundle, exported.run)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "to", failing(OUT_OF_MEMORY))
+        with pytest.raises(RSRefSegError, match=f"^torch: loading {NO_MEMORY}"):
+            contender.load()
+    contender.load()
+    with monkeypatch.context() as patch:
+        patch.setattr(contender, "_wait", failing(OUT_OF_MEMORY))
+        with pytest.raises(RSRefSegError, match=f"^torch: stage 'siglip_vision' {NO_MEMORY}"):
+            contender.encode(question.picture)
+    features = contender.encode(question.picture)
+    monkeypatch.setattr(torch.nn.functional, "interpolate", failing(OUT_OF_MEMORY))
+    with pytest.raises(RSRefSegError, match=f"^torch: upsampling masks {NO_MEMORY}"):
+        contender.finish(torch.zeros(1, 1, 4, 4), (8, 8))
+    contender.close()
+    assert features
+
+
+@pytest.mark.parametrize("error", [BadInputError("no"), AssertionError("no"), KeyboardInterrupt()])
+def test_what_is_told_already_or_is_no_failure_of_a_library_stays_as_it_is(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, failures_told("torch", "loading"):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("one\n  two"), "torch: loading failed (RuntimeError: one two): try again"),
+        (MemoryError(), "torch: loading failed (MemoryError): close other programs, or leave torch out of --backends"),
+        (
+            ModuleNotFoundError("No module named 'onnxscript'"),
+            "torch: loading failed (ModuleNotFoundError: No module named 'onnxscript'): install the extra with "
+            "`pip install 'rsrefseg[train]'`",
+        ),
+    ],
+)
+def test_a_librarys_failure_is_one_line_with_the_way_out(error: Exception, told: str) -> None:
+    with pytest.raises(RSRefSegError, match=f"^{re.escape(told)}$"), failures_told("torch", "loading", "try again"):
+        raise error
+
+
+def test_a_naive_graph_that_fails_is_told_by_its_stage(exported: Exported, bundle: Bundle, cache: Path) -> None:
+    contender = open_contender("onnx-naive", bundle, exported.run)
+    contender.load()
+    with pytest.raises(RSRefSegError, match=r"^onnx-naive: stage 'sam_encoder' failed \(InvalidArgument: .*image"):
+        contender.run(Stage.SAM_ENCODER, {"image": np.zeros((1, 3, 2, 2), np.uint8)})
+    contender.close()
+
+
+def test_a_naive_export_that_a_library_gives_up_is_told_by_its_stage(
+    exported: Exported, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.onnx.export", failing(RuntimeError("no such operator")))
+    told = r"^onnx-naive: exporting 'siglip_vision' failed \(RuntimeError: no such operator\)$"
+    with pytest.raises(RSRefSegError, match=told):
+        open_contender("onnx-naive", bundle, exported.run)
+    assert list((tmp_path / "rsrefseg" / "naive").iterdir()) == []
+
+
+def test_a_damaged_naive_graph_says_what_to_remove(
+    exported: Exported, bundle: Bundle, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_contender("onnx-naive", bundle, exported.run).close()
+    shutil.copytree(cache / "rsrefseg" / "naive", tmp_path / "rsrefseg" / "naive")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (folder,) = (tmp_path / "rsrefseg" / "naive").iterdir()
+    (folder / "sam_decoder.onnx").write_bytes(b"cut off")
+    told = f"^onnx-naive: loading 'sam_decoder' failed .*: remove '{re.escape(str(folder))}' to have it exported again$"
+    contender = open_contender("onnx-naive", bundle, exported.run)
+    with pytest.raises(RSRefSegError, match=told):
+        contender.load()
+    contender.close()
 
 
 def test_pytorch_on_a_gpu_needs_one(exported: Exported, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

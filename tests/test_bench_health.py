@@ -8,6 +8,7 @@ import pytest
 
 from bench.gpu_report import this_gpu
 from bench.health import HealthSample, HealthSummary, Watch
+from bench.machine import this_machine
 from bench.nvidia_smi import GpuReading, gpu_memory_used_mib, read_gpu
 from bench.sensors import (
     Ticks,
@@ -166,6 +167,7 @@ def test_a_device_that_wakes_up_or_is_quiet_is_not_blamed(samples: list[HealthSa
 
 def test_only_what_happens_while_watching_counts(root: Path) -> None:
     write(root, f"{CPU0}/thermal_throttle/core_throttle_count", 10)
+    write(root, "proc/self/cgroup", "0::/")
     write(root, "sys/fs/cgroup/cpu.stat", "usage_usec 5\nthrottled_usec 9000")
     assert quota_held_ms(root) == 9
     watch = Watch(root, gpu=lambda: GpuReading(memory_used_mib=500))
@@ -173,6 +175,20 @@ def test_only_what_happens_while_watching_counts(root: Path) -> None:
     write(root, "sys/fs/cgroup/cpu.stat", "usage_usec 5\nthrottled_usec 12000")
     sample = watch.sample()
     assert (sample.throttle_events, sample.quota_held_ms, sample.gpu_memory_mib) == (2, 3, 0)
+
+
+def test_what_quotas_held_back_is_told_by_the_groups_of_this_process(root: Path) -> None:
+    assert quota_held_ms(root) is None
+    write(root, "proc/self/cgroup", "0::/user.slice/one.scope")
+    write(root, "sys/fs/cgroup/cpu.stat", "usage_usec 5")
+    assert quota_held_ms(root) is None
+    write(root, "sys/fs/cgroup/user.slice/cpu.stat", "throttled_usec 2000")
+    write(root, "sys/fs/cgroup/user.slice/one.scope/cpu.stat", "throttled_usec 1500")
+    write(root, "sys/fs/cgroup/user.slice/other.scope/cpu.stat", "throttled_usec 99000")
+    assert quota_held_ms(root) == 3.5
+    write(root, "proc/self/cgroup", "4:cpu,cpuacct:/docker/abc")
+    write(root, "sys/fs/cgroup/cpu/cpu.stat", "nr_throttled 3\nthrottled_time 7000000")
+    assert quota_held_ms(root) == 7
 
 
 def test_a_watch_goes_on_with_what_an_earlier_process_saw(root: Path) -> None:
@@ -212,6 +228,13 @@ def test_a_gpu_is_read_through_the_drivers_tool(double: Path) -> None:
     )
     summary = HealthSummary((HealthSample(gpu_mhz=1980),), ("its power limit",))
     assert summary.notes() == ["the GPU was held down by its power limit"]
+
+
+def test_a_machine_is_told_with_its_gpu(double: Path) -> None:
+    (double / "answer").write_text("echo 'NVIDIA H100 80GB HBM3, 580.95.05'\n")
+    assert this_machine().as_dict()["gpu"] == "NVIDIA H100 80GB HBM3, driver 580.95.05"
+    (double / "answer").write_text("echo 'NVIDIA-SMI has failed'; exit 9\n")
+    assert this_machine().as_dict()["gpu"] is None
 
 
 def test_the_clocks_of_an_idle_gpu_say_nothing(double: Path) -> None:

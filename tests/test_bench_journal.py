@@ -128,6 +128,10 @@ def test_a_round_that_was_not_closed_is_discarded(log: Path, cut: int) -> None:
             {"machine": {**IDENTITY["machine"], "versions": {"numpy": "2.4.6", "torch": "2.15.0"}}},
             r"machine\.versions\.torch none there, 2\.15\.0 here",
         ),
+        (
+            {"machine": {**IDENTITY["machine"], "gpu": "NVIDIA H100, driver 580.1"}},
+            r"machine\.gpu none there, NVIDIA H100",
+        ),
         ({"contenders": ["torch"]}, "contenders torch,onnxruntime there, torch here"),
         ({"picture": (480, 480)}, "picture 480,640 there, 480,480 here"),
     ],
@@ -137,6 +141,24 @@ def test_another_measurement_is_refused_by_what_differs(log: Path, change: dict[
     with pytest.raises(BadInputError, match=told):
         open_journal(log, IDENTITY | change)
     assert log.read_bytes() == before
+
+
+def test_a_log_of_another_gpu_is_refused_by_both_names(tmp_path: Path) -> None:
+    def identity(gpu: str | None) -> dict[str, Any]:
+        return IDENTITY | {"machine": {**IDENTITY["machine"], "gpu": gpu}}
+
+    path = tmp_path / "bench.jsonl"
+    open_journal(path, identity("NVIDIA GeForce RTX 4090 Laptop GPU, driver 580.95.05"))
+    told = r"machine\.gpu NVIDIA GeForce RTX 4090 Laptop GPU, driver 580\.95\.05 there, NVIDIA H200, driver 580\.1 here"
+    with pytest.raises(BadInputError, match=told):
+        open_journal(path, identity("NVIDIA H200, driver 580.1"))
+    with pytest.raises(BadInputError, match=r"driver 580\.95\.05 there, none here"):
+        open_journal(path, identity(None))
+
+
+def test_a_log_from_before_gpus_were_told_goes_on_where_there_is_none(log: Path) -> None:
+    assert "gpu" not in lines(log)[0]["identity"]["machine"]
+    assert_done(open_journal(log, IDENTITY | {"machine": {**IDENTITY["machine"], "gpu": None}}))
 
 
 @pytest.mark.parametrize(

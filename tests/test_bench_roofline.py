@@ -22,7 +22,7 @@ GEOMETRY = Geometry(
     embedding_grid=64,
     mask_grid=256,
 )
-# Preset b as exported: operations of one image and one phrase, and weights.
+# Preset b as published: operations of one image and one phrase, and weights.
 PRESET_B = {
     Stage.SIGLIP_VISION: (666_448_114_176, 412_986_103),
     Stage.SIGLIP_TEXT: (53_129_281_536, 449_733_750),

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from importlib import metadata
@@ -265,6 +266,27 @@ def test_progress_on_a_terminal_is_a_bar_with_the_title_as_it_is(title: str, mon
     assert f"{title}  loss [b]0.5" in plain
     assert f"epoch 1 {MARKED}" in plain
     assert "1/4" in plain
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_bar_that_is_not_live_draws_when_told_and_has_no_thread(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that draws ten times a second takes its time from what is timed meanwhile."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    before = set(threading.enumerate())
+    with ProgressLine("measuring", live=live) as progress:
+        drawing = set(threading.enumerate()) - before
+        assert len(drawing) == (1 if live else 0)
+        if not live:
+            progress.update(1, 4)
+            assert "1/4" in terminal.getvalue()
+            progress.update(2, 4)
+            assert "2/4" in terminal.getvalue()
+            written = len(terminal.getvalue())
+            progress.say("torch settled")
+            assert "torch settled" in terminal.getvalue()[written:]
 
 
 def test_progress_elsewhere_is_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

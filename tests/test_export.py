@@ -285,7 +285,7 @@ def test_flops_agree_with_pytorchs_own_count(bundle: Bundle, model: RSRefSeg, st
     assert record.flops + saved == pytest.approx(published, rel=0.02)
 
 
-# FACTS of the published arithmetic, GFLOP for one image and one phrase.
+# The published arithmetic, GFLOP for one image and one phrase.
 @pytest.mark.parametrize(
     ("preset", "stage", "gflop", "share"),
     [
