@@ -1,13 +1,18 @@
 """Floors worked out by hand, those of known devices, and peaks that this machine can reach."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 from bench.devices import DEVICES
-from bench.peaks import Peaks, measure_peaks
+from bench.peaks import MATMUL, Peaks, measure_peaks
 from bench.roofline import Floor, expected_floors, floor_of, scenario_floor_ms, share
 from engines.contracts import Geometry, Stage, stage_contracts
 from engines.manifest import FileRecord, StageRecord
@@ -189,6 +194,29 @@ def test_the_better_of_two_busy_moments_still_says_that_cores_were_missing() -> 
     one, other = (Peaks("cpu", {"fp32": 1.0}, 1.0, "numpy", 8, cores) for cores in (3.0, 4.0))
     (note,) = one.or_better(other).notes()
     assert "8 threads had only 4.0 cores" in note
+
+
+def test_the_graph_of_one_product_is_what_onnx_makes() -> None:
+    sizes = {"a": ["m", "k"], "b": ["k", "n"], "c": ["m", "n"]}
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in sizes.items()]
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "g", tensors[:2], tensors[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8, producer_name="")
+    assert model.SerializeToString() == MATMUL
+    onnx.checker.check_model(model)
+
+
+def test_no_product_here_is_faster_than_the_peak() -> None:
+    """By ONNX Runtime, whose products PyTorch and numpy do not reach on every processor."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(MATMUL, options, providers=["CPUExecutionProvider"])
+    factors = {name: np.ones((1024, 1024), np.float32) for name in "ab"}
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        session.run(None, factors)
+        taken.append(time.perf_counter() - start)
+    assert 2 * 1024**3 / min(taken) <= 1.15 * measure_peaks(1).flops_per_s["fp32"]
 
 
 def test_a_device_of_another_kind_is_not_given_the_processors_peaks() -> None:

@@ -27,7 +27,7 @@ ON_THE_EDGE = {"numpy", "PIL", "cv2", "tokenizers", "safetensors", "rich"}
 WRAPPERS = {
     "onnxruntime": {
         *("engines.onnxruntime_engine", "engines.onnxruntime_cuda", "engines.doctor"),
-        *("bench.naive", "bench.block_runtimes"),
+        *("bench.naive", "bench.block_runtimes", "bench.peaks"),
     },
     "openvino": {"engines.openvino_library"},
     "tensorrt": {f"engines.tensorrt_{part}" for part in ("build", "context", "errors", "library", "timing")},
