@@ -194,6 +194,10 @@ def test_the_better_of_two_busy_moments_still_says_that_cores_were_missing() -> 
     one, other = (Peaks("cpu", {"fp32": 1.0}, 1.0, "numpy", 8, cores) for cores in (3.0, 4.0))
     (note,) = one.or_better(other).notes()
     assert "8 threads had only 4.0 cores" in note
+    failed = Peaks("cpu", {}, None, "no memory")
+    assert one.or_better(failed).how == failed.or_better(one).how == "numpy"
+    assert failed.or_better(failed).how == "no memory"
+    assert one.or_better(Peaks("cpu", {"fp32": 2.0}, 1.0, "numpy, torch")).how == "numpy; numpy, torch"
 
 
 def test_the_graph_of_one_product_is_what_onnx_makes() -> None:
