@@ -78,7 +78,8 @@ class Peaks:
         bandwidths = [found.bandwidth_bytes_per_s for found in (self, again) if found.bandwidth_bytes_per_s is not None]
         cores = [found.cores_used for found in (self, again) if found.cores_used is not None]
         # Measured again with more libraries, a peak may be that of any of them.
-        how = "; ".join(dict.fromkeys(found.how for found in (self, again) if found.flops_per_s)) or self.how
+        told = (part for found in (self, again) if found.flops_per_s for part in found.how.split("; "))
+        how = "; ".join(dict.fromkeys(told)) or self.how
         return Peaks(self.device, flops, max(bandwidths, default=None), how, self.threads, max(cores, default=None))
 
     def as_dict(self) -> dict[str, Any]:
