@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.nvidia_smi import ask
-from bench.sensors import cpu_ticks
+from bench.sensors import cpu_ticks, own_ticks
 from engines.cores import usable_cores
 
 _PACKAGES = (
@@ -71,13 +71,16 @@ def this_machine() -> Machine:
 
 
 def others_busy_share() -> float | None:
-    """The share of the machine's cores that other programs keep busy while this one sleeps; ``None`` if unknown."""
-    before = cpu_ticks()
+    """The share of the machine's cores that other programs keep busy while this one sleeps; ``None`` if unknown.
+
+    What this program's own threads do after their work, such as waiting for more of it, is not another's.
+    """
+    before, own_before = cpu_ticks(), own_ticks()
     time.sleep(_WATCH_S)
-    after = cpu_ticks()
+    after, own_after = cpu_ticks(), own_ticks()
     if before is None or after is None or (passed := after.since(before)).total <= 0:
         return None
-    return 1 - passed.idle / passed.total
+    return max(0.0, passed.total - passed.idle - (own_after - own_before)) / passed.total
 
 
 def busy_notes(shares: Iterable[float | None]) -> list[str]:

@@ -16,7 +16,7 @@ from bench.contenders import Contender, EngineContender, Tensors, open_contender
 from bench.latency import BenchRequest, run_bench
 from bench.latency_report import BenchReport, ContenderFacts
 from bench.latency_rows import latency_rows, ratio_rows, share_rows
-from bench.machine import busy_notes, peak_memory_mib
+from bench.machine import busy_notes, others_busy_share, peak_memory_mib
 from bench.scenarios import (
     FIRST_PHRASE,
     NEXT_PHRASE,
@@ -29,6 +29,7 @@ from bench.scenarios import (
     question_for,
     timed_pass,
 )
+from bench.sensors import Ticks
 from bench.startup import Startup, measure_startup
 from bench.statistics import is_stable
 from bench.turns import REWARM_BELOW_MS, WARM_UP_PASSES, Observation, WarmUp, take_round, take_turns, warm_up
@@ -436,6 +437,15 @@ def test_a_busy_machine_is_told() -> None:
     assert busy_notes([0.02, None]) == []
     assert busy_notes([None]) == []
     assert "50%" in busy_notes([0.01, 0.5])[0]
+
+
+def test_own_threads_that_still_spin_are_no_other_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([Ticks(total=1000, idle=900, stolen=0), Ticks(total=1100, idle=970, stolen=0)])
+    own = iter([50.0, 70.0])
+    monkeypatch.setattr("bench.machine.cpu_ticks", lambda: next(ticks))
+    monkeypatch.setattr("bench.machine.own_ticks", lambda: next(own))
+    monkeypatch.setattr("bench.machine._WATCH_S", 0.0)
+    assert others_busy_share() == pytest.approx(0.10)
 
 
 def test_an_engine_is_measured_without_pytorch(exported: Exported) -> None:
