@@ -87,7 +87,9 @@ class TorchContender(Contender):
 
         self._torch.set_num_threads(self.threads)
         with failures_told(self.name, "loading"):
-            self._model = load_model(self._run.merged_path).to(self.flavour.device)
+            self._model = load_model(self._run.merged_path)
+            own_weights(self._model)
+            self._model.to(self.flavour.device)
             publish_layer_norms(self._model)
             prepared = self._torch.compile if self.flavour.compiled else lambda module: module
             self._stages = {stage: prepared(self._model.stage(stage)) for stage in Stage}
@@ -148,6 +150,16 @@ class TorchContender(Contender):
     def _wait(self) -> None:
         if self.flavour.device == "cuda":
             self._torch.cuda.synchronize()
+
+
+def own_weights(module: "nn.Module") -> None:
+    """Copy weights out of the file that they are mapped from, as published code loads them.
+
+    A system drops pages of files that nobody has read for some seconds, such as during the turns of other contenders,
+    and reads them again when they are asked for: that time is not PyTorch's.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def publish_layer_norms(module: "nn.Module") -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -229,6 +230,21 @@ def test_pytorch_on_a_gpu_needs_one(exported: Exported, bundle: Bundle, monkeypa
     for name in ("torch-cuda", "torch-compile-cuda"):
         with pytest.raises(MissingPartError, match=f"{name}: this torch .* finds no CUDA GPU"):
             open_contender(name, bundle, exported.run)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+def test_pytorch_has_its_weights_in_memory_not_in_a_mapped_file(exported: Exported, bundle: Bundle) -> None:
+    contender = TorchContender(bundle, exported.run)
+    contender.load()
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("merged.safetensors")]
+    files = [range(*(int(end, 16) for end in line.partition(" ")[0].split("-"))) for line in lines]
+    assert contender._model is not None
+    weights = [*contender._model.parameters(), *contender._model.buffers()]
+    contender.close()
+    assert weights
+    for weight in weights:
+        where = weight.data_ptr()
+        assert not any(where in file for file in files), "pages dropped between turns would be read again"
 
 
 def test_pytorch_runs_the_published_layer_norms(exported: Exported, bundle: Bundle) -> None:
