@@ -130,7 +130,7 @@ class _Bench:
             if self.observations:
                 progress.say(f"going on with '{self.request.log}' after {self.rounds_done} rounds")
             busy.append(self._look_for_others())
-            peaks = _best([peaks, self._peaks()])
+            peaks = _best([peaks, self._measure_peaks()])
             entrants, facts = [], []
             for contender in self.contenders:
                 progress.say(f"{contender.name}: start-up and memory in a process of its own, agreement, warm-up")
@@ -159,7 +159,7 @@ class _Bench:
                 on_round,
             )
             busy.append(self._look_for_others())
-            peaks = _best([peaks, self._peaks()])
+            peaks = _best([peaks, self._measure_peaks()])
         health = watch.summary()
         notes += [*busy_notes(busy), *health.notes(), *(note for found in peaks.values() for note in found.notes())]
         notes += [note for fact in facts if (note := _without_floor(fact, peaks[fact.device]))]
@@ -175,8 +175,8 @@ class _Bench:
             self.journal.append("busy", {"share": share})
         return share
 
-    def _peaks(self) -> dict[str, Peaks]:
-        """Of every device that somebody computes on."""
+    def _measure_peaks(self) -> dict[str, Peaks]:
+        """Of every device that somebody computes on, now; kept in the log."""
         devices = dict.fromkeys(contender.device for contender in self.contenders)
         found = {device: measure_peaks(self.contenders[0].threads, device) for device in devices}
         if self.journal is not None:
