@@ -23,7 +23,7 @@ from engines.backends import Backend, select_backend
 from engines.bundle import Bundle
 from engines.contracts import Stage
 from engines.doctor import Ability, examine
-from engines.engine import Arrays, Engine
+from engines.engine import IMAGE_STAGES, Arrays, Engine
 from engines.errors import BundleError, MissingPartError, RSRefSegError
 from engines.onnxruntime_engine import OnnxRuntimeEngine
 from engines.openvino_engine import OpenVinoEngine
@@ -143,6 +143,16 @@ def test_what_was_given_is_never_written_again(bundle: Bundle) -> None:
         wanted = plain.encode_image(picture(bundle, 1))
         assert share_of_max(wanted, first) < 1e-5
     assert share_of_max(wanted, first) < 1e-5  # the engine is closed
+
+
+@pytest.mark.parametrize("stage", IMAGE_STAGES)
+def test_pictures_at_once_are_what_they_are_one_by_one(bundle: Bundle, stage: Stage) -> None:
+    pictures = [picture(bundle, seed) for seed in range(3)]
+    with exact(bundle) as engine:
+        together = engine.run(stage, {"image": np.concatenate(pictures)})
+        for row, image in enumerate(pictures):
+            for name, alone in engine.run(stage, {"image": image}).items():
+                assert np.array_equal(together[name][row : row + 1], alone)
 
 
 def test_a_cached_picture_answers_as_before(bundle: Bundle) -> None:
