@@ -106,12 +106,12 @@ def run_attention_bench(preset: str, rounds: int) -> AttentionReport:
 
     config = model_config(preset).sam
     variants, runtimes = tuple(_variants(config)), block_runtimes()
-    tokens = np.random.default_rng(0).normal(size=(1, config.grid_size, config.grid_size, config.embed_dim))
+    tokens = np.random.default_rng(0).normal(size=(1, config.grid_size**2, config.embed_dim))
     x = tokens.astype(np.float32)
     runs: dict[tuple[Variant, str], list[_Run]] = {}
     with tempfile.TemporaryDirectory() as folder, ProgressLine(f"attention of preset {preset}") as progress:
         blocks = {kind: _block(config, kind) for kind in (WINDOWED, GLOBAL)}
-        wanted = {kind: _torch_result(block, x) for kind, block in blocks.items()}
+        wanted = {kind: _torch_result(block, x, config.grid_size) for kind, block in blocks.items()}
         modules = {variant: _with_attention(blocks[variant.kind], variant, config) for variant in variants}
         paths = {variant: Path(folder) / f"{index}.onnx" for index, variant in enumerate(variants)}
         for variant, path in paths.items():
@@ -182,11 +182,13 @@ def _with_attention(block: "nn.Module", variant: Variant, config: "SamConfig") -
     return made  # type: ignore[no-any-return]
 
 
-def _torch_result(block: "nn.Module", x: Floats) -> Floats:
+def _torch_result(block: "nn.Module", x: Floats, grid_size: int) -> Floats:
+    """What the published block gives, which takes a grid."""
     import torch
 
     with torch.no_grad():
-        result: Floats = block(torch.from_numpy(x)).numpy()
+        grid = torch.unflatten(torch.from_numpy(x), 1, (grid_size, grid_size))
+        result: Floats = block(grid).flatten(1, 2).numpy()
     return result
 
 

@@ -151,7 +151,7 @@ def parse_attention(text: str, default: AttentionChoice) -> AttentionChoice:
 
 
 class RelativePositionAttention(nn.Module):
-    """Attention over a grid of tokens, whole or by windows; what segment-anything's ``Attention`` between window
+    """Attention over the tokens of a grid, whole or by windows; what segment-anything's ``Attention`` between window
     partition and its reverse gives, from the same parameters with folded projections.
 
     Only real tokens are projected. Those that pad the last windows are zeros: as keys they have the score that the bias
@@ -208,25 +208,23 @@ class RelativePositionAttention(nn.Module):
         )
         self.register_buffer("column_embedding", columns.contiguous())
         place = torch.eye(self.side, dtype=original.rel_pos_h.dtype)
-        row_places, column_places = place.repeat_interleave(self.side, 1), place.repeat(1, self.side)
-        channels = torch.zeros(self.q_proj.out_features // self.num_heads, self.side**2, dtype=place.dtype)
-        places = torch.cat([channels, row_places, column_places])
-        self.register_buffer("key_places", places.T.contiguous() if fused else places, persistent=False)
+        channels = torch.zeros(self.side**2, self.q_proj.out_features // self.num_heads, dtype=place.dtype)
+        places = torch.cat([channels, place.repeat_interleave(self.side, 0), place.repeat(self.side, 1)], dim=1)
+        self.register_buffer("key_places", places, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C)."""
+        """(N, H W, C) -> (N, H W, C)."""
         side = self.side
-        query = self._heads(self.q_proj(x)).permute(0, 2, 4, 1, 3, 5).flatten(0, 1)
-        key = self._heads(self.k_proj(x))
-        if self.fused:
-            key = key.permute(0, 2, 4, 1, 3, 5).flatten(3, 4).flatten(0, 1)
-        else:
-            key = key.permute(0, 2, 4, 5, 1, 3).flatten(4).flatten(0, 1)
-        value = self._heads(self.v_proj(x)).permute(0, 2, 4, 1, 3, 5).flatten(3, 4).flatten(0, 1)
+        x = torch.unflatten(x, 1, (self.grid_size, self.grid_size))
+        query = self._heads(self.q_proj(x)).flatten(0, 1)
+        key, value = (self._heads(project(x)).flatten(3, 4).flatten(0, 1) for project in (self.k_proj, self.v_proj))
         if self.form is AttentionForm.FOLDED:
             # Room for the places behind the channels, then a sum: putting a constant beside the keys of a varying
             # number of images would have to spread it over them first.
-            key = nn.functional.pad(key, (0, 2 * side) if self.fused else (0, 0, 0, 2 * side)) + self.key_places
+            key = nn.functional.pad(key, (0, 2 * side)) + self.key_places
+        if not self.fused:
+            # Every runtime makes this turn part of the product; to cut heads in that order would be a copy of its own.
+            key = key.transpose(2, 3)
         # Asked for one part, the exporter would write a Split into one.
         queries = query.chunk(self.query_parts, dim=2) if self.query_parts > 1 else (query,)
         embeddings = zip(queries, self.row_embeddings, strict=True)
@@ -236,15 +234,16 @@ class RelativePositionAttention(nn.Module):
         merged = torch.unflatten(torch.unflatten(merged, 2, (side, side)), 0, (-1, self.windows))
         merged = merged.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
         merged = torch.unflatten(merged, 0, (-1, self.windows)).flatten(1, 2)
-        projected: Tensor = self.proj(merged[:, : self.grid_size, : self.grid_size])
+        projected: Tensor = self.proj(merged[:, : self.grid_size, : self.grid_size].flatten(1, 2))
         return projected
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(N, H, W, C) -> (N rows of windows, side, windows, side, heads, C / heads), with zeros for padding."""
+        """(N, H, W, heads C) -> (N rows of windows, windows, heads, side, side, C), with zeros for padding."""
         if missing := self.windows * self.side - self.grid_size:
             x = nn.functional.pad(x, (0, 0, 0, missing, 0, missing))
         x = torch.unflatten(x, 1, (self.windows, self.side)).flatten(0, 1)
-        return torch.unflatten(torch.unflatten(x, 2, (self.windows, self.side)), 4, (self.num_heads, -1))
+        x = torch.unflatten(torch.unflatten(x, 2, (self.windows, self.side)), 4, (self.num_heads, -1))
+        return x.permute(0, 2, 4, 1, 3, 5)
 
     def _attend(self, query: Tensor, row_embedding: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(N windows, heads, queries, C) of the queries of some rows.
@@ -270,7 +269,9 @@ class RelativePositionAttention(nn.Module):
 
 
 def choose_attention(encoder: ImageEncoderViT, choice: AttentionChoice, fused: bool = False) -> None:
-    """Give every block of SAM's image encoder the chosen form of attention, in place; it cuts windows itself then.
+    """Give every block of SAM's image encoder the chosen form of attention, in place.
+
+    It cuts windows itself, and the blocks take and give tokens (N, H W, C) then, not grids.
 
     Raises:
         BadInputError: the grid's rows cannot be divided into so many parts.

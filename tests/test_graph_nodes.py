@@ -62,8 +62,8 @@ WANTED: dict[Stage, dict[str, int]] = {
         "Pad": 4,  # windows of q, k and v; room for the places of keys in the folded form
         "Slice": 1,  # of the padding, once for both axes
         "Concat": 1,
-        "Transpose": 16,
-        "Reshape": 19,
+        "Transpose": 18,  # one of each block's keys, which runtimes make part of their product
+        "Reshape": 24,  # as most of those, and tokens to grids and back
     },
     Stage.SAM_DECODER: {
         "LayerNormalization": 12,

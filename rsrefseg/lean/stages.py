@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from rsrefseg import siglip
-from rsrefseg.attention import AttentionChoice, choose_attention
-from rsrefseg.lean.decoder import LeanDecoder, TokenLayerNorm
+from rsrefseg.attention import AttentionChoice
+from rsrefseg.lean.decoder import LeanDecoder
 from rsrefseg.lean.gelu import TanhGelu, rewrite_gelus
+from rsrefseg.lean.image_encoder import LeanImageEncoder
 from rsrefseg.lean.prompter import LeanPrompter
-from rsrefseg.projections import FoldedSelfAttention, linear
+from rsrefseg.projections import FoldedSelfAttention
 from rsrefseg.prompter import AttnPrompter
-from rsrefseg.sam import ChannelLayerNorm, SamDecoder, SamEncoder
+from rsrefseg.sam import SamDecoder, SamEncoder
 from rsrefseg.siglip import SiglipText, SiglipVision
 
 _PIXEL_RANGE = 255.0
@@ -49,8 +50,7 @@ def make_lean(module: nn.Module, attention: AttentionChoice, half: bool = False,
             if not half:
                 fold_pixels(module.image_encoder.patch_embed.proj, module.pixel_mean, module.pixel_std)
                 module.takes_pixels = True
-            choose_attention(module.image_encoder, attention, fused)
-            module.image_encoder.neck = LeanNeck(module.image_encoder.neck)
+            module.set_submodule("image_encoder", LeanImageEncoder(module.image_encoder, attention, fused))
         case SamDecoder():
             return LeanDecoder(module, fused)
     return module
@@ -84,23 +84,6 @@ class PositionTable(nn.Module):
     def forward(self, _: Tensor) -> Tensor:
         """(T, C), whatever is asked for."""
         return self.weight
-
-
-class LeanNeck(nn.Sequential):
-    """SAM's neck with its pointwise convolution and the first norm on tokens: channels first for the 3 x 3 alone."""
-
-    def __init__(self, original: nn.Sequential) -> None:
-        pointwise, norm, convolution, last_norm = original
-        assert isinstance(pointwise, nn.Conv2d)
-        assert isinstance(norm, ChannelLayerNorm)
-        weight = pointwise.weight.flatten(1)
-        super().__init__(linear(weight, pointwise.bias, weight.dtype), TokenLayerNorm(norm), convolution, last_norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, g, g) -> (N, D, g, g)."""
-        pointwise, norm, convolution, last_norm = self
-        embedding: Tensor = last_norm(convolution(norm(pointwise(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)))
-        return embedding
 
 
 def _fold_tower(tower: SiglipVision | SiglipText, fused: bool) -> None:
