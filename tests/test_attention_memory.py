@@ -22,7 +22,7 @@ def intermediate_sizes(form: AttentionForm, window: int, parts: int, path: Path)
     module = RelativePositionAttention(original, form, GRID, window, parts).eval()
     with torch.no_grad():
         program = torch.onnx.export(
-            module, (torch.zeros(1, GRID, GRID, CHANNELS),), dynamo=True, opset_version=18, verbose=False
+            module, (torch.zeros(1, GRID**2, CHANNELS),), dynamo=True, opset_version=18, verbose=False
         )
     assert program is not None
     program.save(path)
