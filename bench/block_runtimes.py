@@ -65,7 +65,10 @@ def _openvino(path: Path, precision: str) -> Runner:
         "INFERENCE_NUM_THREADS": usable_cores(),
         "INFERENCE_PRECISION_HINT": precision,
     }
-    request = core.compile_model(core.read_model(path), openvino_library.CPU, settings).create_infer_request()
+    model = core.read_model(path)
+    # One image, as the engine tells it.
+    model.reshape({INPUT: [1, *list(model.input(INPUT).partial_shape)[1:]]})
+    request = core.compile_model(model, openvino_library.CPU, settings).create_infer_request()
 
     def run(x: Floats) -> Floats:
         result: Floats = request.infer({INPUT: x}, share_inputs=True)[OUTPUT]

@@ -101,6 +101,25 @@ def test_no_node_takes_what_one_of_its_kind_has_just_made(exported: Exported, st
     assert pairs == []
 
 
+def optimised_by_onnxruntime(exported: Exported, stage: Stage, folder: Path) -> Counter[str]:
+    """How many nodes of each kind ONNX Runtime makes of a graph."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3
+    path = Bundle.open(exported.bundle).graph_path(stage)
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+def test_onnxruntime_turns_the_keys_of_sams_blocks_inside_their_product(exported: Exported, tmp_path: Path) -> None:
+    path = Bundle.open(exported.bundle).graph_path(Stage.SAM_ENCODER)
+    written = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+    found = optimised_by_onnxruntime(exported, Stage.SAM_ENCODER, tmp_path)
+    assert found["FusedMatMul"] == written["Softmax"]
+    assert found["Transpose"] <= written["Transpose"] - 2  # one of each block
+
+
 @pytest.mark.parametrize(
     ("stage", "wanted"),
     [
@@ -114,12 +133,6 @@ def test_no_node_takes_what_one_of_its_kind_has_just_made(exported: Exported, st
 def test_onnxruntime_makes_one_node_of_every_gelu(
     exported: Exported, tmp_path: Path, stage: Stage, wanted: int
 ) -> None:
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3
-    path = Bundle.open(exported.bundle).graph_path(stage)
-    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
-    found = Counter(node.op_type for node in graph.node)
+    found = optimised_by_onnxruntime(exported, stage, tmp_path)
     assert found["Gelu"] + found["BiasGelu"] + found["FastGelu"] == wanted
     assert found["Erf"] + found["Tanh"] == 0
