@@ -223,8 +223,8 @@ class RelativePositionAttention(nn.Module):
             # number of images would have to spread it over them first.
             key = nn.functional.pad(key, (0, 2 * side)) + self.key_places
         if not self.fused:
-            # ONNX Runtime and OpenVINO make this turn part of the product. To cut heads in that order is a slow copy: in
-            # ONNX Runtime 16 ms instead of 2, for a global block of preset b.
+            # ONNX Runtime and OpenVINO make this turn part of the product. To cut heads in that order is a slow copy:
+            # 16 ms instead of 2 in ONNX Runtime, for a global block of preset b.
             key = key.transpose(2, 3)
         # Asked for one part, the exporter would write a Split into one.
         queries = query.chunk(self.query_parts, dim=2) if self.query_parts > 1 else (query,)
