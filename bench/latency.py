@@ -16,13 +16,13 @@ from bench.health import HealthSummary, Watch
 from bench.journal import Journal, open_journal
 from bench.latency_report import BenchReport, BundleFacts, ContenderFacts, Settings
 from bench.latency_rows import latency_rows, ratio_rows, roofline_rows, share_rows
-from bench.machine import Machine, busy_notes, others_busy_share, this_machine
+from bench.machine import Machine, busy_notes, free_memory_mib, memory_notes, others_busy_share, this_machine
 from bench.markdown import render_markdown
 from bench.peaks import Peaks, measure_peaks
 from bench.plot import check_plotting, draw_plot
 from bench.roofline import expected_floors
 from bench.scenarios import Question, Scenario, parse_scenarios, question_for
-from bench.startup import measure_startup
+from bench.startup import Startup, measure_startup
 from bench.turns import SETTLE_MS, Observation, take_turns, warm_up
 from engines.bundle import Bundle
 from engines.errors import BadInputError
@@ -131,10 +131,17 @@ class _Bench:
                 progress.say(f"going on with '{self.request.log}' after {self.rounds_done} rounds")
             busy.append(self._look_for_others())
             peaks = _best([peaks, self._measure_peaks()])
+            startups = {}
+            for contender in self.contenders:
+                progress.say(f"{contender.name}: start-up and memory in a process of its own")
+                startups[contender.name] = measure_startup(contender.name, self.bundle, self.request.run)
+            for note in memory_notes([found.peak_memory_mib for found in startups.values()], free_memory_mib()):
+                notes.append(note)
+                progress.say(note)
             entrants, facts = [], []
             for contender in self.contenders:
-                progress.say(f"{contender.name}: start-up and memory in a process of its own, agreement, warm-up")
-                fact = self._prepare(contender)
+                progress.say(f"{contender.name}: loading, agreement, warm-up")
+                fact = self._prepare(contender, startups[contender.name])
                 facts.append(fact)
                 entrants.append((contender, fact.warm_up))
                 if not fact.warm_up.stable:
@@ -188,8 +195,7 @@ class _Bench:
         """Whole rounds, those of the log included."""
         return max((seen.round for seen in self.observations), default=-1) + 1
 
-    def _prepare(self, contender: Contender) -> ContenderFacts:
-        startup = measure_startup(contender.name, self.bundle, self.request.run)
+    def _prepare(self, contender: Contender, startup: Startup) -> ContenderFacts:
         contender.load()
         agreements = agreements_of(contender, self.scenarios, self.sample) if self.sample is not None else {}
         warm = warm_up(contender, self.scenarios, self.question)

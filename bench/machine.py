@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -104,6 +104,24 @@ def peak_memory_mib() -> float | None:
         return None
     # Bytes on macOS, KiB elsewhere.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
+
+
+def free_memory_mib() -> float | None:
+    """What this system could give to programs now; ``None`` where it does not tell."""
+    return _field_mib(Path("/proc/meminfo"), "MemAvailable")
+
+
+def memory_notes(peaks_mib: Sequence[float | None], free_mib: float | None) -> list[str]:
+    """A warning where programs that each took so much alone may not fit beside each other: the system would end them
+    without a word. A sum of peaks is more than they need at the same time.
+    """
+    together = sum(peak for peak in peaks_mib if peak is not None)
+    if free_mib is None or together <= free_mib:
+        return []
+    return [
+        f"the contenders took up to {together / 2**10:.1f} GiB one by one and {free_mib / 2**10:.1f} are free: the "
+        "system may end a measurement of all at once, so name fewer with --backends"
+    ]
 
 
 def _status_mib(field: str) -> float | None:

@@ -12,7 +12,7 @@ from bench.contenders import open_contenders
 from bench.latency import BenchRequest, run_bench
 from bench.latency_report import BenchReport, ContenderFacts
 from bench.latency_rows import latency_rows, ratio_rows, share_rows
-from bench.machine import busy_notes, others_busy_share, peak_memory_mib
+from bench.machine import busy_notes, memory_notes, others_busy_share, peak_memory_mib
 from bench.scenarios import (
     FIRST_PHRASE,
     NEXT_PHRASE,
@@ -303,6 +303,18 @@ def test_a_busy_machine_is_told() -> None:
     assert busy_notes([0.02, None]) == []
     assert busy_notes([None]) == []
     assert "50%" in busy_notes([0.01, 0.5])[0]
+
+
+def test_contenders_that_may_not_fit_beside_each_other_are_told(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert memory_notes([10_000.0, None, 5_000.0], 15_000.0) == []
+    assert memory_notes([10_000.0], None) == []
+    monkeypatch.setattr("bench.latency.free_memory_mib", lambda: 20.0)
+    report = run_bench(BenchRequest(["onnxruntime"], exported.bundle, None, 3, scenarios="next_phrase"))
+    (note,) = [note for note in report.notes if "--backends" in note]
+    assert "GiB one by one and 0.0 are free" in note
+    assert note in capsys.readouterr().err
 
 
 def test_own_threads_that_still_spin_are_no_other_program(monkeypatch: pytest.MonkeyPatch) -> None:
