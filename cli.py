@@ -1,18 +1,18 @@
-"""The command line: a command parses, calls one function, prints. Nothing else happens here."""
+"""The command line: a command parses, calls one function, prints. Nothing else happens here.
+
+Long, and in one file, because it is the list of all commands and of all that they can be told.
+"""
 
 import io
-import json
 import os
-import re
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from engines.errors import BadInputError, CheckFailedError, MissingPartError, RSRefSegError
+from engines.errors import BadInputError, CheckFailedError, MissingPartError
 
 app = typer.Typer(
     name="rsrefseg",
@@ -23,8 +23,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make, check and convert data sets.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-
-_WIDTH_ELSEWHERE = 1000
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the latest under ./runs by default.")]
@@ -47,94 +45,22 @@ def main() -> None:
 
 def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
     """Run one command in this process: its exit code, and what its function returned."""
+    from engines.terminal import explain, fail
+
     try:
         result = app(list(arguments), prog_name="rsrefseg", standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130), None
+        return fail("interrupted", 130), None
     except Exception as error:
-        message, code = _explain(error)
-        if os.environ.get("RSREFSEG_DEBUG") == "1":
-            traceback.print_exc()
-        return _fail(message, code), None
+        return fail(*explain(error)), None
     # A command that ends by typer.Exit makes its code the result.
     return (result, None) if isinstance(result, int) else (0, result)
 
 
-def _explain(error: Exception) -> tuple[str, int]:
-    """One line and the exit code for an error; what nobody expected is raised again."""
-    if isinstance(error, RSRefSegError):
-        return str(error), error.exit_code
-    if isinstance(error, ImportError) and (line := _missing_extra(error)) is not None:
-        return line, 2
-    if isinstance(error, MemoryError):
-        return "out of memory: close other programs or use a smaller input", 2
-    if isinstance(error, OSError):
-        return _system_line(error), 2
-    if callable(usage := getattr(error, "format_message", None)):
-        return f"{usage().rstrip('.')} (see --help)", 2
-    raise error
-
-
-def _missing_extra(error: ImportError) -> str | None:
-    """The line for a package of the extra ``train`` that is missing or broken; None for any other import."""
-    from engines.doctor import TRAIN_MODULES
-
-    package = (error.name or "").split(".")[0]
-    if package not in TRAIN_MODULES:
-        return None
-    problem = "" if isinstance(error, ModuleNotFoundError) else f", which is installed but broken ({error})"
-    return f"this command needs '{package}'{problem}: install the extra with `pip install 'rsrefseg[train]'`"
-
-
-def _system_line(error: OSError) -> str:
-    """An error of the system that no function turned into a line of its own."""
-    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    subject = "cannot use " + " and ".join(f"'{name}'" for name in names) if names else "the system refused"
-    return f"{subject}: {error.strerror or str(error) or type(error).__name__} (RSREFSEG_DEBUG=1 shows where)"
-
-
-def _fail(message: str, code: int) -> int:
-    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda mark: repr(mark[0])[1:-1], " ".join(message.split()))
-    if sys.stderr is not None:
-        print(f"rsrefseg: {line}", file=sys.stderr)
-    return code
-
-
 def _print(report: Any, as_json: bool) -> Any:
-    """Print a report (anything with ``as_dict`` and ``render``) for a program or for a person."""
-    document = report.as_dict()
-    _write(json.dumps(document) if as_json else _rendered(report.render()))
-    return document
+    from engines.terminal import print_report
 
-
-def _rendered(content: Any) -> str:
-    """Text or a rich table as it goes to the terminal; nothing in it is taken for markup."""
-    from rich.console import Console
-
-    # In a file or a pipe there is no width to keep to: cells would be cut for nothing.
-    terminal, text = sys.stdout is not None and sys.stdout.isatty(), io.StringIO()
-    console = Console(
-        file=text,
-        force_terminal=terminal,
-        width=None if terminal else _WIDTH_ELSEWHERE,
-        soft_wrap=True,
-        markup=False,
-        emoji=False,
-        highlight=False,
-    )
-    console.print(content)
-    return text.getvalue().rstrip("\n")
-
-
-def _write(text: str) -> None:
-    """Print on standard output, at once, so that a full disk is told here."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        # What stays in the buffer would fail once more when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # whoever reads has seen enough, as `head` does
-            raise RSRefSegError(f"cannot write to standard output: {error.strerror}") from error
+    return print_report(report, as_json)
 
 
 @app.callback(invoke_without_command=True)
@@ -244,13 +170,13 @@ def data_convert(
     as_json: JsonFlag = False,
 ) -> Any:
     """Write a data set's annotations as JSON lines."""
+    from engines.terminal import print_document
     from rsrefseg.data.jsonl import export_jsonl
     from rsrefseg.data.samples import open_dataset
 
     count = export_jsonl(open_dataset(path, images), out)
     document = {"path": str(out), "samples": count}
-    _write(json.dumps(document) if as_json else f"{count} expressions written to {out}")
-    return document
+    return print_document(document, f"{count} expressions written to {out}", as_json)
 
 
 @app.command()
