@@ -131,17 +131,17 @@ class _Bench:
                 progress.say(f"going on with '{self.request.log}' after {self.rounds_done} rounds")
             busy.append(self._look_for_others())
             peaks = _best([peaks, self._measure_peaks()])
-            startups = {}
+            startups = []
             for contender in self.contenders:
                 progress.say(f"{contender.name}: start-up and memory in a process of its own")
-                startups[contender.name] = measure_startup(contender.name, self.bundle, self.request.run)
-            for note in memory_notes([found.peak_memory_mib for found in startups.values()], free_memory_mib()):
+                startups.append(measure_startup(contender.name, self.bundle, self.request.run))
+            for note in memory_notes([startup.peak_memory_mib for startup in startups], free_memory_mib()):
                 notes.append(note)
                 progress.say(note)
             entrants, facts = [], []
-            for contender in self.contenders:
+            for contender, startup in zip(self.contenders, startups, strict=True):
                 progress.say(f"{contender.name}: loading, agreement, warm-up")
-                fact = self._prepare(contender, startups[contender.name])
+                fact = self._prepare(contender, startup)
                 facts.append(fact)
                 entrants.append((contender, fact.warm_up))
                 if not fact.warm_up.stable:

@@ -1,13 +1,13 @@
 """A bundle on OpenVINO: on the CPU in BF16 where the processor computes in it, or FP32; on an Intel GPU in FP16."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engines.bundle import Bundle
-from engines.contracts import IMAGES, Stage, StageContract
+from engines.contracts import Stage, TensorSpec
 from engines.cores import usable_cores
 from engines.engine import IMAGE_STAGES, Arrays, Engine
 from engines.errors import BundleError, RSRefSegError
@@ -91,15 +91,16 @@ class OpenVinoEngine(Engine):
         path = self.bundle.graph_path(stage)
         contract = self.bundle.manifest.stages[stage].contract
         try:
-            model = self._core.read_model(path)
-            _check_face(path.name, contract, model)
+            graph = self._core.read_model(path)
             if stage in IMAGE_STAGES:
-                model.reshape({spec.name: spec.sized(**{IMAGES.name: 1}) for spec in contract.inputs})
-            self._models[stage] = self._core.compile_model(model, self._device, self._settings(stage))
-        except BundleError:
-            raise
+                (image,) = contract.inputs
+                graph.reshape(image.sized(images=1))
+            model = self._core.compile_model(graph, self._device, self._settings(stage))
         except Exception as error:  # RuntimeErrors of many subclasses, TypeErrors of its bindings
             raise BundleError(f"openvino {version()} cannot load '{path}': {one_line(error)}") from error
+        _check_face(path.name, "inputs", model.inputs, contract.inputs)
+        _check_face(path.name, "outputs", model.outputs, contract.outputs)
+        self._models[stage] = model
         self._release_pages(stage)
 
     def _release_pages(self, stage: Stage) -> None:
@@ -125,13 +126,11 @@ class OpenVinoEngine(Engine):
     def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         if stage not in IMAGE_STAGES:
             return self._infer(stage, feeds)
-        (count,) = {len(array) for array in feeds.values()}
-        results = [
-            self._infer(stage, {name: array[row : row + 1] for name, array in feeds.items()}) for row in range(count)
-        ]
-        if count == 1:
+        ((name, images),) = feeds.items()
+        results = [self._infer(stage, {name: images[row : row + 1]}) for row in range(len(images))]
+        if len(results) == 1:
             return results[0]
-        return {name: np.concatenate([one[name] for one in results]) for name in results[0]}
+        return {output: np.concatenate([result[output] for result in results]) for output in results[0]}
 
     def _infer(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         names = [spec.name for spec in self.bundle.manifest.stages[stage].contract.outputs]
@@ -150,16 +149,15 @@ class OpenVinoEngine(Engine):
             raise RSRefSegError(f"stage '{stage}' failed in {self.name}: {one_line(error)}") from error
 
 
-def _check_face(file: str, contract: StageContract, model: Any) -> None:
-    """A graph whose names and types are not those of its contract belongs to another bundle."""
-    for kind, ports, specs in (("inputs", model.inputs, contract.inputs), ("outputs", model.outputs, contract.outputs)):
-        want = {spec.name: spec.dtype for spec in specs}
-        have = dict(_named(port, want) for port in ports)
-        if have != want:
-            raise BundleError(f"the {kind} of '{file}' are {have}, its contract says {want}: export the bundle again")
+def _check_face(file: str, kind: str, found: list[Any], specs: tuple[TensorSpec, ...]) -> None:
+    """A graph whose names and types are not those of its contract belongs to another bundle.
 
-
-def _named(port: Any, wanted: Collection[str]) -> tuple[str, str]:
-    """Name and type. A tensor that is handed on unchanged bears the names of all it was called on its way."""
-    name = next((name for name in port.names if name in wanted), port.any_name)
-    return name, str(port.element_type.to_dtype())
+    A tensor that is handed on unchanged bears the names of all it was called on its way.
+    """
+    want = {spec.name: spec.dtype for spec in specs}
+    have = {
+        next((name for name in port.names if name in want), port.any_name): str(port.element_type.to_dtype())
+        for port in found
+    }
+    if have != want:
+        raise BundleError(f"the {kind} of '{file}' are {have}, its contract says {want}: export the bundle again")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
-from segment_anything.modeling.image_encoder import Attention, ImageEncoderViT, get_rel_pos
+from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 
 from engines.errors import BadInputError
@@ -267,18 +267,3 @@ class RelativePositionAttention(nn.Module):
         scores = torch.unflatten(torch.unflatten(queries @ key, 3, (self.side, self.side)), 2, (-1, self.side))
         attended: Tensor = (scores + rows + columns).flatten(4).flatten(2, 3).softmax(dim=-1) @ value
         return attended
-
-
-def choose_attention(encoder: ImageEncoderViT, choice: AttentionChoice, fused: bool = False) -> None:
-    """Give every block of SAM's image encoder the chosen form of attention, in place.
-
-    It cuts windows itself, and the blocks take and give tokens (N, H W, C) then, not grids.
-
-    Raises:
-        BadInputError: the grid's rows cannot be divided into so many parts.
-    """
-    grid_size = encoder.img_size // encoder.patch_embed.proj.stride[0]
-    for block in encoder.blocks:
-        form, parts = (choice.windowed, 1) if block.window_size else (choice.whole, choice.query_parts)
-        block.attn = RelativePositionAttention(block.attn, form, grid_size, block.window_size, parts, fused)
-        block.window_size = 0

@@ -4,7 +4,7 @@ import torch
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
 
-from rsrefseg.attention import AttentionChoice, choose_attention
+from rsrefseg.attention import AttentionChoice, RelativePositionAttention
 from rsrefseg.lean.decoder import TokenLayerNorm
 from rsrefseg.projections import linear
 from rsrefseg.sam import ChannelLayerNorm
@@ -13,20 +13,28 @@ from rsrefseg.sam import ChannelLayerNorm
 class LeanImageEncoder(nn.Module):
     """What segment-anything's ``ImageEncoderViT`` computes, from its weights, under its names.
 
-    Sums of grids would make OpenVINO turn them to channels first and back, twice in every block.
+    Its blocks take and give tokens, and their attention cuts windows itself. Sums of grids would make OpenVINO order
+    them as for convolutions and back, twice in every block.
 
     Args:
         original: whose weights are used; it is not fit for anything else afterwards.
         attention: the form that its blocks get.
         fused: write attention as one operator.
+
+    Raises:
+        BadInputError: the grid's rows cannot be divided into so many parts.
     """
 
     def __init__(self, original: ImageEncoderViT, attention: AttentionChoice, fused: bool = False) -> None:
         super().__init__()
-        choose_attention(original, attention, fused)
         self.patch_embed, self.blocks = original.patch_embed, original.blocks
         self.pos_embed = nn.Parameter(original.pos_embed.detach().flatten(1, 2), requires_grad=False)
-        self.neck = LeanNeck(original.neck, original.img_size // original.patch_embed.proj.stride[0])
+        grid_size = original.pos_embed.shape[1]
+        for block in self.blocks:
+            form, parts = (attention.windowed, 1) if block.window_size else (attention.whole, attention.query_parts)
+            block.attn = RelativePositionAttention(block.attn, form, grid_size, block.window_size, parts, fused)
+            block.window_size = 0
+        self.neck = LeanNeck(original.neck, grid_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, D, g, g)."""
