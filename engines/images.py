@@ -1,5 +1,6 @@
 """Image work on the host, the same for training and serving: read, stretch, bring logits back to the picture's size."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ def upsample_logits(
     -> ``original`` (H, W). Equal to ``F.interpolate(mode="bilinear", align_corners=False)`` twice, down to its float32
     weights; OpenCV's differ by 2e-5 of the range.
     """
-    return _bilinear(_bilinear(logits, (stretched_size, stretched_size)), original)
+    height, width = original
+    return _stretch_rows(_stretch_rows(logits.T, stretched_size, width).T, stretched_size, height)
 
 
 def check_picture(image: npt.NDArray[np.uint8]) -> None:
@@ -68,31 +70,44 @@ def check_picture(image: npt.NDArray[np.uint8]) -> None:
         raise BadInputError(f"a picture must be (height, width, 3) uint8 RGB, got {list(image.shape)} {image.dtype}")
 
 
-def _bilinear(values: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """(h, w) to ``size`` (H, W)."""
-    return _stretch_rows(_stretch_rows(values.T, size[1]).T, size[0])
-
-
-def _stretch_rows(values: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
-    """(h, w) to (height, w), by blocks of rows: each is a small matrix product with the few rows it comes from."""
-    above, below, share = _taps(values.shape[0], height)
+def _stretch_rows(values: npt.NDArray[np.float32], between: int, height: int) -> npt.NDArray[np.float32]:
+    """(h, w) to (between, w) to (height, w), both steps in one: what lies between is never made."""
     resized = np.empty((height, values.shape[1]), np.float32)
-    for start in range(0, height, _ROWS_PER_BLOCK):
-        rows = slice(start, start + _ROWS_PER_BLOCK)
-        low, high = above[rows][0], below[rows][-1] + 1
-        each = np.arange(len(above[rows]))
-        weights = np.zeros((len(each), high - low), np.float32)
-        weights[each, above[rows] - low] = 1 - share[rows]
-        weights[each, below[rows] - low] += share[rows]
-        np.matmul(weights, values[low:high], out=resized[rows])
+    for rows, weights, source in _blocks(values.shape[0], between, height):
+        np.matmul(weights, values[source], out=resized[rows])
     return resized
 
 
-def _taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """For each target position the two source positions it lies between, and the second one's share, all in float32."""
+@functools.lru_cache(maxsize=16)  # pictures of a size and their phrases come one after the other
+def _blocks(source: int, between: int, height: int) -> tuple[tuple[slice, npt.NDArray[np.float32], slice], ...]:
+    """Blocks of target rows: which, their weights (rows, n), and the n source rows that these belong to."""
+    blocks = []
+    for start in range(0, height, _ROWS_PER_BLOCK):
+        rows = slice(start, min(start + _ROWS_PER_BLOCK, height))
+        second, middle = _weights(between, height, rows)
+        first, taken = _weights(source, between, middle)
+        blocks.append((rows, second @ first, taken))
+    return tuple(blocks)
+
+
+def _weights(source: int, target: int, rows: slice) -> tuple[npt.NDArray[np.float32], slice]:
+    """What some target rows are made of: their weights (rows, n), and which n source rows these belong to."""
+    above, below, share = _taps(source, target, rows)
+    low, high = int(above[0]), int(below[-1]) + 1
+    each = np.arange(len(above))
+    weights = np.zeros((len(each), high - low), np.float32)
+    weights[each, above - low] = 1 - share
+    weights[each, below - low] += share
+    return weights, slice(low, high)
+
+
+def _taps(
+    source: int, target: int, rows: slice
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """For some target rows the two source rows that each lies between, and the second one's share, all in float32."""
     scale = np.float32(source) / np.float32(target)
     centre = np.maximum(
-        scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0)
+        scale * (np.arange(rows.start, rows.stop, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0)
     )
     first = np.minimum(centre.astype(np.int64), source - 1)
     return first, np.minimum(first + 1, source - 1), centre - first.astype(np.float32)
