@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import io
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ from engines.onnxruntime_engine import (
     why_unavailable,
 )
 from engines.onnxruntime_placement import RECORD_KEY, placement_of
+from engines.onnxruntime_replay import CUDA_OPTIONS, GRAPH_ID, NOT_RECORDED, Replays
+
+# Stages of many small kernels whose results are wanted in host memory: their runs are recorded and replayed.
+REPLAYED = (Stage.SIGLIP_TEXT, Stage.SAM_DECODER)
 
 _CPU, _CUDA = "cpu", "cuda"
 _FAULTS_OF_A_GRAPH = {"InvalidGraph", "InvalidProtobuf", "NoSuchFile"}  # the names of ONNX Runtime's error classes
@@ -54,10 +60,12 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     """Runs every stage on one GPU. The picture crosses the bus once for both encoders, mask logits once per answer.
 
     What crosses it besides are the phrases' features, 0.3 MB each: kept on the host they can be put together at will,
-    which costs microseconds beside a text encoder of milliseconds. A stage is done when its run returns.
+    which costs microseconds beside a text encoder of milliseconds. A stage is done when its run returns. The image
+    encoders run at the same time, for SigLIP's kernels do not fill a large GPU; text encoder and decoder are replayed,
+    see :class:`engines.onnxruntime_replay.Replays`.
 
     The code knows the device by ONNX Runtime's name for it only. With ``cpu`` all of it runs on any machine: that is
-    what the tests run. Safe among threads.
+    what the tests run. Safe among threads, which take turns.
 
     Args:
         bundle: what to run.
@@ -74,28 +82,32 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str = _CUDA, device_id: int = 0) -> None:
         super().__init__(bundle, threads, device)
         self._device_id = device_id
+        self._replays: dict[Stage, Replays] = {}
+        self._unrecordable: set[Stage] = set()
+        # Whoever uses the GPU holds it: while a run is recorded nothing else may. Taken after what guards loading.
+        self._turn = threading.RLock()
+        self._picture: Any = None
         if device == _CUDA and (reason := why_not_started(device_id)) is not None:
             raise MissingPartError(reason)
 
     def provider_of(self, stage: Stage) -> str:
-        """The execution provider, and what of the stage it left to the CPU."""
+        """The execution provider, what of the stage it left to the CPU, and why its runs are not replayed."""
         self.load(stage)
-        return str(placement_of(self._sessions[stage], PROVIDERS[self._device]) or super().provider_of(stage))
+        provider = str(placement_of(self._sessions[stage], PROVIDERS[self._device]) or super().provider_of(stage))
+        refusal = self._replays[stage].refusal if stage in self._replays else ""
+        return f"{provider}; not replayed: {refusal}" if refusal else provider
 
     def encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
-        """Both image encoders on one upload of the picture; what they give stays on the device."""
-        import onnxruntime
-
+        """Both image encoders at once on one upload of the picture; what they give stays on the device."""
         check_one_image(image)
         for stage in IMAGE_STAGES:
             self.bundle.manifest.stages[stage].contract.check_inputs({"image": image})
         self.load(*IMAGE_STAGES)
-        try:
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(image), self._device, self._device_id)
-        except Exception as error:  # ONNX Runtime's error classes share no base but Exception
-            raise self._run_error(IMAGE_STAGES[0], error) from error
-        picture = {"image": BoundTensor.of(value)}
-        return {name: made for stage in IMAGE_STAGES for name, made in self._run_bound(stage, picture).items()}
+        with self._turn, ThreadPoolExecutor(len(IMAGE_STAGES)) as pool:
+            picture = {"image": self._upload(image)}
+            runs = [pool.submit(self._bind_and_run, stage, picture) for stage in IMAGE_STAGES]
+            wait(runs)
+        return {name: made for run in runs for name, made in run.result().items()}
 
     def answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
         """Prompter and decoder; the prompts stay on the device, the mask logits come back.
@@ -112,32 +124,54 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         """
         text = {name: np.stack([phrase[name] for phrase in phrases]) for name in phrases[0]}
         prompts = self._run_bound(Stage.ATTN_PROMPTER, image | text)
-        logits = self._run_bound(Stage.SAM_DECODER, image | prompts, to_host=True)["mask_logits"]
-        return np.asarray(logits.value.numpy(), np.float32)
+        return np.asarray(self._run_bound(Stage.SAM_DECODER, image | prompts)["mask_logits"], np.float32)
 
     def run_resident(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
-        """As :meth:`Engine.run_resident`; what the stage gives stays on the device."""
+        """As :meth:`Engine.run_resident`; what a stage gives stays on the device, but for those that are replayed."""
         return self._run_bound(stage, tensors)
 
     def to_host(self, tensors: Tensors) -> Arrays:
         """Copies in host memory."""
-        return {
-            name: tensor.value.numpy() if isinstance(tensor, BoundTensor) else tensor
-            for name, tensor in tensors.items()
-        }
+        with self._turn:
+            return {
+                name: tensor.value.numpy() if isinstance(tensor, BoundTensor) else tensor
+                for name, tensor in tensors.items()
+            }
 
-    def _run_bound(self, stage: Stage, tensors: Mapping[str, Any], to_host: bool = False) -> Tensors:
+    def close(self) -> None:
+        """Free all sessions, and what is kept on the device for them."""
+        self._replays.clear()
+        self._unrecordable.clear()
+        self._picture = None
+        super().close()
+
+    def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        with self._turn:
+            replayed = self._replays[stage].run(feeds) if stage in self._replays else None
+            return replayed if replayed is not None else super()._run(stage, feeds)
+
+    def _run_bound(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
         """Run a stage on those of the tensors that its contract asks for, arrays or on the device.
 
-        Args:
-            stage: which.
-            tensors: by contract name; may hold more.
-            to_host: whether the results are wanted in host memory.
+        Its results stay on the device; of stages in :data:`REPLAYED` they are arrays.
         """
         contract = self.bundle.manifest.stages[stage].contract
         feeds = {spec.name: tensors[spec.name] for spec in contract.inputs}
         contract.check_inputs(feeds)
         self.load(stage)
+        with self._turn:
+            if stage not in self._replays:
+                results = self._bind_and_run(stage, feeds)
+            elif (replayed := self._replays[stage].run(feeds)) is not None:
+                results = dict(replayed)
+            else:
+                results = dict(self.to_host(self._bind_and_run(stage, feeds, to_host=True)))
+        contract.check_outputs(results)
+        return results
+
+    def _bind_and_run(self, stage: Stage, feeds: Mapping[str, Any], to_host: bool = False) -> Tensors:
+        """Run a loaded stage on checked feeds; its results are bound tensors, of the device or of the host."""
+        contract = self.bundle.manifest.stages[stage].contract
         session = self._sessions[stage]
         device = (_CPU, 0) if to_host else (self._device, self._device_id)
         try:
@@ -151,10 +185,10 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
                 # Without a buffer: every run gets memory of its own, so that results can be kept.
                 binding.bind_output(spec.name, *device)
             binding.synchronize_inputs()
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, self._run_options())
             binding.synchronize_outputs()
             values = binding.get_outputs()
-        except Exception as error:  # as above
+        except Exception as error:  # ONNX Runtime's error classes share no base but Exception
             raise self._run_error(stage, error) from error
         results: Tensors = {
             spec.name: BoundTensor.of(value) for spec, value in zip(contract.outputs, values, strict=True)
@@ -162,16 +196,55 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         contract.check_outputs(results)
         return results
 
-    def _load(self, stage: Stage) -> None:
-        super()._load(stage)
-        provider = PROVIDERS[self._device]
-        placement = placement_of(self._sessions[stage], provider)
-        if placement is not None and placement.own == 0:
-            del self._sessions[stage]
-            raise MissingPartError(f"{provider} takes no node of stage '{stage}': use --backend onnxruntime")
+    def _upload(self, image: npt.NDArray[np.uint8]) -> BoundTensor:
+        """The picture on the device, in the memory of the one before it: its encoders are done with that."""
+        import onnxruntime
 
-    def _provider_options(self) -> dict[str, str]:
-        return cuda_options(self._device_id) if self._device == _CUDA else {}
+        image = np.ascontiguousarray(image)
+        try:
+            if self._picture is None:
+                self._picture = onnxruntime.OrtValue.ortvalue_from_numpy(image, self._device, self._device_id)
+            else:
+                self._picture.update_inplace(image)
+        except Exception as error:  # as above
+            self._picture = None
+            raise self._run_error(IMAGE_STAGES[0], error) from error
+        return BoundTensor.of(self._picture)
+
+    def _load(self, stage: Stage) -> None:
+        with self._turn:
+            try:
+                super()._load(stage)
+            except RSRefSegError as error:
+                # ONNX Runtime records no graph that it leaves nodes of to the CPU.
+                if stage not in REPLAYED or "graph capture" not in str(error):
+                    raise
+                self._unrecordable.add(stage)
+                super()._load(stage)
+            provider = PROVIDERS[self._device]
+            placement = placement_of(self._sessions[stage], provider)
+            if placement is not None and placement.own == 0:
+                del self._sessions[stage]
+                raise MissingPartError(f"{provider} takes no node of stage '{stage}': use --backend onnxruntime")
+            contract = self.bundle.manifest.stages[stage].contract
+            if self._records(stage):
+                self._replays[stage] = Replays(self._sessions[stage], contract, self._device, self._device_id)
+
+    def _records(self, stage: Stage) -> bool:
+        return stage in REPLAYED and stage not in self._unrecordable
+
+    def _provider_options(self, stage: Stage) -> dict[str, str]:
+        if self._device != _CUDA:
+            return {}
+        return cuda_options(self._device_id) | (CUDA_OPTIONS if self._records(stage) else {})
+
+    def _run_options(self) -> Any:
+        """Of a run that is not to be recorded."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry(GRAPH_ID, NOT_RECORDED)
+        return options
 
     def _session_entries(self) -> dict[str, str]:
         return super()._session_entries() | {RECORD_KEY: "1"}

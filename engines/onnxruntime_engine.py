@@ -99,7 +99,7 @@ class OnnxRuntimeEngine(Engine):
         try:
             # With its fallback a provider that fails is replaced by the CPU, and the reason printed on standard output.
             session = onnxruntime.InferenceSession(
-                str(path), options, providers=[(provider, self._provider_options())], enable_fallback=0
+                str(path), options, providers=[(provider, self._provider_options(stage))], enable_fallback=0
             )
         except Exception as error:  # its error classes share no base but Exception
             raise self._load_error(path, error) from error
@@ -118,9 +118,13 @@ class OnnxRuntimeEngine(Engine):
         """
         return {"session.force_spinning_stop": "1"}
 
-    def _provider_options(self) -> dict[str, str]:
-        """Options of the provider, by its own names."""
+    def _provider_options(self, stage: Stage) -> dict[str, str]:
+        """Options of the provider for a stage, by its own names."""
         return {}
+
+    def _run_options(self) -> Any:
+        """Of one run; ``None`` for ONNX Runtime's own."""
+        return None
 
     def _load_error(self, path: Path, error: Exception) -> RSRefSegError:
         """What it means that a graph cannot be loaded."""
@@ -131,7 +135,7 @@ class OnnxRuntimeEngine(Engine):
     def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         names = [spec.name for spec in self.bundle.manifest.stages[stage].contract.outputs]
         try:
-            results = self._sessions[stage].run(names, dict(feeds))
+            results = self._sessions[stage].run(names, dict(feeds), self._run_options())
         except Exception as error:  # as above
             raise self._run_error(stage, error) from error
         return dict(zip(names, results, strict=True))

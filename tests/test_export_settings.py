@@ -53,15 +53,19 @@ def test_weight_bytes_are_those_of_the_files(exported: Exported) -> None:
         assert 4 * record.parameters <= record.weight_bytes <= stored
 
 
-def test_every_softmax_becomes_an_attention_node_when_asked_for(exported: Exported, fused: Bundle) -> None:
+def test_every_softmax_but_the_folded_ones_becomes_an_attention_node_when_asked_for(
+    exported: Exported, fused: Bundle
+) -> None:
+    """Folded queries and keys have more channels than values; ONNX Runtime 1.31 computes that wrongly on CUDA."""
     plain = Bundle.open(exported.bundle)
     for stage in Stage:
         assert (plain.manifest.stages[stage].opset, fused.manifest.stages[stage].opset) == (OPSET, FUSED_OPSET)
         wanted = operators(plain, stage).count("Softmax")
+        folded = 0
         if stage is Stage.SAM_ENCODER:
-            wanted += 1  # its global block in two parts
+            wanted, folded = 1, 2  # its windowed block, its global one in two parts
         assert operators(fused, stage).count("Attention") == wanted
-        assert "Softmax" not in operators(fused, stage)
+        assert operators(fused, stage).count("Softmax") == folded
         assert "Attention" not in operators(plain, stage)
 
 

@@ -63,7 +63,7 @@ WANTED: dict[Stage, dict[str, int]] = {
         "Slice": 1,  # of the padding, once for both axes
         "Concat": 1,
         "Transpose": 18,  # one of each block's keys, which runtimes make part of their product
-        "Reshape": 24,  # as most of those, and tokens to grids and back
+        "Reshape": 25,  # as most of those; rows that padding is put behind
     },
     Stage.SAM_DECODER: {
         "LayerNormalization": 12,

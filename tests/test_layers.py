@@ -26,7 +26,7 @@ RUNTIMES = {"onnxruntime", "openvino", "tensorrt", "cuda"}
 ON_THE_EDGE = {"numpy", "PIL", "cv2", "tokenizers", "safetensors", "rich"}
 WRAPPERS = {
     "onnxruntime": {
-        *("engines.onnxruntime_engine", "engines.onnxruntime_cuda", "engines.doctor"),
+        *("engines.onnxruntime_engine", "engines.onnxruntime_cuda", "engines.onnxruntime_replay", "engines.doctor"),
         *("bench.naive", "bench.block_runtimes", "bench.peaks"),
     },
     "openvino": {"engines.openvino_library"},

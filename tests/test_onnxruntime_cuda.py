@@ -7,13 +7,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from engines import onnxruntime_cuda, onnxruntime_engine
+from engines import onnxruntime_cuda, onnxruntime_engine, onnxruntime_replay
 from engines.backends import select_backend
 from engines.bundle import Bundle
 from engines.contracts import Stage
 from engines.engine import Engine
 from engines.errors import BadInputError, BundleError, MissingPartError, RSRefSegError
-from engines.onnxruntime_cuda import BoundTensor, OnnxRuntimeCudaEngine, cuda_options, why_not_started
+from engines.onnxruntime_cuda import REPLAYED, BoundTensor, OnnxRuntimeCudaEngine, cuda_options, why_not_started
 from engines.onnxruntime_engine import OnnxRuntimeEngine
 from engines.onnxruntime_placement import RECORD_KEY, placement_of
 from engines.reference import load_reference
@@ -124,6 +124,82 @@ def test_what_does_not_fit_never_reaches_the_runtime(bundle: Bundle) -> None:
         engine.answer(encoded | {"clip_features": encoded["image_embedding"]}, [text])
 
 
+# Replays
+
+
+def test_what_is_asked_often_is_replayed_with_the_same_bits(exported: Exported) -> None:
+    bundle = Bundle.open(exported.bundle)
+    sample = load_reference(bundle)[0]
+    with bound(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
+        for turn in range(5):  # numbers of phrases take turns, so that each recording follows another's
+            for number in (1, 3, 2):
+                phrases = (sample.phrases * 3)[turn : turn + number]
+                assert_same(
+                    asked(engine, sample.tensors["image"], phrases), asked(plain, sample.tensors["image"], phrases)
+                )
+        assert {stage: replays.count for stage, replays in engine._replays.items()} == dict.fromkeys(REPLAYED, 3)
+        assert not any(replays.refusal for replays in engine._replays.values())
+
+
+def test_answers_outlive_the_next_replay(bundle: Bundle) -> None:
+    """A recording writes into the same memory each time."""
+    tokens = bundle.tokenizer().encode(PHRASES)
+    with bound(bundle) as engine:
+        encoded = [engine.encode_image(picture(bundle, seed)) for seed in (1, 2)]
+        texts = engine.encode_text(tokens.input_ids, tokens.token_mask)
+        first = [engine.answer(encoded[0], texts) for _ in range(4)][-1]
+        kept = first.copy()
+        second = engine.answer(encoded[1], texts)
+        stage = engine.run_resident(Stage.SIGLIP_TEXT, {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask})
+    assert np.array_equal(first, kept)
+    assert not np.array_equal(first, second)
+    assert all(isinstance(tensor, np.ndarray) for tensor in stage.values())
+
+
+def test_only_so_many_numbers_of_phrases_are_recorded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_replay, "_MOST_RECORDINGS", 1)
+    tokens = bundle.tokenizer().encode(PHRASES)
+    with bound(bundle) as engine:
+        for count in (1, 2):
+            for _ in range(4):
+                engine.encode_text(tokens.input_ids[:count], tokens.token_mask[:count])
+        assert engine._replays[Stage.SIGLIP_TEXT].count == 1
+
+
+def test_a_run_that_cannot_be_recorded_goes_on_without_and_says_so(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    tokens = bundle.tokenizer().encode(PHRASES[:1])
+    with bound(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
+        wanted = plain.run(Stage.SIGLIP_TEXT, {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask})
+        monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", refuse)
+        for _ in range(4):
+            (found,) = engine.encode_text(tokens.input_ids, tokens.token_mask)
+            assert np.array_equal(found["word_features"], wanted["word_features"][0])
+        assert engine.provider_of(Stage.SIGLIP_TEXT).endswith(
+            "; not replayed: operation not permitted when stream is capturing"
+        )
+
+
+def test_a_graph_that_cannot_be_recorded_is_loaded_without(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    told_to_have_cuda(monkeypatch)
+    monkeypatch.setattr(onnxruntime_cuda, "why_not_started", lambda device_id: None)
+    asked_for = []
+
+    def refuse(*_: Any, **options: Any) -> None:
+        asked_for.append("enable_cuda_graph" in options["providers"][0][1])
+        reason = "This session cannot use the graph capture feature" if asked_for[-1] else "the end of this double"
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(MissingPartError, match="the end of this double"):
+        OnnxRuntimeCudaEngine(bundle).load(Stage.SAM_DECODER)
+    assert asked_for == [True, False]
+
+
 class FailingSession:
     """A double of a session whose run ends as ONNX Runtime's does on a GPU without free memory."""
 
@@ -219,7 +295,7 @@ def test_auto_goes_on_where_the_gpu_fails_and_stops_where_the_bundle_is_wrong(
 
     def fail(*_: Any, **options: Any) -> None:
         assert options["enable_fallback"] == 0, "with it ONNX Runtime prints and goes on with the CPU"
-        assert options["providers"] == [("CUDAExecutionProvider", cuda_options(0))]
+        assert options["providers"] == [("CUDAExecutionProvider", cuda_options(0) | {"enable_cuda_graph": "1"})]
         raise type(kind, (Exception,), {})("CUDA failure 2: out of memory ; GPU=0")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
