@@ -365,7 +365,10 @@ def export(
         str | None, typer.Option(metavar="PRESET", help="Make a run of random weights (tiny, b, l) to measure with.")
     ] = None,
     target: Annotated[
-        str, typer.Option(help="onnxruntime, openvino or tensorrt: whose fastest form of SAM's attention is written.")
+        str,
+        typer.Option(
+            help="onnxruntime, onnxruntime-cuda, openvino or tensorrt: whose fastest form of attention is written."
+        ),
     ] = "onnxruntime",
     attention: Annotated[
         str | None, typer.Option(metavar="windowed=FORM,global=FORM:PARTS", help="Published, additive or folded.")
@@ -438,8 +441,12 @@ def parity(
 def bench(
     bundle: BundleOption = None,
     backends: Annotated[
-        str, typer.Option(help="Comma-separated: torch, torch-compile, onnx-naive, torch-cuda, and backends.")
-    ] = "torch,auto",
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Comma-separated: torch, torch-compile, onnx-naive, torch-cuda, and backends; torch,auto by default.",
+        ),
+    ] = None,
     run: RunOption = None,
     rounds: Annotated[int, typer.Option(min=3, help="At most so many; contenders take turns in each.")] = 30,
     minutes: Annotated[float, typer.Option(min=0, help="No round begins later, but for the first five.")] = 15.0,
@@ -464,12 +471,12 @@ def bench(
         given = {"--bundle": bundle, "--run": run, "--scenarios": scenarios, "--log": log, "--report": report}
         if unused := [name for name, value in given.items() if value]:
             raise BadInputError(f"--attention measures single blocks and takes no {unused[0]}: leave one of them out")
-        return _print(run_attention_bench(attention, rounds), as_json)
+        return _print(run_attention_bench(attention, rounds, backends), as_json)
     from bench.latency import BenchRequest, run_bench
 
     request = BenchRequest(
         bundle=bundle,
-        backends=backends.split(","),
+        backends=(backends or "torch,auto").split(","),
         run=run,
         rounds=rounds,
         minutes=minutes,

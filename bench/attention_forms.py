@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.block_runtimes import INPUT, OUTPUT, BlockRuntime, Floats, block_runtimes
+from bench.block_runtimes import INPUT, OUTPUT, BlockRuntime, Floats, chosen_runtimes
 from bench.machine import Machine, this_machine
 from bench.tables import plain_table, three_digits
 from engines.cores import usable_cores
@@ -29,19 +29,28 @@ WINDOWED, GLOBAL = "windowed", "global"
 # Rows of the grid that are taken at a time: those that divide it.
 _GLOBAL_PARTS = (1, 4, 8, 16, 32, 64)
 _WINDOWED_PARTS = (1, 2)
-# Some runtimes take these many bytes of scores several times over.
+# Some runtimes on CPUs take these many bytes of scores several times over.
 _MOST_SCORES_BYTES = 256 << 20
 _RUNS_A_ROUND = 2
-_OPSET = 18
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A block's kind, and the form and query parts of its attention."""
+    """A block's kind, and the form and query parts of its attention.
+
+    Attributes:
+        kind: windowed or global.
+        form: of :class:`rsrefseg.attention.AttentionForm`.
+        parts: in which queries are taken.
+        half: whether attention is a half island, as ``export --fp16`` writes it.
+        fused: whether it is one operator, of opset 23.
+    """
 
     kind: str
     form: str
     parts: int
+    half: bool = False
+    fused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class AttentionTiming:
         median_ms: of all runs, by the clock.
         least_ms: the shortest run.
         core_ms: least processor time divided by the cores, which other work on the machine hardly moves; for a GPU it
-            is the host's.
+            is the host's, and of no interest.
         relative_l2: distance from PyTorch's float32.
     """
 
@@ -63,6 +72,11 @@ class AttentionTiming:
     least_ms: float
     core_ms: float
     relative_l2: float
+
+    @property
+    def cost_ms(self) -> float:
+        """What forms are compared by: on a GPU the clock, which nothing else moves."""
+        return self.median_ms if self.variant.half else self.core_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,36 +101,42 @@ class AttentionReport:
         """A table for a person, the fastest of each runtime and kind first."""
         title = f"attention of SAM's encoder, preset {self.preset}, norm and sum included, {self.rounds} rounds"
         table = plain_table(title, ("runtime", "block", "form"), ("parts", "ms", "least", "core ms", "rel. L2"))
-        ordered = sorted(self.timings, key=lambda timing: (timing.runtime, timing.variant.kind, timing.core_ms))
+        ordered = sorted(self.timings, key=lambda timing: (timing.runtime, timing.variant.kind, timing.cost_ms))
         for timing in ordered:
             variant = timing.variant
             times = (three_digits(value) for value in (timing.median_ms, timing.least_ms, timing.core_ms))
-            words = (timing.runtime, variant.kind, variant.form)
+            words = (timing.runtime, variant.kind, f"{variant.form}, one operator" if variant.fused else variant.form)
             table.add_row(*words, str(variant.parts), *times, f"{timing.relative_l2:.1e}")
         return table
 
 
-def run_attention_bench(preset: str, rounds: int) -> AttentionReport:
+def run_attention_bench(preset: str, rounds: int, runtimes: str | None = None) -> AttentionReport:
     """Export every variant with random weights and time them in turn; only one is loaded at a time.
 
+    Args:
+        preset: whose sizes.
+        rounds: of turns.
+        runtimes: comma-separated names; all that are here by default.
+
     Raises:
-        BadInputError: there is no such preset.
+        BadInputError: there is no such preset, or no such runtime here.
     """
     from rsrefseg.config import model_config
 
     config = model_config(preset).sam
-    variants, runtimes = tuple(_variants(config)), block_runtimes()
+    pairs = [(variant, runtime) for runtime in chosen_runtimes(runtimes) for variant in _variants(config, runtime)]
     tokens = np.random.default_rng(0).normal(size=(1, config.grid_size**2, config.embed_dim))
     x = tokens.astype(np.float32)
     runs: dict[tuple[Variant, str], list[_Run]] = {}
     with tempfile.TemporaryDirectory() as folder, ProgressLine(f"attention of preset {preset}") as progress:
         blocks = {kind: _block(config, kind) for kind in (WINDOWED, GLOBAL)}
         wanted = {kind: _torch_result(block, x, config.grid_size) for kind, block in blocks.items()}
+        variants = dict.fromkeys(variant for variant, _ in pairs)
         modules = {variant: _with_attention(blocks[variant.kind], variant, config) for variant in variants}
         paths = {variant: Path(folder) / f"{index}.onnx" for index, variant in enumerate(variants)}
         for variant, path in paths.items():
-            _export(modules[variant], path, x)
-        turns = [(variant, runtime) for _ in range(rounds) for variant in variants for runtime in runtimes]
+            _export(modules[variant], path, x, variant.fused)
+        turns = [pair for _ in range(rounds) for pair in pairs]
         for done, (variant, runtime) in enumerate(turns):
             progress.update(done, len(turns))
             found = _take_turn(runtime, paths[variant], modules[variant], x, wanted[variant.kind])
@@ -135,17 +155,19 @@ class _Run:
     relative_l2: float
 
 
-def _variants(config: "SamConfig") -> Iterator[Variant]:
+def _variants(config: "SamConfig", runtime: BlockRuntime) -> Iterator[Variant]:
     from rsrefseg.attention import AttentionForm
 
     scores_bytes = 4 * config.num_heads * config.grid_size**4
     for form in AttentionForm:
         for parts in _WINDOWED_PARTS:
             if config.window_size % parts == 0:
-                yield Variant(WINDOWED, form, parts)
+                yield Variant(WINDOWED, form, parts, runtime.half)
         for parts in _GLOBAL_PARTS:
-            if config.grid_size % parts == 0 and scores_bytes // parts <= _MOST_SCORES_BYTES:
-                yield Variant(GLOBAL, form, parts)
+            if config.grid_size % parts == 0 and (runtime.half or scores_bytes // parts <= _MOST_SCORES_BYTES):
+                yield Variant(GLOBAL, form, parts, runtime.half)
+    if runtime.fused:
+        yield from (Variant(kind, AttentionForm.ADDITIVE, 1, runtime.half, True) for kind in (WINDOWED, GLOBAL))
 
 
 def _block(config: "SamConfig", kind: str) -> "nn.Module":
@@ -173,12 +195,17 @@ def _block(config: "SamConfig", kind: str) -> "nn.Module":
 
 def _with_attention(block: "nn.Module", variant: Variant, config: "SamConfig") -> "nn.Module":
     from rsrefseg.attention import AttentionForm, RelativePositionAttention
+    from rsrefseg.precision.casts import to_half
+    from rsrefseg.precision.islands import cast_arguments
 
     made: Any = copy.deepcopy(block)
+    form = AttentionForm(variant.form)
     made.attn = RelativePositionAttention(
-        made.attn, AttentionForm(variant.form), config.grid_size, made.window_size, variant.parts
+        made.attn, form, config.grid_size, made.window_size, variant.parts, variant.fused
     )
     made.window_size = 0
+    if variant.half:  # the sum with the block's float32 input casts what it gives
+        cast_arguments(made.attn.half(), to_half)
     return made  # type: ignore[no-any-return]
 
 
@@ -192,13 +219,15 @@ def _torch_result(block: "nn.Module", x: Floats, grid_size: int) -> Floats:
     return result
 
 
-def _export(module: "nn.Module", path: Path, x: Floats) -> None:
+def _export(module: "nn.Module", path: Path, x: Floats, fused: bool) -> None:
     import contextlib
     import io
     import logging
     import warnings
 
     import torch
+
+    from export.graph import FUSED_OPSET, OPSET
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
@@ -207,7 +236,7 @@ def _export(module: "nn.Module", path: Path, x: Floats) -> None:
             module,
             (torch.zeros((2, *x.shape[1:])),),
             dynamo=True,
-            opset_version=_OPSET,
+            opset_version=FUSED_OPSET if fused else OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("images", min=1, max=4)},),
@@ -219,16 +248,16 @@ def _export(module: "nn.Module", path: Path, x: Floats) -> None:
 
 def _take_turn(runtime: BlockRuntime, path: Path, module: Any, x: Floats, wanted: Floats) -> list[_Run]:
     """Load, warm up once, run, and forget."""
-    run = runtime.load(path, module)
-    result = run(x)
-    error = float(np.linalg.norm(result - wanted) / np.linalg.norm(wanted))
+    loaded = runtime.load(path, module, x)
+    loaded.run()
+    error = float(np.linalg.norm(loaded.result() - wanted) / np.linalg.norm(wanted))
     found = []
     for _ in range(_RUNS_A_ROUND):
         clock, processor = time.perf_counter(), time.process_time()
-        run(x)
+        loaded.run()
         clock, processor = time.perf_counter() - clock, time.process_time() - processor
         found.append(_Run(clock * 1e3, processor * 1e3, error))
-    del run
+    del loaded
     gc.collect()
     return found
 

@@ -3,62 +3,108 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from engines import openvino_library
 from engines.cores import usable_cores
+from engines.errors import BadInputError
+from engines.onnxruntime_cuda import cuda_options, why_not_started
 
 Floats = npt.NDArray[np.float32]
-Runner = Callable[[Floats], Floats]
 INPUT, OUTPUT = "x", "y"
+
+
+class Loaded(NamedTuple):
+    """A loaded graph whose input is where it computes: one run to its end, and what the last one gave."""
+
+    run: Callable[[], None]
+    result: Callable[[], Floats]
 
 
 @dataclass(frozen=True, slots=True)
 class BlockRuntime:
-    """A runtime by name, and how it loads a graph. The module is what was exported, for what runs without a graph."""
+    """A runtime by name, and how it loads a graph for an input.
+
+    Attributes:
+        name: of the runtime and what it computes in.
+        load: of the graph's path, the module that was exported (for what runs without a graph) and the input.
+        half: whether blocks are given with half islands, as ``export --fp16`` writes them.
+        fused: whether it reads attention as one operator, and is measured with that as well.
+    """
 
     name: str
-    load: Callable[[Path, Any], Runner]
+    load: Callable[[Path, Any, Floats], Loaded]
+    half: bool = False
+    fused: bool = False
 
 
 def block_runtimes() -> tuple[BlockRuntime, ...]:
-    """ONNX Runtime on the CPU; where they can run, OpenVINO in BF16 and FP32, ONNX Runtime on CUDA, torch on CUDA."""
-    import onnxruntime
+    """ONNX Runtime on the CPU; where they can run, OpenVINO in BF16 and FP32, and on a GPU ONNX Runtime and PyTorch."""
     import torch
 
-    found = [BlockRuntime("onnxruntime", lambda path, _: _onnxruntime(path, "CPUExecutionProvider"))]
+    found = [BlockRuntime("onnxruntime", _onnxruntime)]
     if openvino_library.why_unavailable() is None:
         if openvino_library.computes_bf16():
-            found.append(BlockRuntime("openvino-bf16", lambda path, _: _openvino(path, "bf16")))
-        found.append(BlockRuntime("openvino-fp32", lambda path, _: _openvino(path, "f32")))
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        found.append(BlockRuntime("onnxruntime-cuda", lambda path, _: _onnxruntime(path, "CUDAExecutionProvider")))
+            found.append(BlockRuntime("openvino-bf16", lambda path, _, x: _openvino(path, x, "bf16")))
+        found.append(BlockRuntime("openvino-fp32", lambda path, _, x: _openvino(path, x, "f32")))
+    if why_not_started() is None:
+        found.append(BlockRuntime("onnxruntime-cuda-fp16", _onnxruntime_cuda, half=True, fused=True))
     if torch.cuda.is_available():
-        found.append(BlockRuntime("torch-cuda", lambda _, module: _torch_cuda(module)))
+        found.append(BlockRuntime("torch-cuda-fp16", lambda _, module, x: _torch(module, x, "cuda"), half=True))
     return tuple(found)
 
 
-def _onnxruntime(path: Path, provider: str) -> Runner:
+def chosen_runtimes(names: str | None) -> tuple[BlockRuntime, ...]:
+    """Those of a comma-separated list; all that are here where there is none.
+
+    Raises:
+        BadInputError: one is not here.
+    """
+    runtimes = {runtime.name: runtime for runtime in block_runtimes()}
+    if names is None:
+        return tuple(runtimes.values())
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if unknown := [name for name in wanted if name not in runtimes]:
+        raise BadInputError(f"--attention cannot be measured on '{unknown[0]}' here: there are {', '.join(runtimes)}")
+    return tuple(runtimes[name] for name in wanted)
+
+
+def _onnxruntime(path: Path, _: Any, x: Floats) -> Loaded:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
-    options.log_severity_level = 3
     # Threads that wait in a loop would count as work.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(path, options, providers=[provider])
-
-    def run(x: Floats) -> Floats:
-        result: Floats = session.run([OUTPUT], {INPUT: x})[0]
-        return result
-
-    return run
+    return _bound(path, options, ("CPUExecutionProvider", {}), ("cpu", 0), x)
 
 
-def _openvino(path: Path, precision: str) -> Runner:
+def _onnxruntime_cuda(path: Path, _: Any, x: Floats) -> Loaded:
+    import onnxruntime
+
+    return _bound(path, onnxruntime.SessionOptions(), ("CUDAExecutionProvider", cuda_options(0)), ("cuda", 0), x)
+
+
+def _bound(path: Path, options: Any, provider: tuple[str, dict[str, str]], place: tuple[str, int], x: Floats) -> Loaded:
+    import onnxruntime
+
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(INPUT, onnxruntime.OrtValue.ortvalue_from_numpy(x, *place))
+    binding.bind_output(OUTPUT, *place)
+
+    def result() -> Floats:
+        (value,) = binding.get_outputs()
+        return np.asarray(value.numpy(), np.float32)
+
+    return Loaded(lambda: session.run_with_iobinding(binding), result)
+
+
+def _openvino(path: Path, x: Floats, precision: str) -> Loaded:
     core = openvino_library.core()
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -70,21 +116,22 @@ def _openvino(path: Path, precision: str) -> Runner:
     model.reshape({INPUT: [1, *list(model.input(INPUT).partial_shape)[1:]]})
     request = core.compile_model(model, openvino_library.CPU, settings).create_infer_request()
 
-    def run(x: Floats) -> Floats:
-        result: Floats = request.infer({INPUT: x}, share_inputs=True)[OUTPUT]
-        return result
+    def run() -> None:
+        request.infer({INPUT: x}, share_inputs=True)
 
-    return run
+    return Loaded(run, lambda: np.asarray(request.get_tensor(OUTPUT).data, np.float32))
 
 
-def _torch_cuda(module: Any) -> Runner:
+def _torch(module: Any, x: Floats, device: str) -> Loaded:
     import torch
 
-    moved = module.to("cuda")
+    moved, given = module.to(device), torch.from_numpy(x).to(device)
+    kept: list[torch.Tensor] = []
 
-    def run(x: Floats) -> Floats:
-        with torch.no_grad():
-            result: Floats = moved(torch.from_numpy(x).to("cuda")).cpu().numpy()
-        return result
+    def run() -> None:
+        with torch.inference_mode():
+            kept[:] = [moved(given)]
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-    return run
+    return Loaded(run, lambda: kept[0].float().cpu().numpy())

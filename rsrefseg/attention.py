@@ -51,6 +51,7 @@ class Target(StrEnum):
     """The runtime that a bundle is exported for. Every runtime runs every bundle; what differs is how fast."""
 
     ONNXRUNTIME = "onnxruntime"
+    ONNXRUNTIME_CUDA = "onnxruntime-cuda"
     OPENVINO = "openvino"
     TENSORRT = "tensorrt"
 
@@ -91,6 +92,12 @@ FORMS: Mapping[Target, TargetForms] = {
         f"{_MEASURED}, openvino 2026.4 in BF16: a global block takes 263 ms additive in 8 parts, 277 in 16, 339 in 64,"
         " published in 8 280, folded in 8 366; a windowed one 77 ms folded, 78 published, 79 additive; in FP32 "
         "448, 469, 587, 473, 651 and 134, 131, 134",
+    ),
+    Target.ONNXRUNTIME_CUDA: TargetForms(
+        AttentionForm.FOLDED,
+        AttentionForm.FOLDED,
+        None,
+        "SAM's encoder of preset b in FP16, 2026-11-27, NVIDIA H200, onnxruntime-gpu 1.31",
     ),
     Target.TENSORRT: TargetForms(
         AttentionForm.FOLDED,
