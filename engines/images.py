@@ -43,8 +43,9 @@ def stretch(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     import cv2
 
     check_picture(image)
-    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray(resized.transpose(2, 0, 1))
+    planes = np.empty((3, size, size), np.uint8)
+    cv2.split(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), list(planes))
+    return planes
 
 
 def upsample_logits(

@@ -29,8 +29,11 @@ from engines.onnxruntime_engine import (
 from engines.onnxruntime_placement import RECORD_KEY, placement_of
 from engines.onnxruntime_replay import CUDA_OPTIONS, GRAPH_ID, NOT_RECORDED, Replays
 
-# Stages of many small kernels whose results are wanted in host memory: their runs are recorded and replayed.
-REPLAYED = (Stage.SIGLIP_TEXT, Stage.SAM_DECODER)
+# Stages of many small kernels: their runs are recorded and replayed. SAM's encoder has large ones, and products that
+# must not be.
+REPLAYED = (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
+# Those whose results are wanted in host memory.
+TO_HOST = (Stage.SIGLIP_TEXT, Stage.SAM_DECODER)
 
 _CPU, _CUDA = "cpu", "cuda"
 _FAULTS_OF_A_GRAPH = {"InvalidGraph", "InvalidProtobuf", "NoSuchFile"}  # the names of ONNX Runtime's error classes
@@ -61,8 +64,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     What crosses it besides are the phrases' features, 0.3 MB each: kept on the host they can be put together at will,
     which costs microseconds beside a text encoder of milliseconds. A stage is done when its run returns. The image
-    encoders run at the same time, for SigLIP's kernels do not fill a large GPU; text encoder and decoder are replayed,
-    see :class:`engines.onnxruntime_replay.Replays`.
+    encoders run at the same time, for SigLIP's kernels do not fill a large GPU; all but SAM's encoder are replayed, see
+    :class:`engines.onnxruntime_replay.Replays`.
 
     The code knows the device by ONNX Runtime's name for it only. With ``cpu`` all of it runs on any machine: that is
     what the tests run. Safe among threads, which take turns.
@@ -100,14 +103,22 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     def encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
         """Both image encoders at once on one upload of the picture; what they give stays on the device."""
         check_one_image(image)
-        for stage in IMAGE_STAGES:
-            self.bundle.manifest.stages[stage].contract.check_inputs({"image": image})
+        contracts = [self.bundle.manifest.stages[stage].contract for stage in IMAGE_STAGES]
+        for contract in contracts:
+            contract.check_inputs({"image": image})
         self.load(*IMAGE_STAGES)
-        with self._turn, ThreadPoolExecutor(len(IMAGE_STAGES)) as pool:
+        with self._turn:
             picture = {"image": self._upload(image)}
-            runs = [pool.submit(self._bind_and_run, stage, picture) for stage in IMAGE_STAGES]
-            wait(runs)
-        return {name: made for run in runs for name, made in run.result().items()}
+            # While a run is recorded no other may use the GPU.
+            recorded = [replays for stage in IMAGE_STAGES if (replays := self._replays.get(stage)) is not None]
+            at_once = all(replays.is_settled(picture) for replays in recorded)
+            with ThreadPoolExecutor(len(IMAGE_STAGES) if at_once else 1) as pool:
+                runs = [pool.submit(self._replay_or_run, stage, picture) for stage in IMAGE_STAGES]
+                wait(runs)
+        results = [run.result() for run in runs]
+        for contract, made in zip(contracts, results, strict=True):
+            contract.check_outputs(made)
+        return {name: tensor for made in results for name, tensor in made.items()}
 
     def answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
         """Prompter and decoder; the prompts stay on the device, the mask logits come back.
@@ -127,7 +138,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         return np.asarray(self._run_bound(Stage.SAM_DECODER, image | prompts)["mask_logits"], np.float32)
 
     def run_resident(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
-        """As :meth:`Engine.run_resident`; what a stage gives stays on the device, but for those that are replayed."""
+        """As :meth:`Engine.run_resident`; what a stage gives stays on the device, but for those in :data:`TO_HOST`."""
         return self._run_bound(stage, tensors)
 
     def to_host(self, tensors: Tensors) -> Arrays:
@@ -147,33 +158,36 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         with self._turn:
-            replayed = self._replays[stage].run(feeds) if stage in self._replays else None
-            return replayed if replayed is not None else super()._run(stage, feeds)
+            return self.to_host(self._replay_or_run(stage, feeds))
 
     def _run_bound(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
         """Run a stage on those of the tensors that its contract asks for, arrays or on the device.
 
-        Its results stay on the device; of stages in :data:`REPLAYED` they are arrays.
+        Its results stay on the device; of stages in :data:`TO_HOST` they are arrays.
         """
         contract = self.bundle.manifest.stages[stage].contract
         feeds = {spec.name: tensors[spec.name] for spec in contract.inputs}
         contract.check_inputs(feeds)
         self.load(stage)
         with self._turn:
-            if stage not in self._replays:
-                results = self._bind_and_run(stage, feeds)
-            elif (replayed := self._replays[stage].run(feeds)) is not None:
-                results = dict(replayed)
-            else:
-                results = dict(self.to_host(self._bind_and_run(stage, feeds, to_host=True)))
+            results = self._replay_or_run(stage, feeds)
         contract.check_outputs(results)
         return results
 
-    def _bind_and_run(self, stage: Stage, feeds: Mapping[str, Any], to_host: bool = False) -> Tensors:
-        """Run a loaded stage on checked feeds; its results are bound tensors, of the device or of the host."""
+    def _replay_or_run(self, stage: Stage, feeds: Mapping[str, Any]) -> Tensors:
+        """As :meth:`_run_bound` for a loaded stage on checked feeds, by whoever has the turn."""
+        replays = self._replays.get(stage)
+        if replays is not None and (replayed := replays.run(feeds)) is not None:
+            return replayed if replays.to_host else {name: BoundTensor.of(value) for name, value in replayed.items()}
+        if stage not in TO_HOST:
+            return self._bind_and_run(stage, feeds, (self._device, self._device_id))
+        found = self._bind_and_run(stage, feeds, (_CPU, 0))
+        return {name: tensor.value.numpy() for name, tensor in found.items()}
+
+    def _bind_and_run(self, stage: Stage, feeds: Mapping[str, Any], place: tuple[str, int]) -> Tensors:
+        """Run a loaded stage on checked feeds, arrays or on the device; its results lie at ``place``."""
         contract = self.bundle.manifest.stages[stage].contract
         session = self._sessions[stage]
-        device = (_CPU, 0) if to_host else (self._device, self._device_id)
         try:
             binding = session.io_binding()
             for name, tensor in feeds.items():
@@ -183,18 +197,14 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
                     binding.bind_cpu_input(name, np.ascontiguousarray(tensor))
             for spec in contract.outputs:
                 # Without a buffer: every run gets memory of its own, so that results can be kept.
-                binding.bind_output(spec.name, *device)
+                binding.bind_output(spec.name, *place)
             binding.synchronize_inputs()
             session.run_with_iobinding(binding, self._run_options())
             binding.synchronize_outputs()
             values = binding.get_outputs()
         except Exception as error:  # ONNX Runtime's error classes share no base but Exception
             raise self._run_error(stage, error) from error
-        results: Tensors = {
-            spec.name: BoundTensor.of(value) for spec, value in zip(contract.outputs, values, strict=True)
-        }
-        contract.check_outputs(results)
-        return results
+        return {spec.name: BoundTensor.of(value) for spec, value in zip(contract.outputs, values, strict=True)}
 
     def _upload(self, image: npt.NDArray[np.uint8]) -> BoundTensor:
         """The picture on the device, in the memory of the one before it: its encoders are done with that."""
@@ -228,7 +238,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
                 raise MissingPartError(f"{provider} takes no node of stage '{stage}': use --backend onnxruntime")
             contract = self.bundle.manifest.stages[stage].contract
             if self._records(stage):
-                self._replays[stage] = Replays(self._sessions[stage], contract, self._device, self._device_id)
+                place = (self._device, self._device_id)
+                self._replays[stage] = Replays(self._sessions[stage], contract, *place, stage in TO_HOST)
 
     def _records(self, stage: Stage) -> bool:
         return stage in REPLAYED and stage not in self._unrecordable

@@ -56,18 +56,22 @@ class AttnPrompter(nn.Module):
         Returns:
             sparse_prompts (P, M, D) float32 and mask_prompt (P, 1, H, W) float32, the raw global logit map.
         """
-        direction = _unit(clip_features)
-        scale, bias = self.logit_scale.exp(), self.logit_bias
-        word_logits = scale * direction @ _unit(word_features).transpose(1, 2) + bias
-        sentence_logits = scale * direction @ _unit(sentence_feature).unsqueeze(-1) + bias
+        # Words by patches, not patches by words: about one image that is one product for the words of all phrases.
+        directions = self.logit_scale.exp() * _unit(clip_features).transpose(1, 2)
+        word_logits = _unit(word_features) @ directions + self.logit_bias
+        sentence_logits = _unit(sentence_feature).unsqueeze(1) @ directions + self.logit_bias
 
-        weight = token_mask.to(clip_features.dtype).unsqueeze(1)
-        local_activation = (word_logits.sigmoid() * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+        weight = token_mask.to(clip_features.dtype).unsqueeze(2)
+        local_activation = (word_logits.sigmoid() * weight).sum(1) / weight.sum(1)
         # mean_l(A_l * v) = mean_l(A_l) * v: the average needs no (P, L, T, C) tensor.
-        grid = self._attended_grid(clip_features, (1 + local_activation) / 2, sentence_logits.sigmoid())
+        local_filter, global_filter = (1 + local_activation) / 2, sentence_logits.sigmoid().squeeze(1)
+        grid = self._attended_grid(clip_features, local_filter.unsqueeze(2), global_filter.unsqueeze(2))
         sparse_prompts = self.down_spatial(grid + self.grid_encoding).flatten(2).transpose(1, 2)
         mask_prompt = F.interpolate(
-            self._to_grid(sentence_logits), size=(self.mask_size, self.mask_size), mode="bilinear", align_corners=False
+            torch.unflatten(sentence_logits, 2, (self.grid_size, self.grid_size)),
+            size=(self.mask_size, self.mask_size),
+            mode="bilinear",
+            align_corners=False,
         )
         return sparse_prompts, mask_prompt
 

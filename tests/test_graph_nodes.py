@@ -47,7 +47,7 @@ WANTED: dict[Stage, dict[str, int]] = {
         "MatMul": 3,  # similarity of words and of the sentence, one projection of the features for all phrases
         "Split": 1,  # of that projection
         "Conv": 3,  # two strided ones and the last; the first is that projection
-        "Transpose": 4,
+        "Transpose": 3,  # of the features, to products and to grids; of the prompts
         "Reshape": 3,
         "Resize": 1,
         "Concat": 1,  # of the size that it resizes to

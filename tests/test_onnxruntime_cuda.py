@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -95,9 +96,11 @@ def test_the_picture_is_uploaded_once_and_only_logits_come_back(
     image = picture(bundle)
     with bound(bundle) as engine:
         tokens = bundle.tokenizer().encode(PHRASES)
+        texts = engine.encode_text(tokens.input_ids, tokens.token_mask)
+        fetched.clear()  # what is made of phrases is kept on the host
         encoded = engine.encode_image(image)
         assert all(isinstance(tensor, BoundTensor) for tensor in encoded.values())
-        logits = engine.answer(encoded, engine.encode_text(tokens.input_ids, tokens.token_mask))
+        logits = engine.answer(encoded, texts)
     assert uploads == [(image.shape, "cpu", 0)]
     assert fetched == [logits.shape]
 
@@ -131,13 +134,14 @@ def test_what_is_asked_often_is_replayed_with_the_same_bits(exported: Exported) 
     bundle = Bundle.open(exported.bundle)
     sample = load_reference(bundle)[0]
     with bound(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
-        for turn in range(5):  # numbers of phrases take turns, so that each recording follows another's
+        for turn in range(4):  # numbers of phrases take turns, so that each recording follows another's
             for number in (1, 3, 2):
                 phrases = (sample.phrases * 3)[turn : turn + number]
                 assert_same(
                     asked(engine, sample.tensors["image"], phrases), asked(plain, sample.tensors["image"], phrases)
                 )
-        assert {stage: replays.count for stage, replays in engine._replays.items()} == dict.fromkeys(REPLAYED, 3)
+        counts = {stage: replays.count for stage, replays in engine._replays.items()}
+        assert counts == dict.fromkeys(REPLAYED, 3) | {Stage.SIGLIP_VISION: 1}
         assert not any(replays.refusal for replays in engine._replays.values())
 
 
@@ -154,6 +158,44 @@ def test_answers_outlive_the_next_replay(bundle: Bundle) -> None:
     assert np.array_equal(first, kept)
     assert not np.array_equal(first, second)
     assert all(isinstance(tensor, np.ndarray) for tensor in stage.values())
+
+
+def test_features_of_a_replayed_encoder_outlive_the_next_picture(bundle: Bundle) -> None:
+    with bound(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
+        for seed in range(3):
+            engine.encode_image(picture(bundle, seed))
+        assert engine._replays[Stage.SIGLIP_VISION].count == 1
+        first, second = (engine.encode_image(picture(bundle, seed)) for seed in (7, 8))
+        assert_same(engine.to_host(first), plain.encode_image(picture(bundle, 7)))
+        assert_same(engine.to_host(second), plain.encode_image(picture(bundle, 8)))
+
+
+def test_no_encoder_runs_beside_one_that_is_recorded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = []
+    pool = onnxruntime_cuda.ThreadPoolExecutor
+    monkeypatch.setattr(onnxruntime_cuda, "ThreadPoolExecutor", lambda size: pools.append(size) or pool(size))
+    with bound(bundle) as engine:
+        for seed in range(5):
+            engine.encode_image(picture(bundle, seed))
+    assert pools == [1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("stage", REPLAYED)
+def test_no_recorded_stage_broadcasts_the_batches_of_a_product(exported: Exported, stage: Stage) -> None:
+    """ONNX Runtime keeps the addresses of their parts in host memory, which a recording would read again later.
+
+    One matrix for all, or as many as there are on the other side, is no broadcast.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load(Bundle.open(exported.bundle).graph_path(stage)))
+    graph = model.graph
+    shapes: dict[str, list[int | str]] = {value.name: list(value.dims) for value in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        shapes[value.name] = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    products = [node.input for node in graph.node if node.op_type == "MatMul"]
+    assert products
+    for one, other in products:
+        batches = shapes[other][:-2]
+        assert all(size == 1 for size in batches) or shapes[one][:-2] == batches, (one, other)
 
 
 def test_only_so_many_numbers_of_phrases_are_recorded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
