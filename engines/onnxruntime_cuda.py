@@ -210,12 +210,12 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         """The picture on the device, in the memory of the one before it: its encoders are done with that."""
         import onnxruntime
 
-        image = np.ascontiguousarray(image)
         try:
             if self._picture is None:
-                self._picture = onnxruntime.OrtValue.ortvalue_from_numpy(image, self._device, self._device_id)
-            else:
-                self._picture.update_inplace(image)
+                self._picture = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                    image.shape, image.dtype, self._device, self._device_id
+                )
+            self._picture.update_inplace(np.ascontiguousarray(image))
         except Exception as error:  # as above
             self._picture = None
             raise self._run_error(IMAGE_STAGES[0], error) from error
