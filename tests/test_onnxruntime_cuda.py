@@ -1,5 +1,7 @@
 """The engine that keeps tensors on a GPU, run as a whole on the CPU: ONNX Runtime binds host memory in the same way."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from engines import onnxruntime_cuda, onnxruntime_engine, onnxruntime_replay
 from engines.backends import select_backend
 from engines.bundle import Bundle
 from engines.contracts import Stage
-from engines.engine import Engine
+from engines.engine import IMAGE_STAGES, Engine
 from engines.errors import BadInputError, BundleError, MissingPartError, RSRefSegError
 from engines.onnxruntime_cuda import REPLAYED, BoundTensor, OnnxRuntimeCudaEngine, cuda_options, why_not_started
 from engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -178,14 +180,50 @@ def test_features_of_a_replayed_encoder_outlive_the_next_picture(bundle: Bundle)
         assert_same(engine.to_host(second), plain.encode_image(picture(bundle, 8)))
 
 
-def test_no_encoder_runs_beside_one_that_is_recorded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    pools = []
-    pool = onnxruntime_cuda.ThreadPoolExecutor
-    monkeypatch.setattr(onnxruntime_cuda, "ThreadPoolExecutor", lambda size: pools.append(size) or pool(size))
+def test_every_stage_runs_in_one_thread_whoever_calls(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime keeps handles and recordings for every thread apart: a new thread begins from nothing."""
+    threads: dict[Stage, set[int]] = {stage: set() for stage in Stage}
+    run = OnnxRuntimeCudaEngine._replay_or_run
+
+    def noted(engine: OnnxRuntimeCudaEngine, stage: Stage, feeds: Any) -> Any:
+        threads[stage].add(threading.get_ident())
+        return run(engine, stage, feeds)
+
+    monkeypatch.setattr(OnnxRuntimeCudaEngine, "_replay_or_run", noted)
     with bound(bundle) as engine:
-        for seed in range(5):
+        for seed in range(4):
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(asked, engine, picture(bundle, seed), PHRASES).result()
+    (vision,) = threads.pop(Stage.SIGLIP_VISION)
+    assert len(set.union(*threads.values())) == 1
+    assert vision not in set.union(*threads.values())
+    assert threading.get_ident() != vision
+
+
+def test_no_encoder_runs_beside_one_that_is_recorded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[tuple[Stage, str]] = []
+    run = OnnxRuntimeCudaEngine._replay_or_run
+
+    def noted(engine: OnnxRuntimeCudaEngine, stage: Stage, feeds: Any) -> Any:
+        events.append((stage, "begins"))
+        made = run(engine, stage, feeds)
+        events.append((stage, "ends"))
+        return made
+
+    monkeypatch.setattr(OnnxRuntimeCudaEngine, "_replay_or_run", noted)
+    with bound(bundle) as engine:
+        for seed in range(3):
             engine.encode_image(picture(bundle, seed))
-    assert pools == [1, 1, 1, 2, 2]
+        assert engine._replays[Stage.SIGLIP_VISION].count == 1
+    assert events == [(stage, event) for stage in IMAGE_STAGES for event in ("begins", "ends")] * 3
+
+
+def test_an_engine_that_was_closed_can_be_used_again(bundle: Bundle) -> None:
+    engine = bound(bundle)
+    before = asked(engine, picture(bundle), PHRASES)
+    engine.close()
+    assert_same(asked(engine, picture(bundle), PHRASES), before)
+    engine.close()
 
 
 @pytest.mark.parametrize("stage", REPLAYED)
