@@ -76,7 +76,8 @@ def draw_plot(document: Mapping[str, Any], path: Path) -> None:
 def _title(document: Mapping[str, Any]) -> str:
     preset, machine = document.get("bundle", {}).get("preset"), document.get("machine", {})
     cores = machine.get("usable_cores")
-    parts = [f"preset {preset}" if preset else "", str(machine.get("cpu", "")), f"{cores} cores" if cores else ""]
+    gpu = str(machine.get("gpu") or "").partition(", driver")[0] if "cuda" in document.get("peaks", {}) else ""
+    parts = [f"preset {preset}" if preset else "", gpu, str(machine.get("cpu", "")), f"{cores} cores" if cores else ""]
     return ", ".join(part for part in parts if part)
 
 
