@@ -32,6 +32,7 @@ _WINDOWED_PARTS = (1, 2)
 # Some runtimes on CPUs take these many bytes of scores several times over.
 _MOST_SCORES_BYTES = 256 << 20
 _RUNS_A_ROUND = 2
+_OPSET, _FUSED_OPSET = 18, 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +228,6 @@ def _export(module: "nn.Module", path: Path, x: Floats, fused: bool) -> None:
 
     import torch
 
-    from export.graph import FUSED_OPSET, OPSET
-
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -236,7 +235,7 @@ def _export(module: "nn.Module", path: Path, x: Floats, fused: bool) -> None:
             module,
             (torch.zeros((2, *x.shape[1:])),),
             dynamo=True,
-            opset_version=FUSED_OPSET if fused else OPSET,
+            opset_version=_FUSED_OPSET if fused else _OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("images", min=1, max=4)},),

@@ -15,6 +15,7 @@ from engines.onnxruntime_cuda import cuda_options, why_not_started
 
 Floats = npt.NDArray[np.float32]
 INPUT, OUTPUT = "x", "y"
+ONNXRUNTIME_CUDA, TORCH_CUDA = "onnxruntime-cuda-fp16", "torch-cuda-fp16"
 
 
 class Loaded(NamedTuple):
@@ -51,9 +52,9 @@ def block_runtimes() -> tuple[BlockRuntime, ...]:
             found.append(BlockRuntime("openvino-bf16", lambda path, _, x: _openvino(path, x, "bf16")))
         found.append(BlockRuntime("openvino-fp32", lambda path, _, x: _openvino(path, x, "f32")))
     if why_not_started() is None:
-        found.append(BlockRuntime("onnxruntime-cuda-fp16", _onnxruntime_cuda, half=True, fused=True))
+        found.append(BlockRuntime(ONNXRUNTIME_CUDA, _onnxruntime_cuda, half=True, fused=True))
     if torch.cuda.is_available():
-        found.append(BlockRuntime("torch-cuda-fp16", lambda _, module, x: _torch(module, x, "cuda"), half=True))
+        found.append(BlockRuntime(TORCH_CUDA, lambda _, module, x: _torch(module, x, "cuda"), half=True))
     return tuple(found)
 
 

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.block_runtimes import ONNXRUNTIME_CUDA, TORCH_CUDA
 from bench.gpu_report import CheckReport, Model, Outcome, Step, this_gpu
 from bench.machine import this_machine
 from engines.backends import Backend
@@ -31,6 +32,7 @@ _STEP_LIMIT_S = 3600
 _RUNS = Path("runs")
 _RANDOM = "random"
 _TORCH_ON_GPU = ("torch-cuda", "torch-compile-cuda")
+_TORCH_ON_A_GPU = "train on an NVIDIA GPU"  # as the doctor calls it
 # The forms of attention that ONNX Runtime on CUDA is fastest with too, in an opset that TensorRT reads.
 _FOR_A_GPU = ("--target", "tensorrt")
 
@@ -63,7 +65,7 @@ class GpuCheck:
             RSRefSegError: the report cannot be written.
         """
         missing = self._missing_backends()
-        self._step("bench", "SAM's attention", "", "--attention", self.report.preset, "--rounds", str(self._rounds))
+        self._measure_attention(missing)
         for model, bundle in self._bundles():
             agreeing = []
             for backend in (Backend.ONNXRUNTIME, *GPU_BACKENDS):
@@ -76,6 +78,16 @@ class GpuCheck:
             self._bench(model, bundle, [backend for backend in agreeing if backend in GPU_BACKENDS] or agreeing)
         self._keep(replace(self.report, complete=True))
         return self.report
+
+    def _measure_attention(self, missing: Collection[Backend]) -> None:
+        """On what a GPU has for it; where that is nothing, on the CPU."""
+        works = {
+            ONNXRUNTIME_CUDA: Backend.ONNXRUNTIME_CUDA not in missing,
+            TORCH_CUDA: self._works(_TORCH_ON_A_GPU),
+        }
+        names = ",".join(name for name, does in works.items() if does)
+        options = ["--attention", self.report.preset, "--rounds", str(self._rounds)]
+        self._step("bench", "SAM's attention", names, *options, *(["--backends", names] if names else []))
 
     def _missing_backends(self) -> dict[Backend, str]:
         """The backends that cannot run here, and why, by the doctor's own words."""
@@ -134,7 +146,7 @@ class GpuCheck:
         if model.startswith(_RANDOM):
             options += ["--run", self._work / "run"]
         on_gpu = any(backend in GPU_BACKENDS for backend in backends)
-        names = [*(_TORCH_ON_GPU if on_gpu and self._works("train on an NVIDIA GPU") else ()), *backends]
+        names = [*(_TORCH_ON_GPU if on_gpu and self._works(_TORCH_ON_A_GPU) else ()), *backends]
         if not self._step("bench", model, ",".join(names), *options, "--backends", ",".join(names)) and len(names) > 1:
             for name in names:
                 self._step("bench", model, name, *options, "--backends", name)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bench.markdown import render_markdown
-from bench.plot import draw_plot
+from bench.plot import _title, draw_plot
 from bench.tables import three_digits
 from bench_documents import PHRASE_STAGES, SPEEDS, STAGES_MS, WRONG, made_document
 from engines.errors import MissingPartError, RSRefSegError
@@ -151,6 +151,13 @@ def test_an_older_document_with_less_in_its_rows_is_shown_too(key: str, tmp_path
 def test_an_empty_document_is_an_empty_report(tmp_path: Path) -> None:
     assert render_markdown({}).startswith("# Latency of a bundle")
     draw_plot({}, tmp_path / "report.png")
+
+
+def test_a_picture_names_the_gpu_that_was_measured() -> None:
+    machine = {"cpu": "a processor", "usable_cores": 16, "gpu": "NVIDIA H200, driver 580.159.04"}
+    document = {"bundle": {"preset": "b"}, "machine": machine, "peaks": {"cpu": {}}}
+    assert _title(document) == "preset b, a processor, 16 cores"
+    assert _title(document | {"peaks": {"cuda": {}}}) == "preset b, NVIDIA H200, a processor, 16 cores"
 
 
 def picture(document: dict[str, Any], folder: Path) -> np.ndarray:
