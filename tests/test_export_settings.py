@@ -105,4 +105,4 @@ def test_parts_that_do_not_divide_the_grid_are_refused_before_any_work(exported:
 
 def test_the_command_refuses_unknown_targets(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
     ran = run_here(capsys, "export", exported.run, "--target", "toaster")
-    assert_refused(ran, "--target 'toaster'", "onnxruntime, openvino, tensorrt")
+    assert_refused(ran, "--target 'toaster'", "onnxruntime, onnxruntime-cuda, openvino, tensorrt")
