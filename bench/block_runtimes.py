@@ -54,7 +54,7 @@ def block_runtimes() -> tuple[BlockRuntime, ...]:
     if why_not_started() is None:
         found.append(BlockRuntime(ONNXRUNTIME_CUDA, _onnxruntime_cuda, half=True, fused=True))
     if torch.cuda.is_available():
-        found.append(BlockRuntime(TORCH_CUDA, lambda _, module, x: _torch(module, x, "cuda"), half=True))
+        found.append(BlockRuntime(TORCH_CUDA, lambda _, module, x: _torch_cuda(module, x), half=True))
     return tuple(found)
 
 
@@ -62,13 +62,13 @@ def chosen_runtimes(names: str | None) -> tuple[BlockRuntime, ...]:
     """Those of a comma-separated list; all that are here where there is none.
 
     Raises:
-        BadInputError: one is not here.
+        BadInputError: one is not here, or none is named.
     """
     runtimes = {runtime.name: runtime for runtime in block_runtimes()}
     if names is None:
         return tuple(runtimes.values())
     wanted = [name.strip() for name in names.split(",") if name.strip()]
-    if unknown := [name for name in wanted if name not in runtimes]:
+    if unknown := [name for name in wanted or [names] if name not in runtimes]:
         raise BadInputError(f"--attention cannot be measured on '{unknown[0]}' here: there are {', '.join(runtimes)}")
     return tuple(runtimes[name] for name in wanted)
 
@@ -123,16 +123,15 @@ def _openvino(path: Path, x: Floats, precision: str) -> Loaded:
     return Loaded(run, lambda: np.asarray(request.get_tensor(OUTPUT).data, np.float32))
 
 
-def _torch(module: Any, x: Floats, device: str) -> Loaded:
+def _torch_cuda(module: Any, x: Floats) -> Loaded:
     import torch
 
-    moved, given = module.to(device), torch.from_numpy(x).to(device)
+    moved, given = module.to("cuda"), torch.from_numpy(x).to("cuda")
     kept: list[torch.Tensor] = []
 
     def run() -> None:
         with torch.inference_mode():
             kept[:] = [moved(given)]
-        if device == "cuda":
-            torch.cuda.synchronize()
+        torch.cuda.synchronize()
 
     return Loaded(run, lambda: kept[0].float().cpu().numpy())

@@ -31,8 +31,8 @@ _COMMAND = (sys.executable, "-P", "-c", "from cli import main; main()")
 _STEP_LIMIT_S = 3600
 _RUNS = Path("runs")
 _RANDOM = "random"
-_TORCH_ON_GPU = ("torch-cuda", "torch-compile-cuda")
-_TORCH_ON_A_GPU = "train on an NVIDIA GPU"  # as the doctor calls it
+_TORCH_CONTENDERS = ("torch-cuda", "torch-compile-cuda")
+_TORCH_ABILITY = "train on an NVIDIA GPU"  # as the doctor calls it
 # The forms of attention that ONNX Runtime on CUDA is fastest with too, in an opset that TensorRT reads.
 _FOR_A_GPU = ("--target", "tensorrt")
 
@@ -83,7 +83,7 @@ class GpuCheck:
         """On what a GPU has for it; where that is nothing, on the CPU."""
         works = {
             ONNXRUNTIME_CUDA: Backend.ONNXRUNTIME_CUDA not in missing,
-            TORCH_CUDA: self._works(_TORCH_ON_A_GPU),
+            TORCH_CUDA: self._works(_TORCH_ABILITY),
         }
         names = ",".join(name for name, does in works.items() if does)
         options = ["--attention", self.report.preset, "--rounds", str(self._rounds)]
@@ -146,7 +146,7 @@ class GpuCheck:
         if model.startswith(_RANDOM):
             options += ["--run", self._work / "run"]
         on_gpu = any(backend in GPU_BACKENDS for backend in backends)
-        names = [*(_TORCH_ON_GPU if on_gpu and self._works(_TORCH_ON_A_GPU) else ()), *backends]
+        names = [*(_TORCH_CONTENDERS if on_gpu and self._works(_TORCH_ABILITY) else ()), *backends]
         if not self._step("bench", model, ",".join(names), *options, "--backends", ",".join(names)) and len(names) > 1:
             for name in names:
                 self._step("bench", model, name, *options, "--backends", name)

@@ -69,7 +69,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     Whoever calls, stages run in two threads of the engine's own: ONNX Runtime keeps cuBLAS's and cuDNN's handles and
     what it recorded for every thread apart. With new threads for each picture preset b took 46 ms for a first phrase on
-    an H200, and 19 so (2026-11-27).
+    an H200, and 19 with lasting ones (2026-11-27).
 
     The code knows the device by ONNX Runtime's name for it only. With ``cpu`` all of it runs on any machine: that is
     what the tests run. Safe among threads, which take turns.
@@ -90,7 +90,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         super().__init__(bundle, threads, device)
         self._device_id = device_id
         self._replays: dict[Stage, Replays] = {}
-        self._unrecordable: set[Stage] = set()
+        self._unrecordable: dict[Stage, str] = {}
         # Whoever uses the GPU holds it: while a run is recorded nothing else may. Taken after what guards loading.
         self._turn = threading.RLock()
         self._picture: Any = None
@@ -102,7 +102,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         """The execution provider, what of the stage it left to the CPU, and why its runs are not replayed."""
         self.load(stage)
         provider = str(placement_of(self._sessions[stage], PROVIDERS[self._device]) or super().provider_of(stage))
-        refusal = self._replays[stage].refusal if stage in self._replays else ""
+        refusal = self._replays[stage].refusal if stage in self._replays else self._unrecordable.get(stage, "")
         return f"{provider}; not replayed: {refusal}" if refusal else provider
 
     def encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
@@ -203,8 +203,12 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     def _bind_and_run(self, stage: Stage, feeds: Mapping[str, Any], place: tuple[str, int]) -> Tensors:
         """Run a loaded stage on checked feeds, arrays or on the device; its results lie at ``place``."""
+        import onnxruntime
+
         contract = self.bundle.manifest.stages[stage].contract
         session = self._sessions[stage]
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry(GRAPH_ID, NOT_RECORDED)
         try:
             binding = session.io_binding()
             for name, tensor in feeds.items():
@@ -216,7 +220,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
                 # Without a buffer: every run gets memory of its own, so that results can be kept.
                 binding.bind_output(spec.name, *place)
             binding.synchronize_inputs()
-            session.run_with_iobinding(binding, self._run_options())
+            session.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
             values = binding.get_outputs()
         except Exception as error:  # ONNX Runtime's error classes share no base but Exception
@@ -246,7 +250,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
                 # ONNX Runtime records no graph that it leaves nodes of to the CPU.
                 if stage not in REPLAYED or "graph capture" not in str(error):
                     raise
-                self._unrecordable.add(stage)
+                self._unrecordable[stage] = "ONNX Runtime does not record its graph"
                 super()._load(stage)
             provider = PROVIDERS[self._device]
             placement = placement_of(self._sessions[stage], provider)
@@ -265,14 +269,6 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         if self._device != _CUDA:
             return {}
         return cuda_options(self._device_id) | (CUDA_OPTIONS if self._records(stage) else {})
-
-    def _run_options(self) -> Any:
-        """Of a run that is not to be recorded."""
-        import onnxruntime
-
-        options = onnxruntime.RunOptions()
-        options.add_run_config_entry(GRAPH_ID, NOT_RECORDED)
-        return options
 
     def _session_entries(self) -> dict[str, str]:
         return super()._session_entries() | {RECORD_KEY: "1"}

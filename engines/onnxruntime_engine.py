@@ -122,10 +122,6 @@ class OnnxRuntimeEngine(Engine):
         """Options of the provider for a stage, by its own names."""
         return {}
 
-    def _run_options(self) -> Any:
-        """Of one run; ``None`` for ONNX Runtime's own."""
-        return None
-
     def _load_error(self, path: Path, error: Exception) -> RSRefSegError:
         """What it means that a graph cannot be loaded."""
         import onnxruntime
@@ -135,7 +131,7 @@ class OnnxRuntimeEngine(Engine):
     def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         names = [spec.name for spec in self.bundle.manifest.stages[stage].contract.outputs]
         try:
-            results = self._sessions[stage].run(names, dict(feeds), self._run_options())
+            results = self._sessions[stage].run(names, dict(feeds))
         except Exception as error:  # as above
             raise self._run_error(stage, error) from error
         return dict(zip(names, results, strict=True))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from engines.contracts import Dim, StageContract, TensorSpec
+from engines.onnxruntime_engine import one_line
 
 GRAPH_ID = "gpu_graph_id"  # of a run, by ONNX Runtime's own key
 NOT_RECORDED = "-1"
@@ -79,7 +80,7 @@ class Replays:
             return {spec.name: self._kept(spec, value) for spec, value in self._recordings[shapes].run(feeds)}
         except Exception as error:  # ONNX Runtime's error classes share no base but Exception
             # What really fails, such as for want of memory, fails as well without a recording, and is told then.
-            self.refusal = " ".join(str(error).split())[:200] or type(error).__name__
+            self.refusal = one_line(error) or type(error).__name__
             self._recordings.clear()
             return None
 

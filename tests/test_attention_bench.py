@@ -50,6 +50,7 @@ def test_a_block_computes_what_the_published_one_does(variant: Variant, relative
     assert (onnx.TensorProto.FLOAT16 in weights) == variant.half
 
 
-def test_a_runtime_that_is_not_here_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    ran = run_here(capsys, "bench", "--attention", "tiny", "--backends", "nonsense")
-    assert_refused(ran, "--attention", "'nonsense'", "onnxruntime")
+@pytest.mark.parametrize("names", ["nonsense", ","])
+def test_a_runtime_that_is_not_here_is_refused(names: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run_here(capsys, "bench", "--attention", "tiny", "--backends", names)
+    assert_refused(ran, "--attention", f"'{names}'", "onnxruntime")
