@@ -1,6 +1,7 @@
 """A bundle on OpenVINO: on the CPU in BF16 where the processor computes in it, or FP32; on an Intel GPU in FP16."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from engines.contracts import Stage, TensorSpec
 from engines.cores import usable_cores
 from engines.engine import IMAGE_STAGES, Arrays, Engine
 from engines.errors import BundleError, RSRefSegError
-from engines.mapped_files import release_pages
+from engines.mapped_files import releasing_pages
 from engines.onnxruntime_engine import one_line
 from engines.openvino_library import CPU, GPU, chosen_device, computes_bf16, computes_fp16, core, product_name, version
 
@@ -30,9 +31,9 @@ class OpenVinoEngine(Engine):
     in FP32, which a GPU is told to leave so. NPUs are left out: they want sizes that never vary.
 
     OpenVINO maps the files of weights, makes its own of most of them, some when it loads a stage and some in the first
-    run, and keeps all of it. The mapped pages are given back after either, and read again should they be needed.
-    Preset b on 2 cores (2026-11-25), of weights of 3.85 GB: peak 8.1 GB before, 5.3 GB so, while two
-    stages load; from then on 4.3 GB in BF16 and 4.5 GB in FP32.
+    run, and keeps all of it. The mapped pages are given back meanwhile, and read again should they be needed.
+    Preset b in FP32 on 2 cores (2026-11-27), of weights of 3.85 GB: 3.5 GB while two stages load, where giving
+    back after each alone took 6.3 GB; from then on 4.4 GB.
 
     Images go through an encoder one at a time, so that OpenVINO knows all its sizes: it then joins more operations and
     keeps their memory from run to run. Preset b on 2 cores (2026-11-26): SAM's encoder in BF16 2.77 s instead of 2.92,
@@ -91,21 +92,20 @@ class OpenVinoEngine(Engine):
         path = self.bundle.graph_path(stage)
         contract = self.bundle.manifest.stages[stage].contract
         try:
-            graph = self._core.read_model(path)
-            if stage in IMAGE_STAGES:
-                (image,) = contract.inputs
-                graph.reshape(image.sized(images=1))
-            model = self._core.compile_model(graph, self._device, self._settings(stage))
+            with self._releasing_pages(stage):
+                graph = self._core.read_model(path)
+                if stage in IMAGE_STAGES:
+                    (image,) = contract.inputs
+                    graph.reshape(image.sized(images=1))
+                model = self._core.compile_model(graph, self._device, self._settings(stage))
         except Exception as error:  # RuntimeErrors of many subclasses, TypeErrors of its bindings
             raise BundleError(f"openvino {version()} cannot load '{path}': {one_line(error)}") from error
         _check_face(path.name, "inputs", model.inputs, contract.inputs)
         _check_face(path.name, "outputs", model.outputs, contract.outputs)
         self._models[stage] = model
-        self._release_pages(stage)
 
-    def _release_pages(self, stage: Stage) -> None:
-        for data in self.bundle.manifest.stages[stage].data:
-            release_pages(self.bundle.root / data.name)
+    def _releasing_pages(self, stage: Stage) -> AbstractContextManager[None]:
+        return releasing_pages(self.bundle.root / data.name for data in self.bundle.manifest.stages[stage].data)
 
     def _settings(self, stage: Stage) -> dict[str, Any]:
         """Of a stage's compiled model, by OpenVINO's own names."""
@@ -139,10 +139,10 @@ class OpenVinoEngine(Engine):
             # threads need no lock. An array keeps the memory that it shows alive. What a GPU gave is copied: it may be
             # memory that the driver shares with it.
             request = self._models[stage].create_infer_request()
-            request.infer(dict(feeds), share_inputs=True)
-            if stage not in self._ran:
-                self._ran.add(stage)
-                self._release_pages(stage)
+            first = stage not in self._ran
+            with self._releasing_pages(stage) if first else nullcontext():
+                request.infer(dict(feeds), share_inputs=True)
+            self._ran.add(stage)
             results = {name: request.get_tensor(name).data for name in names}
             return {name: array.copy() for name, array in results.items()} if self._on_gpu else results
         except Exception as error:  # as above

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from engines import mapped_files
 from engines.bundle import Bundle
 from engines.contracts import Stage
 from engines.errors import BundleError
-from engines.mapped_files import release_pages
+from engines.mapped_files import release_pages, releasing_pages
 from engines.onnxruntime_engine import OnnxRuntimeEngine
 from made_bundle import make_bundle
 
@@ -84,6 +85,39 @@ def test_mapped_pages_are_given_back_and_come_again(tmp_path: Path) -> None:
         release_pages(path)
         assert resident_kib(path) < before / 10
         assert mapped[:] == content
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what is resident")
+def test_mapped_pages_are_given_back_while_they_are_read_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.data"
+    content = bytes(range(256)) * 4096 * 4
+    path.write_bytes(content)
+    released, kept = threading.Semaphore(0), release_pages
+
+    def release_and_tell(path: Path) -> None:
+        kept(path)
+        released.release()
+
+    monkeypatch.setattr(mapped_files, "release_pages", release_and_tell)
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with releasing_pages([path]):
+            assert mapped[:] == content
+            while released.acquire(blocking=False):
+                pass
+            assert all(released.acquire(timeout=20) for _ in range(2))  # the second began after the read
+            assert resident_kib(path) < len(content) // 10240
+            assert mapped[:] == content
+        assert resident_kib(path) < len(content) // 10240
+        assert mapped[:] == content
+
+
+def test_pages_are_given_back_no_longer_when_the_body_fails(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(BundleError), releasing_pages([tmp_path / "nothing"]):
+        raise BundleError("not to be read")
+    assert set(threading.enumerate()) <= before
 
 
 def test_what_was_written_to_a_private_mapping_stays(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """OpenVINO computes what ONNX Runtime does, says in which precision, keeps what it gave and sends nothing."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from engines.contracts import Stage
 from engines.doctor import Ability, examine
 from engines.engine import IMAGE_STAGES, Arrays, Engine
 from engines.errors import BundleError, MissingPartError, RSRefSegError
+from engines.mapped_files import releasing_pages
 from engines.onnxruntime_engine import OnnxRuntimeEngine
 from engines.openvino_engine import OpenVinoEngine
 from engines.openvino_library import computes_bf16, why_unavailable
@@ -82,6 +85,28 @@ def asked(engine: Engine, image: np.ndarray, phrases: tuple[str, ...]) -> Arrays
 def share_of_max(wanted: Arrays, found: Arrays) -> float:
     """The largest error of an array, as a share of its largest value."""
     return max(float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted)
+
+
+def test_weights_are_given_back_while_a_stage_loads_and_first_runs(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[tuple[str, ...]] = []
+
+    @contextlib.contextmanager
+    def noted(paths: Iterable[Path]) -> Iterator[None]:
+        files = tuple(paths)
+        entered.append(tuple(path.name for path in files))
+        with releasing_pages(files):
+            yield
+
+    monkeypatch.setattr(openvino_engine, "releasing_pages", noted)
+    weights = tuple(record.name for record in bundle.manifest.stages[Stage.SAM_ENCODER].data)
+    with exact(bundle) as engine:
+        engine.load(Stage.SAM_ENCODER)
+        assert entered == [weights]
+        for _ in range(2):
+            engine.run(Stage.SAM_ENCODER, {"image": picture(bundle)})
+        assert entered == [weights, weights]
 
 
 def test_in_fp32_it_computes_what_onnxruntime_does(exported: Exported) -> None:
