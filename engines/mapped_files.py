@@ -10,7 +10,7 @@ from pathlib import Path
 _MAPS = Path("/proc/self/maps")
 _FIELDS = 6  # addresses, permissions, offset, device, inode, path
 _DONTNEED = 4  # of Linux
-_RELEASE_EVERY_S = 0.1
+_RELEASE_EVERY_S = 0.3
 
 
 def release_pages(path: Path) -> None:

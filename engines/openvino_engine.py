@@ -32,8 +32,8 @@ class OpenVinoEngine(Engine):
 
     OpenVINO maps the files of weights, makes its own of most of them, some when it loads a stage and some in the first
     run, and keeps all of it. The mapped pages are given back meanwhile, and read again should they be needed.
-    Preset b in FP32 on 2 cores (2026-11-27), of weights of 3.85 GB: 3.5 GB while two stages load, where giving
-    back after each alone took 6.3 GB; from then on 4.4 GB.
+    Preset b in FP32 on 2 cores (2026-11-27), of weights of 3.85 GB: 3.5 GB while two stages load, where giving back
+    after each took 5.9 to 6.3 GB; from then on 4.4 GB.
 
     Images go through an encoder one at a time, so that OpenVINO knows all its sizes: it then joins more operations and
     keeps their memory from run to run. Preset b on 2 cores (2026-11-26): SAM's encoder in BF16 2.77 s instead of 2.92,
