@@ -371,7 +371,8 @@ def export(
         ),
     ] = "onnxruntime",
     attention: Annotated[
-        str | None, typer.Option(metavar="windowed=FORM,global=FORM:PARTS", help="Published, additive or folded.")
+        str | None,
+        typer.Option(metavar="windowed=FORM,global=FORM:PARTS,mlp=PARTS", help="Published, additive or folded."),
     ] = None,
     opset: Annotated[int, typer.Option(help="18, or 23 for Attention nodes (ONNX Runtime from 1.23 on).")] = 18,
     as_json: JsonFlag = False,

@@ -76,6 +76,7 @@ class AttentionRecord:
         query_parts: in how many parts the queries of global blocks are taken.
         target: the runtime it was chosen for.
         reason: by which measurement, when and on what class of machine; or who asked for it.
+        mlp_parts: in how many parts tokens go through MLPs; bundles from before there were any lack the field.
     """
 
     windowed: str
@@ -83,10 +84,12 @@ class AttentionRecord:
     query_parts: int
     target: str
     reason: str
+    mlp_parts: int = 1
 
     def __str__(self) -> str:
         parts = f" in {self.query_parts} parts" if self.query_parts > 1 else ""
-        return f"windowed {self.windowed}, global {self.whole}{parts}, for {self.target}"
+        mlp = f", MLP in {self.mlp_parts} parts" if self.mlp_parts > 1 else ""
+        return f"windowed {self.windowed}, global {self.whole}{parts}{mlp}, for {self.target}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -96,6 +99,7 @@ class AttentionRecord:
             "query_parts": self.query_parts,
             "target": self.target,
             "reason": self.reason,
+            "mlp_parts": self.mlp_parts,
         }
 
     @classmethod
@@ -107,6 +111,7 @@ class AttentionRecord:
             _get(value, "query_parts", int, where),
             _get(value, "target", str, where),
             _get(value, "reason", str, where),
+            _get({"mlp_parts": 1} | value, "mlp_parts", int, where),
         )
 
 

@@ -100,7 +100,7 @@ def export_run(
     merged = _merged(run)
     if half is not None:
         check_plan(half, config_of(merged))
-    settings.choice(config_of(merged).sam)
+    settings.choice(config_of(merged).sam, half is not None)
     _check_free_space(destination, merged.path)
     with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination, MANIFEST_NAME) as folder:
         manifest = write_bundle(folder, run, merged, progress.update, half, settings)
@@ -144,7 +144,7 @@ def export_random(
     check_destination(out if out is not None else default_bundle_path())
     if half is not None:
         check_plan(half, config)
-    settings.choice(config.sam)
+    settings.choice(config.sam, half is not None)
     run = make_random_run(run_path if run_path is not None else next_run(), config)
     return export_run(run.path, out, half, settings)
 
@@ -166,12 +166,12 @@ def write_bundle(
         progress(done, len(contracts))
         module = load_stage(merged.path, stage)
         reference.run(module, contract)
-        module = make_lean(module, settings.choice(config.sam), half is not None, settings.fused)
+        module = make_lean(module, settings.choice(config.sam, half is not None), half is not None, settings.fused)
         parts = make_half(stage, module, half.of(stage)) if half is not None else ()
         record = _write_stage(folder, module, contract, "fp32" if half is None else "fp16", settings.opset)
         stages[stage] = replace(
             record,
-            attention=settings.record(config.sam) if stage is Stage.SAM_ENCODER else None,
+            attention=settings.record(config.sam, half is not None) if stage is Stage.SAM_ENCODER else None,
             precision_plan=tuple(KeptFp32(part.module, part.reason) for part in parts),
         )
         del module

@@ -39,23 +39,24 @@ class GraphSettings:
         """Whether attention is one operator."""
         return self.opset == FUSED_OPSET
 
-    def choice(self, config: SamConfig) -> AttentionChoice:
-        """The form of attention for a model of this size.
+    def choice(self, config: SamConfig, half: bool) -> AttentionChoice:
+        """The form of attention for a model of this size, in float32 or with half precision in it.
 
         Raises:
             BadInputError: the grid cannot be taken in so many parts.
         """
-        default = default_attention(config, self.target)
+        default = default_attention(config, self.target, half)
         choice = default if self.attention is None else parse_attention(self.attention, default)
-        if config.grid_size % choice.query_parts:
-            raise BadInputError(
-                f"the {config.grid_size} rows of SAM's grid cannot be taken in {choice.query_parts} equal parts: "
-                "give another number in --attention"
-            )
+        for parts in (choice.query_parts, choice.mlp_parts):
+            if config.grid_size % parts:
+                raise BadInputError(
+                    f"the {config.grid_size} rows of SAM's grid cannot be taken in {parts} equal parts: "
+                    "give another number in --attention"
+                )
         return choice
 
-    def record(self, config: SamConfig) -> AttentionRecord:
+    def record(self, config: SamConfig, half: bool) -> AttentionRecord:
         """What the manifest says of it."""
-        choice = self.choice(config)
+        choice = self.choice(config, half)
         reason = FORMS[self.target].reason if self.attention is None else f"asked for: --attention {self.attention}"
-        return AttentionRecord(choice.windowed, choice.whole, choice.query_parts, self.target, reason)
+        return AttentionRecord(choice.windowed, choice.whole, choice.query_parts, self.target, reason, choice.mlp_parts)

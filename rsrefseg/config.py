@@ -9,6 +9,9 @@ from typing import Any, get_args
 from engines.errors import BadInputError
 from engines.text import Padding
 
+# Width of the MLPs in SAM's image encoder, as a multiple of its embedding.
+SAM_MLP_RATIO = 4
+
 
 class Preset(StrEnum):
     """Named model sizes. ``b`` and ``l`` are the paper's RSRefSeg-b and RSRefSeg-l; ``tiny`` runs anywhere."""

@@ -8,7 +8,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsrefseg.config import SamConfig
+from rsrefseg.config import SAM_MLP_RATIO, SamConfig
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -60,7 +60,7 @@ class SamEncoder(nn.Module):
             embed_dim=config.embed_dim,
             depth=config.depth,
             num_heads=config.num_heads,
-            mlp_ratio=4.0,
+            mlp_ratio=SAM_MLP_RATIO,
             out_chans=config.prompt_channels,
             qkv_bias=True,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),

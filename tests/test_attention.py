@@ -57,11 +57,14 @@ def test_queries_are_taken_in_equal_parts_only() -> None:
 
 
 @pytest.mark.parametrize("target", [Target.ONNXRUNTIME, Target.OPENVINO])
-def test_on_cpus_the_default_keeps_the_scores_of_a_part_small(target: Target) -> None:
-    assert default_attention(model_config("tiny").sam, target).query_parts == 1
+@pytest.mark.parametrize("half", [False, True])
+def test_on_cpus_the_default_keeps_what_is_computed_of_a_part_small(target: Target, half: bool) -> None:
+    tiny = default_attention(model_config("tiny").sam, target, half)
+    assert (tiny.query_parts, tiny.mlp_parts) == (1, 1)
+    mlp = ", MLP in 4 parts" if target is Target.ONNXRUNTIME and not half else ""
     for preset in ("b", "l"):
-        found = default_attention(model_config(preset).sam, target)
-        assert str(found) == "windowed folded, global additive in 8 parts"
+        found = default_attention(model_config(preset).sam, target, half)
+        assert str(found) == f"windowed folded, global additive in 8 parts{mlp}"
 
 
 def test_every_target_says_why_it_has_its_form() -> None:
@@ -79,11 +82,14 @@ def test_another_form_can_be_asked_for() -> None:
     asked = parse_attention("windowed=additive, global=folded:4", default)
     assert asked == AttentionChoice(AttentionForm.ADDITIVE, AttentionForm.FOLDED, 4)
     assert parse_attention("global=folded", default).query_parts == 1
+    assert parse_attention("mlp=2", default) == replace(default, mlp_parts=2)
 
 
-@pytest.mark.parametrize("text", ["", "folded", "windowed=fused", "windowed=folded:2", "global=folded:0", "global=:4"])
+@pytest.mark.parametrize(
+    "text", ["", "folded", "windowed=fused", "windowed=folded:2", "global=folded:0", "global=:4", "mlp=0", "mlp"]
+)
 def test_a_form_that_is_none_is_refused_with_those_there_are(text: str) -> None:
-    with pytest.raises(BadInputError, match=r"--attention.*windowed=FORM,global=FORM:PARTS.*published"):
+    with pytest.raises(BadInputError, match=r"--attention.*windowed=FORM,global=FORM:PARTS,mlp=PARTS.*published"):
         parse_attention(text, AttentionChoice())
 
 
@@ -98,7 +104,7 @@ def test_a_whole_encoder_keeps_its_result(form: AttentionForm) -> None:
     pixels = (image.double() - encoder.pixel_mean) / encoder.pixel_std
     with torch.no_grad():
         wanted = encoder.image_encoder(pixels)
-        lean = LeanImageEncoder(encoder.image_encoder, AttentionChoice(form, form, query_parts=2))
+        lean = LeanImageEncoder(encoder.image_encoder, AttentionChoice(form, form, query_parts=2, mlp_parts=4))
         found = lean(pixels)
     assert all(isinstance(block.attn, RelativePositionAttention) for block in lean.blocks)
     assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()

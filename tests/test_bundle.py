@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,11 @@ def test_the_form_of_attention_is_read_back_as_it_was_written() -> None:
     record = AttentionRecord("published", "additive", 16, "onnxruntime", "because it was measured")
     assert AttentionRecord.from_json(json.loads(json.dumps(record.to_json())), "here") == record
     assert str(record) == "windowed published, global additive in 16 parts, for onnxruntime"
+    in_parts = replace(record, mlp_parts=4)
+    assert AttentionRecord.from_json(json.loads(json.dumps(in_parts.to_json())), "here") == in_parts
+    assert str(in_parts) == "windowed published, global additive in 16 parts, MLP in 4 parts, for onnxruntime"
+    older = {name: value for name, value in record.to_json().items() if name != "mlp_parts"}
+    assert AttentionRecord.from_json(older, "here") == record
     with pytest.raises(BundleError, match="here lacks the field 'global'"):
         AttentionRecord.from_json({"windowed": "published"}, "here")
 

@@ -23,7 +23,7 @@ from small import small_config
 def fused(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The small run with Attention nodes, and another form of attention asked for."""
     path = tmp_path_factory.mktemp("fused") / "bundle"
-    settings = GraphSettings(Target.OPENVINO, "windowed=additive,global=folded:2", FUSED_OPSET)
+    settings = GraphSettings(Target.OPENVINO, "windowed=additive,global=folded:2,mlp=2", FUSED_OPSET)
     export_run(exported.run, path, None, settings)
     return Bundle.open(path)
 
@@ -42,8 +42,8 @@ def test_the_manifest_says_for_whom_attention_was_chosen_and_why(exported: Expor
             assert record.attention is None
     asked = fused.manifest.stages[Stage.SAM_ENCODER].attention
     assert asked is not None
-    assert str(asked) == "windowed additive, global folded in 2 parts, for openvino"
-    assert asked.reason == "asked for: --attention windowed=additive,global=folded:2"
+    assert str(asked) == "windowed additive, global folded in 2 parts, MLP in 2 parts, for openvino"
+    assert asked.reason == "asked for: --attention windowed=additive,global=folded:2,mlp=2"
 
 
 def test_weight_bytes_are_those_of_the_files(exported: Exported) -> None:
@@ -96,10 +96,13 @@ def test_settings_that_nothing_could_read_are_refused(settings: dict[str, object
         GraphSettings(**settings)
 
 
-def test_parts_that_do_not_divide_the_grid_are_refused_before_any_work(exported: Exported, tmp_path: Path) -> None:
+@pytest.mark.parametrize("attention", ["global=additive:3", "mlp=3"])
+def test_parts_that_do_not_divide_the_grid_are_refused_before_any_work(
+    exported: Exported, tmp_path: Path, attention: str
+) -> None:
     assert small_config().sam.grid_size == 4
     with pytest.raises(BadInputError, match="4 rows of SAM's grid cannot be taken in 3 equal parts"):
-        export_run(exported.run, tmp_path / "bundle", None, GraphSettings(attention="global=additive:3"))
+        export_run(exported.run, tmp_path / "bundle", None, GraphSettings(attention=attention))
     assert not (tmp_path / "bundle").exists()
 
 

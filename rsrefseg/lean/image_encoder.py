@@ -1,6 +1,7 @@
 """SAM's image encoder on tokens: channels first for the pixels, and for the one convolution that looks around."""
 
 import torch
+from segment_anything.modeling.common import MLPBlock
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
 
@@ -34,6 +35,8 @@ class LeanImageEncoder(nn.Module):
             form, parts = (attention.windowed, 1) if block.window_size else (attention.whole, attention.query_parts)
             block.attn = RelativePositionAttention(block.attn, form, grid_size, block.window_size, parts, fused)
             block.window_size = 0
+            if attention.mlp_parts > 1:
+                block.mlp = MlpInParts(block.mlp, attention.mlp_parts)
         self.neck = LeanNeck(original.neck, grid_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -43,6 +46,23 @@ class LeanImageEncoder(nn.Module):
             x = block(x)
         embedding: Tensor = self.neck(x)
         return embedding
+
+
+class MlpInParts(nn.Module):
+    """What ``MLPBlock`` computes, from its layers, for so few tokens at a time that a cache holds what it makes of them.
+
+    Args:
+        original: whose layers are used.
+        parts: equal ones, in which tokens are taken.
+    """
+
+    def __init__(self, original: MLPBlock, parts: int) -> None:
+        super().__init__()
+        self.lin1, self.act, self.lin2, self.parts = original.lin1, original.act, original.lin2, parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, C) -> (N, T, C)."""
+        return torch.cat([self.lin2(self.act(self.lin1(part))) for part in x.chunk(self.parts, dim=1)], dim=1)
 
 
 class LeanNeck(nn.Sequential):
