@@ -49,7 +49,7 @@ class LeanImageEncoder(nn.Module):
 
 
 class MlpInParts(nn.Module):
-    """What ``MLPBlock`` computes, from its layers, for so few tokens at a time that a cache holds what it makes of them.
+    """What ``MLPBlock`` computes, from its layers, for so few tokens at a time that a cache holds what becomes of them.
 
     Args:
         original: whose layers are used.
