@@ -139,8 +139,7 @@ class OpenVinoEngine(Engine):
             # threads need no lock. An array keeps the memory that it shows alive. What a GPU gave is copied: it may be
             # memory that the driver shares with it.
             request = self._models[stage].create_infer_request()
-            first = stage not in self._ran
-            with self._releasing_pages(stage) if first else nullcontext():
+            with nullcontext() if stage in self._ran else self._releasing_pages(stage):
                 request.infer(dict(feeds), share_inputs=True)
             self._ran.add(stage)
             results = {name: request.get_tensor(name).data for name in names}

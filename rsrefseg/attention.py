@@ -49,11 +49,6 @@ class AttentionChoice:
     query_parts: int = 1
     mlp_parts: int = 1
 
-    def __str__(self) -> str:
-        parts = f" in {self.query_parts} parts" if self.query_parts > 1 else ""
-        mlp = f", MLP in {self.mlp_parts} parts" if self.mlp_parts > 1 else ""
-        return f"windowed {self.windowed}, global {self.whole}{parts}{mlp}"
-
 
 class Target(StrEnum):
     """The runtime that a bundle is exported for. Every runtime runs every bundle; what differs is how fast."""

@@ -18,7 +18,7 @@ from rsrefseg.attention import (
     parse_attention,
 )
 from rsrefseg.config import model_config
-from rsrefseg.lean.image_encoder import LeanImageEncoder
+from rsrefseg.lean.image_encoder import LeanImageEncoder, MlpInParts
 from rsrefseg.model import build_model
 from small import small_config
 
@@ -61,10 +61,11 @@ def test_queries_are_taken_in_equal_parts_only() -> None:
 def test_on_cpus_the_default_keeps_what_is_computed_of_a_part_small(target: Target, half: bool) -> None:
     tiny = default_attention(model_config("tiny").sam, target, half)
     assert (tiny.query_parts, tiny.mlp_parts) == (1, 1)
-    mlp = ", MLP in 4 parts" if target is Target.ONNXRUNTIME and not half else ""
+    wanted = AttentionChoice(AttentionForm.FOLDED, AttentionForm.ADDITIVE, query_parts=8)
+    if target is Target.ONNXRUNTIME and not half:
+        wanted = replace(wanted, mlp_parts=4)
     for preset in ("b", "l"):
-        found = default_attention(model_config(preset).sam, target, half)
-        assert str(found) == f"windowed folded, global additive in 8 parts{mlp}"
+        assert default_attention(model_config(preset).sam, target, half) == wanted
 
 
 def test_every_target_says_why_it_has_its_form() -> None:
@@ -107,4 +108,5 @@ def test_a_whole_encoder_keeps_its_result(form: AttentionForm) -> None:
         lean = LeanImageEncoder(encoder.image_encoder, AttentionChoice(form, form, query_parts=2, mlp_parts=4))
         found = lean(pixels)
     assert all(isinstance(block.attn, RelativePositionAttention) for block in lean.blocks)
+    assert all(isinstance(block.mlp, MlpInParts) for block in lean.blocks)
     assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()

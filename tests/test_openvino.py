@@ -2,44 +2,37 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from bench.contenders import open_contender
 from bench.parity import run_parity
-from bench.peaks import measure_peaks
-from commands import assert_refused, run_here
-from doubles.openvino_gpu_double import PRODUCT, IntelGpuDouble
-from engines import openvino_engine, openvino_library
+from engines import openvino_engine
 from engines.backends import Backend, select_backend
 from engines.bundle import Bundle
 from engines.contracts import Stage
-from engines.doctor import Ability, examine
-from engines.engine import IMAGE_STAGES, Arrays, Engine
+from engines.doctor import examine
+from engines.engine import IMAGE_STAGES
 from engines.errors import BundleError, MissingPartError, RSRefSegError
 from engines.mapped_files import releasing_pages
 from engines.onnxruntime_engine import OnnxRuntimeEngine
 from engines.openvino_engine import OpenVinoEngine
-from engines.openvino_library import computes_bf16, why_unavailable
+from engines.openvino_library import computes_bf16
 from engines.reference import load_reference
 from engines.segmenter import Segmenter
-from exported import Exported, spoiled_bundle
+from exported import Exported
 from made_bundle import PHRASES, make_bundle, replaced_graph
-from places import beside_bundle
+from openvino_answers import asked, exact, nudged_bundle, picture, share_of_max
 
 pytest.importorskip("openvino")
 ROOT = Path(__file__).parents[1]
-has_intel_gpu = why_unavailable(openvino_library.GPU) is None
 needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor has no BF16")
 
 
@@ -51,40 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bundle(folder: Path) -> Bundle:
     return Bundle.open(folder)
-
-
-@pytest.fixture
-def intel_gpu(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> IntelGpuDouble:
-    """No Intel GPU: the CPU plugin under that name."""
-    double = IntelGpuDouble(openvino_library.core(), tmp_path_factory.mktemp("rounded"))
-    monkeypatch.setattr(openvino_library, "_core", lambda: double)
-    return double
-
-
-def on_intel_gpu() -> Ability:
-    return next(ability for ability in examine().abilities if "(openvino-gpu)" in ability.name)
-
-
-def exact(bundle: Bundle) -> OpenVinoEngine:
-    return OpenVinoEngine(bundle, threads=1, fp32=True)
-
-
-def picture(bundle: Bundle, seed: int = 0) -> np.ndarray:
-    side = bundle.manifest.geometry.image_size
-    return np.random.default_rng(seed).integers(0, 256, (1, 3, side, side), np.uint8)
-
-
-def asked(engine: Engine, image: np.ndarray, phrases: tuple[str, ...]) -> Arrays:
-    """What an engine makes of a picture and phrases."""
-    tokens = engine.bundle.tokenizer().encode(phrases)
-    encoded = engine.encode_image(image)
-    logits = engine.answer(encoded, engine.encode_text(tokens.input_ids, tokens.token_mask))
-    return engine.to_host(encoded) | {"mask_logits": logits}
-
-
-def share_of_max(wanted: Arrays, found: Arrays) -> float:
-    """The largest error of an array, as a share of its largest value."""
-    return max(float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted)
 
 
 def test_weights_are_given_back_while_a_stage_loads_and_first_runs(
@@ -139,18 +98,6 @@ def test_bf16_is_really_computed_in(exported: Exported) -> None:
     with exact(bundle) as fp32, OpenVinoEngine(bundle) as bf16:
         wanted, found = (asked(engine, sample.tensors["image"], sample.phrases) for engine in (fp32, bf16))
     assert 1e-4 < share_of_max(wanted, found) < 0.1  # a product rounds by 4e-3
-
-
-def nudged_bundle(exported: Exported, folder: Path, stage: Stage) -> Path:
-    """A copy of the bundle with a fault in a stage's largest weight."""
-
-    def nudge(values: np.ndarray) -> np.ndarray:
-        values[1:] += 0.05 * np.abs(values).max()
-        return values
-
-    weights = onnx.load(exported.bundle / f"{stage}.onnx").graph.initializer
-    largest = max((weight for weight in weights if len(weight.dims) > 1), key=lambda weight: np.prod(weight.dims))
-    return spoiled_bundle(exported.bundle, folder / "bundle", stage, largest.name, nudge)
 
 
 @needs_bf16
@@ -290,102 +237,6 @@ def test_auto_never_trades_exactness_for_speed(bundle: Bundle, monkeypatch: pyte
     assert select_backend("auto", bundle).engine.name == "onnxruntime"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert select_backend("auto", bundle).engine.name == "openvino-fp32"
-
-
-@pytest.mark.skipif(has_intel_gpu, reason="this machine has an Intel GPU")
-def test_without_an_intel_gpu_openvino_on_one_is_refused_in_one_line(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    beside_bundle(folder, tmp_path, monkeypatch)
-    told = "finds no Intel GPU here, only CPU: where there is one, install its OpenCL driver"
-    with pytest.raises(MissingPartError, match=rf"^openvino 2\S+ {told}$"):
-        select_backend(Backend.OPENVINO_GPU, Bundle.open(folder))
-    for command in (["infer", "scene.png", "the red square"], ["parity"]):
-        assert_refused(run_here(capsys, *command, "--backend", "openvino-gpu"), told)
-    ability = on_intel_gpu()
-    assert not ability.works
-    assert told in ability.detail
-
-
-def test_on_an_intel_gpu_the_encoders_compute_in_half_precision(exported: Exported, intel_gpu: IntelGpuDouble) -> None:
-    report = run_parity(exported.bundle, "openvino-gpu", exported.data, "val", exported.run)
-    assert report.holds
-    assert report.precision == "fp16"
-    assert report.backend_reason == "openvino-gpu, as asked for"
-    for stage, provider in report.providers.items():
-        exact_stage = stage in (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
-        assert provider.endswith(f" GPU {PRODUCT}, {'FP32' if exact_stage else 'FP16'}")
-    assert sorted(intel_gpu.precisions) == ["f16"] * 3 + ["f32"] * 2
-    # The double rounds the encoders' weights: what it gives is not what FP32 gives.
-    assert max(row.error.relative_l2 for row in report.tensors if row.check == "stage") > 1e-5
-
-
-@pytest.mark.parametrize("stage", [Stage.SIGLIP_VISION, Stage.SAM_ENCODER])
-def test_the_limits_of_half_precision_still_find_a_fault(
-    exported: Exported, tmp_path: Path, intel_gpu: IntelGpuDouble, stage: Stage
-) -> None:
-    report = run_parity(nudged_bundle(exported, tmp_path, stage), "openvino-gpu")
-    assert {row.stage for row in report.tensors if row.check == "stage" and not row.passed} == {stage}
-
-
-def test_answers_on_an_intel_gpu_are_the_users_own(bundle: Bundle, intel_gpu: IntelGpuDouble) -> None:
-    with select_backend(Backend.OPENVINO_GPU, bundle).engine as engine, exact(bundle) as fp32:
-        found = asked(engine, picture(bundle), PHRASES)
-        assert 0 < share_of_max(asked(fp32, picture(bundle), PHRASES), found) < 0.01
-        assert all(array.flags.owndata for array in engine.encode_image(picture(bundle)).values())
-    with Segmenter(bundle, select_backend(Backend.OPENVINO_GPU, bundle).engine) as segmenter:
-        pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-        assert [answer.mask.shape for answer in segmenter.segment(pixels, PHRASES)] == [(40, 60)] * len(PHRASES)
-
-
-def test_a_half_bundle_computes_on_an_intel_gpu_as_its_plan_says(
-    folder: Path, tmp_path: Path, intel_gpu: IntelGpuDouble
-) -> None:
-    """Asked for FP16, the plugin would also compute in it what the graphs keep in FP32."""
-    copy = Path(shutil.copytree(folder, tmp_path / "bundle"))
-    manifest = Bundle.open(copy).manifest
-    stages = {stage: replace(record, precision="fp16") for stage, record in manifest.stages.items()}
-    Bundle.write_manifest(copy, replace(manifest, stages=stages))
-    with select_backend(Backend.OPENVINO_GPU, Bundle.open(copy)).engine as engine:
-        assert {engine.precision_of(stage) for stage in Stage} == {"fp16"}
-        assert engine.provider_of(Stage.SAM_ENCODER).endswith(", FP16")
-        assert engine.provider_of(Stage.SAM_DECODER).endswith(", FP32")
-    assert sorted(intel_gpu.precisions) == ["dynamic"] * 3 + ["f32"] * 2
-
-
-def test_an_intel_gpu_without_half_precision_computes_in_fp32(bundle: Bundle, intel_gpu: IntelGpuDouble) -> None:
-    intel_gpu.computes_fp16 = False
-    with select_backend(Backend.OPENVINO_GPU, bundle).engine as engine:
-        assert {engine.precision_of(stage) for stage in Stage} == {"fp32"}
-    assert set(intel_gpu.precisions) == {"f32"}
-    assert on_intel_gpu().detail.endswith("FP32 only, this GPU has no FP16")
-
-
-def test_of_several_intel_gpus_a_discrete_one_computes(bundle: Bundle, intel_gpu: IntelGpuDouble) -> None:
-    intel_gpu.available_devices = ["CPU", "GPU.0", "GPU.1", "GPU.2"]
-    intel_gpu.discrete = {"GPU.1", "GPU.2"}
-    with select_backend(Backend.OPENVINO_GPU, bundle).engine as engine:
-        assert f" GPU.1 {PRODUCT}, " in engine.provider_of(Stage.SAM_ENCODER)
-    assert f"GPU.1 {PRODUCT}, FP16" in on_intel_gpu().detail
-    intel_gpu.discrete = set()
-    with select_backend(Backend.OPENVINO_GPU, bundle).engine as engine:
-        assert f" GPU.0 {PRODUCT}, " in engine.provider_of(Stage.SAM_ENCODER)
-
-
-def test_auto_leaves_an_intel_gpu_alone(
-    bundle: Bundle, intel_gpu: IntelGpuDouble, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert on_intel_gpu().works
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert select_backend("auto", bundle).engine.name == "openvino-fp32"
-
-
-def test_an_intel_gpu_has_no_floor_by_the_processors_peaks(bundle: Bundle, intel_gpu: IntelGpuDouble) -> None:
-    contender = open_contender(Backend.OPENVINO_GPU, bundle, None)
-    assert contender.device == "intel-gpu"
-    contender.close()
-    peaks = measure_peaks(1, contender.device)
-    assert (peaks.device, peaks.flops_per_s, peaks.bandwidth_bytes_per_s) == ("intel-gpu", {}, None)
 
 
 def test_a_processor_without_bf16_computes_in_fp32(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
