@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.scenarios import SCENARIOS, Scenario
+from bench.startup import STARTS
 from bench.statistics import Ratio
 from bench.tables import plain_table, three_digits
 
@@ -122,17 +123,26 @@ def _roofline_table(report: "BenchReport") -> Table:
 
 def _contender_table(report: "BenchReport") -> Table:
     figures = ["import", "load", "cold", "MiB"]
-    title = "ms to import, load, answer cold; peak memory: each in a process of its own"
+    title = f"ms to import, load, answer cold; peak memory: medians and range of {STARTS} processes for each"
     table = plain_table(title, ["contender", "runs on"], figures)
     for contender in report.contenders:
         startup = contender.startup
-        values = (startup.import_ms, startup.load_ms, startup.first_answer_ms, startup.peak_memory_mib)
+        load = _whole(startup.load_ms)
+        if startup.load_least_ms is not None and startup.load_most_ms is not None:
+            load += f" ({startup.load_least_ms:.0f} - {startup.load_most_ms:.0f})"
         table.add_row(
             contender.name,
             ", ".join(dict.fromkeys(contender.providers.values())),
-            *("?" if value is None else f"{value:.0f}" for value in values),
+            _whole(startup.import_ms),
+            load,
+            _whole(startup.first_answer_ms),
+            _whole(startup.peak_memory_mib),
         )
     return table
+
+
+def _whole(value: float | None) -> str:
+    return "?" if value is None else f"{value:.0f}"
 
 
 def _wrong(contender: "ContenderFacts") -> str:

@@ -1,12 +1,14 @@
-"""Start-up time and peak memory of one contender, in a process of its own, so that no other's memory is counted."""
+"""Start-up times and peak memory of contenders, in processes of their own, so that no other's memory is counted."""
 
 import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.contenders import open_contender
@@ -19,15 +21,19 @@ from engines.errors import RSRefSegError
 # Imports Python, the runtime and nothing of the folder the user happens to stand in.
 _COMMAND = ("-P", "-m", "bench.startup")
 _CHUNK_BYTES = 1 << 24
+STARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Startup:
-    """A fresh process up to its second answer; the bundle's files come from the disk cache.
+    """Fresh processes up to loading, the first of them up to its second answer; files come from the disk cache.
 
     Attributes:
-        import_ms: importing the runtime and finding the model.
-        load_ms: loading all stages, checks of the files' digests included.
+        starts: processes.
+        import_ms: importing the runtime and finding the model; their median.
+        load_ms: loading all stages, checks of the files' digests included; their median.
+        load_least_ms: of the quickest.
+        load_most_ms: of the slowest.
         first_answer_ms: the first answer ever, cold.
         memory_before_load_mib: peak resident memory of interpreter and libraries.
         peak_memory_mib: peak resident memory after a first and a next phrase.
@@ -35,8 +41,11 @@ class Startup:
         error: why there are no figures.
     """
 
+    starts: int = 0
     import_ms: float | None = None
     load_ms: float | None = None
+    load_least_ms: float | None = None
+    load_most_ms: float | None = None
     first_answer_ms: float | None = None
     memory_before_load_mib: float | None = None
     peak_memory_mib: float | None = None
@@ -48,15 +57,64 @@ class Startup:
         return asdict(self)
 
 
-def measure_startup(name: str, bundle: Bundle, run: Path | None) -> Startup:
+def measure_startups(
+    names: Sequence[str], bundle: Bundle, run: Path | None, on_start: Callable[[str, int], None] | None = None
+) -> list[Startup]:
+    """Start :data:`STARTS` processes for each contender, in turn: the first answers, the others only load.
+
+    Args:
+        names: of the contenders.
+        bundle: what all of them load.
+        run: the run that holds its model, for PyTorch.
+        on_start: gets a contender's name and the turn, from 0, before each start.
+    """
+    starts: dict[str, list[Startup]] = {name: [] for name in names}
+    for turn in range(STARTS):
+        for name, mine in starts.items():
+            if all(one.error is None for one in mine):
+                if on_start is not None:
+                    on_start(name, turn)
+                mine.append(measure_startup(name, bundle, run, answers=turn == 0))
+    return [_joined(mine) for mine in starts.values()]
+
+
+def _joined(starts: Sequence[Startup]) -> Startup:
+    """One for several of a contender; one that failed speaks for all."""
+    failed = next((one for one in starts if one.error is not None), None)
+    if failed is not None:
+        return failed
+    imports = [one.import_ms for one in starts if one.import_ms is not None]
+    loads = [one.load_ms for one in starts if one.load_ms is not None]
+    return replace(
+        starts[0],
+        starts=len(starts),
+        import_ms=median(imports),
+        load_ms=median(loads),
+        load_least_ms=min(loads),
+        load_most_ms=max(loads),
+    )
+
+
+def measure_startup(name: str, bundle: Bundle, run: Path | None, answers: bool = True) -> Startup:
     """Start a process that opens, loads and asks one contender; a process that dies is reported, not raised.
 
     The bundle's files are read before, so that loading is timed from the disk cache, whatever the system has dropped
     from it meanwhile.
+
+    Args:
+        name: of the contender.
+        bundle: what it loads.
+        run: the run that holds its model, for PyTorch.
+        answers: whether it is asked anything once it is loaded; without, memory is that of loading.
     """
     for file in filter(Path.is_file, bundle.root.iterdir()):
         _read(file)
-    arguments = [name, str(bundle.root.absolute()), str(run.absolute()) if run is not None else ""]
+    arguments = [
+        name,
+        str(bundle.root.absolute()),
+        str(run.absolute()) if run is not None else "",
+        "answers" if answers else "",
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     done = subprocess.run(
         [sys.executable, *_COMMAND, *arguments], env=environment, capture_output=True, text=True, check=False
@@ -73,7 +131,7 @@ def _read(path: Path) -> None:
             pass
 
 
-def examine(name: str, bundle_path: Path, run: Path | None) -> Startup:
+def examine(name: str, bundle_path: Path, run: Path | None, answers: bool) -> Startup:
     """What :func:`measure_startup` runs in the new process.
 
     Raises:
@@ -88,13 +146,19 @@ def examine(name: str, bundle_path: Path, run: Path | None) -> Startup:
     on_device = gpu_memory_used_mib() if contender.device == "cuda" else None
     loading = time.perf_counter()
     contender.load()
-    loaded = time.perf_counter()
-    first = timed_pass(contender, FIRST_PHRASE, question, 0, None)
-    timed_pass(contender, NEXT_PHRASE, question, 1, first.features)
+    load_ms = (time.perf_counter() - loading) * 1e3
+    first_answer_ms = None
+    if answers:
+        first = timed_pass(contender, FIRST_PHRASE, question, 0, None)
+        timed_pass(contender, NEXT_PHRASE, question, 1, first.features)
+        first_answer_ms = first.spans_ms[TOTAL]
     return Startup(
+        starts=1,
         import_ms=(opened - start) * 1e3,
-        load_ms=(loaded - loading) * 1e3,
-        first_answer_ms=first.spans_ms[TOTAL],
+        load_ms=load_ms,
+        load_least_ms=load_ms,
+        load_most_ms=load_ms,
+        first_answer_ms=first_answer_ms,
         memory_before_load_mib=before,
         peak_memory_mib=peak_memory_mib(),
         device_memory_mib=None if on_device is None else (gpu_memory_used_mib() or on_device) - on_device,
@@ -102,10 +166,10 @@ def examine(name: str, bundle_path: Path, run: Path | None) -> Startup:
 
 
 def main() -> None:
-    """Entry point of the new process: contender, bundle and run as arguments, JSON on standard output."""
-    name, bundle, run = sys.argv[1:]
+    """Entry point of the new process: contender, bundle, run and "answers" as arguments, JSON on standard output."""
+    name, bundle, run, answers = sys.argv[1:]
     try:
-        found = examine(name, Path(bundle), Path(run) if run else None)
+        found = examine(name, Path(bundle), Path(run) if run else None, bool(answers))
     except RSRefSegError as error:
         sys.exit(" ".join(str(error).split()))
     print(json.dumps(found.as_dict()))
