@@ -14,6 +14,7 @@ from engines.engine import IMAGE_STAGES, Arrays, Engine
 from engines.errors import BundleError, RSRefSegError
 from engines.mapped_files import releasing_pages
 from engines.onnxruntime_engine import one_line
+from engines.openvino_gelu import rewrite_gelus
 from engines.openvino_library import CPU, GPU, chosen_device, computes_bf16, computes_fp16, core, product_name, version
 
 _BF16, _FP16, _FP32, _AS_WRITTEN = "bf16", "f16", "f32", "dynamic"  # OpenVINO's names
@@ -34,6 +35,8 @@ class OpenVinoEngine(Engine):
     run, and keeps all of it. The mapped pages are given back meanwhile, and read again should they be needed.
     Preset b in FP32 on 2 cores (2026-11-27), of weights of 3.85 GB: 3.5 GB while two stages load, where giving back
     after each took 5.9 to 6.3 GB; from then on 4.4 GB.
+
+    What is computed in FP32 on the CPU has its GELUs rewritten (:mod:`engines.openvino_gelu`).
 
     Images go through an encoder one at a time, so that OpenVINO knows all its sizes: it then joins more operations and
     keeps their memory from run to run. Preset b on 2 cores (2026-11-26): SAM's encoder in BF16 2.77 s instead of 2.92,
@@ -97,6 +100,8 @@ class OpenVinoEngine(Engine):
                 if stage in IMAGE_STAGES:
                     (image,) = contract.inputs
                     graph.reshape(image.sized(images=1))
+                if not self._on_gpu and self._asked(stage) == _FP32:
+                    rewrite_gelus(graph)
                 model = self._core.compile_model(graph, self._device, self._settings(stage))
         except Exception as error:  # RuntimeErrors of many subclasses, TypeErrors of its bindings
             raise BundleError(f"openvino {version()} cannot load '{path}': {one_line(error)}") from error
