@@ -123,7 +123,7 @@ def _roofline_table(report: "BenchReport") -> Table:
 
 def _contender_table(report: "BenchReport") -> Table:
     figures = ["import", "load", "cold", "MiB"]
-    title = f"ms to import, load, answer cold; peak memory: medians and range of {STARTS} processes for each"
+    title = f"ms to import and load, of {STARTS} processes, and of the first to answer cold; its peak memory"
     table = plain_table(title, ["contender", "runs on"], figures)
     for contender in report.contenders:
         startup = contender.startup
