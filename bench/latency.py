@@ -22,7 +22,7 @@ from bench.peaks import Peaks, measure_peaks
 from bench.plot import check_plotting, draw_plot
 from bench.roofline import expected_floors
 from bench.scenarios import Question, Scenario, parse_scenarios, question_for
-from bench.startup import STARTS, Startup, measure_startups
+from bench.startup import Startup, measure_startups
 from bench.turns import SETTLE_MS, Observation, take_turns, warm_up
 from engines.bundle import Bundle
 from engines.errors import BadInputError
@@ -131,12 +131,8 @@ class _Bench:
                 progress.say(f"going on with '{self.request.log}' after {self.rounds_done} rounds")
             busy.append(self._look_for_others())
             peaks = _best([peaks, self._measure_peaks()])
-            startups = measure_startups(
-                [contender.name for contender in self.contenders],
-                self.bundle,
-                self.request.run,
-                lambda name, turn: progress.say(f"{name}: start-up and memory, process {turn + 1} of {STARTS}"),
-            )
+            names = [contender.name for contender in self.contenders]
+            startups = measure_startups(names, self.bundle, self.request.run, progress.say)
             for note in memory_notes([startup.peak_memory_mib for startup in startups], free_memory_mib()):
                 notes.append(note)
                 progress.say(note)

@@ -72,7 +72,7 @@ class ContenderFacts:
         threads: CPU threads it computed with.
         providers: what really ran each stage.
         precision: what each stage multiplied in.
-        startup: times and memory of a process of its own.
+        startup: times and memory of processes of its own.
         agreements: with FP32 PyTorch, by scenario and span; empty for a bundle without reference samples.
         warm_up: before the first round.
     """

@@ -29,11 +29,10 @@ class Startup:
     """Fresh processes up to loading, the first of them up to its second answer; files come from the disk cache.
 
     Attributes:
-        starts: processes.
         import_ms: importing the runtime and finding the model; their median.
         load_ms: loading all stages, checks of the files' digests included; their median.
-        load_least_ms: of the quickest.
-        load_most_ms: of the slowest.
+        load_least_ms: of the quickest of several.
+        load_most_ms: of the slowest of several.
         first_answer_ms: the first answer ever, cold.
         memory_before_load_mib: peak resident memory of interpreter and libraries.
         peak_memory_mib: peak resident memory after a first and a next phrase.
@@ -41,7 +40,6 @@ class Startup:
         error: why there are no figures.
     """
 
-    starts: int = 0
     import_ms: float | None = None
     load_ms: float | None = None
     load_least_ms: float | None = None
@@ -58,7 +56,7 @@ class Startup:
 
 
 def measure_startups(
-    names: Sequence[str], bundle: Bundle, run: Path | None, on_start: Callable[[str, int], None] | None = None
+    names: Sequence[str], bundle: Bundle, run: Path | None, say: Callable[[str], None]
 ) -> list[Startup]:
     """Start :data:`STARTS` processes for each contender, in turn: the first answers, the others only load.
 
@@ -66,14 +64,13 @@ def measure_startups(
         names: of the contenders.
         bundle: what all of them load.
         run: the run that holds its model, for PyTorch.
-        on_start: gets a contender's name and the turn, from 0, before each start.
+        say: gets a line before each start.
     """
     starts: dict[str, list[Startup]] = {name: [] for name in names}
     for turn in range(STARTS):
         for name, mine in starts.items():
             if all(one.error is None for one in mine):
-                if on_start is not None:
-                    on_start(name, turn)
+                say(f"{name}: start-up and memory, process {turn + 1} of {STARTS}")
                 mine.append(measure_startup(name, bundle, run, answers=turn == 0))
     return [_joined(mine) for mine in starts.values()]
 
@@ -87,7 +84,6 @@ def _joined(starts: Sequence[Startup]) -> Startup:
     loads = [one.load_ms for one in starts if one.load_ms is not None]
     return replace(
         starts[0],
-        starts=len(starts),
         import_ms=median(imports),
         load_ms=median(loads),
         load_least_ms=min(loads),
@@ -146,18 +142,15 @@ def examine(name: str, bundle_path: Path, run: Path | None, answers: bool) -> St
     on_device = gpu_memory_used_mib() if contender.device == "cuda" else None
     loading = time.perf_counter()
     contender.load()
-    load_ms = (time.perf_counter() - loading) * 1e3
+    loaded = time.perf_counter()
     first_answer_ms = None
     if answers:
         first = timed_pass(contender, FIRST_PHRASE, question, 0, None)
         timed_pass(contender, NEXT_PHRASE, question, 1, first.features)
         first_answer_ms = first.spans_ms[TOTAL]
     return Startup(
-        starts=1,
         import_ms=(opened - start) * 1e3,
-        load_ms=load_ms,
-        load_least_ms=load_ms,
-        load_most_ms=load_ms,
+        load_ms=(loaded - loading) * 1e3,
         first_answer_ms=first_answer_ms,
         memory_before_load_mib=before,
         peak_memory_mib=peak_memory_mib(),

@@ -33,8 +33,8 @@ class OpenVinoEngine(Engine):
 
     OpenVINO maps the files of weights, makes its own of most of them, some when it loads a stage and some in the first
     run, and keeps all of it. The mapped pages are given back meanwhile, and read again should they be needed.
-    Preset b in FP32 on 2 cores (2026-11-27), of weights of 3.85 GB: 3.5 GB while two stages load, where giving back
-    after each took 5.9 to 6.3 GB; from then on 4.4 GB.
+    Preset b in FP32 on 2 cores (2026-11-27), of weights of 3.85 GB: 4.0 GB while two stages load, from then on 4.4 GB.
+    Before GELUs were rewritten loading took 3.5 GB, and 5.9 to 6.3 GB when pages were given back after each stage only.
 
     What is computed in FP32 on the CPU has its GELUs rewritten (:mod:`engines.openvino_gelu`).
 

@@ -40,9 +40,7 @@ def rewrite_gelus(graph: Any) -> int:
 
 def _sums_with_one(node: Any) -> list[Any]:
     readers = [reader.get_node() for reader in node.output(0).get_target_inputs()]
-    return [
-        reader for reader in readers if reader.get_type_name() == "Add" and any(map(_is_one, reader.input_values()))
-    ]
+    return [node for node in readers if node.get_type_name() == "Add" and any(map(_is_one, node.input_values()))]
 
 
 def _is_one(value: Any) -> bool:

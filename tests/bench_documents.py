@@ -77,7 +77,6 @@ def made_document() -> dict[str, Any]:
             "providers": dict.fromkeys(STAGES_MS, f"{name} on the CPU"),
             "agrees": name != WRONG,
             "startup": {
-                "starts": 3,
                 "import_ms": 812.0,
                 "load_ms": 3100.0,
                 "load_least_ms": 2900.0,

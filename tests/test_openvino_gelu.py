@@ -64,9 +64,8 @@ def test_other_uses_are_left_alone() -> None:
     ops = openvino.opset13
     x = ops.parameter([4], np.float32)
     two = ops.constant(np.float32(2))
-    graph = openvino.Model(
-        [ops.add(ops.tanh(x), two), ops.multiply(ops.erf(x), two), ops.add(ops.tanh(x), x)], [x], "no"
-    )
+    others = [ops.add(ops.tanh(x), two), ops.multiply(ops.erf(x), two), ops.add(ops.tanh(x), x)]
+    graph = openvino.Model(others, [x], "others")
     before = [node.get_type_name() for node in graph.get_ordered_ops()]
     assert rewrite_gelus(graph) == 0
     assert [node.get_type_name() for node in graph.get_ordered_ops()] == before
@@ -79,7 +78,7 @@ def test_nothing_is_joined_to_the_products_of_an_encoder_in_fp32(
     bundle = Bundle.open(exported.bundle)
     assert joined_to_products(exact(bundle), stage) == []
     monkeypatch.setattr("engines.openvino_engine.rewrite_gelus", lambda graph: 0)
-    assert joined_to_products(exact(bundle), stage), "OpenVINO does no longer join them: is the rewriting of use?"
+    assert joined_to_products(exact(bundle), stage), "OpenVINO no longer joins them: rewriting is of no use"
 
 
 def joined_to_products(engine: OpenVinoEngine, stage: Stage) -> list[str]:
