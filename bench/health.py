@@ -15,6 +15,7 @@ from bench.nvidia_smi import GpuReading, read_gpu
 
 _STOLEN_SHARE = 0.03
 _OTHERS_SHARE = 0.1
+_ELSEWHERE_SHARE = 0.1
 _FALL = 0.1
 _HELD_SHARE = 0.01
 _HOT_C = 95.0
@@ -29,8 +30,9 @@ class HealthSample:
     Attributes:
         cpu_ghz: clock of the fastest core.
         hottest_c: highest temperature of processor and board.
-        stolen_share: of the cores' time since the last sample that the hypervisor gave to others.
-        others_share: of the cores' time since then that other programs used.
+        stolen_share: of the time of this program's cores since the last sample that the hypervisor gave to others.
+        others_share: of their time since then that other programs used.
+        elsewhere_share: of the time of the cores this program is not bound to that was used since then.
         throttle_events: how often the processor slowed itself down since the watch began.
         quota_held_ms: how long a container's CPU quota made this program wait since then.
         gpu_mhz, gpu_memory_mhz: clocks, unless the GPU was idle.
@@ -43,6 +45,7 @@ class HealthSample:
     hottest_c: float | None = None
     stolen_share: float | None = None
     others_share: float | None = None
+    elsewhere_share: float | None = None
     throttle_events: int | None = None
     quota_held_ms: float | None = None
     gpu_mhz: float | None = None
@@ -147,7 +150,7 @@ class Watch:
 
     def sample(self) -> HealthSample:
         """Look now."""
-        stolen, others = self._shares()
+        stolen, others, elsewhere = self._shares()
         gpu = self._gpu() or GpuReading()
         self._slowed_by |= dict.fromkeys(gpu.slowed_by)
         throttled = sensors.throttle_count(self._root)
@@ -157,6 +160,7 @@ class Watch:
             hottest_c=sensors.hottest_c(self._root),
             stolen_share=stolen,
             others_share=others,
+            elsewhere_share=elsewhere,
             throttle_events=None if throttled is None or self._throttled is None else int(throttled - self._throttled),
             quota_held_ms=_beyond(held, self._held),
             gpu_mhz=_first(gpu.clock_mhz, sensors.board_gpu_clock_mhz(self._root)),
@@ -177,14 +181,20 @@ class Watch:
         """Of all samples so far."""
         return HealthSummary(tuple(self._samples), tuple(self._slowed_by), time.monotonic() - self._start_s)
 
-    def _shares(self) -> tuple[float | None, float | None]:
-        """Of the cores' time since the last look long enough ago: taken by the hypervisor, used by other programs."""
+    def _shares(self) -> tuple[float | None, float | None, float | None]:
+        """Since the last look long enough ago, of the time of this program's cores: taken by the hypervisor, used by
+        other programs; and of the time of all other cores: used.
+        """
         ticks, own = sensors.cpu_ticks(self._root), sensors.own_ticks()
-        if ticks is None or self._ticks is None or (passed := ticks.since(self._ticks)).total < _LEAST_TICKS:
-            return None, None
+        if ticks is None or self._ticks is None:
+            return None, None, None
+        passed, rest = (now.since(before) for now, before in zip(ticks, self._ticks, strict=True))
+        if passed.total < _LEAST_TICKS:
+            return None, None, None
         others = passed.total - passed.idle - passed.stolen - (own - self._own)
         self._ticks, self._own = ticks, own
-        return passed.stolen / passed.total, max(others / passed.total, 0.0)
+        elsewhere = 1 - rest.idle / rest.total if rest.total else None
+        return passed.stolen / passed.total, max(others / passed.total, 0.0), elsewhere
 
 
 def _no_gpu() -> None:
@@ -219,6 +229,16 @@ def _others(summary: HealthSummary) -> str:
     if found is None or found.max < _OTHERS_SHARE:
         return ""
     return f"other programs used up to {found.max:.0%} of the cores (median {found.median:.0%}) during the rounds"
+
+
+def _elsewhere(summary: HealthSummary) -> str:
+    found = summary.ranges.get("elsewhere_share")
+    if found is None or found.max < _ELSEWHERE_SHARE:
+        return ""
+    return (
+        f"the cores beyond those of this program were used up to {found.max:.0%} (median {found.median:.0%}):"
+        " they share the memory's bandwidth with it"
+    )
 
 
 def _clocks(summary: HealthSummary) -> str:
@@ -258,6 +278,7 @@ def _hot(summary: HealthSummary) -> str:
 _CHECKS: tuple[Callable[[HealthSummary], str], ...] = (
     _stolen,
     _others,
+    _elsewhere,
     _clocks,
     _gpu_clocks,
     _throttled,

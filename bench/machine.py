@@ -71,14 +71,14 @@ def this_machine() -> Machine:
 
 
 def others_busy_share() -> float | None:
-    """The share of the machine's cores that other programs keep busy while this one sleeps; ``None`` if unknown.
+    """The share of this program's cores that others keep busy while it sleeps; ``None`` if unknown.
 
     What this program's own threads do after their work, such as waiting for more of it, is not another's.
     """
     before, own_before = cpu_ticks(), own_ticks()
     time.sleep(_WATCH_S)
     after, own_after = cpu_ticks(), own_ticks()
-    if before is None or after is None or (passed := after.since(before)).total <= 0:
+    if before is None or after is None or (passed := after[0].since(before[0])).total <= 0:
         return None
     return max(0.0, passed.total - passed.idle - (own_after - own_before)) / passed.total
 

@@ -11,6 +11,7 @@ _UNITS = {
     "hottest_c": ("hottest sensor", "°C", 1.0),
     "stolen_share": ("cores taken by the hypervisor", "%", 100.0),
     "others_share": ("cores used by other programs", "%", 100.0),
+    "elsewhere_share": ("other cores used", "%", 100.0),
     "throttle_events": ("processor slowed itself down", "times", 1.0),
     "quota_held_ms": ("waited for the CPU quota", "ms", 1.0),
     "gpu_mhz": ("GPU clock", "MHz", 1.0),

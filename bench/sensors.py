@@ -4,11 +4,11 @@ Every reader takes the root folder that ``/proc`` and ``/sys`` lie in and gives 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.cores import cpu_groups, read_text
+from engines.cores import bound_cores, cpu_groups, read_text
 
 ROOT = Path("/")
 _CPUS = "sys/devices/system/cpu/cpu[0-9]*"
@@ -22,7 +22,7 @@ _TICKS = 8  # guest time, behind these, is contained in user time
 
 @dataclass(frozen=True, slots=True)
 class Ticks:
-    """Time of all cores since the system started, in ticks: with nothing to do, taken by the hypervisor, all."""
+    """Time of some cores since the system started, in ticks: with nothing to do, taken by the hypervisor, all."""
 
     idle: int
     stolen: int
@@ -33,13 +33,18 @@ class Ticks:
         return Ticks(self.idle - before.idle, self.stolen - before.stolen, self.total - before.total)
 
 
-def cpu_ticks(root: Path = ROOT) -> Ticks | None:
-    """Of all cores together."""
-    fields = read_text(root / "proc/stat").partition("\n")[0].split()[1 : _TICKS + 1]
-    if len(fields) < _TICKS:
-        return None
-    ticks = [int(field) for field in fields]
-    return Ticks(ticks[3] + ticks[4], ticks[_STOLEN], sum(ticks))
+def cpu_ticks(root: Path = ROOT) -> tuple[Ticks, Ticks] | None:
+    """Of the cores this process is bound to, together, and of the machine's others: what runs there slows it less."""
+    bound = bound_cores()
+    ours, rest = [0] * _TICKS, [0] * _TICKS
+    for line in read_text(root / "proc/stat").splitlines():
+        name, *fields = line.split()
+        number = name.removeprefix("cpu")
+        if not name.startswith("cpu") or not number or len(fields) < _TICKS:
+            continue
+        into = ours if bound is None or int(number) in bound else rest
+        into[:] = [sum(pair) for pair in zip(into, map(int, fields), strict=False)]
+    return (_ticks(ours), _ticks(rest)) if any(ours) else None
 
 
 def own_ticks() -> float:
@@ -107,6 +112,10 @@ def board_power_w(root: Path = ROOT) -> float | None:
             if millivolts and milliamperes:
                 return millivolts[0] * milliamperes[0] / 1e6
     return None
+
+
+def _ticks(fields: Sequence[int]) -> Ticks:
+    return Ticks(fields[3] + fields[4], fields[_STOLEN], sum(fields))
 
 
 def _held_ms(group: Path) -> float | None:

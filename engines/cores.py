@@ -15,9 +15,15 @@ def usable_cores(root: Path = _ROOT) -> int:
     Args:
         root: where ``/proc`` and ``/sys`` lie.
     """
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = bound_cores()
+    bound = len(cores) if cores is not None else os.cpu_count() or 1
     quotas = [quota for group in cpu_groups(root) if (quota := _quota_of(group)) is not None]
     return max(1, min([bound, *(math.ceil(quota) for quota in quotas)]))
+
+
+def bound_cores() -> set[int] | None:
+    """Numbers of the cores this process is bound to, all of them if nobody bound it; ``None`` if unknown."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
 def cpu_groups(root: Path = _ROOT) -> list[Path]:

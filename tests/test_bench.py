@@ -307,7 +307,9 @@ def test_contenders_that_may_not_fit_beside_each_other_are_told(
 
 
 def test_own_threads_that_still_spin_are_no_other_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([Ticks(total=1000, idle=900, stolen=0), Ticks(total=1100, idle=970, stolen=0)])
+    elsewhere = Ticks(total=0, idle=0, stolen=0)
+    ours = [Ticks(total=1000, idle=900, stolen=0), Ticks(total=1100, idle=970, stolen=0)]
+    ticks = iter([(seen, elsewhere) for seen in ours])
     own = iter([50.0, 70.0])
     monkeypatch.setattr("bench.machine.cpu_ticks", lambda: next(ticks))
     monkeypatch.setattr("bench.machine.own_ticks", lambda: next(own))

@@ -43,8 +43,16 @@ def write(root: Path, name: str, content: str | float) -> None:
     path.write_text(f"{content}\n")
 
 
-def set_ticks(root: Path, user: int, idle: int, stolen: int) -> None:
-    put(root, proc__stat=f"cpu  {user} 0 0 {idle} 0 0 0 {stolen} 77 0\ncpu0 1 1 1 1 1 1 1 1 1 1")
+@pytest.fixture
+def bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the cores 1 and 3 of a machine, as by ``taskset``."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 3}, raising=False)
+
+
+def set_ticks(root: Path, user: int, idle: int, stolen: int, elsewhere_user: int = 0, elsewhere_idle: int = 0) -> None:
+    """Of core 1, which :func:`bound` binds to, and core 0."""
+    cores = (f"0 {elsewhere_user} 0 0 {elsewhere_idle} 0 0 0 0 5 0", f"1 {user} 0 0 {idle} 0 0 0 {stolen} 77 0")
+    put(root, proc__stat="\n".join(["cpu  1 1 1 1 1 1 1 1 1 1", *(f"cpu{core}" for core in cores), "intr 5 0"]))
 
 
 @pytest.fixture
@@ -70,14 +78,17 @@ def test_a_machine_that_tells_nothing_is_no_error(root: Path) -> None:
 def test_this_machine_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = cpu_ticks()
     assert ticks is not None
-    assert 0 <= ticks.stolen <= ticks.total
+    ours, rest = ticks
+    assert 0 <= ours.stolen <= ours.total
+    assert rest.idle <= rest.total
     assert own_ticks() > 0
     assert isinstance(Watch().sample(), HealthSample)
 
 
-def test_guest_time_is_not_counted_twice(root: Path) -> None:
-    set_ticks(root, user=100, idle=50, stolen=7)
-    assert cpu_ticks(root) == Ticks(idle=50, stolen=7, total=157)
+@pytest.mark.usefixtures("bound")
+def test_guest_time_is_not_counted_twice_and_only_cores_of_this_program_are_its(root: Path) -> None:
+    set_ticks(root, user=100, idle=50, stolen=7, elsewhere_user=30, elsewhere_idle=40)
+    assert cpu_ticks(root) == (Ticks(idle=50, stolen=7, total=157), Ticks(idle=40, stolen=0, total=70))
 
 
 def test_clocks_come_from_the_governor_or_else_from_cpuinfo(root: Path) -> None:
@@ -116,6 +127,16 @@ def test_a_jetson_tells_its_gpus_clock_its_power_and_its_current_limits(root: Pa
     assert (sample.gpu_mhz, sample.power_w) == (918, 12)
 
 
+@pytest.mark.usefixtures("bound")
+def test_what_runs_on_other_cores_is_told_apart(root: Path) -> None:
+    set_ticks(root, user=0, idle=0, stolen=1)
+    watch = Watch(root, gpu=lambda: None)
+    set_ticks(root, user=0, idle=1000, stolen=1, elsewhere_user=450, elsewhere_idle=550)
+    sample = watch.sample()
+    assert (sample.others_share, sample.elsewhere_share) == (0.0, pytest.approx(0.45))
+
+
+@pytest.mark.usefixtures("bound")
 def test_a_share_is_of_the_time_since_the_last_look(root: Path) -> None:
     set_ticks(root, user=1000, idle=1000, stolen=1000)
     watch = Watch(root, gpu=lambda: None)
@@ -142,6 +163,7 @@ def test_a_stolen_share_is_a_note_that_says_what_still_holds(root: Path) -> None
         ([HealthSample(cpu_ghz=value) for value in (2.6, 2.5, 1.9, 2.6)], "CPU clocks fell from 2.6 to 1.9 GHz"),
         ([HealthSample(gpu_mhz=value) for value in (300, 1980, 1400)], "GPU clocks fell from 1980 to 1400 MHz"),
         ([HealthSample(others_share=0.25)], "other programs used up to 25% of the cores"),
+        ([HealthSample(elsewhere_share=0.45)], "beyond those of this program were used up to 45% (median 45%)"),
         ([HealthSample(throttle_events=count) for count in (0, 4)], "slowed itself down 4 times"),
         ([HealthSample(quota_held_ms=2500.0)], "CPU quota made its threads wait 2.5 s"),
         ([HealthSample(hottest_c=60, gpu_c=97)], "97 degrees"),
