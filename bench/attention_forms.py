@@ -7,7 +7,7 @@ import copy
 import gc
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,9 @@ _GLOBAL_PARTS = (1, 4, 8, 16, 32, 64)
 _WINDOWED_PARTS = (1, 2)
 # Some runtimes on CPUs take these many bytes of scores several times over.
 _MOST_SCORES_BYTES = 256 << 20
-_RUNS_A_ROUND = 2
+# A block on a GPU takes a millisecond: its first runs, which allocate, would be most of what is timed.
+_WARM_UP_S, _TIMED_S = 0.1, 0.2
+_LEAST_RUNS = 2
 _OPSET, _FUSED_OPSET = 18, 23
 
 
@@ -246,18 +248,23 @@ def _export(module: "nn.Module", path: Path, x: Floats, fused: bool) -> None:
 
 
 def _take_turn(runtime: BlockRuntime, path: Path, module: Any, x: Floats, wanted: Floats) -> list[_Run]:
-    """Load, warm up once, run, and forget."""
+    """Load, warm up, run, and forget."""
     loaded = runtime.load(path, module, x)
-    loaded.run()
+    _times_s(loaded.run, 1, _WARM_UP_S)
     error = float(np.linalg.norm(loaded.result() - wanted) / np.linalg.norm(wanted))
-    found = []
-    for _ in range(_RUNS_A_ROUND):
-        clock, processor = time.perf_counter(), time.process_time()
-        loaded.run()
-        clock, processor = time.perf_counter() - clock, time.process_time() - processor
-        found.append(_Run(clock * 1e3, processor * 1e3, error))
+    times = _times_s(loaded.run, _LEAST_RUNS, _TIMED_S)
     del loaded
     gc.collect()
+    return [_Run(clock * 1e3, processor * 1e3, error) for clock, processor in times]
+
+
+def _times_s(run: Callable[[], None], least: int, seconds: float) -> list[tuple[float, float]]:
+    """Clock and processor time of one run after the other, until there are enough and they took long enough."""
+    found: list[tuple[float, float]] = []
+    while len(found) < least or sum(clock for clock, _ in found) < seconds:
+        clock, processor = time.perf_counter(), time.process_time()
+        run()
+        found.append((time.perf_counter() - clock, time.process_time() - processor))
     return found
 
 

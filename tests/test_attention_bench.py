@@ -8,7 +8,7 @@ import pytest
 
 from bench import attention_forms
 from bench.attention_forms import GLOBAL, WINDOWED, Variant
-from bench.block_runtimes import BlockRuntime, block_runtimes
+from bench.block_runtimes import BlockRuntime, Loaded, block_runtimes
 from commands import assert_refused, run_here
 from rsrefseg.config import model_config
 
@@ -48,6 +48,23 @@ def test_a_block_computes_what_the_published_one_does(variant: Variant, relative
     assert ("Attention" in {node.op_type for node in graph.node}) == variant.fused
     weights = {initializer.data_type for initializer in graph.initializer}
     assert (onnx.TensorProto.FLOAT16 in weights) == variant.half
+
+
+def test_runs_of_a_millisecond_are_many_and_those_of_a_second_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, takes_s = 0.0, 0.001
+
+    def run() -> None:
+        nonlocal now_s
+        now_s += takes_s
+
+    result = np.ones(3, np.float32)
+    runtime = BlockRuntime("a double", lambda path, module, x: Loaded(run, lambda: result))
+    monkeypatch.setattr("bench.attention_forms.time.perf_counter", lambda: now_s)
+    fast = attention_forms._take_turn(runtime, Path(), None, result, result)
+    assert len(fast) == pytest.approx(200, abs=1)
+    assert now_s == pytest.approx(0.3, abs=0.01), "its first runs are not timed"
+    takes_s = 1.0
+    assert [found.clock_ms for found in attention_forms._take_turn(runtime, Path(), None, result, result)] == [1e3, 1e3]
 
 
 @pytest.mark.parametrize("names", ["nonsense", ","])
