@@ -34,17 +34,20 @@ class Ticks:
 
 
 def cpu_ticks(root: Path = ROOT) -> tuple[Ticks, Ticks] | None:
-    """Of the cores this process is bound to, together, and of the machine's others: what runs there slows it less."""
-    bound = bound_cores()
-    ours, rest = [0] * _TICKS, [0] * _TICKS
+    """Of the cores this process is bound to, together, and of the machine's others: what runs there slows it less.
+
+    Some containers number the cores they show anew: all of them are this process's then.
+    """
+    cores = {}
     for line in read_text(root / "proc/stat").splitlines():
         name, *fields = line.split()
-        number = name.removeprefix("cpu")
-        if not name.startswith("cpu") or not number or len(fields) < _TICKS:
-            continue
-        into = ours if bound is None or int(number) in bound else rest
-        into[:] = [sum(pair) for pair in zip(into, map(int, fields), strict=False)]
-    return (_ticks(ours), _ticks(rest)) if any(ours) else None
+        if name.startswith("cpu") and name != "cpu" and len(fields) >= _TICKS:
+            cores[int(name.removeprefix("cpu"))] = [int(field) for field in fields[:_TICKS]]
+    if not cores:
+        return None
+    bound = bound_cores()
+    ours = bound if bound is not None and bound <= cores.keys() else cores.keys()
+    return _together(cores[core] for core in ours), _together(cores[core] for core in cores.keys() - ours)
 
 
 def own_ticks() -> float:
@@ -114,7 +117,8 @@ def board_power_w(root: Path = ROOT) -> float | None:
     return None
 
 
-def _ticks(fields: Sequence[int]) -> Ticks:
+def _together(cores: Iterable[Sequence[int]]) -> Ticks:
+    fields = [sum(column) for column in zip(*cores, strict=True)] or [0] * _TICKS
     return Ticks(fields[3] + fields[4], fields[_STOLEN], sum(fields))
 
 

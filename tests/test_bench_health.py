@@ -50,8 +50,12 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def set_ticks(root: Path, user: int, idle: int, stolen: int, elsewhere_user: int = 0, elsewhere_idle: int = 0) -> None:
-    """Of core 1, which :func:`bound` binds to, and core 0."""
-    cores = (f"0 {elsewhere_user} 0 0 {elsewhere_idle} 0 0 0 0 5 0", f"1 {user} 0 0 {idle} 0 0 0 {stolen} 77 0")
+    """Of core 1, which :func:`bound` binds to beside core 3, that rests, and core 0."""
+    cores = (
+        f"0 {elsewhere_user} 0 0 {elsewhere_idle} 0 0 0 0 5 0",
+        f"1 {user} 0 0 {idle} 0 0 0 {stolen} 77 0",
+        "3 0 0 0 0 0 0 0 0 0 0",
+    )
     put(root, proc__stat="\n".join(["cpu  1 1 1 1 1 1 1 1 1 1", *(f"cpu{core}" for core in cores), "intr 5 0"]))
 
 
@@ -125,6 +129,12 @@ def test_a_jetson_tells_its_gpus_clock_its_power_and_its_current_limits(root: Pa
     assert throttle_count(root) == 3
     sample = Watch(root, gpu=lambda: None).sample()
     assert (sample.gpu_mhz, sample.power_w) == (918, 12)
+
+
+@pytest.mark.usefixtures("bound")
+def test_cores_that_a_container_numbers_anew_are_all_this_programs(root: Path) -> None:
+    put(root, proc__stat="cpu 1 1 1 1 1 1 1 1\ncpu0 10 0 0 20 0 0 0 0\ncpu1 1 0 0 2 0 0 0 0\nintr 5")
+    assert cpu_ticks(root) == (Ticks(idle=22, stolen=0, total=33), Ticks(idle=0, stolen=0, total=0))
 
 
 @pytest.mark.usefixtures("bound")
