@@ -40,7 +40,7 @@ def cpu_ticks(root: Path = ROOT) -> tuple[Ticks, Ticks] | None:
     """
     cores = {}
     for line in read_text(root / "proc/stat").splitlines():
-        name, *fields = line.split()
+        name, *fields = line.split() or [""]
         if name.startswith("cpu") and name != "cpu" and len(fields) >= _TICKS:
             cores[int(name.removeprefix("cpu"))] = [int(field) for field in fields[:_TICKS]]
     if not cores:
