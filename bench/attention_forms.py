@@ -32,7 +32,7 @@ _WINDOWED_PARTS = (1, 2)
 # Some runtimes on CPUs take these many bytes of scores several times over.
 _MOST_SCORES_BYTES = 256 << 20
 # A block on a GPU takes a millisecond: its first runs, which allocate, would be most of what is timed.
-_WARM_UP_S, _TIMED_S = 0.1, 0.2
+_WARM_UP_S, _TIMED_S = 0.05, 0.1
 _LEAST_RUNS = 2
 _OPSET, _FUSED_OPSET = 18, 23
 
