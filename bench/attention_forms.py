@@ -6,8 +6,7 @@ This is how to measure again what ``rsrefseg/attention.py`` keeps as defaults by
 import copy
 import gc
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from bench.block_runtimes import INPUT, OUTPUT, BlockRuntime, Floats, chosen_runtimes
 from bench.machine import Machine, this_machine
+from bench.repeats import take_times
 from bench.tables import plain_table, three_digits
 from engines.cores import usable_cores
 from engines.progress import ProgressLine
@@ -250,22 +250,12 @@ def _export(module: "nn.Module", path: Path, x: Floats, fused: bool) -> None:
 def _take_turn(runtime: BlockRuntime, path: Path, module: Any, x: Floats, wanted: Floats) -> list[_Run]:
     """Load, warm up, run, and forget."""
     loaded = runtime.load(path, module, x)
-    _times_s(loaded.run, 1, _WARM_UP_S)
+    take_times(loaded.run, 1, _WARM_UP_S)
     error = float(np.linalg.norm(loaded.result() - wanted) / np.linalg.norm(wanted))
-    times = _times_s(loaded.run, _LEAST_RUNS, _TIMED_S)
+    times = take_times(loaded.run, _LEAST_RUNS, _TIMED_S)
     del loaded
     gc.collect()
-    return [_Run(clock * 1e3, processor * 1e3, error) for clock, processor in times]
-
-
-def _times_s(run: Callable[[], None], least: int, seconds: float) -> list[tuple[float, float]]:
-    """Clock and processor time of one run after the other, until there are enough and they took long enough."""
-    found: list[tuple[float, float]] = []
-    while len(found) < least or sum(clock for clock, _ in found) < seconds:
-        clock, processor = time.perf_counter(), time.process_time()
-        run()
-        found.append((time.perf_counter() - clock, time.process_time() - processor))
-    return found
+    return [_Run(one.clock_s * 1e3, one.processor_s * 1e3, error) for one in times]
 
 
 def _timing(variant: Variant, runtime: str, runs: list[_Run]) -> AttentionTiming:

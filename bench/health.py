@@ -215,30 +215,34 @@ def _beyond(now: float | None, before: float | None) -> float | None:
 
 
 def _stolen(summary: HealthSummary) -> str:
-    found = summary.ranges.get("stolen_share")
-    if found is None or found.max < _STOLEN_SHARE:
-        return ""
-    return (
-        f"the hypervisor took up to {found.max:.0%} of the cores (median {found.median:.0%}):"
-        " neighbours on this host slow it, ratios hold better than times"
+    return _share_note(
+        summary.ranges.get("stolen_share"),
+        _STOLEN_SHARE,
+        "the hypervisor took up to {max:.0%} of the cores (median {median:.0%}):"
+        " neighbours on this host slow it, ratios hold better than times",
     )
 
 
 def _others(summary: HealthSummary) -> str:
-    found = summary.ranges.get("others_share")
-    if found is None or found.max < _OTHERS_SHARE:
-        return ""
-    return f"other programs used up to {found.max:.0%} of the cores (median {found.median:.0%}) during the rounds"
+    return _share_note(
+        summary.ranges.get("others_share"),
+        _OTHERS_SHARE,
+        "other programs used up to {max:.0%} of the cores (median {median:.0%}) during the rounds",
+    )
 
 
 def _elsewhere(summary: HealthSummary) -> str:
-    found = summary.ranges.get("elsewhere_share")
-    if found is None or found.max < _ELSEWHERE_SHARE:
-        return ""
-    return (
-        f"the cores beyond those of this program were used up to {found.max:.0%} (median {found.median:.0%}):"
-        " they share the memory's bandwidth with it"
+    return _share_note(
+        summary.ranges.get("elsewhere_share"),
+        _ELSEWHERE_SHARE,
+        "the cores beyond those of this program were used up to {max:.0%} (median {median:.0%}):"
+        " they share the memory's bandwidth with it",
     )
+
+
+def _share_note(found: Range | None, least: float, note: str) -> str:
+    """The note with the share's figures where it ever was that high."""
+    return "" if found is None or found.max < least else note.format(**asdict(found))
 
 
 def _clocks(summary: HealthSummary) -> str:

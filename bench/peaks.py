@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.repeats import take_times
+
 _COMMAND = ("-P", "-m", "bench.peaks")
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
 _SIDE, _CUDA_SIDE = 1536, 8192
@@ -200,13 +202,7 @@ def _torch_flops_per_s(torch: Any, kind: Any, device: str, side: int) -> float:
 def _best_s(work: Callable[[], Any]) -> float:
     """Seconds of the shortest of many runs, after one that does not count."""
     work()
-    taken: list[float] = []
-    end = time.perf_counter() + _SECONDS
-    while len(taken) < _LEAST_RUNS or time.perf_counter() < end:
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    return min(one.clock_s for one in take_times(work, _LEAST_RUNS, _SECONDS))
 
 
 def _has_bf16() -> bool:

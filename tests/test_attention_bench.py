@@ -59,7 +59,7 @@ def test_runs_of_a_millisecond_are_many_and_those_of_a_second_are_two(monkeypatc
 
     result = np.ones(3, np.float32)
     runtime = BlockRuntime("a double", lambda path, module, x: Loaded(run, lambda: result))
-    monkeypatch.setattr("bench.attention_forms.time.perf_counter", lambda: now_s)
+    monkeypatch.setattr("bench.repeats.time.perf_counter", lambda: now_s)
     fast = attention_forms._take_turn(runtime, Path(), None, result, result)
     assert len(fast) == pytest.approx(100, abs=1)
     assert now_s == pytest.approx(0.15, abs=0.01), "its first runs are not timed"
