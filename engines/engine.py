@@ -45,15 +45,16 @@ class Engine(ABC):
     Attributes:
         name: the backend's name, as ``--backend`` takes it.
         bundle: the bundle it runs.
-        load_ms: milliseconds that loading each stage took, checks of its files included; two that load at the same
+        load_ms: milliseconds that loading each stage took, checks of its files included; those that load at the same
             time take longer each.
-        loads_at_once: how many stages :meth:`load` loads at the same time: on a CPU two, since digests and most of what
-            a runtime does with weights take one thread. Preset b on 2 cores (2026-11-25): all stages in 3.4 s instead
-            of 5.9 s on ONNX Runtime, instead of 5.1 s on OpenVINO.
+        loads_together: whether :meth:`load` loads all stages at the same time: on a CPU, where digests and most of what
+            a runtime does with weights take one thread, and no core should wait for the last of them. Preset b on 2
+            cores of a Zen 3 (2026-11-27), medians of 8: 5.9 s instead of 6.2 in pairs on ONNX Runtime, 9.0 instead of
+            10.0 on OpenVINO.
     """
 
     name: str
-    loads_at_once: ClassVar[int] = 1
+    loads_together: ClassVar[bool] = False
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -71,12 +72,12 @@ class Engine(ABC):
             return
         with self._loading:
             missing = [stage for stage in dict.fromkeys(wanted) if stage not in self.load_ms]
-            if self.loads_at_once == 1 or len(missing) == 1:
+            if self.loads_together and len(missing) > 1:
+                with ThreadPoolExecutor(len(missing)) as pool:
+                    list(pool.map(self._load_timed, missing))
+            else:
                 for stage in missing:
                     self._load_timed(stage)
-            else:
-                with ThreadPoolExecutor(self.loads_at_once) as pool:
-                    list(pool.map(self._load_timed, missing))
 
     def _load_timed(self, stage: Stage) -> None:
         start = time.perf_counter()

@@ -84,7 +84,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         MissingPartError: ONNX Runtime, its CUDA provider, CUDA's libraries, the driver or the GPU is missing.
     """
 
-    loads_at_once = 1  # a GPU takes one stage after the other in any case
+    loads_together = False  # a GPU takes one stage after the other in any case
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str = _CUDA, device_id: int = 0) -> None:
         super().__init__(bundle, threads, device)

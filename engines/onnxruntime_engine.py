@@ -63,7 +63,7 @@ class OnnxRuntimeEngine(Engine):
         MissingPartError: ONNX Runtime or its provider for the device is not installed.
     """
 
-    loads_at_once = 2
+    loads_together = True
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str = "cpu") -> None:
         super().__init__(bundle)

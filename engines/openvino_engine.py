@@ -33,7 +33,7 @@ class OpenVinoEngine(Engine):
 
     OpenVINO maps the files of weights, makes its own of most of them, some when it loads a stage and some in the first
     run, and keeps all of it. The mapped pages are given back meanwhile, and read again should they be needed.
-    Preset b in FP32 on 2 cores (2026-11-27), of weights of 3.85 GB: 4.0 GB while two stages load, from then on 4.4 GB.
+    Preset b in FP32 on 2 cores (2026-11-27), of weights of 3.85 GB: 4.2 GB while all stages load, from then on 4.4 GB.
     Before GELUs were rewritten loading took 3.5 GB, and 5.9 to 6.3 GB when pages were given back after each stage only.
 
     What is computed in FP32 on the CPU has its GELUs rewritten (:mod:`engines.openvino_gelu`).
@@ -52,7 +52,7 @@ class OpenVinoEngine(Engine):
         MissingPartError: OpenVINO or its plugin is not installed, or there is no Intel GPU.
     """
 
-    loads_at_once = 2
+    loads_together = True
 
     def __init__(self, bundle: Bundle, threads: int | None = None, fp32: bool = False, device: str = CPU) -> None:
         super().__init__(bundle)
