@@ -26,7 +26,7 @@ check: $(VENV)/.ready
 	$(BIN)/pytest
 
 test-full: $(VENV)/.ready
-	$(BIN)/pytest -m full_size tests/test_full_size.py
+	$(BIN)/pytest -m full_size -o faulthandler_timeout=3600 tests/test_full_size.py
 
 gpu-check: EXTRAS = cuda,train
 gpu-check: $(VENV)/.ready

@@ -4,6 +4,8 @@ import sys
 import threading
 from typing import Any
 
+import numpy as np
+
 from engines.errors import MissingPartError
 
 CPU, GPU = "CPU", "GPU"  # OpenVINO's names; its GPU plugin knows Intel's
@@ -64,8 +66,19 @@ def _core() -> Any:
     library = package()  # also when the core is there: whether OpenVINO can be imported is asked of the import
     with _CORE_LOCK:
         if not _CORE:
+            _read_a_constant(library)
             _CORE.append(library.Core())
         return _CORE[0]
+
+
+def _read_a_constant(library: Any) -> None:
+    """Have the bindings read a constant as an array for the first time while no other thread can.
+
+    It makes them a static table of types, and lets go of Python's lock (GIL) in between. A thread that reads one then
+    holds that lock and waits for the table, which waits for the lock: for ever (OpenVINO 2026.4). Stages that load
+    together would hang so, one first load in seven.
+    """
+    library.opset13.constant(np.zeros(1, np.float32)).data.item()
 
 
 def package() -> Any:

@@ -292,11 +292,34 @@ def test_a_signal_after_engines_are_gone_is_handled(folder: Path, tmp_path: Path
     assert_done(code, folder, tmp_path)
 
 
+def test_threads_that_read_constants_first_do_not_wait_for_each_other_for_ever(folder: Path, tmp_path: Path) -> None:
+    """Python changes threads at every turn here, so that what hung one first load in seven hung every time."""
+    code = """
+        import sys, threading
+        from pathlib import Path
+        from engines.openvino_library import core
+        graph = core().read_model(Path(sys.argv[1]) / "siglip_text.onnx")
+        constants = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Constant"][:4]
+        together = threading.Barrier(len(constants))
+        def read(constant):
+            together.wait()
+            constant.data
+        threads = [threading.Thread(target=read, args=(constant,), daemon=True) for constant in constants]
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print("done")
+    """
+    assert_done(code, folder, tmp_path)
+
+
 def assert_done(code: str, bundle: Path, home: Path) -> None:
     """A process of its own runs the code on the bundle, says that it is done and leaves well."""
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), bundle],
         env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert (ran.returncode, ran.stdout.strip()) == (0, "done"), ran.stderr
