@@ -1,4 +1,4 @@
-"""Files that a runtime has mapped into this process: giving their pages back."""
+"""Files that a runtime has mapped into this process: where they are, and giving their pages back."""
 
 import contextlib
 import ctypes
@@ -13,44 +13,49 @@ _DONTNEED = 4  # of Linux
 _RELEASE_EVERY_S = 0.3
 
 
-def release_pages(path: Path) -> None:
-    """Give back the memory of a file's pages that are mapped for reading; whoever reads them again gets them again.
+def mapped_addresses(paths: Iterable[Path]) -> frozenset[range]:
+    """Where files are mapped for reading only; nothing on other systems than Linux."""
+    with contextlib.suppress(OSError):
+        names = {os.fsencode(path.resolve()) for path in paths}
+        rows = [line.split(None, _FIELDS - 1) for line in _MAPS.read_bytes().splitlines()]
+        return frozenset(
+            range(*(int(address, 16) for address in row[0].split(b"-")))
+            for row in rows
+            # What was written to a private mapping would be lost with its pages.
+            if len(row) == _FIELDS and row[-1] in names and b"w" not in row[1]
+        )
+    return frozenset()
 
-    Where that cannot be done, on other systems than Linux, nothing happens.
+
+def release_pages(addresses: Iterable[range]) -> None:
+    """Give back the memory of pages of files; whoever reads them again gets them again.
 
     Args:
-        path: of a file that does not change while it is mapped.
+        addresses: of :func:`mapped_addresses`. The files must not change, and be mapped there still: of memory that is
+            there by now this makes zeros.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        name = os.fsencode(path.resolve())
         advise = ctypes.CDLL(None).madvise
-        for line in _MAPS.read_bytes().splitlines():
-            fields = line.split(None, _FIELDS - 1)
-            # What was written to a private mapping would be lost.
-            if len(fields) == _FIELDS and fields[-1] == name and b"w" not in fields[1]:
-                start, end = (int(address, 16) for address in fields[0].split(b"-"))
-                advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
+        for mapping in addresses:
+            advise(ctypes.c_void_p(mapping.start), ctypes.c_size_t(len(mapping)), _DONTNEED)
 
 
 @contextlib.contextmanager
-def releasing_pages(paths: Iterable[Path]) -> Iterator[None]:
-    """Give back the pages of mapped files over and over while the body has them read, and once more at its end.
+def releasing_pages(addresses: frozenset[range]) -> Iterator[None]:
+    """Give back pages of mapped files over and over while the body has them read, and once more at its end.
 
     For a body that copies a file's content and lets other threads run meanwhile: of what it maps, only what it has read
     since the last time is in memory.
 
     Args:
-        paths: as for :func:`release_pages`.
+        addresses: as for :func:`release_pages`, until the end of the body.
     """
-    files, ended = tuple(paths), threading.Event()
+    ended = threading.Event()
 
     def release() -> None:
-        while True:
-            last = ended.wait(_RELEASE_EVERY_S)
-            for path in files:
-                release_pages(path)
-            if last:
-                return
+        while not ended.wait(_RELEASE_EVERY_S):
+            release_pages(addresses)
+        release_pages(addresses)
 
     thread = threading.Thread(target=release, name="releasing pages", daemon=True)
     thread.start()

@@ -1,7 +1,10 @@
 """A bundle on OpenVINO: on the CPU in BF16 where the processor computes in it, or FP32; on an Intel GPU in FP16."""
 
+import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from engines.contracts import Stage, TensorSpec
 from engines.cores import usable_cores
 from engines.engine import IMAGE_STAGES, Arrays, Engine
 from engines.errors import BundleError, RSRefSegError
-from engines.mapped_files import releasing_pages
+from engines.mapped_files import mapped_addresses, releasing_pages
 from engines.onnxruntime_engine import one_line
 from engines.openvino_gelu import rewrite_gelus
 from engines.openvino_library import CPU, GPU, chosen_device, computes_bf16, computes_fp16, core, product_name, version
@@ -22,6 +25,21 @@ _OURS = {_BF16: "bf16", _FP16: "fp16", _FP32: "fp32"}
 # A hundredth of the work and most of what BF16 costs a mask. On the tiny model of `make demo`, 469 test expressions
 # against FP32: mask IoU 0.983 mean and 0.40 worst with all five stages in BF16, 0.996 and 0.93 with these two in FP32.
 _ALWAYS_FP32 = (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
+# One graph at a time is read in a process, so that what is mapped by then and was not before is that graph's own.
+_READING = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a stage is compiled from, held until it has run: until then pages of its weights are given back.
+
+    Attributes:
+        graph: an ``openvino.Model``.
+        weights: where its weights are mapped as long as it lives, and no longer: what came there later would be lost.
+    """
+
+    graph: Any
+    weights: frozenset[range]
 
 
 class OpenVinoEngine(Engine):
@@ -67,7 +85,7 @@ class OpenVinoEngine(Engine):
             self.name = "openvino-fp32" if fp32 else "openvino"
             self._precision = _BF16 if not fp32 and computes_bf16() else _FP32
         self._models: dict[Stage, Any] = {}
-        self._ran: set[Stage] = set()
+        self._sources: dict[Stage, _Source] = {}  # until a stage has run
 
     def provider_of(self, stage: Stage) -> str:
         """Runtime, device and the precision that the compiled stage computes in."""
@@ -82,7 +100,7 @@ class OpenVinoEngine(Engine):
     def close(self) -> None:
         """Free all compiled models."""
         self._models.clear()
-        self._ran.clear()
+        self._sources.clear()
         super().close()
 
     def _computes(self, stage: Stage) -> str:
@@ -95,22 +113,26 @@ class OpenVinoEngine(Engine):
         path = self.bundle.graph_path(stage)
         contract = self.bundle.manifest.stages[stage].contract
         try:
-            with self._releasing_pages(stage):
-                graph = self._core.read_model(path)
+            source = self._read(stage, path)
+            with releasing_pages(source.weights):
                 if stage in IMAGE_STAGES:
                     (image,) = contract.inputs
-                    graph.reshape(image.sized(images=1))
+                    source.graph.reshape(image.sized(images=1))
                 if not self._on_gpu and self._asked(stage) == _FP32:
-                    rewrite_gelus(graph)
-                model = self._core.compile_model(graph, self._device, self._settings(stage))
+                    rewrite_gelus(source.graph)
+                model = self._core.compile_model(source.graph, self._device, self._settings(stage))
         except Exception as error:  # RuntimeErrors of many subclasses, TypeErrors of its bindings
             raise BundleError(f"openvino {version()} cannot load '{path}': {one_line(error)}") from error
         _check_face(path.name, "inputs", model.inputs, contract.inputs)
         _check_face(path.name, "outputs", model.outputs, contract.outputs)
-        self._models[stage] = model
+        self._models[stage], self._sources[stage] = model, source
 
-    def _releasing_pages(self, stage: Stage) -> AbstractContextManager[None]:
-        return releasing_pages(self.bundle.root / data.name for data in self.bundle.manifest.stages[stage].data)
+    def _read(self, stage: Stage, path: Path) -> _Source:
+        files = [self.bundle.root / data.name for data in self.bundle.manifest.stages[stage].data]
+        with _READING:
+            before = mapped_addresses(files)
+            graph = self._core.read_model(path)
+            return _Source(graph, mapped_addresses(files) - before)
 
     def _settings(self, stage: Stage) -> dict[str, Any]:
         """Of a stage's compiled model, by OpenVINO's own names."""
@@ -144,9 +166,10 @@ class OpenVinoEngine(Engine):
             # threads need no lock. An array keeps the memory that it shows alive. What a GPU gave is copied: it may be
             # memory that the driver shares with it.
             request = self._models[stage].create_infer_request()
-            with nullcontext() if stage in self._ran else self._releasing_pages(stage):
+            source = self._sources.get(stage)
+            with releasing_pages(source.weights) if source else nullcontext():
                 request.infer(dict(feeds), share_inputs=True)
-            self._ran.add(stage)
+            self._sources.pop(stage, None)
             results = {name: request.get_tensor(name).data for name in names}
             return {name: array.copy() for name, array in results.items()} if self._on_gpu else results
         except Exception as error:  # as above

@@ -11,7 +11,7 @@ from engines import mapped_files
 from engines.bundle import Bundle
 from engines.contracts import Stage
 from engines.errors import BundleError
-from engines.mapped_files import release_pages, releasing_pages
+from engines.mapped_files import mapped_addresses, release_pages, releasing_pages
 from engines.onnxruntime_engine import OnnxRuntimeEngine
 from made_bundle import make_bundle
 
@@ -95,7 +95,9 @@ def test_mapped_pages_are_given_back_and_come_again(tmp_path: Path) -> None:
         assert mapped[:] == content
         before = resident_kib(path)
         assert before >= len(content) // 1024
-        release_pages(path)
+        (addresses,) = mapped_addresses([path])
+        assert len(addresses) == len(content)
+        release_pages([addresses])
         assert resident_kib(path) < before / 10
         assert mapped[:] == content
 
@@ -109,13 +111,13 @@ def test_mapped_pages_are_given_back_while_they_are_read_and_at_the_end(
     path.write_bytes(content)
     released, kept = threading.Semaphore(0), release_pages
 
-    def release_and_tell(path: Path) -> None:
-        kept(path)
+    def release_and_tell(addresses: frozenset[range]) -> None:
+        kept(addresses)
         released.release()
 
     monkeypatch.setattr(mapped_files, "release_pages", release_and_tell)
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        with releasing_pages([path]):
+        with releasing_pages(mapped_addresses([path])):
             assert mapped[:] == content
             while released.acquire(blocking=False):
                 pass
@@ -126,21 +128,20 @@ def test_mapped_pages_are_given_back_while_they_are_read_and_at_the_end(
         assert mapped[:] == content
 
 
-def test_pages_are_given_back_no_longer_when_the_body_fails(tmp_path: Path) -> None:
+def test_pages_are_given_back_no_longer_when_the_body_fails() -> None:
     before = set(threading.enumerate())
-    with pytest.raises(BundleError), releasing_pages([tmp_path / "nothing"]):
+    with pytest.raises(BundleError), releasing_pages(frozenset()):
         raise BundleError("not to be read")
     assert set(threading.enumerate()) <= before
 
 
-def test_what_was_written_to_a_private_mapping_stays(tmp_path: Path) -> None:
+def test_a_mapping_that_can_be_written_to_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "weights.data"
     path.write_bytes(bytes(1 << 16))
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         mapped[:4] = b"mine"
-        release_pages(path)
-        assert mapped[:4] == b"mine"
+        assert mapped_addresses([path]) == frozenset()
 
 
-def test_a_file_that_nobody_mapped_is_no_matter(tmp_path: Path) -> None:
-    release_pages(tmp_path / "nothing")
+def test_a_file_that_nobody_mapped_is_nowhere(tmp_path: Path) -> None:
+    assert mapped_addresses([tmp_path / "nothing"]) == frozenset()

@@ -1,12 +1,13 @@
 """OpenVINO computes what ONNX Runtime does, says in which precision, keeps what it gave and sends nothing."""
 
 import contextlib
+import mmap
 import os
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from engines.contracts import Stage
 from engines.doctor import examine
 from engines.engine import IMAGE_STAGES
 from engines.errors import BundleError, MissingPartError, RSRefSegError
-from engines.mapped_files import releasing_pages
+from engines.mapped_files import mapped_addresses, releasing_pages
 from engines.onnxruntime_engine import OnnxRuntimeEngine
 from engines.openvino_engine import OpenVinoEngine
 from engines.openvino_library import computes_bf16
@@ -33,6 +34,7 @@ from openvino_answers import asked, exact, nudged_bundle, picture, share_of_max
 
 pytest.importorskip("openvino")
 ROOT = Path(__file__).parents[1]
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
 needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor has no BF16")
 
 
@@ -46,26 +48,51 @@ def bundle(folder: Path) -> Bundle:
     return Bundle.open(folder)
 
 
+def weights_of(bundle: Bundle, stage: Stage) -> list[Path]:
+    return [bundle.root / record.name for record in bundle.manifest.stages[stage].data]
+
+
+@only_linux
 def test_weights_are_given_back_while_a_stage_loads_and_first_runs(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entered: list[tuple[str, ...]] = []
+    entered: list[frozenset[range]] = []
 
     @contextlib.contextmanager
-    def noted(paths: Iterable[Path]) -> Iterator[None]:
-        files = tuple(paths)
-        entered.append(tuple(path.name for path in files))
-        with releasing_pages(files):
+    def noted(addresses: frozenset[range]) -> Iterator[None]:
+        entered.append(addresses)
+        with releasing_pages(addresses):
             yield
+        assert mapped_bytes(addresses) >= size  # else it was no longer weights that were given back
 
     monkeypatch.setattr(openvino_engine, "releasing_pages", noted)
-    weights = tuple(record.name for record in bundle.manifest.stages[Stage.SAM_ENCODER].data)
+    files = weights_of(bundle, Stage.SAM_ENCODER)
+    size = sum(file.stat().st_size for file in files)
+
+    def mapped_bytes(addresses: frozenset[range]) -> int:
+        """Of the files; a mapping may be in several pieces by now."""
+        mapped = {page for piece in mapped_addresses(files) for page in piece[:: mmap.PAGESIZE]}
+        return sum(page in mapped for mapping in addresses for page in mapping[:: mmap.PAGESIZE]) * mmap.PAGESIZE
+
     with exact(bundle) as engine:
         engine.load(Stage.SAM_ENCODER)
-        assert entered == [weights]
+        (weights,) = entered
         for _ in range(2):
             engine.run(Stage.SAM_ENCODER, {"image": picture(bundle)})
         assert entered == [weights, weights]
+
+
+@only_linux
+def test_of_a_bundle_that_another_engine_runs_only_its_own_mapping_is_given_back(bundle: Bundle) -> None:
+    """The other's may be gone by then, and something else in its place."""
+    files = weights_of(bundle, Stage.SAM_ENCODER)
+    with exact(bundle) as first, exact(bundle) as second:
+        first.load(Stage.SAM_ENCODER)
+        others = mapped_addresses(files)
+        second.load(Stage.SAM_ENCODER)
+        source = second._sources[Stage.SAM_ENCODER]
+        assert source.weights.isdisjoint(others)
+        assert source.weights | others == mapped_addresses(files)
 
 
 def test_in_fp32_it_computes_what_onnxruntime_does(exported: Exported) -> None:
