@@ -15,16 +15,17 @@ _RELEASE_EVERY_S = 0.3
 
 def mapped_addresses(paths: Iterable[Path]) -> frozenset[range]:
     """Where files are mapped for reading only; nothing on other systems than Linux."""
-    with contextlib.suppress(OSError):
-        names = {os.fsencode(path.resolve()) for path in paths}
+    try:
         rows = [line.split(None, _FIELDS - 1) for line in _MAPS.read_bytes().splitlines()]
-        return frozenset(
-            range(*(int(address, 16) for address in row[0].split(b"-")))
-            for row in rows
-            # What was written to a private mapping would be lost with its pages.
-            if len(row) == _FIELDS and row[-1] in names and b"w" not in row[1]
-        )
-    return frozenset()
+    except OSError:
+        return frozenset()
+    names = {os.fsencode(path.resolve()) for path in paths}
+    return frozenset(
+        range(*(int(address, 16) for address in row[0].split(b"-")))
+        for row in rows
+        # What was written to a private mapping would be lost with its pages.
+        if len(row) == _FIELDS and row[-1] in names and b"w" not in row[1]
+    )
 
 
 def release_pages(addresses: Iterable[range]) -> None:
