@@ -30,7 +30,7 @@ test-full: $(VENV)/.ready
 
 gpu-check: EXTRAS = cuda,train
 gpu-check: $(VENV)/.ready
-	$(BIN)/python -m bench.gpu_check $(GPU_CHECK)
+	$(BIN)/python -m rsrefseg.bench.system.gpu_check $(GPU_CHECK)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.errors import BadInputError, CheckFailedError, MissingPartError
+from rsrefseg.engines.errors import BadInputError, CheckFailedError, MissingPartError
 
 app = typer.Typer(
     name="rsrefseg",
@@ -45,7 +45,7 @@ def main() -> None:
 
 def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
     """Run one command in this process: its exit code, and what its function returned."""
-    from engines.terminal import explain, fail
+    from rsrefseg.engines.system.terminal import explain, fail
 
     try:
         result = app(list(arguments), prog_name="rsrefseg", standalone_mode=False)
@@ -58,7 +58,7 @@ def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
 
 
 def _print(report: Any, as_json: bool) -> Any:
-    from engines.terminal import print_report
+    from rsrefseg.engines.system.terminal import print_report
 
     return print_report(report, as_json)
 
@@ -97,7 +97,7 @@ def demo(
     as_json: JsonFlag = False,
 ) -> Any:
     """Do the whole job on made scenes with the tiny preset, on any machine, in minutes."""
-    from bench.demo import run_demo
+    from rsrefseg.bench.demo import run_demo
 
     return _print(run_demo(out, quick, run_command), as_json)
 
@@ -117,8 +117,8 @@ def data_synth(
     as_json: JsonFlag = False,
 ) -> Any:
     """Render remote-sensing-like scenes with expressions, in the RRSIS-D layout."""
-    from engines.progress import ProgressLine
-    from rsrefseg.data.synth import Domain, synthesize
+    from rsrefseg.engines.system.progress import ProgressLine
+    from rsrefseg.synth import Domain, synthesize
 
     if domain not in tuple(Domain):
         raise BadInputError(f"unknown domain '{domain}': choose one of {', '.join(Domain)}")
@@ -150,9 +150,9 @@ def data_check(
     as_json: JsonFlag = False,
 ) -> Any:
     """Read every image and mask once and report what would spoil training."""
-    from engines.progress import ProgressLine
     from rsrefseg.data.check import check_dataset
     from rsrefseg.data.phrase_length import phrase_rule
+    from rsrefseg.engines.system.progress import ProgressLine
 
     with ProgressLine("checking") as progress:
         report = check_dataset(path, workers, progress.update, phrase_rule(tokenizer), images)
@@ -170,9 +170,9 @@ def data_convert(
     as_json: JsonFlag = False,
 ) -> Any:
     """Write a data set's annotations as JSON lines."""
-    from engines.terminal import print_document
     from rsrefseg.data.jsonl import export_jsonl
     from rsrefseg.data.samples import open_dataset
+    from rsrefseg.engines.system.terminal import print_document
 
     count = export_jsonl(open_dataset(path, images), out)
     document = {"path": str(out), "samples": count}
@@ -288,7 +288,7 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> Any:
     """gIoU, cIoU and Pr@0.5 to 0.9 of a run, the shipped base, or a bundle on any runtime."""
-    from bench.accuracy import EvaluationRequest, run_evaluation
+    from rsrefseg.bench.accuracy.accuracy import EvaluationRequest, run_evaluation
 
     request = EvaluationRequest(
         data=data,
@@ -314,7 +314,7 @@ def merge(
     as_json: JsonFlag = False,
 ) -> Any:
     """Fold the LoRA weights of a run into a plain model, with proof."""
-    from rsrefseg.merge import merge as merge_run
+    from rsrefseg.train.merge import merge as merge_run
     from rsrefseg.train.run import Run, latest_run
 
     return _print(merge_run(Run(run) if run else latest_run(), half=half), as_json)
@@ -339,8 +339,8 @@ def convert(
     as_json: JsonFlag = False,
 ) -> Any:
     """Bring in somebody else's RSRefSeg checkpoint as a run that can be exported."""
-    from rsrefseg.config import model_config
-    from rsrefseg.weights.convert import ConvertRequest, convert_checkpoint
+    from rsrefseg.checkpoints.convert import ConvertRequest, convert_checkpoint
+    from rsrefseg.model.config import model_config
 
     request = ConvertRequest(
         file=file,
@@ -378,10 +378,10 @@ def export(
     as_json: JsonFlag = False,
 ) -> Any:
     """Write the bundle: five ONNX graphs, manifest, tokenizer, and the FP32 reference that proves them."""
-    from export.bundle import export_random, export_run
-    from export.settings import GraphSettings
-    from rsrefseg.attention import parse_target
-    from rsrefseg.precision.plan import choose_plan
+    from rsrefseg.export.export import export_random, export_run
+    from rsrefseg.export.precision.plan import choose_plan
+    from rsrefseg.export.settings import GraphSettings
+    from rsrefseg.inference.attention import parse_target
 
     half, settings = choose_plan(fp16, plan), GraphSettings(parse_target(target), attention, opset)
     if random_weights is not None:
@@ -403,7 +403,7 @@ def build(
     as_json: JsonFlag = False,
 ) -> Any:
     """Build TensorRT engines for this GPU; those that are current stay, and what is stale is told why."""
-    from engines.tensorrt_store import build_bundle
+    from rsrefseg.engines.tensorrt.store import build_bundle
 
     return _print(build_bundle(bundle, stages, workspace_mib, optimization_level, force), as_json)
 
@@ -425,8 +425,8 @@ def parity(
     as_json: JsonFlag = False,
 ) -> Any:
     """Compare a runtime with FP32 torch: per stage, chained, masks, and on a data set."""
-    from bench.half_reports import half_report
-    from bench.parity import run_parity
+    from rsrefseg.bench.parity.parity import run_parity
+    from rsrefseg.export.precision.half_reports import half_report
 
     if audit or bisect:
         report: Any = half_report(bundle, run, audit=audit, plan_out=plan if bisect else None, data=data)
@@ -467,13 +467,13 @@ def bench(
 ) -> Any:
     """Measure latency end to end and by stage, contenders in turn: ratios, errors and floors beside the times."""
     if attention is not None:
-        from bench.attention_forms import run_attention_bench
+        from rsrefseg.bench.latency.attention_forms import run_attention_bench
 
         given = {"--bundle": bundle, "--run": run, "--scenarios": scenarios, "--log": log, "--report": report}
         if unused := [name for name, value in given.items() if value]:
             raise BadInputError(f"--attention measures single blocks and takes no {unused[0]}: leave one of them out")
         return _print(run_attention_bench(attention, rounds, backends), as_json)
-    from bench.latency import BenchRequest, run_bench
+    from rsrefseg.bench.latency.bench import BenchRequest, run_bench
 
     request = BenchRequest(
         bundle=bundle,
@@ -503,7 +503,7 @@ def infer(
     as_json: JsonFlag = False,
 ) -> Any:
     """Segment what each phrase refers to: mask PNGs, an overlay picture and a JSON."""
-    from engines.infer import infer_image
+    from rsrefseg.engines.infer import infer_image
 
     return _print(infer_image(image, phrases, bundle, backend, out, max_pixels), as_json)
 
@@ -511,7 +511,7 @@ def infer(
 @app.command()
 def doctor(as_json: JsonFlag = False) -> Any:
     """Say what this machine can run, and what is missing for the rest."""
-    from engines.doctor import examine
+    from rsrefseg.engines.doctor import examine
 
     return _print(examine(), as_json)
 

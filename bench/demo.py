@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.demo_report import DemoReport
-from engines.errors import RSRefSegError
+from rsrefseg.engines.errors import RSRefSegError
+
+from .demo_report import DemoReport
 
 # What the demo trains on and how: domain B, which the shipped base has never seen, from a seed it was not made with.
 DOMAIN, SEED = "B", 7

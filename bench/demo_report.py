@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.contenders import TORCH
-from bench.scenarios import FIRST_PHRASE, NEXT_PHRASE, TOTAL
+from .latency.runners import TORCH
+from .latency.scenarios import FIRST_PHRASE, NEXT_PHRASE, TOTAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class DemoReport:
         """A table and some lines for a person."""
         from rich.console import Group
 
-        from bench.tables import plain_table
+        from rsrefseg.engines.system.tables import plain_table
 
         scores = plain_table(f"gIoU on {self.test_samples} test expressions of the new domain", ("model",), ("gIoU",))
         scores.add_row("shipped base", f"{self.base_giou:.4f}")

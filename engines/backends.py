@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from engines.bundle import Bundle
-from engines.contracts import Stage
-from engines.engine import Engine
-from engines.errors import BadInputError, MissingPartError
+from .bundle.bundle import Bundle
+from .bundle.contracts import Stage
+from .engine import Engine
+from .errors import BadInputError, MissingPartError
 
 
 class Backend(StrEnum):
@@ -61,7 +61,7 @@ def select_backend(name: str, bundle: Bundle, threads: int | None = None) -> Sel
     """Make the engine that ``name`` asks for; ``auto`` takes the fastest one that works here.
 
     Args:
-        name: one of :class:`Backend`.
+        name: one of ``Backend``.
         bundle: what to run.
         threads: CPU threads; default is the cores this process may use.
 
@@ -99,11 +99,11 @@ def _entries() -> dict[Backend, _Entry]:
     GPUs out. In FP32 OpenVINO comes after ONNX Runtime, the runtime that the graphs are checked with when they are
     exported.
     """
-    from engines import openvino_library
-    from engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
-    from engines.onnxruntime_engine import OnnxRuntimeEngine
-    from engines.openvino_engine import OpenVinoEngine
-    from engines.tensorrt_engine import TensorRTEngine
+    from .onnxruntime.cuda import OnnxRuntimeCudaEngine
+    from .onnxruntime.engine import OnnxRuntimeEngine
+    from .openvino import library as openvino_library
+    from .openvino.engine import OpenVinoEngine
+    from .tensorrt.engine import TensorRTEngine
 
     return {
         Backend.TENSORRT: _Entry(

@@ -8,13 +8,13 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from engines.cores import usable_cores
-from engines.errors import RSRefSegError
-from engines.onnxruntime_cuda import why_not_started
-from engines.onnxruntime_engine import why_unavailable
-from engines.openvino_library import GPU, chosen_device, computes_bf16, computes_fp16, product_name, version
-from engines.openvino_library import why_unavailable as why_no_openvino
-from engines.tensorrt_library import Library
+from .errors import RSRefSegError
+from .onnxruntime.cuda import why_not_started
+from .onnxruntime.engine import why_unavailable
+from .openvino.library import GPU, chosen_device, computes_bf16, computes_fp16, product_name, version
+from .openvino.library import why_unavailable as why_no_openvino
+from .system.cores import usable_cores
+from .tensorrt.library import Library
 
 # Import names of the extra `train`, and of what it brings along.
 TRAIN_MODULES = (

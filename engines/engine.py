@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from engines.bundle import Bundle
-from engines.contracts import Stage
-from engines.errors import BadInputError
+from .bundle.bundle import Bundle
+from .bundle.contracts import Stage
+from .errors import BadInputError
 
 Arrays = dict[str, npt.NDArray[Any]]
 # By contract name, in whatever an engine keeps tensors in: arrays, or memory of a device that only it can read.
@@ -33,10 +33,10 @@ def check_one_image(image: npt.NDArray[np.uint8]) -> None:
 
 
 class Engine(ABC):
-    """Runs the five graphs of one bundle. A context manager; stages load when first used, or by :meth:`load`.
+    """Runs the five graphs of one bundle. A context manager; stages load when first used, or by ``load``.
 
-    :meth:`run` takes and gives arrays, one stage at a time. :meth:`encode_image`, :meth:`encode_text` and
-    :meth:`answer` are the way from pixels and words to masks: what they hand to each other stays where the engine
+    ``run`` takes and gives arrays, one stage at a time. ``encode_image``, ``encode_text`` and
+    ``answer`` are the way from pixels and words to masks: what they hand to each other stays where the engine
     computes, and need not be complete before it is used.
 
     Subclasses implement ``_load``, ``_run``, ``provider_of`` and, where there is something to free, ``close``. Those
@@ -47,7 +47,7 @@ class Engine(ABC):
         bundle: the bundle it runs.
         load_ms: milliseconds that loading each stage took, checks of its files included; those that load at the same
             time take longer each.
-        loads_together: whether :meth:`load` loads all stages at the same time: on a CPU, where digests and most of what
+        loads_together: whether ``load`` loads all stages at the same time: on a CPU, where digests and most of what
             a runtime does with weights take one thread, and no core should wait for the last of them. Preset b on 2
             cores of a Zen 3 (2026-11-27), medians of 8: 5.9 s instead of 6.2 in pairs on ONNX Runtime, 9.0 instead of
             10.0 on OpenVINO.
@@ -135,8 +135,8 @@ class Engine(ABC):
         """Run prompter and decoder for P phrases on one picture.
 
         Args:
-            image: of :meth:`encode_image`.
-            phrases: of :meth:`encode_text`, at most as many as the contract allows.
+            image: of ``encode_image``.
+            phrases: of ``encode_text``, at most as many as the contract allows.
 
         Returns:
             (P, 1, h, w) mask logits.
@@ -167,7 +167,7 @@ class Engine(ABC):
         return dict(self.run(stage, {spec.name: tensors[spec.name] for spec in contract.inputs}))
 
     def to_host(self, tensors: Tensors) -> Arrays:
-        """Copies, or the same, of what :meth:`encode_image` or :meth:`encode_text` gave, as arrays."""
+        """Copies, or the same, of what ``encode_image`` or ``encode_text`` gave, as arrays."""
         return dict(tensors)
 
     def precision_of(self, stage: Stage) -> str:
@@ -180,7 +180,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _load(self, stage: Stage) -> None:
-        """Build what :meth:`_run` needs for a stage."""
+        """Build what ``_run`` needs for a stage."""
 
     @abstractmethod
     def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:

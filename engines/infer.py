@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.images import read_image
-from engines.result import describe, write_results
-from engines.segmenter import Segmentation, Segmenter
+from .images.images import read_image
+from .results.results import describe, write_results
+from .segmenter import Segmentation, Segmenter
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class InferReport:
         answers: one per phrase, in order.
         files: masks in the order of the phrases, then overlay and JSON.
         notes: what to know about the bundle, one line each.
-        results: :func:`engines.result.describe`'s figures, one per phrase.
+        results: ``describe``'s figures, one per phrase.
     """
 
     image: str

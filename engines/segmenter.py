@@ -12,12 +12,12 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from engines.backends import Backend, select_backend
-from engines.bundle import Bundle
-from engines.contracts import Stage
-from engines.engine import Engine, Tensors
-from engines.images import check_picture, stretch, upsample_logits
-from engines.text import TokenBatch, Tokenizer, check_phrases
+from .backends import Backend, select_backend
+from .bundle.bundle import Bundle
+from .bundle.contracts import Stage
+from .engine import Engine, Tensors
+from .images.images import check_picture, stretch, upsample_logits
+from .text import TokenBatch, Tokenizer, check_phrases
 
 _T = TypeVar("_T")
 
@@ -29,7 +29,7 @@ class EncodedImage:
     Attributes:
         height, width: of the picture, px.
         features: the outputs of the two image stages by contract name, each with an image axis of 1, as the engine
-            keeps them; :meth:`Engine.to_host` makes arrays of them.
+            keeps them; ``to_host`` makes arrays of them.
     """
 
     height: int
@@ -64,7 +64,7 @@ class Segmenter:
         engine: runs its graphs.
         cached_phrases: how many phrases' text features to keep.
         cached_images: how many pictures' embeddings to keep, found again by the digest of their pixels. None by
-            default: whoever asks twice can hold on to :meth:`encode_image`'s result.
+            default: whoever asks twice can hold on to ``encode_image``'s result.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, *, cached_phrases: int = 128, cached_images: int = 0) -> None:
@@ -91,7 +91,7 @@ class Segmenter:
 
         Args:
             bundle_dir: default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
-            backend: one of :class:`engines.backends.Backend`.
+            backend: one of ``Backend``.
             threads: CPU threads; default is the cores this process may use.
             cached_phrases: as for the constructor.
             cached_images: as for the constructor.
@@ -130,14 +130,14 @@ class Segmenter:
         """Find what each phrase refers to. A phrase's answer does not depend on the others asked with it.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or what :meth:`encode_image` made of it.
+            image: (H, W, 3) uint8 RGB, or what ``encode_image`` made of it.
             phrases: at least one text.
 
         Returns:
             One answer per phrase, in order. An answer takes 5 bytes per pixel of the picture.
 
         Raises:
-            BadInputError: the array is no picture, or a phrase cannot be used; see :meth:`Tokenizer.encode`.
+            BadInputError: the array is no picture, or a phrase cannot be used; see ``encode``.
             RSRefSegError: a stage cannot be loaded or run.
         """
         check_phrases(phrases)

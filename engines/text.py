@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from engines.errors import BadInputError
+from .errors import BadInputError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -27,7 +27,7 @@ class TokenBatch:
 
     Attributes:
         input_ids: (P, L) int64, padded.
-        token_mask: (P, L) bool; see :class:`Tokenizer` for what is True.
+        token_mask: (P, L) bool; see ``Tokenizer`` for what is True.
         warnings: one line for each phrase that was cut or holds unknown words.
     """
 
@@ -85,7 +85,7 @@ class Tokenizer:
         """Tokens of ``phrases``.
 
         Raises:
-            BadInputError: no phrase at all, or a phrase that is blank, longer than :data:`MAX_PHRASE_CHARACTERS`
+            BadInputError: no phrase at all, or a phrase that is blank, longer than ``MAX_PHRASE_CHARACTERS``
                 characters, or without any word the tokenizer knows.
         """
         check_phrases(phrases)
@@ -154,7 +154,7 @@ def clean_phrase(phrase: str) -> str:
     """The phrase as it is tokenized: lone surrogates, which no UTF-8 text can hold, become U+FFFD.
 
     Raises:
-        BadInputError: the phrase is no text, blank, or longer than :data:`MAX_PHRASE_CHARACTERS` characters.
+        BadInputError: the phrase is no text, blank, or longer than ``MAX_PHRASE_CHARACTERS`` characters.
     """
     if not isinstance(phrase, str):
         raise BadInputError(f"a phrase must be text, got {type(phrase).__name__}")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import onnx
 
-from engines.contracts import StageContract
-from engines.errors import CheckFailedError
+from rsrefseg.engines.bundle.contracts import StageContract
+from rsrefseg.engines.errors import CheckFailedError
 
 Shape = tuple[int, ...]
 

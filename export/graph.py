@@ -13,8 +13,9 @@ import onnx_ir
 import torch
 from torch import Tensor, nn
 
-from engines.contracts import Dim, StageContract, TensorSpec
-from export.simplify import merge_slices
+from rsrefseg.engines.bundle.contracts import Dim, StageContract, TensorSpec
+
+from .simplify import merge_slices
 
 # LayerNormalization needs 17; 18 is the exporter's own floor and well inside what TensorRT 10.3 to 11.4 parse.
 OPSET = 18

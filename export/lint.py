@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from engines.contracts import Stage
-from export.operators import (
+from rsrefseg.engines.bundle.contracts import Stage
+
+from .operators import (
     CONSTANT_INPUTS,
     LATER_OPERATORS,
     MAX_OPSET,

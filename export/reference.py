@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.contracts import StageContract
-from engines.images import upsample_logits
-from engines.reference import ReferenceSample
-from rsrefseg.config import ModelConfig
-from rsrefseg.reference_inputs import ReferenceInput, load_reference_inputs
-from rsrefseg.stages import run_stage
+from rsrefseg.engines.bundle.contracts import StageContract
+from rsrefseg.engines.bundle.reference import ReferenceSample
+from rsrefseg.engines.images.images import upsample_logits
+from rsrefseg.model.config import ModelConfig
+from rsrefseg.model.stages import run_stage
+from rsrefseg.train.reference_inputs import ReferenceInput, load_reference_inputs
 from rsrefseg.train.run import Run
 from rsrefseg.train.setup import open_tokenizer
 

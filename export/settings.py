@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from engines.errors import BadInputError
-from engines.manifest import AttentionRecord
-from export.graph import FUSED_OPSET, OPSET
-from rsrefseg.attention import FORMS, AttentionChoice, Target, default_attention, parse_attention
-from rsrefseg.config import SamConfig
+from rsrefseg.engines.bundle.manifest import AttentionRecord
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.inference.attention import FORMS, AttentionChoice, Target, default_attention, parse_attention
+from rsrefseg.model.config import SamConfig
+
+from .graph import FUSED_OPSET, OPSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class GraphSettings:
     Attributes:
         target: the runtime whose measured defaults are used.
         attention: another form than the target's, as ``--attention`` says it.
-        opset: :data:`export.graph.OPSET`, or :data:`export.graph.FUSED_OPSET` for ``Attention`` nodes.
+        opset: ``OPSET``, or ``FUSED_OPSET`` for ``Attention`` nodes.
 
     Raises:
         BadInputError: a choice that nothing could read.

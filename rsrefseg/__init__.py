@@ -1,26 +1,35 @@
 """RSRefSeg: referring segmentation of remote-sensing images, from training to the edge.
 
 ``from rsrefseg import Segmenter`` runs an exported bundle, ``from rsrefseg import RSRefSeg`` is the PyTorch model.
-Names are looked up when first used: importing this package loads neither PyTorch nor a runtime.
+Names are imported on first use: importing this package loads neither PyTorch nor a runtime.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle
-    from engines.errors import RSRefSegError
-    from engines.images import read_image
-    from engines.segmenter import Segmentation, Segmenter
-    from engines.text import Tokenizer
-    from rsrefseg.checkpoint import load_model
-    from rsrefseg.config import ModelConfig, Preset, model_config
-    from rsrefseg.data.samples import Dataset, Sample, open_dataset
-    from rsrefseg.metrics import MetricsResult, ReferringMetrics
-    from rsrefseg.model import RSRefSeg, build_model
+    from .checkpoints.model_file import load_model
+    from .data.samples import Dataset, Sample, open_dataset
+    from .engines.backends import Backend, select_backend
+    from .engines.bundle.bundle import Bundle
+    from .engines.bundle.contracts import Geometry, Stage, StageContract, stage_contracts
+    from .engines.engine import Engine
+    from .engines.errors import RSRefSegError
+    from .engines.images.images import read_image
+    from .engines.results.results import write_results
+    from .engines.segmenter import EncodedImage, Segmentation, Segmenter
+    from .engines.text import Tokenizer
+    from .evaluation.metrics import MetricsResult, ReferringMetrics
+    from .model.config import ModelConfig, Preset, model_config
+    from .model.model import RSRefSeg, build_model
 
 __all__ = [
+    "Backend",
     "Bundle",
     "Dataset",
+    "EncodedImage",
+    "Engine",
+    "Geometry",
     "MetricsResult",
     "ModelConfig",
     "Preset",
@@ -30,41 +39,55 @@ __all__ = [
     "Sample",
     "Segmentation",
     "Segmenter",
+    "Stage",
+    "StageContract",
     "Tokenizer",
     "build_model",
     "load_model",
     "model_config",
     "open_dataset",
     "read_image",
+    "select_backend",
+    "stage_contracts",
+    "write_results",
 ]
 
 _HOMES = {
-    "Bundle": "engines.bundle",
-    "Dataset": "rsrefseg.data.samples",
-    "MetricsResult": "rsrefseg.metrics",
-    "ModelConfig": "rsrefseg.config",
-    "Preset": "rsrefseg.config",
-    "RSRefSeg": "rsrefseg.model",
-    "RSRefSegError": "engines.errors",
-    "ReferringMetrics": "rsrefseg.metrics",
-    "Sample": "rsrefseg.data.samples",
-    "Segmentation": "engines.segmenter",
-    "Segmenter": "engines.segmenter",
-    "Tokenizer": "engines.text",
-    "build_model": "rsrefseg.model",
-    "load_model": "rsrefseg.checkpoint",
-    "model_config": "rsrefseg.config",
-    "open_dataset": "rsrefseg.data.samples",
-    "read_image": "engines.images",
+    "Backend": ".engines.backends",
+    "Bundle": ".engines.bundle.bundle",
+    "Dataset": ".data.samples",
+    "EncodedImage": ".engines.segmenter",
+    "Engine": ".engines.engine",
+    "Geometry": ".engines.bundle.contracts",
+    "MetricsResult": ".evaluation.metrics",
+    "ModelConfig": ".model.config",
+    "Preset": ".model.config",
+    "RSRefSeg": ".model.model",
+    "RSRefSegError": ".engines.errors",
+    "ReferringMetrics": ".evaluation.metrics",
+    "Sample": ".data.samples",
+    "Segmentation": ".engines.segmenter",
+    "Segmenter": ".engines.segmenter",
+    "Stage": ".engines.bundle.contracts",
+    "StageContract": ".engines.bundle.contracts",
+    "Tokenizer": ".engines.text",
+    "build_model": ".model.model",
+    "load_model": ".checkpoints.model_file",
+    "model_config": ".model.config",
+    "open_dataset": ".data.samples",
+    "read_image": ".engines.images.images",
+    "select_backend": ".engines.backends",
+    "stage_contracts": ".engines.bundle.contracts",
+    "write_results": ".engines.results.results",
 }
+
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'rsrefseg' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOMES[name], __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from exported import Exported
+    from tests.support.exported import Exported
 
 
 @pytest.fixture(scope="session")
 def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set: 10 training and 2 validation images with two phrases each. Not to be changed."""
-    from small import write_boxes
+    from tests.support.small import write_boxes
 
     return write_boxes(tmp_path_factory.mktemp("data") / "boxes")
 
@@ -21,11 +21,11 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory, boxes: Path) -> Path:
     """Model file of a small untrained model, its tokenizer beside it. Not to be changed."""
-    from rsrefseg.checkpoint import save_model
+    from rsrefseg.checkpoints.model_file import save_model
     from rsrefseg.data.samples import open_dataset
-    from rsrefseg.model import build_model
-    from rsrefseg.tokenizer import write_word_tokenizer
-    from small import small_config
+    from rsrefseg.model.model import build_model
+    from rsrefseg.model.tokenizer import write_word_tokenizer
+    from tests.support.small import small_config
 
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
     config = small_config()
@@ -38,7 +38,7 @@ def small_base(tmp_path_factory: pytest.TempPathFactory, boxes: Path) -> Path:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, boxes: Path, small_base: Path) -> "Exported":
     """A small trained run, its bundle (a real export) and its data set. Not to be changed: spoil copies."""
-    from exported import export_small
+    from tests.support.exported import export_small
 
     return export_small(tmp_path_factory.mktemp("exported"), boxes, small_base)
 

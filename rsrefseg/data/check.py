@@ -8,10 +8,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from engines.errors import BadInputError
-from rsrefseg.data.phrase_length import PhraseLengths, PhraseRule
-from rsrefseg.data.reading import in_processes
-from rsrefseg.data.samples import Dataset, Sample, group_by_image, open_dataset
+from rsrefseg.engines.errors import BadInputError
+
+from .parallel import in_processes
+from .phrase_length import PhraseLengths, PhraseRule
+from .samples import Dataset, Sample, group_by_image, open_dataset
 
 EXAMPLES = 5
 
@@ -198,7 +199,7 @@ class _Findings:
             examples.append(example)
 
     def as_tuple(self) -> tuple[Finding, ...]:
-        """In the order of :class:`Problem`: the same data gives the same report."""
+        """In the order of ``Problem``: the same data gives the same report."""
         return tuple(
             Finding(problem, self._counts[problem], tuple(self._examples[problem]))
             for problem in Problem
@@ -216,7 +217,7 @@ class _Look:
 
 def _look(group: tuple[Sample, ...]) -> _Look:
     """Read one image and the masks of its samples."""
-    from engines.images import read_image
+    from rsrefseg.engines.images.images import read_image
 
     look = _Look()
     path = group[0].image_path

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.errors import BadInputError
-from rsrefseg.data.safe_pickle import load_plain_pickle
+from rsrefseg.engines.errors import BadInputError
+
+from .safe_pickle import load_plain_pickle
 
 REFS_FILE = "refs(unc).p"
 INSTANCES_FILE = "instances.json"

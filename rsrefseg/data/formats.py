@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.errors import BadInputError
-from rsrefseg.data.samples import Dataset
+from rsrefseg.engines.errors import BadInputError
+
+from .samples import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class DatasetFormat:
 
 
 def read_dataset(path: Path, images: Path | None = None) -> Dataset:
-    """See :func:`rsrefseg.data.samples.open_dataset`."""
+    """See ``open_dataset``."""
     if not path.exists():
         raise BadInputError(f"the data set '{path}' does not exist")
     if images is not None and not images.is_dir():
@@ -45,7 +46,7 @@ def read_dataset(path: Path, images: Path | None = None) -> Dataset:
 
 def _formats() -> tuple[DatasetFormat, ...]:
     """Every known format; the first that matches is taken."""
-    from rsrefseg.data import jsonl, nwpu_refer, refsegrs, risbench, rrsisd
+    from . import jsonl, nwpu_refer, refsegrs, risbench, rrsisd
 
     return (
         # Before RRSIS-D, whose annotation files may have the same names in the same place.

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.errors import BadInputError
-from engines.files import atomic_file
-from rsrefseg.data.mask_sources import MaskSource, NoTarget, RleMask
-from rsrefseg.data.masks import Rle, as_rle, mask_size, rle_box
-from rsrefseg.data.paths import image_file_name
-from rsrefseg.data.samples import Dataset, Sample
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.system.files import atomic_file
+
+from .mask_sources import MaskSource, NoTarget, RleMask
+from .masks import Rle, as_rle, mask_size, rle_box
+from .paths import image_file_name
+from .samples import Dataset, Sample
 
 NAME = "JSONL"
 LAYOUT = "FILE.jsonl with its images in a folder beside it"
@@ -80,7 +81,7 @@ def jsonl_record(sample: Sample, folder: Path, rle: Rle) -> dict[str, Any]:
     Args:
         sample: which.
         folder: that its image lies in or under.
-        rle: its mask, or another one for the same phrase, as :func:`rsrefseg.data.masks.encode_mask` gives it.
+        rle: its mask, or another one for the same phrase, as ``encode_mask`` gives it.
     """
     return {
         "split": sample.split,

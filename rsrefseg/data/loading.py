@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from engines.errors import BadInputError
-from rsrefseg.data.masks import BoolMask, resize_nearest
-from rsrefseg.data.samples import Dataset, Sample
+from rsrefseg.engines.errors import BadInputError
+
+from .masks import BoolMask, resize_nearest
+from .samples import Dataset, Sample
 
 SizeMismatch = Literal["refuse", "resize"]
 
@@ -40,7 +41,7 @@ def load_pair(sample: Sample, on_size_mismatch: SizeMismatch = "refuse") -> Load
     Raises:
         BadInputError: the image or the mask cannot be read, or their sizes differ and that is refused.
     """
-    from engines.images import read_image
+    from rsrefseg.engines.images.images import read_image
 
     image = read_image(sample.image_path)
     mask, resized = fit_mask(sample, (image.shape[0], image.shape[1]), on_size_mismatch)
@@ -53,7 +54,7 @@ def fit_mask(sample: Sample, size: tuple[int, int], on_size_mismatch: SizeMismat
     Args:
         sample: whose mask.
         size: height and width of its image, in pixels.
-        on_size_mismatch: as in :func:`load_pair`.
+        on_size_mismatch: as in ``load_pair``.
 
     Returns:
         The mask, (H, W) bool, and True if it was resized.
@@ -89,7 +90,7 @@ def verify_phrases(samples: Iterable[Sample]) -> None:
     Raises:
         BadInputError: names the first sample whose phrase is blank or far too long.
     """
-    from engines.text import clean_phrase
+    from rsrefseg.engines.text import clean_phrase
 
     for sample in samples:
         try:

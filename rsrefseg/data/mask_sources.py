@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engines.errors import BadInputError
-from rsrefseg.data.headers import size_in_header
-from rsrefseg.data.masks import BoolMask, Rle, compressed_rle, decode_rle, encode_mask, mask_size
-from rsrefseg.data.outlines import Segmentation, fingerprint, merged_rle
+from rsrefseg.engines.errors import BadInputError
+
+from .headers import size_in_header
+from .masks import BoolMask, Rle, compressed_rle, decode_rle, encode_mask, mask_size
+from .outlines import Segmentation, fingerprint, merged_rle
 
 
 class MaskSource(ABC):
@@ -79,7 +80,7 @@ class FileMask(MaskSource):
     """An image file; every pixel that is not black is foreground.
 
     Attributes:
-        path: any picture :func:`engines.images.read_image` reads; of any number of channels.
+        path: any picture ``read_image`` reads; of any number of channels.
     """
 
     path: Path
@@ -96,7 +97,7 @@ class FileMask(MaskSource):
         return height, width
 
     def decode(self, name: str) -> BoolMask:  # noqa: D102
-        from engines.images import read_image
+        from rsrefseg.engines.images.images import read_image
 
         try:
             picture = read_image(self.path)
@@ -117,7 +118,7 @@ class OutlineMask(MaskSource):
     """The union of segmentations: polygons, or polygons and run lengths.
 
     Attributes:
-        parts: as :func:`rsrefseg.data.outlines.as_segmentation` gives them, at least one.
+        parts: as ``as_segmentation`` gives them, at least one.
         height: of the image they are drawn on.
         width: as above.
     """

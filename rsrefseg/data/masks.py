@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.errors import BadInputError
+from rsrefseg.engines.errors import BadInputError
 
 # A run-length mask of a few bytes can claim any size, so the claim is checked before memory is asked for.
 MAX_MASK_PIXELS = 1 << 28
@@ -45,7 +45,7 @@ def compressed_rle(rle: Rle, name: str) -> Rle:
     """A run-length mask of any kind as ``{"size": [H, W], "counts": str}``, compressed, checked, ready for JSON.
 
     Raises:
-        BadInputError: as :func:`decode_rle`.
+        BadInputError: as ``decode_rle``.
     """
     from pycocotools import mask as coco
 
@@ -63,7 +63,7 @@ def compressed_rle(rle: Rle, name: str) -> Rle:
 
 
 def rle_box(rle: Rle) -> tuple[int, int, int, int]:
-    """Box of a mask that :func:`compressed_rle` gave, without decoding it; as :func:`mask_box`."""
+    """Box of a mask that ``compressed_rle`` gave, without decoding it; as ``mask_box``."""
     from pycocotools import mask as coco
 
     x, y, width, height = (int(value) for value in coco.toBbox(rle))
@@ -74,7 +74,7 @@ def mask_size(rle: Rle, name: str) -> tuple[int, int]:
     """Height and width that a run-length mask states.
 
     Raises:
-        BadInputError: the size is missing, not two positive whole numbers, or beyond :data:`MAX_MASK_PIXELS`.
+        BadInputError: the size is missing, not two positive whole numbers, or beyond ``MAX_MASK_PIXELS``.
     """
     size = rle.get("size") if isinstance(rle, dict) else None
     if not isinstance(size, list | tuple) or len(size) != 2 or "counts" not in rle:
@@ -90,7 +90,7 @@ def checked_size(size: Sequence[Any], what: str) -> tuple[int, int]:
         what: whose, for the error line.
 
     Raises:
-        BadInputError: they are not positive whole numbers, or beyond :data:`MAX_MASK_PIXELS`.
+        BadInputError: they are not positive whole numbers, or beyond ``MAX_MASK_PIXELS``.
     """
     height, width = size
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):

@@ -4,14 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.errors import BadInputError
-from rsrefseg.data import rrsisd
-from rsrefseg.data.coco import INSTANCES_FILE, REFS_FILE, Id, Instances, Ref, read_refs
-from rsrefseg.data.mask_sources import MaskSource, NoTarget, OutlineMask, RleMask
-from rsrefseg.data.masks import checked_size
-from rsrefseg.data.outlines import Segmentation, as_segmentation
-from rsrefseg.data.paths import image_file_name
-from rsrefseg.data.samples import Dataset, Sample
+from rsrefseg.engines.errors import BadInputError
+
+from . import rrsisd
+from .coco import INSTANCES_FILE, REFS_FILE, Id, Instances, Ref, read_refs
+from .mask_sources import MaskSource, NoTarget, OutlineMask, RleMask
+from .masks import checked_size
+from .outlines import Segmentation, as_segmentation
+from .paths import image_file_name
+from .samples import Dataset, Sample
 
 NAME = "NWPU-Refer"
 LAYOUT = "new_refs(unc).p, new_instances.json (or without new_), image/"

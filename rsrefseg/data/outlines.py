@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.errors import BadInputError
-from rsrefseg.data.masks import Rle, compressed_rle, mask_size
+from rsrefseg.engines.errors import BadInputError
+
+from .masks import Rle, compressed_rle, mask_size
 
 Polygon = Sequence[float]
 # What one annotation holds: a list of polygons, or a run-length mask.

@@ -3,7 +3,7 @@
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from engines.errors import BadInputError
+from rsrefseg.engines.errors import BadInputError
 
 
 def image_file_name(value: Any, name: str) -> Path:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.errors import BadInputError
-from engines.text import TEXT_LENGTH, Tokenizer
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.text import TEXT_LENGTH, Tokenizer
 
 _FILES = ("tokenizer.json", "spiece.model")
 
@@ -69,7 +69,7 @@ def phrase_rule(tokenizer: Path | None = None) -> PhraseRule:
 def _token_counter(path: Path) -> Callable[[str], int]:
     from tokenizers import Tokenizer as FastTokenizer
 
-    from rsrefseg.weights.sentencepiece import convert_spiece
+    from ..checkpoints.sentencepiece import convert_spiece
 
     if path.is_dir():
         path = next((path / name for name in _FILES if (path / name).is_file()), path / _FILES[0])

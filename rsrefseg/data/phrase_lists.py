@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.errors import BadInputError
-from rsrefseg.data.mask_sources import FileMask
-from rsrefseg.data.paths import image_file_name
-from rsrefseg.data.samples import Dataset, Sample
+from rsrefseg.engines.errors import BadInputError
+
+from .mask_sources import FileMask
+from .paths import image_file_name
+from .samples import Dataset, Sample
 
 SPLITS = ("train", "val", "test")
 _PREFIX, _SUFFIX = "output_phrase_", ".txt"
@@ -43,7 +44,7 @@ def read(layout: Layout, root: Path, images: Path | None) -> Dataset:
 
     A line is the name of an image and its mask (with or without suffix), white space, and the expression. Names repeat;
     a sample's id is its split and its line, ``train-17``. An image or mask that is missing is left for
-    :func:`rsrefseg.data.loading.verify_images` and the check to report.
+    ``verify_images`` and the check to report.
 
     Raises:
         BadInputError: a folder is missing, a list names an unknown split, or a line is not of that form.

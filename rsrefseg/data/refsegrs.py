@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from rsrefseg.data import phrase_lists
-from rsrefseg.data.samples import Dataset
+from . import phrase_lists
+from .samples import Dataset
 
 NAME = "RefSegRS"
 LAYOUT = "output_phrase_{train,val,test}.txt, images/*.tif, masks/*.tif"
@@ -16,5 +16,5 @@ def matches(path: Path) -> bool:
 
 
 def read(root: Path, images: Path | None = None) -> Dataset:
-    """Read every expression of a RefSegRS folder; see :func:`rsrefseg.data.phrase_lists.read`."""
+    """Read every expression of a RefSegRS folder; see ``read``."""
     return phrase_lists.read(_FILES, root, images)

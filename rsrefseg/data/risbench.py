@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from rsrefseg.data import phrase_lists
-from rsrefseg.data.samples import Dataset
+from . import phrase_lists
+from .samples import Dataset
 
 NAME = "RISBench"
 LAYOUT = "output_phrase_{train,val,test}.txt, img_rgb/*.png (or images/), mask/*.png (or masks/)"
@@ -23,5 +23,5 @@ def matches(path: Path) -> bool:
 
 
 def read(root: Path, images: Path | None = None) -> Dataset:
-    """Read every expression of a RISBench folder; see :func:`rsrefseg.data.phrase_lists.read`."""
+    """Read every expression of a RISBench folder; see ``read``."""
     return phrase_lists.read(_FILES, root, images)

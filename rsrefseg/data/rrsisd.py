@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from engines.errors import BadInputError
-from rsrefseg.data import coco
-from rsrefseg.data.coco import Instances, Ref, read_refs
-from rsrefseg.data.mask_sources import RleMask
-from rsrefseg.data.masks import as_rle
-from rsrefseg.data.paths import image_file_name
-from rsrefseg.data.samples import Dataset, Sample
+from rsrefseg.engines.errors import BadInputError
+
+from . import coco
+from .coco import Instances, Ref, read_refs
+from .mask_sources import RleMask
+from .masks import as_rle
+from .paths import image_file_name
+from .samples import Dataset, Sample
 
 NAME = "RRSIS-D"
 LAYOUT = "rrsisd/refs(unc).p, rrsisd/instances.json, images/rrsisd/JPEGImages/"

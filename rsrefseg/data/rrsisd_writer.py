@@ -11,10 +11,11 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from engines.errors import BadInputError
-from engines.files import atomic_directory
-from rsrefseg.data import rrsisd
-from rsrefseg.data.masks import BoolMask, encode_mask, mask_box
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.system.files import atomic_directory
+
+from . import rrsisd
+from .masks import BoolMask, encode_mask, mask_box
 
 JPEG_QUALITY = 95
 # Protocol 2 is what the oldest readers of this format take.

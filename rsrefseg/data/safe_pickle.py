@@ -6,7 +6,7 @@ import pickletools
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engines.errors import BadInputError
+from rsrefseg.engines.errors import BadInputError
 
 # 50,000 expressions in two languages, each word a string of its own, take about 50 MB and 3 million objects.
 MAX_PICKLE_BYTES = 256 << 20

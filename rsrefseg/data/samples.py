@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engines.errors import BadInputError
-from rsrefseg.data.mask_sources import MaskSource
-from rsrefseg.data.masks import BoolMask, Rle
+from rsrefseg.engines.errors import BadInputError
+
+from .mask_sources import MaskSource
+from .masks import BoolMask, Rle
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def open_dataset(path: Path | str, images: Path | None = None) -> Dataset:
     Raises:
         BadInputError: nothing is there, it is of no known format, or its annotations are broken.
     """
-    from rsrefseg.data.formats import read_dataset
+    from .formats import read_dataset
 
     return read_dataset(Path(path), images)
 

@@ -6,11 +6,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from engines.errors import BadInputError, MissingPartError
-from rsrefseg.checkpoint import digest, is_random, load_model
-from rsrefseg.config import ModelConfig, Preset
-from rsrefseg.model import RSRefSeg, build_model
-from rsrefseg.weights.public_files import PublicFiles, pin_public_files
+from rsrefseg.engines.errors import BadInputError, MissingPartError
+
+from ..checkpoints.model_file import digest, is_random, load_model
+from ..checkpoints.public_files import PublicFiles, pin_public_files
+from ..model.config import ModelConfig, Preset
+from ..model.model import RSRefSeg, build_model
 
 # From nothing, a published bias of -10 would have to climb for most of a short training before a sigmoid opens.
 _SCRATCH_LOGIT_BIAS = -4.0
@@ -49,7 +50,7 @@ class BaseWeights:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "BaseWeights":
-        """Read what :meth:`to_dict` gave.
+        """Read what ``to_dict`` gave.
 
         Raises:
             BadInputError: a field is missing or of no known kind.

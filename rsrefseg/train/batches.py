@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from engines.errors import BadInputError
-from engines.images import read_image, stretch
-from engines.text import Tokenizer
-from rsrefseg.data.loading import SizeMismatch, fit_mask
-from rsrefseg.data.samples import Sample
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.images.images import read_image, stretch
+from rsrefseg.engines.text import Tokenizer
+
+from ..data.loading import SizeMismatch, fit_mask
+from ..data.samples import Sample
 
 Draw = tuple[int, int]  # (image group, epoch)
 
@@ -95,7 +96,7 @@ class EpochBatches(Sampler[list[Draw]]):
 
     A short last batch is kept. Of several processes each takes every n-th batch, one a round, so that a round has the
     images that one process would take with n times the batch size. Where the last round has too few, it is filled with
-    the first ones, which do not count (:meth:`counts`).
+    the first ones, which do not count (``counts``).
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, process: int = 0, processes: int = 1) -> None:
@@ -135,7 +136,7 @@ class Collate:
     tokenizer: Tokenizer
 
     def __call__(self, examples: list[Example]) -> Batch:
-        """Stack examples; see :class:`Batch` for shapes."""
+        """Stack examples; see ``Batch`` for shapes."""
         phrases = [phrase for example in examples for phrase in example.phrases]
         tokens = self.tokenizer.encode(phrases)
         counts = torch.tensor([len(example.phrases) for example in examples])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from rsrefseg.model import RSRefSeg
+from ..model.model import RSRefSeg
 
 
 def transformer_blocks(model: RSRefSeg) -> tuple[nn.Module, ...]:

@@ -7,19 +7,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from engines.errors import BadInputError, MissingPartError
-from engines.progress import ProgressLine
-from engines.text import Padding
-from rsrefseg.config import ModelConfig, Preset, model_config
-from rsrefseg.train.config import TrainConfig
-from rsrefseg.train.request import TrainRequest
-from rsrefseg.train.run import Run, latest_run, next_run
+from rsrefseg.engines.errors import BadInputError, MissingPartError
+from rsrefseg.engines.system.progress import ProgressLine
+from rsrefseg.engines.text import Padding
+
+from ..model.config import ModelConfig, Preset, model_config
+from .config import TrainConfig
+from .request import TrainRequest
+from .run import Run, latest_run, next_run
 
 if TYPE_CHECKING:
-    from rsrefseg.lora import ParameterCounts
-    from rsrefseg.metrics import MetricsResult
-    from rsrefseg.train.base import BaseWeights
-    from rsrefseg.train.trainer import StepReport, Watcher
+    from ..evaluation.metrics import MetricsResult
+    from ..model.lora import ParameterCounts
+    from .base import BaseWeights
+    from .trainer import StepReport, Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +57,15 @@ def run_training(request: TrainRequest) -> TrainReport | None:
         What training came to; None in all processes of a training but the main one.
 
     Raises:
-        RSRefSegError: as :func:`rsrefseg.train.entry.train`; or options that contradict each other, or lack a part.
+        RSRefSegError: as ``train``; or options that contradict each other, or lack a part.
     """
     request = request.filled()
     model, config = _model(request), request.train_config()
     data = _refuse_missing(request)
-    from rsrefseg.train.entry import train
-    from rsrefseg.train.processes import agreed, this_process
-    from rsrefseg.train.setup import DataChoice
-    from rsrefseg.train.trainer import Watcher
+    from .entry import train
+    from .processes import agreed, this_process
+    from .setup import DataChoice
+    from .trainer import Watcher
 
     out = Path(agreed(str(request.out or (latest_run().path if request.resume else next_run()))))
     run, is_main = Run(out), this_process().is_main_process
@@ -124,12 +125,12 @@ def _model(request: TrainRequest) -> ModelConfig:
 
 def _base(request: TrainRequest, run: Run, model: ModelConfig, progress: ProgressLine) -> "BaseWeights":
     """The weights to start from: those of the run's record where there is one to go on with, else as asked for."""
-    from rsrefseg.train import base as base_weights
-    from rsrefseg.train.processes import this_process
-    from rsrefseg.weights.hub import folder_of
-    from rsrefseg.weights.public_files import check_public_files
-    from rsrefseg.weights.sam_file import SAM_FILES
-    from rsrefseg.weights.siglip_folder import SIGLIP_FILES
+    from ..checkpoints.hub import folder_of
+    from ..checkpoints.public_files import check_public_files
+    from ..checkpoints.sam_file import SAM_FILES
+    from ..checkpoints.siglip_folder import SIGLIP_FILES
+    from . import base as base_weights
+    from .processes import this_process
 
     say = progress.say if this_process().is_main_process else _nothing
     if request.resume and run.record_path.is_file():
@@ -153,8 +154,8 @@ def _nothing(line: str) -> None:
 
 
 def _watcher(progress: ProgressLine, config: TrainConfig) -> "Watcher":
-    from rsrefseg.train.processes import this_process
-    from rsrefseg.train.trainer import Watcher
+    from .processes import this_process
+    from .trainer import Watcher
 
     def on_start(counts: "ParameterCounts") -> None:
         progress.say(counts.render())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from engines.errors import BadInputError
+from rsrefseg.engines.errors import BadInputError
 
 _SEEDS = 2**32
 _LEAST = {
@@ -108,12 +108,12 @@ class TrainConfig:
             raise BadInputError(f"seed must be below {_SEEDS}, not {self.seed}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able form; :meth:`from_dict` reads it back."""
+        """Plain JSON-able form; ``from_dict`` reads it back."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "TrainConfig":
-        """Read what :meth:`to_dict` gave.
+        """Read what ``to_dict`` gave.
 
         Raises:
             BadInputError: a field is unknown or out of range.

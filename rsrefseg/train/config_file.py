@@ -10,10 +10,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
-from engines.errors import BadInputError
-from engines.text import Padding
-from rsrefseg.config import Preset
-from rsrefseg.train.config import LoraSettings, LossWeights, TrainConfig
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.text import Padding
+
+from ..model.config import Preset
+from .config import LoraSettings, LossWeights, TrainConfig
 
 _RECIPES = ("b", "l")
 _SUFFIX = ".toml"

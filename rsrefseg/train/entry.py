@@ -4,17 +4,18 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engines.errors import BadInputError
-from rsrefseg.config import ModelConfig
-from rsrefseg.data.samples import group_by_image
-from rsrefseg.lora import ParameterCounts, count_parameters
-from rsrefseg.reference_inputs import pick_reference_inputs, save_reference_inputs
-from rsrefseg.train.allocator import keep_freed_memory
-from rsrefseg.train.base import BaseWeights
-from rsrefseg.train.config import TrainConfig
-from rsrefseg.train.processes import this_process
-from rsrefseg.train.run import Run
-from rsrefseg.train.setup import (
+from rsrefseg.engines.errors import BadInputError
+
+from ..data.samples import group_by_image
+from ..model.config import ModelConfig
+from ..model.lora import ParameterCounts, count_parameters
+from .allocator import keep_freed_memory
+from .base import BaseWeights
+from .config import TrainConfig
+from .processes import this_process
+from .reference_inputs import pick_reference_inputs, save_reference_inputs
+from .run import Run
+from .setup import (
     DataChoice,
     TrainingData,
     check_output,
@@ -26,9 +27,9 @@ from rsrefseg.train.setup import (
     versions,
     write_tokenizer,
 )
-from rsrefseg.train.sharding import sharding_wanted
-from rsrefseg.train.state import Position
-from rsrefseg.train.trainer import Trainer, Watcher
+from .sharding import sharding_wanted
+from .state import Position
+from .trainer import Trainer, Watcher
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from rsrefseg.model import Prediction
-from rsrefseg.train.config import LossWeights
+from ..model.model import Prediction
+from .config import LossWeights
 
 
 def segmentation_loss(prediction: Prediction, truth: Tensor, weights: LossWeights) -> Tensor:

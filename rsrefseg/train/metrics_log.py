@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engines.files import atomic_write_text
-from rsrefseg.train.state import Position
+from rsrefseg.engines.system.files import atomic_write_text
+
+from .state import Position
 
 
 class MetricsLog:

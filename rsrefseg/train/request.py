@@ -7,18 +7,19 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from engines.errors import BadInputError
-from rsrefseg.config import ModelConfig
-from rsrefseg.train.config import LoraSettings, LossWeights, Precision, TrainConfig, from_scratch_config
-from rsrefseg.train.config_file import ConfigFile, read_config_file
-from rsrefseg.train.run import Run
+from rsrefseg.engines.errors import BadInputError
+
+from ..model.config import ModelConfig
+from .config import LoraSettings, LossWeights, Precision, TrainConfig, from_scratch_config
+from .config_file import ConfigFile, read_config_file
+from .run import Run
 
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
     """The options of ``rsrefseg train``; None and a missing key stand for what was not given.
 
-    ``settings``, ``lora`` and ``loss`` hold fields of :class:`TrainConfig` and its parts.
+    ``settings``, ``lora`` and ``loss`` hold fields of ``TrainConfig`` and its parts.
     """
 
     data: Path | None = None

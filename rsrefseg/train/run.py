@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.errors import BadInputError
-from engines.files import atomic_write_json
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.system.files import atomic_write_json
 
 RUN_SCHEMA_VERSION = 1
 _RECORD_PARTS = ("model", "train", "base", "data")

@@ -13,21 +13,22 @@ from typing import Any
 import torch
 from peft import LoraModel
 
-from engines.errors import BadInputError
-from engines.files import atomic_write_bytes, unwritable
-from engines.images import read_image
-from engines.text import Tokenizer
-from rsrefseg.config import ModelConfig
-from rsrefseg.data.headers import size_in_header
-from rsrefseg.data.loading import SizeMismatch, fit_mask, verify_images
-from rsrefseg.data.samples import Sample, group_by_image, open_dataset
-from rsrefseg.lora import add_lora, train_everything
-from rsrefseg.model import RSRefSeg
-from rsrefseg.tokenizer import write_word_tokenizer
-from rsrefseg.train.base import BaseKind, BaseWeights, shipped_tokenizer
-from rsrefseg.train.config import TrainConfig
-from rsrefseg.train.run import Run
-from rsrefseg.weights.tokenizer_file import tokenizer_bytes
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.images.images import read_image
+from rsrefseg.engines.system.files import atomic_write_bytes, unwritable
+from rsrefseg.engines.text import Tokenizer
+
+from ..checkpoints.tokenizer_file import tokenizer_bytes
+from ..data.headers import size_in_header
+from ..data.loading import SizeMismatch, fit_mask, verify_images
+from ..data.samples import Sample, group_by_image, open_dataset
+from ..model.config import ModelConfig
+from ..model.lora import add_lora, train_everything
+from ..model.model import RSRefSeg
+from ..model.tokenizer import write_word_tokenizer
+from .base import BaseKind, BaseWeights, shipped_tokenizer
+from .config import TrainConfig
+from .run import Run
 
 _LEAST_FREE_MIB = 64
 

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from engines.errors import BadInputError, MissingPartError
-from rsrefseg.model import RSRefSeg
-from rsrefseg.train.blocks import transformer_blocks
-from rsrefseg.train.config import Precision
+from rsrefseg.engines.errors import BadInputError, MissingPartError
+
+from ..model.model import RSRefSeg
+from .blocks import transformer_blocks
+from .config import Precision
 
 
 def sharding_wanted(precision: str) -> bool:

@@ -1,6 +1,6 @@
 """A training state as one safetensors file: weights, optimizer moments and position, whole or not there.
 
-Random numbers need no place in it: each batch seeds its own (see :mod:`rsrefseg.train.trainer`).
+Random numbers need no place in it: each batch seeds its own (see ``trainer``).
 """
 
 from dataclasses import asdict, dataclass
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engines.errors import BadInputError
-from rsrefseg.checkpoint import check_names, load_tensors, save_tensors
-from rsrefseg.train.sharding import placed_like, whole
+from rsrefseg.engines.errors import BadInputError
+
+from ..checkpoints.model_file import check_names, load_tensors, save_tensors
+from .sharding import placed_like, whole
 
 _WEIGHT, _OPTIMIZER = "weight.", "optimizer."
 
@@ -47,7 +48,7 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trained_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy a :func:`trained_state` back.
+    """Copy a ``trained_state`` back.
 
     Raises:
         BadInputError: the names or shapes are not this model's.
@@ -74,7 +75,7 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 def save_training_state(
     path: Path, tensors: dict[str, Tensor], position: Position, scaler: dict[str, Any] | None
 ) -> None:
-    """Write a :func:`training_state`, where training stands and the gradient scaler's state, atomically."""
+    """Write a ``training_state``, where training stands and the gradient scaler's state, atomically."""
     save_tensors(path, tensors, {"position": asdict(position), "scaler": scaler})
 
 

@@ -13,23 +13,24 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from engines.errors import BadInputError, RSRefSegError
-from rsrefseg.checkpoint import save_tensors
-from rsrefseg.evaluate import evaluate
-from rsrefseg.lora import ParameterCounts, trainable_parameters
-from rsrefseg.metrics import MetricsResult
-from rsrefseg.model import RSRefSeg
-from rsrefseg.train.batch_norm import count_phrases, share_batch_norms
-from rsrefseg.train.batches import Batch, EpochBatches, TrainingBatches, TrainingImages
-from rsrefseg.train.blocks import checkpoint_blocks
-from rsrefseg.train.config import Precision, TrainConfig
-from rsrefseg.train.losses import segmentation_loss
-from rsrefseg.train.metrics_log import MetricsLog
-from rsrefseg.train.run import Run
-from rsrefseg.train.schedule import WarmupCosine
-from rsrefseg.train.setup import TrainingData
-from rsrefseg.train.sharding import exchange_gradients, shard, sharding_wanted
-from rsrefseg.train.state import Position, load_training_state, save_training_state, trained_state, training_state
+from rsrefseg.engines.errors import BadInputError, RSRefSegError
+
+from ..checkpoints.model_file import save_tensors
+from ..evaluation.evaluate import evaluate
+from ..evaluation.metrics import MetricsResult
+from ..model.lora import ParameterCounts, trainable_parameters
+from ..model.model import RSRefSeg
+from .batch_norm import count_phrases, share_batch_norms
+from .batches import Batch, EpochBatches, TrainingBatches, TrainingImages
+from .blocks import checkpoint_blocks
+from .config import Precision, TrainConfig
+from .losses import segmentation_loss
+from .metrics_log import MetricsLog
+from .run import Run
+from .schedule import WarmupCosine
+from .setup import TrainingData
+from .sharding import exchange_gradients, shard, sharding_wanted
+from .state import Position, load_training_state, save_training_state, trained_state, training_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Trainer:
     A step minimises the mean loss over all phrases of its effective batch: ``batch_size`` images times processes times
     ``gradient_accumulation``. However that product is made up, the step has the same images and phrases, and every
     phrase the same weight in it. Two things depend on how it is made up. Batch norm takes its statistics from the
-    batches of one forward pass: on several processes together (:class:`SharedBatchNorm`), but not over accumulated
+    batches of one forward pass: on several processes together (``SharedBatchNorm``), but not over accumulated
     ones. And processes draw different dropout.
     """
 

@@ -1,0 +1,102 @@
+"""Whom ``rsrefseg eval`` asks: a run, a model file, the shipped base, or a bundle on a runtime, all with one face."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rsrefseg.engines.backends import Backend
+from rsrefseg.engines.system.files import sha256_file
+
+if TYPE_CHECKING:
+    from rsrefseg.evaluation.answers import Ask
+    from rsrefseg.evaluation.models import TorchModel
+
+
+class Subject(NamedTuple):
+    """A model that can be asked.
+
+    Attributes:
+        ask: answers phrases about a picture.
+        name: the model, in words.
+        runtime: what runs it: ``torch`` or a backend's name.
+        model_sha256: of the file its weights were read from; for a bundle of the merged model it was exported from,
+            None where there was none (random weights). Of a run without a merged model, of its trained weights.
+        bundle_sha256: of the bundle's manifest, which lists the digests of all its files; None for other subjects.
+    """
+
+    ask: "Ask"
+    name: str
+    runtime: str
+    model_sha256: str | None
+    bundle_sha256: str | None = None
+
+
+@contextlib.contextmanager
+def open_subject(run: Path | None, base: bool, bundle: Path | None, backend: str | None) -> Iterator[Subject]:
+    """Open a model to be asked, and close it in the end.
+
+    Args:
+        run: run folder, or the file of a merged model with its ``tokenizer.json`` beside it; the latest run by default.
+        base: the shipped base instead.
+        bundle: a bundle instead; with ``backend`` alone the default one.
+        backend: runtime for the bundle; ``auto`` where only a bundle is given.
+
+    Raises:
+        BadInputError: there is no such run or model file, or it is unfinished or damaged.
+        MissingPartError: the backend cannot run here, or the package has no shipped base.
+        BundleError: the bundle is not whole.
+    """
+    if bundle is not None or backend is not None:
+        from rsrefseg.engines.segmenter import Segmenter
+
+        with Segmenter.open(bundle, backend or Backend.AUTO) as segmenter:
+            provenance = segmenter.bundle.manifest.provenance
+            stamp = ", random weights" if provenance.random_weights else ""
+            yield Subject(
+                segmenter.segment,
+                f"bundle {segmenter.bundle.root}{stamp}",
+                segmenter.engine.name,
+                provenance.checkpoint_sha256,
+                segmenter.bundle.digest or None,
+            )
+        return
+    from rsrefseg.evaluation.evaluate import asker
+
+    (model, tokenizer, source), weights = _base() if base else _run_or_file(run)
+    yield Subject(asker(model, tokenizer), source, "torch", sha256_file(weights))
+
+
+def _base() -> "tuple[TorchModel, Path]":
+    from rsrefseg.evaluation.models import base_model
+    from rsrefseg.train.base import shipped_base
+
+    return base_model(), shipped_base()
+
+
+def _run_or_file(path: Path | None) -> "tuple[TorchModel, Path]":
+    from rsrefseg.evaluation.models import run_model
+    from rsrefseg.train.merge import current_merge
+    from rsrefseg.train.run import Run, latest_run
+
+    if path is not None and path.is_file():
+        return _model_file(path), path
+    run = Run(path) if path is not None else latest_run()
+    model = run_model(run.path)
+    merged = current_merge(run)
+    return model, merged.path if merged is not None else run.best_path
+
+
+def _model_file(path: Path) -> "TorchModel":
+    from rsrefseg.checkpoints.model_file import load_tensors, model_from
+    from rsrefseg.engines.text import Tokenizer
+    from rsrefseg.evaluation.models import TorchModel
+
+    file = load_tensors(path)
+    model = model_from(file)
+    siglip = model.config.siglip
+    tokenizer = Tokenizer(
+        path.with_name("tokenizer.json"), siglip.text_length, model.config.text_padding, siglip.pad_token_id
+    )
+    stamp = ", random weights" if file.header.get("random_weights") is True else ""
+    return TorchModel(model, tokenizer, f"model {path}{stamp}")

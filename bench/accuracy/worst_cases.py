@@ -1,0 +1,231 @@
+"""The samples a model answers worst, and a contact sheet of them to look at."""
+
+import contextlib
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.results.legend import BACKGROUND, FAINT, TEXT, legend_font, printable, shortened, wrapped
+from rsrefseg.engines.results.overlay import colour_of, draw_regions
+from rsrefseg.engines.system.files import atomic_file
+
+if TYPE_CHECKING:
+    from rsrefseg.data.masks import Rle
+    from rsrefseg.data.samples import Sample
+    from rsrefseg.evaluation.answers import Answer
+    from rsrefseg.evaluation.metrics import Overlap
+
+CASES = 12
+
+_COLUMNS = 4
+_PICTURE_PX = 400
+_GAP_PX = 20
+_CAPTION_GAP_PX = 7
+_FONT_PX, _SMALL_PX, _LINE_PX = 18, 15, 23
+_COLOURS = {"truth": colour_of(0), "prediction": colour_of(1)}
+
+BoolMask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class WorstCase:
+    """One sample that was answered badly; its masks as run lengths, since those of large pictures take much memory."""
+
+    sample: "Sample"
+    asked: str
+    overlap: "Overlap"
+    truth: "Rle" = field(repr=False)
+    prediction: "Rle" = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form, without masks."""
+        return {
+            "sample_id": self.sample.sample_id,
+            "image": str(self.sample.image_path),
+            "phrase": self.asked,
+            "class": self.sample.category,
+            "iou": self.overlap.iou,
+        }
+
+
+class WorstCases:
+    """Keeps the samples of lowest IoU; of equal ones those with more wrong pixels, then those that came first.
+
+    Args:
+        limit: how many.
+    """
+
+    def __init__(self, limit: int = CASES) -> None:
+        self._limit = limit
+        self._seen = 0
+        # The best of the kept ones is on top: negated IoU, wrong pixels, negated order.
+        self._heap: list[tuple[tuple[float, int, int], WorstCase]] = []
+
+    def add(self, answer: "Answer", overlap: "Overlap") -> None:
+        """Look at one answer."""
+        from rsrefseg.data.masks import encode_mask
+
+        self._seen += 1
+        badness = (-overlap.iou, overlap.union - overlap.intersection, -self._seen)
+        if len(self._heap) == self._limit and badness < self._heap[0][0]:
+            return
+        case = WorstCase(
+            answer.sample, answer.asked, overlap, encode_mask(answer.truth), encode_mask(answer.prediction)
+        )
+        push = heapq.heappush if len(self._heap) < self._limit else heapq.heapreplace
+        push(self._heap, (badness, case))
+
+    @property
+    def cases(self) -> tuple[WorstCase, ...]:
+        """The kept samples, worst first."""
+        return tuple(case for _, case in sorted(self._heap, key=lambda entry: entry[0], reverse=True))
+
+    def draw(self, path: Path, title: str) -> None:
+        """Write the contact sheet.
+
+        Args:
+            path: PNG file.
+            title: what was evaluated, for the head of the sheet.
+
+        Raises:
+            BadInputError: an image cannot be read any more.
+        """
+        from PIL import Image
+
+        Image.fromarray(contact_sheet(self.cases, title)).save(path, format="PNG")
+
+
+@contextlib.contextmanager
+def sheet_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path for a contact sheet; it takes the place of ``path`` at the end, if all goes well.
+
+    Raises:
+        BadInputError: the folder cannot be written, or ``path`` is a folder; before any work.
+    """
+    if path.is_dir():
+        raise BadInputError(f"'{path}' is a folder: name the PNG file to draw the worst cases in")
+    with atomic_file(path) as temporary:
+        yield temporary
+
+
+def contact_sheet(cases: tuple[WorstCase, ...], title: str) -> npt.NDArray[np.uint8]:
+    """Draw samples in rows of four: the picture with truth and prediction, below it IoU, class, id and phrase.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    from PIL import Image, ImageDraw
+
+    columns = min(_COLUMNS, max(1, len(cases)))
+    cells = [_Cell.of(case) for case in cases]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [_row_height_px(row) for row in rows]
+    width = max(2, columns) * (_PICTURE_PX + _GAP_PX) + _GAP_PX
+    head = wrapped(printable(title), width - 2 * _GAP_PX, legend_font(_FONT_PX))
+    head_height = (len(head) + 1) * _LINE_PX + 2 * _GAP_PX
+    sheet = Image.new("RGB", (width, head_height + sum(heights)), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(head):
+        draw.text((_GAP_PX, _GAP_PX + number * _LINE_PX), line, TEXT, legend_font(_FONT_PX))
+    _draw_key(draw, _GAP_PX + len(head) * _LINE_PX + _GAP_PX // 4)
+    top = head_height
+    for row, height in zip(rows, heights, strict=True):
+        bottom = max(cell.picture.height for cell in row)
+        for column, cell in enumerate(row):
+            left = _GAP_PX + column * (_PICTURE_PX + _GAP_PX)
+            sheet.paste(
+                cell.picture, (left + (_PICTURE_PX - cell.picture.width) // 2, top + bottom - cell.picture.height)
+            )
+            cell.draw_caption(draw, left, top + bottom + _CAPTION_GAP_PX)
+        top += height
+    return np.array(sheet)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cell:
+    """One sample as it is drawn: its picture, what was scored, what it is, and the lines of its phrase."""
+
+    picture: Any
+    score: str
+    facts: str
+    lines: tuple[str, ...]
+
+    @classmethod
+    def of(cls, case: WorstCase) -> "_Cell":
+        from PIL import Image
+
+        truth, prediction = _masks(case)
+        score = f"IoU {case.overlap.iou:.3f}"
+        if not prediction.any():
+            score += ", nothing found"
+        elif not truth.any():
+            score += ", nothing is meant"
+        room = _PICTURE_PX - legend_font(_FONT_PX).getlength(score) - _GAP_PX
+        facts = shortened(
+            printable(f"sample {case.sample.sample_id}, {case.sample.category}"), room, legend_font(_SMALL_PX)
+        )
+        lines = wrapped(printable(case.asked), _PICTURE_PX, legend_font(_FONT_PX))
+        drawn = draw_regions(_picture(case), [truth, prediction], list(_COLOURS.values()))
+        return cls(Image.fromarray(drawn), score, facts, tuple(lines))
+
+    def draw_caption(self, draw: Any, left: int, top: int) -> None:
+        """Below the picture."""
+        draw.text((left, top), self.score, TEXT, legend_font(_FONT_PX))
+        draw.text((left + _PICTURE_PX, top + _FONT_PX), self.facts, FAINT, legend_font(_SMALL_PX), anchor="rs")
+        for number, line in enumerate(self.lines, start=1):
+            draw.text((left, top + number * _LINE_PX), line, TEXT, legend_font(_FONT_PX))
+
+
+def _draw_key(draw: Any, top: int) -> None:
+    """Which colour is which."""
+    left, font = float(_GAP_PX), legend_font(_FONT_PX)
+    for name, colour in _COLOURS.items():
+        draw.rounded_rectangle((left, top, left + _FONT_PX, top + _FONT_PX), radius=_FONT_PX // 4, fill=colour)
+        left += _FONT_PX * 1.5
+        draw.text((left, top + _FONT_PX / 2), name, TEXT, font, anchor="lm")
+        left += font.getlength(name) + _GAP_PX
+    where = "lowest IoU first; dashes where both outlines are nearly one"
+    draw.text((left, top + _FONT_PX / 2), where, FAINT, legend_font(_SMALL_PX), anchor="lm")
+
+
+def _row_height_px(row: Sequence[_Cell]) -> int:
+    """Pictures of one row stand on one line, captions hang below it."""
+    lines = 1 + max(len(cell.lines) for cell in row)
+    tallest: int = max(cell.picture.height for cell in row)
+    return tallest + _CAPTION_GAP_PX + lines * _LINE_PX + _GAP_PX
+
+
+def _picture(case: WorstCase) -> npt.NDArray[np.uint8]:
+    """The sample's picture, its long side as long as a cell."""
+    from PIL import Image
+
+    from rsrefseg.engines.images.images import read_image
+
+    image = read_image(case.sample.image_path)
+    return np.array(Image.fromarray(image).resize(_size(image.shape[0], image.shape[1]), Image.Resampling.LANCZOS))
+
+
+def _masks(case: WorstCase) -> tuple[BoolMask, BoolMask]:
+    """Truth and prediction at the size of ``_picture``. A region that exists never vanishes."""
+    from PIL import Image
+
+    from rsrefseg.data.masks import decode_rle
+
+    resized: list[BoolMask] = []
+    for rle in (case.truth, case.prediction):
+        mask = decode_rle(rle, f"sample '{case.sample.sample_id}'")
+        share = np.array(Image.fromarray(mask.astype(np.float32)).resize(_size(*mask.shape), Image.Resampling.BILINEAR))
+        resized.append(share > 0.5 if (share > 0.5).any() else share > 0)
+    return resized[0], resized[1]
+
+
+def _size(height: int, width: int) -> tuple[int, int]:
+    """(width, height) on the sheet."""
+    scale = _PICTURE_PX / max(height, width)
+    return max(1, round(width * scale)), max(1, round(height * scale))

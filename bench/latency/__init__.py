@@ -1,0 +1,1 @@
+"""``rsrefseg bench``: latency end to end and by stage."""

@@ -1,0 +1,1 @@
+"""``rsrefseg parity``: a runtime compared with FP32 PyTorch."""

@@ -1,0 +1,1 @@
+"""The machine a measurement runs on: what it is, its peaks, its load."""

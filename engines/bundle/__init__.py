@@ -1,0 +1,1 @@
+"""The bundle on disk: stage contracts, manifest, reference samples and tolerances."""

@@ -1,0 +1,134 @@
+"""A bundle on disk: opened, checked, and never used where it is not what it says."""
+
+import os
+from pathlib import Path
+
+from ..errors import BundleError
+from ..system.files import atomic_write_bytes, recover_directory, sha256_file
+from ..text import Tokenizer
+from .contracts import Stage
+from .manifest import MANIFEST_NAME, FileRecord, Manifest, seal, unseal
+
+BUNDLE_VARIABLE = "RSREFSEG_BUNDLE"
+DEFAULT_BUNDLE = Path("bundle")
+TOKENIZER_NAME = "tokenizer.json"
+REFERENCE_NAME = "reference.safetensors"
+_EXPORT_AGAIN = "copy the bundle again or make it anew with `rsrefseg export`"
+
+
+def default_bundle_path() -> Path:
+    """``$RSREFSEG_BUNDLE``, or ``./bundle`` where that is not set."""
+    return Path(os.environ.get(BUNDLE_VARIABLE) or DEFAULT_BUNDLE)
+
+
+def file_record(path: Path) -> FileRecord:
+    """The record of a file that is complete: its name, digest and size."""
+    return FileRecord(path.name, sha256_file(path), path.stat().st_size)
+
+
+class Bundle:
+    """An opened bundle. Files are handed out by ``verified_path`` only.
+
+    Attributes:
+        root: its folder.
+        manifest: what ``bundle.json`` says.
+        digest: of ``bundle.json`` and thereby, since that lists the digests of all files, of the whole bundle; empty
+            for a bundle that is still being made.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, digest: str = "") -> None:
+        self.root = root
+        self.manifest = manifest
+        self.digest = digest
+        self._records = {record.name: record for record in manifest.files}
+        self._verified: dict[str, tuple[int, int, int]] = {}
+
+    @classmethod
+    def open(cls, path: Path | str | None = None) -> "Bundle":
+        """Read and check ``bundle.json`` and see that every file it lists is there in full length.
+
+        Args:
+            path: the bundle's folder; default is ``default_bundle_path``.
+
+        Raises:
+            BundleError: no bundle there, not whole, of another schema version, or at odds with itself.
+        """
+        root = default_bundle_path() if path is None else Path(path)
+        recover_directory(root)
+        if not root.exists():
+            way_out = f"make one with `rsrefseg export`, or name one with --bundle or ${BUNDLE_VARIABLE}"
+            raise BundleError(f"no bundle at '{root}': {way_out}")
+        try:
+            manifest, digest = unseal((root / MANIFEST_NAME).read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise BundleError(f"'{root}' is no bundle: it holds no {MANIFEST_NAME}") from error
+        except OSError as error:
+            raise BundleError(f"cannot read '{root / MANIFEST_NAME}': {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"'{root / MANIFEST_NAME}' is no readable JSON ({error}): {_EXPORT_AGAIN}") from error
+        except BundleError as error:
+            raise BundleError(f"the bundle '{root}' cannot be used: {error}") from error
+        bundle = cls(root, manifest, digest)
+        for record in manifest.files:
+            bundle._check_length(record)
+        return bundle
+
+    @staticmethod
+    def write_manifest(folder: Path, manifest: Manifest) -> Path:
+        """Write ``bundle.json`` into ``folder``, atomically. The last step of an export."""
+        path = folder / MANIFEST_NAME
+        atomic_write_bytes(path, seal(manifest.to_json()))
+        return path
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The checked ``tokenizer.json``."""
+        return self.verified_path(self.manifest.tokenizer.name)
+
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer with the bundle's text policy."""
+        policy = self.manifest.text
+        return Tokenizer(self.tokenizer_path, policy.length, policy.padding, policy.pad_id)
+
+    def graph_path(self, stage: Stage) -> Path:
+        """The ONNX file of a stage. It and the weights beside it are checked."""
+        record = self.manifest.stages[stage]
+        for data in record.data:
+            self.verified_path(data.name)
+        return self.verified_path(record.graph.name)
+
+    def verified_path(self, name: str) -> Path:
+        """The path of a file of the bundle, once its bytes are known to be those that were exported.
+
+        A file is digested once; again only when its size, time or inode has changed since.
+
+        Raises:
+            BundleError: the file is no part of the bundle, missing, cut short or changed.
+        """
+        record = self._records.get(name)
+        if record is None:
+            raise BundleError(f"the bundle '{self.root}' has no file {name!r}")
+        path = self._check_length(record)
+        try:
+            state = path.stat()
+            stamp = (state.st_size, state.st_mtime_ns, state.st_ino)
+            if self._verified.get(name) != stamp:
+                if sha256_file(path) != record.sha256:
+                    raise BundleError(f"'{path}' was changed after export: {_EXPORT_AGAIN}")
+                self._verified[name] = stamp
+        except OSError as error:
+            raise BundleError(f"cannot read '{path}': {error.strerror or error}") from error
+        return path
+
+    def _check_length(self, record: FileRecord) -> Path:
+        path = self.root / record.name
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise BundleError(f"cannot read '{path}': {error.strerror or error}") from error
+        if size is None:
+            raise BundleError(f"'{path}' is missing: {_EXPORT_AGAIN}")
+        if size != record.size_bytes:
+            was = "cut short" if size < record.size_bytes else "changed"
+            raise BundleError(f"'{path}' is {was}: {size:,} bytes, not {record.size_bytes:,}; {_EXPORT_AGAIN}")
+        return path

@@ -1,0 +1,283 @@
+"""What each of the five graphs takes and gives: names, dtypes, shapes. Written here and nowhere else.
+
+Exporter, runtimes, TensorRT profiles, parity inputs and serving configs read these contracts; none repeats a name or
+a shape.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadInputError, BundleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+DTYPES = ("uint8", "int64", "bool", "float16", "float32")
+
+
+class Stage(StrEnum):
+    """The five graphs, in the order they run."""
+
+    SIGLIP_VISION = "siglip_vision"
+    SIGLIP_TEXT = "siglip_text"
+    ATTN_PROMPTER = "attn_prompter"
+    SAM_ENCODER = "sam_encoder"
+    SAM_DECODER = "sam_decoder"
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """A size that may vary between calls: its name, bounds and the size to optimise for."""
+
+    name: str
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise BundleError(f"dimension name {self.name!r} is no identifier")
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise BundleError(f"dimension '{self.name}' needs 1 <= min <= opt <= max, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.min}..{self.max}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named tensor of a graph. ``dtype`` is a numpy dtype name out of ``DTYPES``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | Dim, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise BundleError(f"tensor '{self.name}' has dtype {self.dtype!r}; known are {', '.join(DTYPES)}")
+        if any(isinstance(size, int) and size < 1 for size in self.shape):
+            raise BundleError(f"tensor '{self.name}' has a size below 1 in its shape {self.shape_text}")
+
+    @property
+    def shape_text(self) -> str:
+        """The shape for people, e.g. ``[phrases=1..32, 64]``."""
+        return f"[{', '.join(str(size) for size in self.shape)}]"
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        """The sizes that may vary, in axis order."""
+        return tuple(size for size in self.shape if isinstance(size, Dim))
+
+    def sized(self, **sizes: int) -> tuple[int, ...]:
+        """The shape with each varying size taken from ``sizes``, or its ``opt`` when not given."""
+        return tuple(sizes.get(size.name, size.opt) if isinstance(size, Dim) else size for size in self.shape)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of ``shape`` fits this tensor."""
+        return len(shape) == len(self.shape) and all(
+            want.min <= size <= want.max if isinstance(want, Dim) else size == want
+            for size, want in zip(shape, self.shape, strict=True)
+        )
+
+    def check(self, array: "npt.NDArray[Any] | np.generic") -> None:
+        """Refuse an array of another dtype or shape.
+
+        Raises:
+            BadInputError: naming the tensor, what it wants and what it got.
+        """
+        if str(array.dtype) != self.dtype or not self.fits(array.shape):
+            found = f"{array.dtype} {list(array.shape)}"
+            raise BadInputError(f"tensor '{self.name}' must be {self.dtype} {self.shape_text}, got {found}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; a varying size becomes an object."""
+        shape = [asdict(size) if isinstance(size, Dim) else size for size in self.shape]
+        return {"name": self.name, "dtype": self.dtype, "shape": shape}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "TensorSpec":
+        """Inverse of ``to_json``.
+
+        Raises:
+            BundleError: the value is no tensor spec.
+        """
+        try:
+            shape = tuple(Dim(**size) if isinstance(size, dict) else _integer(size) for size in value["shape"])
+            return cls(str(value["name"]), str(value["dtype"]), shape)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"not a tensor spec ({error!r})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class StageContract:
+    """Inputs and outputs of one graph, in the graph's order."""
+
+    stage: Stage
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        """Every varying size of the graph, once each."""
+        return tuple(dict.fromkeys(dim for spec in self.inputs + self.outputs for dim in spec.dims))
+
+    def input(self, name: str) -> TensorSpec:
+        """The input called ``name``; ``KeyError`` when there is none."""
+        return {spec.name: spec for spec in self.inputs}[name]
+
+    def output(self, name: str) -> TensorSpec:
+        """The output called ``name``; ``KeyError`` when there is none."""
+        return {spec.name: spec for spec in self.outputs}[name]
+
+    def check_inputs(self, feeds: Mapping[str, "npt.NDArray[Any]"]) -> None:
+        """Refuse feeds with a missing, unknown or ill-shaped tensor, or with two sizes for one varying dimension.
+
+        Raises:
+            BadInputError: naming stage and tensor.
+        """
+        self._check("input", self.inputs, feeds)
+
+    def check_outputs(self, results: Mapping[str, "npt.NDArray[Any]"]) -> None:
+        """The same for what the graph gave back."""
+        self._check("output", self.outputs, results)
+
+    def _check(self, kind: str, specs: tuple[TensorSpec, ...], arrays: Mapping[str, "npt.NDArray[Any]"]) -> None:
+        names = [spec.name for spec in specs]
+        if missing := [name for name in names if name not in arrays]:
+            raise BadInputError(f"stage '{self.stage}' lacks its {kind} {', '.join(missing)}")
+        if unknown := [name for name in arrays if name not in names]:
+            raise BadInputError(f"stage '{self.stage}' has no {kind} {', '.join(unknown)}; it has {', '.join(names)}")
+        sizes: dict[str, int] = {}
+        for spec in specs:
+            array = arrays[spec.name]
+            try:
+                spec.check(array)
+            except BadInputError as error:
+                raise BadInputError(f"stage '{self.stage}': {error}") from None
+            for want, size in zip(spec.shape, array.shape, strict=True):
+                if isinstance(want, Dim) and sizes.setdefault(want.name, size) != size:
+                    was = sizes[want.name]
+                    raise BadInputError(
+                        f"stage '{self.stage}': '{want.name}' is {was} and, in {kind} '{spec.name}', {size}"
+                    )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "stage": str(self.stage),
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "StageContract":
+        """Inverse of ``to_json``.
+
+        Raises:
+            BundleError: the value is no contract.
+        """
+        try:
+            inputs = tuple(TensorSpec.from_json(spec) for spec in value["inputs"])
+            outputs = tuple(TensorSpec.from_json(spec) for spec in value["outputs"])
+            return cls(Stage(value["stage"]), inputs, outputs)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"not a stage contract ({error!r})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The sizes that follow from a preset: for -b and -l 1024, 729, 1152, 64, 49, 256, 64 and 256.
+
+    Attributes:
+        image_size: side of the square image both image graphs take, px.
+        clip_tokens: SigLIP patch tokens, a square number (27 x 27 = 729).
+        clip_channels: width of SigLIP's joint space (1152).
+        text_length: tokens of a padded phrase (64).
+        prompt_tokens: sparse prompts per phrase, a square number (7 x 7 = 49).
+        prompt_channels: width of SAM's prompts and image embedding (256).
+        embedding_grid: side of SAM's image embedding (64).
+        mask_grid: side of the mask logits and of the dense prompt (256).
+    """
+
+    image_size: int
+    clip_tokens: int
+    clip_channels: int
+    text_length: int
+    prompt_tokens: int
+    prompt_channels: int
+    embedding_grid: int
+    mask_grid: int
+
+    def __post_init__(self) -> None:
+        for name, size in self.to_json().items():
+            if not isinstance(size, int) or size < 1:
+                raise BundleError(f"geometry: {name} must be a whole number of at least 1, got {size!r}")
+        for name in ("clip_tokens", "prompt_tokens"):
+            if math.isqrt(size := getattr(self, name)) ** 2 != size:
+                raise BundleError(f"geometry: {name} must be a square number, got {size}")
+
+    def to_json(self) -> dict[str, int]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Geometry":
+        """Inverse of ``to_json``.
+
+        Raises:
+            BundleError: a size is missing, unknown or no whole number.
+        """
+        try:
+            return cls(**value)
+        except TypeError as error:
+            raise BundleError(f"not a geometry ({error})") from error
+
+
+PHRASES = Dim("phrases", 1, 1, 32)
+IMAGES = Dim("images", 1, 1, 4)
+
+
+def stage_contracts(geometry: Geometry, phrases: Dim = PHRASES, images: Dim = IMAGES) -> dict[Stage, StageContract]:
+    """The contracts of all five graphs, in running order.
+
+    Prompter and decoder work on one image and many phrases: a batch of images loops over them.
+    """
+    g = geometry
+    image = TensorSpec("image", "uint8", (images, 3, g.image_size, g.image_size))
+    input_ids = TensorSpec("input_ids", "int64", (phrases, g.text_length))
+    token_mask = TensorSpec("token_mask", "bool", (phrases, g.text_length))
+    word_features = TensorSpec("word_features", "float32", (phrases, g.text_length, g.clip_channels))
+    sentence_feature = TensorSpec("sentence_feature", "float32", (phrases, g.clip_channels))
+    sparse_prompts = TensorSpec("sparse_prompts", "float32", (phrases, g.prompt_tokens, g.prompt_channels))
+    mask_prompt = TensorSpec("mask_prompt", "float32", (phrases, 1, g.mask_grid, g.mask_grid))
+    mask_logits = TensorSpec("mask_logits", "float32", (phrases, 1, g.mask_grid, g.mask_grid))
+
+    def clip_features(count: int | Dim) -> TensorSpec:
+        return TensorSpec("clip_features", "float32", (count, g.clip_tokens, g.clip_channels))
+
+    def image_embedding(count: int | Dim) -> TensorSpec:
+        return TensorSpec("image_embedding", "float32", (count, g.prompt_channels, g.embedding_grid, g.embedding_grid))
+
+    contracts = (
+        StageContract(Stage.SIGLIP_VISION, (image,), (clip_features(images),)),
+        StageContract(Stage.SIGLIP_TEXT, (input_ids, token_mask), (word_features, sentence_feature)),
+        StageContract(
+            Stage.ATTN_PROMPTER,
+            (clip_features(1), word_features, sentence_feature, token_mask),
+            (sparse_prompts, mask_prompt),
+        ),
+        StageContract(Stage.SAM_ENCODER, (image,), (image_embedding(images),)),
+        StageContract(Stage.SAM_DECODER, (image_embedding(1), sparse_prompts, mask_prompt), (mask_logits,)),
+    )
+    return {contract.stage: contract for contract in contracts}
+
+
+def _integer(value: object) -> int:
+    """A JSON whole number; booleans and floats are none."""
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value

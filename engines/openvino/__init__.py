@@ -1,0 +1,1 @@
+"""OpenVINO, on CPUs and Intel GPUs."""

@@ -1,0 +1,1 @@
+"""From predictions to files: masks, overlay and JSON."""

@@ -1,0 +1,1 @@
+"""Files, cores, progress and terminal output."""

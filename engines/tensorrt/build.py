@@ -1,0 +1,265 @@
+"""Builds the TensorRT engine of one stage out of its graph: strongly typed, on TensorRT 10 and 11 alike."""
+
+import logging
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, SupportsInt
+
+from ..bundle.bundle import Bundle
+from ..bundle.contracts import Stage, StageContract
+from ..errors import BadInputError, RSRefSegError
+from ..system.progress import ProgressLine
+from .errors import Asking, host_bytes, parser_errors, unparsable
+from .inspect import check_precision
+from .library import Library
+from .timing import attach, keep
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+DEFAULT_WORKSPACE_MIB, DEFAULT_OPTIMIZATION_LEVEL = 4096, 3
+_LOG = logging.getLogger(__name__)
+_REPORT = "run `rsrefseg doctor`, close other programs on the GPU and build again"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What a user may choose.
+
+    Attributes:
+        workspace_mib: GPU memory a layer may use for scratch, MiB.
+        optimization_level: how long TensorRT searches for kernels, 0 (shortest) to 5.
+    """
+
+    workspace_mib: int = DEFAULT_WORKSPACE_MIB
+    optimization_level: int = DEFAULT_OPTIMIZATION_LEVEL
+
+    def __post_init__(self) -> None:
+        if self.workspace_mib < 1:
+            raise BadInputError(f"the workspace must be at least 1 MiB, got {self.workspace_mib}")
+        if not 0 <= self.optimization_level <= 5:
+            raise BadInputError(f"the optimisation level must be 0 to 5, got {self.optimization_level}")
+
+    def parts(self) -> dict[str, str]:
+        """By the names that lines for people use. Typing and TF32 are not a choice."""
+        return {"workspace MiB": str(self.workspace_mib), "optimisation level": str(self.optimization_level)}
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, str]) -> "BuildOptions":
+        """Inverse of ``parts``; the default for an option that a later release calls otherwise."""
+        names = cls().parts() | dict(parts)
+        return cls(int(names["workspace MiB"]), int(names["optimisation level"]))
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """An engine that is not on disk yet.
+
+    Attributes:
+        data: serialised.
+        layers: the inspector's JSON.
+        precision: what that shows of the heavy layers.
+        activation_bytes: GPU memory one run needs besides weights, inputs and outputs.
+    """
+
+    data: bytes
+    layers: str
+    precision: str
+    activation_bytes: int
+
+
+def build_engine(
+    library: Library, bundle: Bundle, stage: Stage, options: BuildOptions, progress: ProgressLine
+) -> BuiltEngine:
+    """Build the engine of a stage.
+
+    Raises:
+        BundleError: TensorRT cannot parse the graph.
+        RSRefSegError: TensorRT cannot build it, or the engine has another precision than its graph.
+    """
+    import tensorrt as trt
+
+    asking = Asking(stage, library.words)
+    version = library.platform.tensorrt
+    record = bundle.manifest.stages[stage]
+    graph = bundle.graph_path(stage)
+    builder = asking.made(lambda: trt.Builder(library.logger), "start its builder", _REPORT)
+    # By name: the bit's number is 1 on TensorRT 10 and 0 on 11, where 1 means something else.
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = asking.made(lambda: builder.create_network(flags), "create a strongly typed network", _REPORT)
+    parser = asking.made(lambda: trt.OnnxParser(network, library.logger), "start its ONNX parser", _REPORT)
+    library.words.forget()
+    # By path, not by bytes, so that weights beside the graph are found.
+    if not parser.parse_from_file(str(graph)):
+        errors = parser_errors(parser)
+        for line in errors:
+            progress.say(f"{stage}: {line}")
+        raise unparsable(stage, str(graph), version, errors, library.words)
+    config = asking.made(builder.create_builder_config, "create a build configuration", _REPORT)
+    _set_options(config, options, asking)
+    _add_profile(builder, config, record.contract, asking)
+    timings = attach(config, library.platform, asking, progress.say)
+    interrupted = threading.Event()
+    config.progress_monitor = _monitor(progress, interrupted)
+    # In a thread: Python hears Ctrl-C in the main one. TensorRT calls back, where the exception would be lost or cancel
+    # the build, in this one.
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(builder.build_serialized_network, network, config)
+        try:
+            plan = asking.made(
+                job.result, "build the engine", "close other programs on the GPU, or give another --workspace-mib"
+            )
+        except KeyboardInterrupt:
+            interrupted.set()
+            progress.say("stopping at TensorRT's next step")
+            raise
+    data = host_bytes(plan)
+    try:
+        keep(timings, config, library.platform, asking)
+    except RSRefSegError as error:  # the engine is what took so long
+        progress.say(f"the timings of this build are not kept: {error}")
+    engine = load_engine(library, stage, data)
+    check_face(engine, record.contract, version)
+    layers = _inspect(engine, asking)
+    precision, note = check_precision(stage, record.precision, layers, version)
+    if note is not None:
+        progress.say(note)
+    return BuiltEngine(data, layers, precision, int(engine.device_memory_size_v2))
+
+
+def load_engine(library: Library, stage: Stage, data: bytes) -> "trt.ICudaEngine":
+    """Deserialise an engine. Its bytes are native code: only ones built here may come this far.
+
+    Raises:
+        RSRefSegError: TensorRT does not take it.
+    """
+    asking = Asking(stage, library.words)
+    runtime = asking.made(library.runtime, "start its runtime", _REPORT)
+    return asking.made(
+        lambda: runtime.deserialize_cuda_engine(data), "load the engine", "build it anew: `rsrefseg build --force`"
+    )
+
+
+def check_face(engine: "trt.ICudaEngine", contract: StageContract, version: str) -> None:
+    """See that an engine takes and gives what its contract says.
+
+    Raises:
+        RSRefSegError: it does not; the line names both.
+    """
+    import tensorrt as trt
+
+    names = {
+        trt.DataType.UINT8: "uint8",
+        trt.DataType.INT64: "int64",
+        trt.DataType.BOOL: "bool",
+        trt.DataType.HALF: "float16",
+        trt.DataType.FLOAT: "float32",
+    }
+    found = {}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        side = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
+        dtype = engine.get_tensor_dtype(name)
+        found[name] = f"{side} {names.get(dtype, str(dtype))}"
+    wanted = {spec.name: f"input {spec.dtype}" for spec in contract.inputs}
+    wanted |= {spec.name: f"output {spec.dtype}" for spec in contract.outputs}
+    if found != wanted:
+        raise RSRefSegError(
+            f"stage '{contract.stage}': the engine of TensorRT {version} has {found}, its contract says {wanted}:"
+            " export the bundle again"
+        )
+
+
+def _set_options(config: "trt.IBuilderConfig", options: BuildOptions, asking: Asking) -> None:
+    import tensorrt as trt
+
+    workspace, size = trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20
+    what = f"limit the workspace to {options.workspace_mib} MiB"
+    way_out = "give another --workspace-mib"
+    asking.done(lambda: config.set_memory_pool_limit(workspace, size), what, way_out)
+    asking.agreed(lambda: 0 < config.get_memory_pool_limit(workspace) <= size, what, way_out)
+    level, what = options.optimization_level, f"search at optimisation level {options.optimization_level}"
+    config.builder_optimization_level = level
+    asking.agreed(lambda: config.builder_optimization_level == level, what, "give another --optimization-level")
+    # FP32 means FP32, also for the layers that an FP16 graph leaves in it on purpose.
+    asking.done(lambda: config.clear_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
+    asking.agreed(lambda: not config.get_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+
+def _add_profile(builder: "trt.Builder", config: "trt.IBuilderConfig", contract: StageContract, asking: Asking) -> None:
+    """One optimisation profile with the contract's bounds."""
+    import tensorrt as trt
+
+    export_again = "export the bundle again"
+    profile = asking.made(builder.create_optimization_profile, "create an optimisation profile", _REPORT)
+    for spec in contract.inputs:
+        low, best, high = (
+            trt.Dims([*spec.sized(**{dim.name: getattr(dim, bound) for dim in spec.dims})])
+            for bound in ("min", "opt", "max")
+        )
+        _set_shape(profile, spec.name, low, best, high, asking, f"take the shapes {spec.shape_text} of '{spec.name}'")
+    asking.agreed(lambda: bool(profile), "use the contract's shapes as a profile", export_again)
+    asking.agreed(lambda: config.add_optimization_profile(profile) >= 0, "add the optimisation profile", export_again)
+
+
+def _set_shape(
+    profile: "trt.IOptimizationProfile",
+    name: str,
+    low: "trt.Dims",
+    best: "trt.Dims",
+    high: "trt.Dims",
+    asking: Asking,
+    what: str,
+) -> None:
+    asking.done(lambda: profile.set_shape(name, low, best, high), what, "export the bundle again")
+
+
+def _inspect(engine: "trt.ICudaEngine", asking: Asking) -> str:
+    import tensorrt as trt
+
+    inspector = asking.made(engine.create_engine_inspector, "inspect the engine", _REPORT)
+    told = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    if not told:
+        raise asking.refused("tell the engine's layers", _REPORT)
+    return told
+
+
+def _monitor(progress: ProgressLine, interrupted: threading.Event) -> "trt.IProgressMonitor":
+    """Shows a build as progress of its outermost phase, with the phase now at work beside it.
+
+    Once ``interrupted`` is set, the build is asked to stop. An exception here would do the same: none gets out.
+    """
+    import tensorrt as trt
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._phases: dict[str, list[int]] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str, num_steps: SupportsInt) -> None:
+            self._phases[phase_name] = [0, int(num_steps)]
+            self._show()
+
+        def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
+            if phase_name in self._phases:
+                self._phases[phase_name][0] = int(step) + 1
+            self._show()
+            return not interrupted.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._phases.pop(phase_name, None)
+
+        def _show(self) -> None:
+            phases = list(self._phases.items())  # TensorRT calls from several threads
+            try:
+                if phases:
+                    done, total = phases[0][1]
+                    # The last step is not the end: an engine is serialised after it.
+                    progress.update(max(0, min(done, total - 1)), total, note=phases[-1][0])
+            except Exception as error:
+                _LOG.debug("progress cannot be shown: %s", error)
+
+    return Monitor()

@@ -1,0 +1,133 @@
+"""A loaded engine of one stage and its execution contexts: named inputs and outputs, activation memory from outside."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..bundle.contracts import Dim, StageContract
+from ..errors import RSRefSegError
+from .build import check_face, load_engine
+from .errors import Asking
+from .library import Library
+
+_AGAIN = "start again; if it stays so, build anew with `rsrefseg build --force`"
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Activation memory for the stages of one stream, which run one after the other."""
+
+    address: int
+    size_bytes: int
+
+
+class LoadedStage:
+    """The engine of one stage, in GPU memory.
+
+    Args:
+        library: TensorRT.
+        contract: the stage's.
+        data: the engine's bytes, which must come from ``read``.
+        region: where its contexts have their activations.
+        stream: on which they run.
+
+    Raises:
+        RSRefSegError: TensorRT does not take it, or it is not what its contract and record say.
+    """
+
+    def __init__(self, library: Library, contract: StageContract, data: bytes, region: Region, stream: Any) -> None:
+        self.contract, self.region, self.stream = contract, region, stream
+        self.asking = Asking(contract.stage, library.words)
+        self.engine = load_engine(library, contract.stage, data)
+        check_face(self.engine, contract, library.platform.tensorrt)
+        if (needed := int(self.engine.device_memory_size_v2)) > region.size_bytes:
+            raise RSRefSegError(
+                f"stage '{contract.stage}': its engine needs {needed:,} bytes for activations, more than when it was"
+                " built: build it anew with `rsrefseg build --force`"
+            )
+        self.own = self.context()
+
+    def context(self) -> "StageContext":
+        """One more execution context."""
+        return StageContext(self)
+
+
+class StageContext:
+    """An execution context of a stage. What CUDA captured of one holds as long as its shapes and addresses stay.
+
+    It does not hold its stage: in a circle, neither would free its GPU memory when it is let go.
+    """
+
+    def __init__(self, stage: LoadedStage) -> None:
+        import tensorrt as trt
+
+        self._contract, self._stream, self._asking = stage.contract, stage.stream, stage.asking
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._context: trt.IExecutionContext = self._asking.made(
+            lambda: stage.engine.create_execution_context(strategy), "create an execution context", _AGAIN
+        )
+        if self._context.active_optimization_profile != 0:
+            self._asking.agreed(
+                lambda: self._context.set_optimization_profile_async(0, int(stage.stream)),
+                "select its optimisation profile",
+                _AGAIN,
+            )
+        self._asking.done(
+            lambda: self._context.set_device_memory(stage.region.address, stage.region.size_bytes),
+            "take its activation memory",
+            _AGAIN,
+        )
+
+    def bind(self, sizes: Mapping[str, int], addresses: Mapping[str, int]) -> None:
+        """Set the shapes of the inputs and the addresses of all tensors.
+
+        Args:
+            sizes: of the contract's varying dimensions, by name.
+            addresses: by tensor, on the GPU.
+
+        Raises:
+            RSRefSegError: TensorRT refuses one, or makes another shape of it than the contract.
+        """
+        contract, context = self._contract, self._context
+        for spec in contract.inputs:
+            shape = spec.sized(**sizes)
+            self._agreed_on(spec.name, shape)
+        missing = self._asking.made(context.infer_shapes, "infer the shapes of its tensors", _AGAIN)
+        if missing:
+            raise self._asking.refused(f"infer shapes without {', '.join(missing)}", _AGAIN)
+        for spec in contract.outputs:
+            shape = tuple(context.get_tensor_shape(spec.name)[:])
+            if shape != spec.sized(**sizes):
+                what = f"give '{spec.name}' as {list(spec.sized(**sizes))}, it gives {list(shape)}"
+                raise self._asking.refused(what, "export the bundle again")
+        for spec in (*contract.inputs, *contract.outputs):
+            self._address(spec.name, addresses[spec.name])
+
+    def enqueue(self) -> None:
+        """Give one run to the stage's stream.
+
+        Raises:
+            RSRefSegError: TensorRT refuses.
+        """
+        stream = int(self._stream)
+        self._asking.agreed(lambda: self._context.execute_async_v3(stream), "run", _AGAIN)
+
+    def _agreed_on(self, name: str, shape: tuple[int, ...]) -> None:
+        self._asking.agreed(
+            lambda: self._context.set_input_shape(name, shape), f"take '{name}' as {list(shape)}", _AGAIN
+        )
+
+    def _address(self, name: str, address: int) -> None:
+        self._asking.agreed(
+            lambda: self._context.set_tensor_address(name, address), f"take an address for '{name}'", _AGAIN
+        )
+
+
+def sizes_of(contract: StageContract, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The varying sizes of a contract as they are in arrays that fit its inputs."""
+    return {
+        want.name: size
+        for spec in contract.inputs
+        for want, size in zip(spec.shape, shapes[spec.name], strict=True)
+        if isinstance(want, Dim)
+    }

@@ -1,0 +1,220 @@
+"""A bundle on TensorRT: engines built on this machine, tensors that stay on the GPU from pixels to mask logits."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..bundle.bundle import Bundle
+from ..bundle.contracts import Stage
+from ..engine import Arrays, Engine, Tensors, check_one_image
+from ..errors import BadInputError, BundleError, MissingPartError, RSRefSegError
+from .library import Library
+from .memory import DeviceTensor
+from .phrases import PHRASE_STAGES, PhraseRunner
+from .records import StoredEngine
+from .session import Session
+from .store import ensure_engines, find_engine
+
+# Each has two execution contexts and a CUDA graph; a user asks few different numbers of phrases.
+_MOST_RUNNERS = 8
+
+
+class TensorRTEngine(Engine):
+    """Runs every stage as a TensorRT engine on the GPU that CUDA calls number 0.
+
+    Opening it builds the engines that are missing or stale, which takes minutes, and says why. Safe among threads, one
+    call at a time.
+
+    Args:
+        bundle: what to run.
+        build: whether to build; without, engines that are missing or stale are an error.
+
+    Raises:
+        MissingPartError: TensorRT, CUDA or a GPU is missing; without ``build``, an engine.
+        RSRefSegError: an engine cannot be built.
+    """
+
+    name = "tensorrt"
+
+    def __init__(self, bundle: Bundle, build: bool = True) -> None:
+        super().__init__(bundle)
+        self._library = Library()
+        self._lock = threading.RLock()
+        self._session: Session | None = None
+        self._image: DeviceTensor | None = None
+        self._image_read: Any = None
+        self._image_written: Any = None
+        self._fixed: dict[str, DeviceTensor] = {}
+        self._runners: OrderedDict[int, PhraseRunner] = OrderedDict()
+        self._stored = self._find(build)
+
+    def provider_of(self, stage: Stage) -> str:
+        """TensorRT's version, the GPU, and the precision of the layers that multiply."""
+        self.load(stage)
+        platform = self._library.platform
+        return f"TensorRT {platform.tensorrt} on {platform.gpu.name}, {self._stored[stage].record.precision}"
+
+    def encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
+        """Both image encoders at the same time; gives before they are done."""
+        check_one_image(image)
+        for stage in (Stage.SIGLIP_VISION, Stage.SAM_ENCODER):
+            self.bundle.manifest.stages[stage].contract.check_inputs({"image": image})
+        self.load(Stage.SIGLIP_VISION, Stage.SAM_ENCODER)
+        with self._lock, self._opened().settled():
+            session, cuda = self._opened(), self._library.cuda
+            sizes = {"images": 1}
+            if self._image is None:
+                inputs = session.contracts[Stage.SIGLIP_VISION].inputs
+                self._image = session.tensors(inputs, sizes, session.main)["image"]
+                self._image_written, self._image_read = cuda.make_event(), cuda.make_event()
+            # SAM's encoder may still be reading the picture before.
+            cuda.wait_in_stream(session.main, self._image_read)
+            session.staging.upload("image", image, self._image.address, session.main)
+            cuda.record(self._image_written, session.main)
+            cuda.wait_in_stream(session.side, self._image_written)
+            features: Tensors = {}
+            for stage in (Stage.SAM_ENCODER, Stage.SIGLIP_VISION):
+                outputs = session.tensors(session.contracts[stage].outputs, sizes, session.stream_of(stage))
+                session.enqueue(stage, sizes, {"image": self._image, **outputs})
+                features |= outputs
+            cuda.record(self._image_read, session.side)
+            return features
+
+    def encode_text(self, input_ids: npt.NDArray[np.int64], token_mask: npt.NDArray[np.bool_]) -> list[Tensors]:
+        """The text encoder; gives before it is done."""
+        feeds = {"input_ids": input_ids, "token_mask": token_mask}
+        self.bundle.manifest.stages[Stage.SIGLIP_TEXT].contract.check_inputs(feeds)
+        self.load(Stage.SIGLIP_TEXT)
+        with self._lock, self._opened().settled():
+            session, count = self._opened(), len(input_ids)
+            sizes = {"phrases": count}
+            contract = session.contracts[Stage.SIGLIP_TEXT]
+            batch = session.tensors((*contract.inputs, *contract.outputs), sizes, session.main)
+            for name, array in feeds.items():
+                session.staging.upload(name, array, batch[name].address, session.main)
+            session.enqueue(Stage.SIGLIP_TEXT, sizes, batch)
+            kept = {name: tensor for name, tensor in batch.items() if name != "input_ids"}
+            rows = [{name: self._row(session, tensor, row) for name, tensor in kept.items()} for row in range(count)]
+            for tensor in batch.values():
+                tensor.written(session.main)  # whoever is given this memory next must wait for the copies as well
+            return rows
+
+    def answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
+        """Prompter and decoder, replayed as one CUDA graph once a number of phrases was asked twice.
+
+        Raises:
+            BadInputError: no phrases, or more than the contract allows.
+            RSRefSegError: loading or running failed.
+        """
+        (dim,) = self.bundle.manifest.stages[Stage.SAM_DECODER].contract.dims
+        if not dim.min <= len(phrases) <= dim.max:
+            raise BadInputError(f"{len(phrases)} phrases at once: {dim.min} to {dim.max} are possible")
+        self.load(*PHRASE_STAGES)
+        with self._lock, self._opened().settled():
+            session, count = self._opened(), len(phrases)
+            self._gather(session, image, phrases)
+            self._runner(session, count).run()
+            (spec,) = session.contracts[Stage.SAM_DECODER].outputs
+            shape = spec.sized(phrases=count)
+            fetch = session.staging.download(spec.name, self._fixed[spec.name].address, shape, spec.dtype, session.main)
+            session.wait(session.main, "finish the encoders, prompter and decoder")
+            return fetch()
+
+    def to_host(self, tensors: Tensors) -> Arrays:
+        """Copies in host memory."""
+        with self._lock, self._opened().settled():
+            session = self._opened()
+            fetched = {}
+            for name, tensor in tensors.items():
+                self._library.cuda.wait_in_stream(session.main, tensor.ready)
+                fetched[name] = session.staging.download(
+                    f"kept {name}", tensor.address, tensor.shape, str(tensor.dtype), session.main
+                )
+            session.wait(session.main, "finish the encoders")
+            return {name: fetch() for name, fetch in fetched.items()}
+
+    def close(self) -> None:
+        """Free all engines and GPU memory; features that are still held become unusable."""
+        with self._lock:
+            if self._session is not None:
+                session, self._session = self._session, None
+                graphs = [runner.graph for runner in self._runners.values() if runner.graph is not None]
+                self._runners.clear()
+                self._fixed.clear()
+                self._image = None
+                events = [event for event in (self._image_read, self._image_written) if event is not None]
+                self._image_read = self._image_written = None
+                session.close(graphs, events)
+            super().close()
+
+    def _find(self, build: bool) -> dict[Stage, StoredEngine]:
+        """The current engine of every stage, built where there is none."""
+        platform = self._library.platform
+        found = {stage: find_engine(self.bundle, stage, platform) for stage in Stage}
+        lacking = [stage for stage in Stage if found[stage].engine is None]
+        if lacking and not build:
+            reason = f"no TensorRT engine of {lacking[0]} for this machine ({found[lacking[0]].reasons[0]})"
+            raise MissingPartError(f"{reason}: build it with `rsrefseg build`")
+        if lacking:
+            ensure_engines(self._library, self.bundle, lacking)
+            found |= {stage: find_engine(self.bundle, stage, platform) for stage in lacking}
+        engines = {stage: one.engine for stage, one in found.items() if one.engine is not None}
+        if missing := [stage for stage in Stage if stage not in engines]:
+            raise RSRefSegError(f"the TensorRT engine of {missing[0]} was removed while it was opened: start again")
+        return engines
+
+    def _opened(self) -> Session:
+        if self._session is None:
+            contracts = {stage: self.bundle.manifest.stages[stage].contract for stage in Stage}
+            self._session = Session(self._library, self._stored, contracts)
+        return self._session
+
+    def _load(self, stage: Stage) -> None:
+        with self._lock:
+            self.bundle.graph_path(stage)
+            try:
+                self._opened().load(stage)
+            except BundleError:  # an engine that somebody changed: nothing to step around quietly
+                raise
+            except RSRefSegError as error:
+                raise MissingPartError(str(error)) from error
+
+    def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        with self._lock:
+            return self._opened().run(stage, feeds)
+
+    def _row(self, session: Session, batch: DeviceTensor, row: int) -> DeviceTensor:
+        """A copy of one phrase's part: a view would keep the whole batch alive."""
+        kept = session.pool.tensor(batch.shape[1:], str(batch.dtype), session.main)
+        size = kept.size_bytes
+        self._library.cuda.copy_over(kept.address, batch.address + row * size, size, session.main)
+        kept.written(session.main)
+        return kept
+
+    def _gather(self, session: Session, image: Tensors, phrases: Sequence[Tensors]) -> None:
+        """Copy what is asked to the addresses that prompter and decoder read from."""
+        cuda, stream = self._library.cuda, session.main
+        if not self._fixed:
+            contracts = [session.contracts[stage] for stage in PHRASE_STAGES]
+            specs = {spec.name: spec for contract in contracts for spec in (*contract.inputs, *contract.outputs)}
+            most = {dim.name: dim.max for contract in contracts for dim in contract.dims}
+            self._fixed = session.tensors(list(specs.values()), most, session.main)
+        parts = [(self._fixed[name].address, tensor) for name, tensor in image.items()]
+        for row, phrase in enumerate(phrases):
+            parts += [(self._fixed[name].address + row * tensor.size_bytes, tensor) for name, tensor in phrase.items()]
+        for address, tensor in parts:
+            cuda.wait_in_stream(stream, tensor.ready)
+            cuda.copy_over(address, tensor.address, tensor.size_bytes, stream)
+
+    def _runner(self, session: Session, count: int) -> PhraseRunner:
+        runner = self._runners.pop(count, None) or PhraseRunner(session, count, self._fixed)
+        self._runners[count] = runner
+        if len(self._runners) > _MOST_RUNNERS:
+            _, oldest = self._runners.popitem(last=False)
+            if oldest.graph is not None:
+                self._library.cuda.free_graph(oldest.graph)
+        return runner

@@ -1,0 +1,101 @@
+"""TensorRT itself: whether it is here, which it is, on which GPU, and its one logger."""
+
+import logging
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from ..errors import MissingPartError
+from .cuda import Cuda, Gpu
+from .errors import Words
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+_EXTRA = "pip install 'rsrefseg[tensorrt]'"
+# The oldest that is built for: what JetPack 6 brings.
+_OLDEST = (10, 3)
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What an engine is built for besides its graph; nothing else can be trusted to run it, or to run it as well."""
+
+    tensorrt: str
+    gpu: Gpu
+
+    def __str__(self) -> str:
+        return f"TensorRT {self.tensorrt}, {self.gpu.name} ({self.gpu.compute_capability}), {self.gpu.driver}"
+
+    def parts(self) -> dict[str, str]:
+        """By the names that lines for people use."""
+        return {
+            "TensorRT": self.tensorrt,
+            "GPU": self.gpu.name,
+            "compute capability": self.gpu.compute_capability,
+            "multiprocessors": str(self.gpu.multiprocessors),
+            "driver": self.gpu.driver,
+        }
+
+
+class Library:
+    """TensorRT and the CUDA runtime of this machine.
+
+    Attributes:
+        logger: to be given to every builder, parser and runtime.
+        words: what it heard.
+        cuda: the CUDA runtime.
+        platform: versions and GPU.
+
+    Raises:
+        MissingPartError: one of the two, a driver or a GPU is missing, or too old.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import tensorrt
+        except ImportError as error:
+            missing = isinstance(error, ModuleNotFoundError) and error.name == "tensorrt"
+            problem = "is not installed" if missing else f"cannot be imported ({' '.join(str(error).split())})"
+            raise MissingPartError(f"tensorrt {problem}: {_EXTRA}") from error
+        version = str(getattr(tensorrt, "__version__", "unknown"))
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        if numbers is None or (int(numbers[1]), int(numbers[2])) < _OLDEST:
+            oldest = ".".join(map(str, _OLDEST))
+            raise MissingPartError(f"TensorRT {version} is too old, {oldest} is needed: {_EXTRA}")
+        self.cuda = Cuda()
+        self.platform = Platform(version, self.cuda.gpu)
+        self.logger, self.words = _logger(tensorrt)
+        self._runtime: trt.Runtime | None = None
+
+    def runtime(self) -> "trt.Runtime":
+        """What loads engines. It lives as long as this object, which must outlive the engines."""
+        import tensorrt as trt
+
+        if self._runtime is None:
+            self._runtime = trt.Runtime(self.logger)
+        return self._runtime
+
+
+@lru_cache(maxsize=1)
+def _logger(module: ModuleType) -> tuple["trt.ILogger", Words]:
+    """One for the whole process: TensorRT keeps the first logger it is given and ignores every later one."""
+    import tensorrt as trt
+
+    words = Words()
+    errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            if severity in errors:
+                words.hear(msg)
+            else:
+                _LOG.debug("%s", msg)
+
+    return Logger(), words

@@ -1,0 +1,163 @@
+"""GPU memory that outlives a call, and the pinned host memory through which arrays reach it."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import RSRefSegError
+from .cuda import Cuda
+
+_ALIGNMENT = 256  # what TensorRT asks of activation memory, and cudaMalloc gives
+
+
+def aligned(size_bytes: int) -> int:
+    """The next multiple of 256, at least one."""
+    return max(1, -(-size_bytes // _ALIGNMENT)) * _ALIGNMENT
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """GPU memory, and the event behind the last write to it."""
+
+    address: int
+    size_bytes: int
+    ready: Any
+
+
+class DeviceTensor:
+    """An array on the GPU. Its memory goes back to the pool when nobody holds the tensor any more."""
+
+    __slots__ = ("_block", "_pool", "dtype", "shape")
+
+    def __init__(self, pool: "DevicePool", block: _Block, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._pool, self._block = pool, block
+        self.shape, self.dtype = shape, dtype
+
+    def __del__(self) -> None:
+        self._pool.give_back(self._block)
+
+    @property
+    def address(self) -> int:
+        """Where it lies.
+
+        Raises:
+            RSRefSegError: the engine that made it was closed.
+        """
+        if self._pool.closed:
+            raise RSRefSegError(
+                "these features were freed when their engine was closed: encode picture and phrase again"
+            )
+        return self._block.address
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its elements."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    @property
+    def ready(self) -> Any:
+        """The event behind the last write to it, as far as ``written`` was told."""
+        return self._block.ready
+
+    def written(self, stream: Any) -> None:
+        """Say that a stream has just been given the writing of it."""
+        self._pool.cuda.record(self._block.ready, stream)
+
+
+class DevicePool:
+    """GPU memory that is kept for the next tensor of the same size instead of freed, which would stop the GPU."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+        self.closed = False
+        self._blocks: list[_Block] = []
+        self._spare: dict[int, list[_Block]] = {}
+        self._lock = threading.RLock()  # tensors may die, in any thread, while one is made
+
+    def tensor(self, shape: tuple[int, ...], dtype: str, stream: Any) -> DeviceTensor:
+        """Memory that ``stream`` may write from now on."""
+        numpy_dtype = np.dtype(dtype)
+        size = aligned(int(np.prod(shape)) * numpy_dtype.itemsize)
+        with self._lock:
+            spare = self._spare.get(size)
+            block = spare.pop() if spare else None
+        if block is None:
+            block = _Block(self.cuda.allocate(size, "for tensors"), size, self.cuda.make_event())
+            self._blocks.append(block)
+        # The tensor before may still be written by another stream, if nobody waited for it.
+        self.cuda.wait_in_stream(stream, block.ready)
+        return DeviceTensor(self, block, shape, numpy_dtype)
+
+    def give_back(self, block: _Block) -> None:
+        """Keep a block for the next tensor of its size."""
+        with self._lock:
+            if not self.closed:
+                self._spare.setdefault(block.size_bytes, []).append(block)
+
+    def close(self, free: Callable[[Callable[[], None]], None]) -> None:
+        """Free everything by way of ``free``; tensors that are still held become unusable."""
+        with self._lock:
+            self.closed = True
+            self._spare.clear()
+        for block in self._blocks:
+            free(lambda block=block: self.cuda.free(block.address))  # type: ignore[misc]
+            free(lambda block=block: self.cuda.free_event(block.ready))  # type: ignore[misc]
+        self._blocks.clear()
+
+
+@dataclass(slots=True)
+class _Pinned:
+    """Pinned host memory for one tensor's copies, and the event behind the last of them."""
+
+    address: int
+    view: npt.NDArray[np.uint8]
+    used: Any
+
+
+class Staging:
+    """Pinned host memory, one piece for each name, grown when needed."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._pieces: dict[str, _Pinned] = {}
+
+    def upload(self, name: str, array: npt.NDArray[Any], device: int, stream: Any) -> None:
+        """Let a stream copy an array to the GPU. The array itself is free at once."""
+        source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        piece = self._piece(f"in {name}", source.size)
+        self._cuda.wait_for_event(piece.used)
+        piece.view[: source.size] = source
+        self._cuda.copy_in(device, piece.address, source.size, stream)
+        self._cuda.record(piece.used, stream)
+
+    def download(
+        self, name: str, device: int, shape: tuple[int, ...], dtype: str, stream: Any
+    ) -> Callable[[], npt.NDArray[Any]]:
+        """Let a stream copy a tensor from the GPU; the result gives it, once the stream was waited for."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        piece = self._piece(f"out {name}", size)
+        self._cuda.copy_out(piece.address, device, size, stream)
+        self._cuda.record(piece.used, stream)
+        return lambda: piece.view[:size].view(dtype).reshape(shape).copy()
+
+    def close(self, free: Callable[[Callable[[], None]], None]) -> None:
+        """Free everything by way of ``free``."""
+        for piece in self._pieces.values():
+            free(lambda piece=piece: self._cuda.free_pinned(piece.address))  # type: ignore[misc]
+            free(lambda piece=piece: self._cuda.free_event(piece.used))  # type: ignore[misc]
+        self._pieces.clear()
+
+    def _piece(self, name: str, size_bytes: int) -> _Pinned:
+        piece = self._pieces.get(name)
+        if piece is None or piece.view.size < size_bytes:
+            address, view = self._cuda.allocate_pinned(aligned(size_bytes))
+            if piece is not None:
+                self._cuda.wait_for_event(piece.used)
+                self._cuda.free_pinned(piece.address)
+            piece = _Pinned(address, view, self._cuda.make_event() if piece is None else piece.used)
+            self._pieces[name] = piece
+        return piece

@@ -1,0 +1,125 @@
+"""A bundle's engines in GPU memory: two streams, the activation memory they share, and one stage run by arrays."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy.typing as npt
+
+from ..bundle.contracts import Stage, StageContract, TensorSpec
+from ..engine import Arrays
+from ..errors import RSRefSegError
+from .context import LoadedStage, Region, sizes_of
+from .library import Library
+from .memory import DevicePool, DeviceTensor, Staging, aligned
+from .records import StoredEngine
+
+# SAM's encoder runs beside SigLIP's; all other stages wait for one of them anyway.
+SIDE_STAGE = Stage.SAM_ENCODER
+_LOG = logging.getLogger(__name__)
+
+
+class Session:
+    """Everything that lies on the GPU between loading and closing.
+
+    The activations of all stages lie in one block of GPU memory. Stages of one stream run one after the other and use
+    the same part of it; the stage on the side has a part of its own, since it runs at the same time.
+
+    Args:
+        library: TensorRT and CUDA.
+        stored: the engine of each stage.
+        contracts: of all stages.
+    """
+
+    def __init__(
+        self, library: Library, stored: Mapping[Stage, StoredEngine], contracts: Mapping[Stage, StageContract]
+    ) -> None:
+        self.library, self.cuda, self.contracts = library, library.cuda, contracts
+        self._stored = stored
+        self._stages: dict[Stage, LoadedStage] = {}
+        needs = {stage: aligned(engine.record.activation_bytes) for stage, engine in stored.items()}
+        shared = max(size for stage, size in needs.items() if stage is not SIDE_STAGE)
+        self._activations = self.cuda.allocate(shared + needs[SIDE_STAGE], "for activations")
+        self._shared = Region(self._activations, shared)
+        self._side = Region(self._activations + shared, needs[SIDE_STAGE])
+        self.main, self.side = self.cuda.make_stream(), self.cuda.make_stream()
+        self.pool, self.staging = DevicePool(self.cuda), Staging(self.cuda)
+
+    def load(self, stage: Stage) -> LoadedStage:
+        """Load the engine of a stage, unless it is."""
+        if stage not in self._stages:
+            region = self._side if stage is SIDE_STAGE else self._shared
+            data = self._stored[stage].read()
+            loaded = LoadedStage(self.library, self.contracts[stage], data, region, self.stream_of(stage))
+            self._stages[stage] = loaded
+        return self._stages[stage]
+
+    def stream_of(self, stage: Stage) -> Any:
+        """The stream a stage runs on."""
+        return self.side if stage is SIDE_STAGE else self.main
+
+    def tensors(self, specs: Sequence[TensorSpec], sizes: Mapping[str, int], stream: Any) -> dict[str, DeviceTensor]:
+        """GPU memory for tensors of a contract, by name, that a stream may write from now on."""
+        return {spec.name: self.pool.tensor(spec.sized(**sizes), spec.dtype, stream) for spec in specs}
+
+    def enqueue(self, stage: Stage, sizes: Mapping[str, int], tensors: Mapping[str, DeviceTensor]) -> None:
+        """Give one run of a stage, on these tensors, to its stream; its outputs are marked as written."""
+        loaded = self.load(stage)
+        loaded.own.bind(sizes, {name: tensor.address for name, tensor in tensors.items()})
+        loaded.own.enqueue()
+        for spec in self.contracts[stage].outputs:
+            tensors[spec.name].written(loaded.stream)
+
+    def run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """One stage from arrays to arrays."""
+        contract, stream = self.contracts[stage], self.stream_of(stage)
+        sizes = sizes_of(contract, {name: array.shape for name, array in feeds.items()})
+        with self.settled():
+            tensors = self.tensors((*contract.inputs, *contract.outputs), sizes, stream)
+            for spec in contract.inputs:
+                self.staging.upload(spec.name, feeds[spec.name], tensors[spec.name].address, stream)
+            self.enqueue(stage, sizes, tensors)
+            fetched = {
+                spec.name: self.staging.download(
+                    spec.name, tensors[spec.name].address, spec.sized(**sizes), spec.dtype, stream
+                )
+                for spec in contract.outputs
+            }
+            self.wait(stream, f"finish stage '{stage}'")
+            return {name: fetch() for name, fetch in fetched.items()}
+
+    def wait(self, stream: Any, what: str) -> None:
+        """Wait for a stream. Errors of kernels come to light here, whichever call gave them to it."""
+        self.cuda.wait_for_stream(stream, what)
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """After an error, leave nothing at work on memory that others will be given."""
+        try:
+            yield
+        except BaseException:
+            self._quietly(lambda: self.cuda.wait_for_stream(self.side, "settle"))
+            self._quietly(lambda: self.cuda.wait_for_stream(self.main, "settle"))
+            raise
+
+    def close(self, graphs: Sequence[Any] = (), events: Sequence[Any] = ()) -> None:
+        """Free everything. What CUDA says of it is logged: the error that matters was raised before."""
+        for stream in (self.side, self.main):
+            self._quietly(lambda stream=stream: self.cuda.wait_for_stream(stream, "finish"))  # type: ignore[misc]
+        for graph in graphs:
+            self._quietly(lambda graph=graph: self.cuda.free_graph(graph))  # type: ignore[misc]
+        for event in events:
+            self._quietly(lambda event=event: self.cuda.free_event(event))  # type: ignore[misc]
+        self._stages.clear()
+        self.pool.close(self._quietly)
+        self.staging.close(self._quietly)
+        self._quietly(lambda: self.cuda.free(self._activations))
+        for stream in (self.side, self.main):
+            self._quietly(lambda stream=stream: self.cuda.free_stream(stream))  # type: ignore[misc]
+
+    def _quietly(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except RSRefSegError as error:
+            _LOG.warning("%s", error)

@@ -1,0 +1,5 @@
+"""``python -m rsrefseg``: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,120 @@
+"""``rsrefseg convert``: somebody else's RSRefSeg checkpoint becomes a run that can be exported."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.text import Padding
+
+from ..model.config import ModelConfig
+from ..model.model import build_model
+from ..train.base import converted
+from .imported_run import check_new, reference_inputs, write_brought_run
+from .key_matching import fill
+from .tensor_files import read_wrapped
+from .tokenizer_file import tokenizer_bytes
+from .upstream_layout import guess_config, match_published, plain_checkpoint
+
+# Public models run the Hugging Face port of SAM, whose mask decoder has this where segment-anything has 1e-5.
+_PORT_NORM_EPSILON = 1e-6
+_SIGLIP = "google/siglip-so400m-patch14-384"
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertRequest:
+    """The options of ``rsrefseg convert``.
+
+    Attributes:
+        file: checkpoint in the public layout.
+        out: run folder to make.
+        config: what the checkpoint is of; None to tell the preset by its SAM.
+        tokenizer: ``tokenizer.json``, ``spiece.model`` or a folder with one of them.
+        data: data set to take reference inputs from; None for rendered scenes.
+        lora_alpha: of the training; None where it equalled the rank.
+        text_padding: ``longest`` as published, or ``fixed``.
+        dense_prompt: whether the model was trained with SAM's mask prompt.
+    """
+
+    file: Path
+    out: Path
+    config: ModelConfig | None = None
+    tokenizer: Path | None = None
+    data: Path | None = None
+    lora_alpha: float | None = None
+    text_padding: str = "longest"
+    dense_prompt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """What became of a checkpoint: its preset, tensors taken, adapters folded, tensors left out."""
+
+    run: str
+    preset: str
+    tensors: int
+    adapters: int
+    dropped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {
+            "run": self.run,
+            "preset": self.preset,
+            "tensors": self.tensors,
+            "adapters": self.adapters,
+            "dropped": list(self.dropped),
+        }
+
+    def render(self) -> str:
+        """A few lines for a person."""
+        found = f"{self.tensors} tensors, {self.adapters} LoRA adapters folded"
+        return "\n".join([f"{self.run}: preset '{self.preset}', {found}", *(f"note: {note}" for note in self.notes)])
+
+
+def convert_checkpoint(request: ConvertRequest) -> ConvertReport:
+    """Read a public RSRefSeg checkpoint and write a run: model, tokenizer, reference inputs and record.
+
+    Raises:
+        BadInputError: the checkpoint, tokenizer, data set or folder cannot be used; nothing is written.
+        RSRefSegError: the folder cannot be written.
+    """
+    if not request.file.is_file():
+        kind = "is a folder" if request.file.is_dir() else "does not exist"
+        raise BadInputError(f"the checkpoint '{request.file}' {kind}: give a .safetensors or .pth file")
+    check_new(request.out)
+    if request.tokenizer is None:
+        raise BadInputError(
+            "the checkpoint brings no tokenizer: give that of its SigLIP with --tokenizer (tokenizer.json or "
+            f"spiece.model of {_SIGLIP})"
+        )
+    checkpoint = plain_checkpoint(read_wrapped(request.file), request.lora_alpha, request.file)
+    config = request.config or guess_config(checkpoint)
+    config = replace(
+        config,
+        sam=replace(config.sam, decoder_norm_epsilon=_PORT_NORM_EPSILON),
+        text_padding=cast(Padding, request.text_padding),
+        dense_prompt=request.dense_prompt,
+    )
+    # All that may be refused, before the model takes its memory.
+    matches = match_published(checkpoint, config, build_model(config, device="meta").state_dict())
+    tokenizer = tokenizer_bytes(request.tokenizer, config)
+    inputs = reference_inputs(request.data, config.sam.image_size)
+    model = build_model(config)
+    fill(model, matches)
+    model.refresh_position_encodings()
+    base = converted(request.file)
+    header = {
+        "merge": {"adapters": checkpoint.adapters},
+        "source": {"base": base.to_dict(), "dropped": matches.dropped},
+    }
+    run = write_brought_run(request.out, model, base, tokenizer, inputs, header)
+    return ConvertReport(
+        run=str(run.path),
+        preset=str(config.preset),
+        tensors=len(matches.pairs),
+        adapters=checkpoint.adapters,
+        dropped=matches.dropped,
+        notes=matches.notes,
+    )

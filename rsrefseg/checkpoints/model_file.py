@@ -1,0 +1,183 @@
+"""Weights on disk: safetensors with the model configuration in the header. No pickles."""
+
+import contextlib
+import json
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.system.files import atomic_file, sha256_file
+
+from ..model.config import ModelConfig
+from ..model.model import RSRefSeg, build_stage
+
+FORMAT = "rsrefseg"
+SCHEMA_VERSION = 1
+_NO_TENSOR = "\0"  # a prefix that no name has: the header alone is read
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """A tensor file, read: its tensors by name and the JSON of its header."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    header: dict[str, Any]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header, atomically.
+
+    Raises:
+        RSRefSegError: the disk is full or the folder cannot be written.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    document = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **header}
+    try:
+        with atomic_file(path) as temporary:
+            temporary.touch()
+            usual_mode = stat.S_IMODE(temporary.stat().st_mode)
+            save_file(contiguous, temporary, metadata={FORMAT: json.dumps(document)})
+            temporary.chmod(usual_mode)  # safetensors leaves files that only their owner can read
+    except SafetensorError as error:  # a full disk has been told by atomic_file
+        raise BadInputError(f"'{path}' could not be written ({error}): free space or choose another place") from error
+
+
+def load_tensors(path: Path, prefix: str = "") -> TensorFile:
+    """Read a tensor file this project wrote; with ``prefix`` only the tensors under it, the prefix cut off.
+
+    Raises:
+        BadInputError: the file is missing, truncated, or not one of ours.
+    """
+    if not path.is_file():
+        raise BadInputError(f"'{path}' does not exist: give a safetensors file that `rsrefseg train` or `merge` wrote")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = json.loads((stream.metadata() or {}).get(FORMAT, "null"))
+            names = [name for name in stream.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
+            tensors = {name.removeprefix(prefix): stream.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadInputError(f"'{path}' is no whole safetensors file ({error}): copy or make it again") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise BadInputError(f"'{path}' was not written by rsrefseg: bring other checkpoints in with `rsrefseg convert`")
+    if header.get("schema_version") != SCHEMA_VERSION:
+        found = header.get("schema_version")
+        raise BadInputError(f"'{path}' has schema version {found}, this release reads {SCHEMA_VERSION}: write it again")
+    return TensorFile(path, tensors, header)
+
+
+def save_model(path: Path, model: RSRefSeg, dtype: torch.dtype | None = None, **header: Any) -> None:
+    """Write a whole model; ``dtype`` narrows its floating-point tensors in the file."""
+    tensors = model.state_dict()
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    save_tensors(path, tensors, {"config": model.config.to_dict(), **header})
+
+
+def load_model(path: Path) -> RSRefSeg:
+    """Read a whole model into float32, in eval mode.
+
+    Raises:
+        BadInputError: the file is damaged, or its tensors do not fit its configuration.
+    """
+    return model_from(load_tensors(path))
+
+
+def model_from(file: TensorFile) -> RSRefSeg:
+    """The model that a file holds, in float32 and eval mode. Its weights stay in the file until they are used.
+
+    Raises:
+        BadInputError: it holds no whole model, or its tensors do not fit its configuration.
+    """
+    config = config_of(file)
+    with _without_weights():
+        model = RSRefSeg(config).eval()
+    _take(model, file.tensors, file.path)
+    return model
+
+
+def load_stage(path: Path, stage: Stage) -> nn.Module:
+    """One stage of a whole model, in float32 and eval mode; nothing of the other stages is read.
+
+    Raises:
+        BadInputError: the file is damaged, or its tensors do not fit its configuration.
+    """
+    file = load_tensors(path, f"{stage}.")
+    config = config_of(file)
+    with _without_weights():
+        module = build_stage(stage, config).eval()
+    _take(module, file.tensors, path)
+    return module
+
+
+def config_of(file: TensorFile) -> ModelConfig:
+    """The configuration in the header of a whole model.
+
+    Raises:
+        BadInputError: the file holds no whole model, or the configuration cannot be read.
+    """
+    if "config" not in file.header:
+        raise BadInputError(f"'{file.path}' holds part of a model: run `rsrefseg merge` and give its result")
+    return ModelConfig.from_dict(file.header["config"])
+
+
+@contextlib.contextmanager
+def _without_weights() -> Iterator[None]:
+    """Build modules whose parameters take no memory: drawing random ones takes longer than reading the real ones."""
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        yield
+
+
+def _take(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Make tensors the weights of a model that must have exactly these names and shapes.
+
+    Raises:
+        BadInputError: names the first missing, surplus or misshapen tensor.
+    """
+    expected = model.state_dict()
+    check_names(expected.keys(), tensors.keys(), path)
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+            raise BadInputError(f"'{path}': tensor '{name}' has shape {found}, the model has {wanted}")
+    single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    model.load_state_dict(single, assign=True)
+
+
+def check_names(expected: Iterable[str], found: Iterable[str], path: Path) -> None:
+    """Raise a BadInputError unless both sets of tensor names are equal."""
+    missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    for kind, names in (("misses", missing), ("has the unknown", surplus)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise BadInputError(f"'{path}' {kind} tensor '{names[0]}'{more}: it was not made for this model")
+
+
+def is_random(path: Path) -> bool:
+    """Whether a model file is stamped as one of random weights; false for anything that is no such file."""
+    try:
+        return load_tensors(path, _NO_TENSOR).header.get("random_weights") is True
+    except BadInputError:
+        return False
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a checkpoint file, as manifests and run records state it.
+
+    Raises:
+        BadInputError: it cannot be read.
+    """
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise BadInputError(f"'{path}' cannot be read: {error.strerror}") from error

@@ -1,0 +1,71 @@
+"""Metrics of a model on samples, in PyTorch: validation, the demo's figures and the reference of parity checks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rsrefseg.engines.images.images import stretch, upsample_logits
+from rsrefseg.engines.text import Tokenizer
+
+from ..data.loading import SizeMismatch
+from ..data.samples import Sample
+from ..model.model import RSRefSeg
+from .answers import Ask, Progress, answer_samples, score
+from .metrics import MetricsResult, Protocol
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TorchReply:
+    """What the model answers to one phrase: mask_logits (h, w) float32; mask (H, W) bool."""
+
+    mask_logits: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.bool_]
+
+
+def evaluate(
+    model: RSRefSeg,
+    tokenizer: Tokenizer,
+    samples: Sequence[Sample],
+    *,
+    protocol: Protocol = Protocol.RSREFSEG,
+    shuffle_phrases: bool = False,
+    on_size_mismatch: SizeMismatch = "refuse",
+    progress: Progress | None = None,
+) -> MetricsResult:
+    """Metrics over ``samples``; ``shuffle_phrases`` is told in ``answer_samples``."""
+    was_training = model.training
+    model.eval()
+    try:
+        answers = answer_samples(
+            asker(model, tokenizer),
+            samples,
+            shuffle_phrases=shuffle_phrases,
+            on_size_mismatch=on_size_mismatch,
+            progress=progress,
+        )
+        return score(answers, protocol)
+    finally:
+        model.train(was_training)
+
+
+def asker(model: RSRefSeg, tokenizer: Tokenizer) -> Ask:
+    """The model, in eval mode, as somebody to ask; an image is encoded once for all phrases of one call."""
+    device = model.attn_prompter.grid_encoding.device
+    image_size = model.config.sam.image_size
+
+    @torch.inference_mode()
+    def ask(image: npt.NDArray[np.uint8], phrases: Sequence[str]) -> list[TorchReply]:
+        tokens = tokenizer.encode(phrases)
+        prediction = model(
+            torch.from_numpy(stretch(image, image_size)).unsqueeze(0).to(device),
+            torch.from_numpy(tokens.input_ids).to(device),
+            torch.from_numpy(tokens.token_mask).to(device),
+        )
+        size = (image.shape[0], image.shape[1])
+        logits = prediction.mask_logits.float().cpu().numpy()[:, 0]
+        return [TorchReply(grid, upsample_logits(grid, image_size, size) > 0) for grid in logits]
+
+    return ask

@@ -1,0 +1,105 @@
+"""SAM's mask decoder on tokens: nothing is transposed to channels first and back.
+
+Its convolutions have kernels as large as their strides, so each is one linear layer on a token: a downscaling one takes
+the 2 x 2 pixels of its token, an upscaling one gives them. What they pass on stays one row of the token's own pixels,
+and places change only twice, in the mask prompt that comes in and in the logits that go out: one channel each.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..model.sam import ChannelLayerNorm, SamDecoder
+from .projections import FoldedCrossAttention, linear
+
+# Of all convolutions here but the last of downscaling, which is pointwise.
+_STRIDE = 2
+
+
+class TokenLayerNorm(ChannelLayerNorm):
+    """SAM's layer norm over channels, of tokens (..., C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.channels_last(x)
+
+
+class LeanDecoder(nn.Module):
+    """What ``SamDecoder`` computes, from its weights, under its names.
+
+    Args:
+        original: whose weights are used; it is not fit for anything else afterwards.
+        fused: write attention as one operator.
+    """
+
+    position_encoding: Tensor
+    output_tokens: Tensor
+
+    def __init__(self, original: SamDecoder, fused: bool = False) -> None:
+        super().__init__()
+        self.dense_prompt = original.dense_prompt
+        self.grid_size = original.position_encoding.shape[-1]
+        self.prompt_encoder = original.prompt_encoder
+        self.mask_decoder = decoder = original.mask_decoder
+        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).detach()
+        self.register_buffer("output_tokens", outputs)
+        self.register_buffer("position_encoding", original.position_encoding.flatten(2).transpose(1, 2).contiguous())
+        for name, module in list(decoder.transformer.named_modules()):
+            if hasattr(module, "internal_dim"):
+                decoder.transformer.set_submodule(name, FoldedCrossAttention(module, fused))
+        _put_on_tokens(decoder.output_upscaling)
+        if self.dense_prompt:
+            _put_on_tokens(self.prompt_encoder.mask_downscaling)
+
+    def forward(self, image_embedding: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor) -> Tensor:
+        """As ``forward``."""
+        decoder, side = self.mask_decoder, self.grid_size
+        # Added as tokens: OpenVINO makes a sum of grids part of the convolution before it, and then fails where one
+        # image meets several phrases.
+        keys = image_embedding.flatten(2).transpose(1, 2) + self._dense_embedding(mask_prompt)
+        # Room for the output tokens before the prompts, then a sum: beside the prompts of a varying number of phrases,
+        # a constant would have to be spread over them first.
+        room = F.pad(sparse_prompts, (0, 0, len(self.output_tokens), 0))
+        prompts = room + F.pad(self.output_tokens, (0, 0, 0, sparse_prompts.shape[1]))
+        queries = prompts
+        transformer = decoder.transformer
+        for layer in transformer.layers:
+            queries, keys = layer(queries=queries, keys=keys, query_pe=prompts, key_pe=self.position_encoding)
+        attended = transformer.final_attn_token_to_image(q=queries + prompts, k=keys + self.position_encoding, v=keys)
+        hidden = transformer.norm_final_attn(queries + attended)
+
+        # (P, g g, 4, 4, D / 8): tokens, their pixels after the first convolution, and those after the second.
+        first, norm, act, second, last_act = decoder.output_upscaling
+        upscaled = act(norm(first(keys).unflatten(2, (_STRIDE**2, -1))))
+        upscaled = last_act(second(upscaled).unflatten(3, (_STRIDE**2, -1))).flatten(1, 3)
+        hyper = decoder.output_hypernetworks_mlps[0](hidden[:, 1])
+        logits: Tensor = (upscaled @ hyper.unsqueeze(2)).view(-1, side, side, _STRIDE, _STRIDE, _STRIDE, _STRIDE)
+        return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 1, side * _STRIDE**2, side * _STRIDE**2)
+
+    def _dense_embedding(self, mask_prompt: Tensor) -> Tensor:
+        """(P, 1, 4g, 4g) -> (P, g g, D)."""
+        side = self.grid_size
+        if not self.dense_prompt:
+            nothing: Tensor = self.prompt_encoder.no_mask_embed.weight.view(1, 1, -1)
+            return nothing + 0 * mask_prompt[:, :, ::4, ::4].flatten(2).transpose(1, 2)
+        first, norm, act, second, second_norm, second_act, last = self.prompt_encoder.mask_downscaling
+        pixels = mask_prompt.view(-1, side, _STRIDE, _STRIDE, side, _STRIDE, _STRIDE).permute(0, 1, 4, 2, 5, 3, 6)
+        rows = act(norm(first(pixels.reshape(-1, side**2, _STRIDE**2, _STRIDE**2))))
+        embedding: Tensor = last(second_act(second_norm(second(rows.flatten(2)))))
+        return embedding
+
+
+def _put_on_tokens(layers: nn.Sequential) -> None:
+    """Replace convolutions without overlap by linear layers, and norms over channels by such of the last axis."""
+    for index, layer in enumerate(layers):
+        if isinstance(layer, nn.ConvTranspose2d):
+            # (in, out, y, x) -> (y, x, out; in)
+            weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)
+            assert layer.bias is not None
+            layers[index] = linear(weight, layer.bias.repeat(_STRIDE**2), weight.dtype)
+        elif isinstance(layer, nn.Conv2d):
+            # (out, in, y, x) -> (out; y, x, in)
+            weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
+            layers[index] = linear(weight, layer.bias, weight.dtype)
+        elif isinstance(layer, ChannelLayerNorm):
+            layers[index] = TokenLayerNorm(layer)

@@ -1,0 +1,89 @@
+"""SAM's image encoder on tokens: channels first for the pixels, and for the one convolution that looks around."""
+
+import torch
+from segment_anything.modeling.common import MLPBlock
+from segment_anything.modeling.image_encoder import ImageEncoderViT
+from torch import Tensor, nn
+
+from ..model.sam import ChannelLayerNorm
+from .attention import AttentionChoice, RelativePositionAttention
+from .decoder import TokenLayerNorm
+from .projections import linear
+
+
+class LeanImageEncoder(nn.Module):
+    """What segment-anything's ``ImageEncoderViT`` computes, from its weights, under its names.
+
+    Its blocks take and give tokens, and their attention cuts windows itself. Sums of grids would make OpenVINO order
+    them as for convolutions and back, twice in every block.
+
+    Args:
+        original: whose weights are used; it is not fit for anything else afterwards.
+        attention: the form that its blocks get.
+        fused: write attention as one operator.
+
+    Raises:
+        BadInputError: the grid's rows cannot be divided into so many parts.
+    """
+
+    def __init__(self, original: ImageEncoderViT, attention: AttentionChoice, fused: bool = False) -> None:
+        super().__init__()
+        self.patch_embed, self.blocks = original.patch_embed, original.blocks
+        self.pos_embed = nn.Parameter(original.pos_embed.detach().flatten(1, 2), requires_grad=False)
+        grid_size = original.pos_embed.shape[1]
+        for block in self.blocks:
+            form, parts = (attention.windowed, 1) if block.window_size else (attention.whole, attention.query_parts)
+            block.attn = RelativePositionAttention(block.attn, form, grid_size, block.window_size, parts, fused)
+            block.window_size = 0
+            if attention.mlp_parts > 1:
+                block.mlp = MlpInParts(block.mlp, attention.mlp_parts)
+        self.neck = LeanNeck(original.neck, grid_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, D, g, g)."""
+        x = self.patch_embed(pixels).flatten(1, 2) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        embedding: Tensor = self.neck(x)
+        return embedding
+
+
+class MlpInParts(nn.Module):
+    """What ``MLPBlock`` computes, from its layers, for so few tokens at a time that a cache holds what becomes of them.
+
+    Args:
+        original: whose layers are used.
+        parts: equal ones, in which tokens are taken.
+    """
+
+    def __init__(self, original: MLPBlock, parts: int) -> None:
+        super().__init__()
+        self.lin1, self.act, self.lin2, self.parts = original.lin1, original.act, original.lin2, parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, C) -> (N, T, C)."""
+        return torch.cat([self.lin2(self.act(self.lin1(part))) for part in x.chunk(self.parts, dim=1)], dim=1)
+
+
+class LeanNeck(nn.Sequential):
+    """SAM's neck with its pointwise convolution and the first norm on tokens.
+
+    Args:
+        original: whose weights are used.
+        grid_size: of the tokens it will see.
+    """
+
+    def __init__(self, original: nn.Sequential, grid_size: int) -> None:
+        pointwise, norm, convolution, last_norm = original
+        assert isinstance(pointwise, nn.Conv2d)
+        assert isinstance(norm, ChannelLayerNorm)
+        weight = pointwise.weight.flatten(1)
+        super().__init__(linear(weight, pointwise.bias, weight.dtype), TokenLayerNorm(norm), convolution, last_norm)
+        self.grid_size = grid_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, g g, C) -> (N, D, g, g)."""
+        pointwise, norm, convolution, last_norm = self
+        tokens = norm(pointwise(x)).transpose(1, 2)
+        embedding: Tensor = last_norm(convolution(torch.unflatten(tokens, 2, (self.grid_size, self.grid_size))))
+        return embedding

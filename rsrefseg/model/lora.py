@@ -1,0 +1,121 @@
+"""LoRA on the frozen towers (paper, section II-B), by peft, and folding it back into the weights."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from peft import LoraConfig, LoraModel
+from torch import nn
+
+from rsrefseg.engines.errors import BadInputError
+
+from ..train.config import LoraSettings
+from .model import RSRefSeg
+
+# The published module sets: SigLIP attention (and the text head), SAM's attention, MLPs and both neck convolutions.
+TARGET_MODULES = (
+    r"siglip_(vision|text)\.encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
+    r"|siglip_text\.head"
+    r"|sam_encoder\.image_encoder\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(lin1|lin2))"
+    r"|sam_encoder\.image_encoder\.neck\.(0|2)"
+)
+# Trained as they are: the prompter, SAM's prompt encoder and mask decoder.
+_TRAINED_STAGES = ("attn_prompter.", "sam_decoder.")
+_FROZEN = ("attn_prompter.logit_scale", "attn_prompter.logit_bias")
+# Parts of SAM that a single mask from prompts never reaches; they would get no gradient.
+_UNUSED = (
+    "sam_decoder.prompt_encoder.point_embeddings.",
+    "sam_decoder.prompt_encoder.not_a_point_embed.",
+    "sam_decoder.mask_decoder.iou_prediction_head.",
+    "sam_decoder.mask_decoder.output_hypernetworks_mlps.1.",
+    "sam_decoder.mask_decoder.output_hypernetworks_mlps.2.",
+    "sam_decoder.mask_decoder.output_hypernetworks_mlps.3.",
+)
+_NO_MASK = "sam_decoder.prompt_encoder.no_mask_embed."
+_MASK_INPUT = "sam_decoder.prompt_encoder.mask_downscaling."
+_ADAPTER_MARK = ".lora_"
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """How many numbers training changes, by where they are, and how many the model has in all.
+
+    ``towers`` are SigLIP's and SAM's image encoder's own weights, which only training from scratch changes.
+    """
+
+    lora: int
+    attn_prompter: int
+    sam_decoder: int
+    towers: int
+    total: int
+
+    @property
+    def trained(self) -> int:
+        """All that training changes."""
+        return self.lora + self.attn_prompter + self.sam_decoder + self.towers
+
+    def render(self) -> str:
+        """One line for a person."""
+        parts = {"LoRA": self.lora, "towers": self.towers, "AttnPrompter": self.attn_prompter}
+        parts["SAM's prompt encoder and mask decoder"] = self.sam_decoder
+        told = ", ".join(f"{name} {count:,}" for name, count in parts.items() if count)
+        return f"trains {self.trained:,} of {self.total:,} parameters ({self.trained / self.total:.1%}): {told}"
+
+
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Count the parameters of a model that is marked with what is trained."""
+    trained = Counter[str]()
+    for name, parameter in trainable_parameters(model).items():
+        stage = name.partition(".")[0]
+        stage = stage if f"{stage}." in _TRAINED_STAGES else "towers"
+        trained["lora" if _ADAPTER_MARK in name else stage] += parameter.numel()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return ParameterCounts(trained["lora"], trained["attn_prompter"], trained["sam_decoder"], trained["towers"], total)
+
+
+def add_lora(model: RSRefSeg, settings: LoraSettings) -> LoraModel:
+    """Put adapters into ``model`` (in place) and mark what is trained.
+
+    Returns:
+        peft's handle of the same modules, for ``fold_lora``.
+    """
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=TARGET_MODULES
+    )
+    tuner = LoraModel(model, {"default": config}, "default")
+    for name, parameter in model.named_parameters():
+        fully = name.startswith(_TRAINED_STAGES) and name not in _FROZEN
+        parameter.requires_grad_((fully or _ADAPTER_MARK in name) and not _is_unused(model, name))
+    return tuner
+
+
+def train_everything(model: RSRefSeg) -> None:
+    """Mark all weights that a prediction depends on as trained."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not _is_unused(model, name))
+
+
+def fold_lora(tuner: LoraModel) -> RSRefSeg:
+    """Add each adapter's product to its linear or convolution and drop the adapters.
+
+    Returns:
+        The plain model, with the names it had before ``add_lora``.
+
+    Raises:
+        BadInputError: an adapter holds values that are not finite.
+    """
+    try:
+        model = tuner.merge_and_unload(progressbar=False, safe_merge=True)
+    except ValueError as error:
+        raise BadInputError(f"the LoRA weights cannot be merged: {error}") from error
+    assert isinstance(model, RSRefSeg)
+    return model
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _is_unused(model: RSRefSeg, name: str) -> bool:
+    idle = _NO_MASK if model.config.dense_prompt else _MASK_INPUT
+    return name.startswith((*_UNUSED, idle))

@@ -1,0 +1,157 @@
+"""SAM, from ``segment-anything``, as the stages ``sam_encoder`` and ``sam_decoder``."""
+
+from functools import partial
+
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import SAM_MLP_RATIO, SamConfig
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class ChannelLayerNorm(nn.Module):
+    """Layer norm over the channels of (N, C, H, W), by the framework's own layer norm.
+
+    Same parameters and result as SAM's ``LayerNorm2d``, whose mean and square are separate operations that overflow in
+    half precision; this one exports as a single LayerNormalization between two transposes.
+    """
+
+    def __init__(self, original: LayerNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = original.weight, original.bias, original.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return self.channels_last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def channels_last(self, x: Tensor) -> Tensor:
+        """The same of (N, ..., C)."""
+        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
+
+
+def _replace_layer_norms(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, LayerNorm2d):
+            setattr(module, name, ChannelLayerNorm(child))
+        else:
+            _replace_layer_norms(child)
+
+
+class SamEncoder(nn.Module):
+    """Image to SAM's image embedding: normalise, then the ViT with its neck.
+
+    ``takes_pixels`` says that the patch embedding takes pixels of 0..255, normalisation being part of its weights.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        self.takes_pixels = False
+        self.image_encoder = ImageEncoderViT(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_ratio=SAM_MLP_RATIO,
+            out_chans=config.prompt_channels,
+            qkv_bias=True,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=config.window_size,
+            global_attn_indexes=config.global_attn_indexes,
+        )
+        _replace_layer_norms(self)
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            image: (N, 3, S, S) uint8, RGB.
+
+        Returns:
+            image_embedding (N, D, S/16, S/16) float32.
+        """
+        pixels = image.float() if self.takes_pixels else (image.float() - self.pixel_mean) / self.pixel_std
+        embedding: Tensor = self.image_encoder(pixels)
+        return embedding
+
+
+class SamDecoder(nn.Module):
+    """Prompts to mask logits: SAM's mask-prompt encoder and the single-mask half of its decoder.
+
+    ``position_encoding`` is SAM's positional encoding of its own grid, a constant kept as a tensor so that no graph
+    computes it anew; ``refresh_position_encodings`` sets it.
+    """
+
+    position_encoding: Tensor
+
+    def __init__(self, config: SamConfig, dense_prompt: bool) -> None:
+        super().__init__()
+        self.dense_prompt = dense_prompt
+        grid = (config.grid_size, config.grid_size)
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=config.prompt_channels,
+            image_embedding_size=grid,
+            input_image_size=(config.image_size, config.image_size),
+            mask_in_chans=16,
+        )
+        self.mask_decoder = MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(
+                depth=2,
+                embedding_dim=config.prompt_channels,
+                mlp_dim=config.decoder_mlp_dim,
+                num_heads=config.decoder_num_heads,
+            ),
+            transformer_dim=config.prompt_channels,
+            iou_head_depth=3,
+            iou_head_hidden_dim=config.prompt_channels,
+        )
+        _replace_layer_norms(self)
+        for module in self.mask_decoder.transformer.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = config.decoder_norm_epsilon
+        self.register_buffer("position_encoding", torch.zeros(1, config.prompt_channels, *grid))
+
+    def forward(self, image_embedding: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor) -> Tensor:
+        """Decode P masks on one image, or on P images one each (the first mask token; the IoU head is not used).
+
+        Args:
+            image_embedding: (1 or P, D, g, g) float32.
+            sparse_prompts: (P, M, D) float32.
+            mask_prompt: (P, 1, 4g, 4g) float32 logits.
+
+        Returns:
+            mask_logits (P, 1, 4g, 4g) float32.
+        """
+        decoder = self.mask_decoder
+        dense = self._dense_embedding(mask_prompt)
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).unsqueeze(0)
+        tokens = torch.cat([output_tokens.expand(sparse_prompts.shape[0], -1, -1), sparse_prompts], dim=1)
+        source = image_embedding + dense
+        hidden, source_tokens = decoder.transformer(source, self.position_encoding, tokens)
+
+        grid = torch.unflatten(source_tokens.transpose(1, 2), 2, source.shape[-2:])
+        upscaled = decoder.output_upscaling(grid)
+        hyper = decoder.output_hypernetworks_mlps[0](hidden[:, 1])
+        logits: Tensor = hyper.unsqueeze(1) @ upscaled.flatten(2)
+        mask_logits: Tensor = torch.unflatten(logits, 2, upscaled.shape[-2:])
+        return mask_logits
+
+    def _dense_embedding(self, mask_prompt: Tensor) -> Tensor:
+        if self.dense_prompt:
+            embedding: Tensor = self.prompt_encoder.mask_downscaling(mask_prompt)
+            return embedding
+        # Multiplying keeps the phrase axis (and the graph input) without changing the learned "no mask" embedding.
+        nothing: Tensor = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        return nothing + 0 * mask_prompt[:, :, ::4, ::4]

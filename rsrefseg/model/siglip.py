@@ -1,0 +1,124 @@
+"""SigLIP's two towers, from ``transformers``, as the stages ``siglip_vision`` and ``siglip_text``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
+
+from rsrefseg.engines.text import Padding
+
+from .config import SiglipConfig, TransformerConfig
+
+IMAGE_MEAN = 0.5
+IMAGE_STD = 0.5
+
+
+class SiglipVision(nn.Module):
+    """Image to token features: normalise, resize, vision tower without its pooling head.
+
+    ``takes_pixels`` says that the patch embedding takes pixels of 0..255, normalisation being part of its weights.
+    """
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        self.image_size = config.image_size
+        self.takes_pixels = False
+        tower = SiglipVisionModel(
+            SiglipVisionConfig(
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+                vision_use_head=False,
+                **_tower_arguments(config.vision),
+            )
+        )
+        tower = getattr(tower, "vision_model", tower)
+        self.embeddings: nn.Module = tower.embeddings
+        self.encoder: nn.Module = tower.encoder
+        self.post_layernorm: nn.LayerNorm = tower.post_layernorm
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode images (as published: bilinear without antialiasing, features after the last norm).
+
+        Args:
+            image: (N, 3, S, S) uint8, RGB, the same tensor SAM sees.
+
+        Returns:
+            clip_features (N, T, C) float32, T tokens in row-major order of the patch grid.
+        """
+        pixels = image.float() if self.takes_pixels else (image.float() / 255.0 - IMAGE_MEAN) / IMAGE_STD
+        pixels = F.interpolate(
+            pixels, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False, antialias=False
+        )
+        hidden = self.encoder(inputs_embeds=self.embeddings(pixels)).last_hidden_state
+        features: Tensor = self.post_layernorm(hidden)
+        return features
+
+
+class SiglipText(nn.Module):
+    """Tokens to word features and one sentence feature, under either padding policy."""
+
+    def __init__(self, config: SiglipConfig, padding: Padding) -> None:
+        super().__init__()
+        self.padding = padding
+        tower = SiglipTextModel(
+            SiglipTextConfig(
+                vocab_size=config.vocab_size,
+                max_position_embeddings=config.text_length,
+                projection_size=config.vision.hidden_size,
+                pad_token_id=config.pad_token_id,
+                bos_token_id=None,
+                eos_token_id=config.pad_token_id,
+                **_tower_arguments(config.text),
+            )
+        )
+        tower = getattr(tower, "text_model", tower)
+        self.embeddings: nn.Module = tower.embeddings
+        self.encoder: nn.Module = tower.encoder
+        self.final_layer_norm: nn.LayerNorm = tower.final_layer_norm
+        self.head: nn.Linear = tower.head
+
+    def forward(self, input_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode phrases; a phrase's features never depend on its neighbours in the batch.
+
+        Args:
+            input_ids: (P, L) int64, padded to the fixed length L.
+            token_mask: (P, L) bool, the positions of ``TokenBatch``.
+
+        Returns:
+            word_features (P, L, C) float32, zero where ``token_mask`` is false, and sentence_feature (P, C) float32:
+            the head of the last position (``fixed``) or of the last position inside the mask (``longest``).
+        """
+        hidden = self.embeddings(input_ids=input_ids)
+        keep = token_mask.to(hidden.dtype).unsqueeze(-1)
+        if self.padding == "fixed":
+            hidden = self.final_layer_norm(self.encoder(inputs_embeds=hidden).last_hidden_state)
+            pooled = hidden[:, -1]
+        else:
+            # A sum that softmax turns into an exact 0, in half precision as well; of a boolean mask the exporter makes
+            # operators that not every TensorRT has.
+            attend = ((keep - 1) * 1e4).transpose(1, 2).unsqueeze(1).expand(-1, 1, token_mask.shape[1], -1)
+            hidden = self.final_layer_norm(self.encoder(inputs_embeds=hidden, attention_mask=attend).last_hidden_state)
+            # One-hot of the last kept position: it is kept and its successor is not (phrases stand at the left).
+            last = keep - F.pad(keep[:, 1:], (0, 0, 0, 1))
+            pooled = (hidden * last).sum(dim=1)
+        return hidden * keep, self.head(pooled)
+
+
+def _tower_arguments(tower: TransformerConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.hidden_size,
+        "intermediate_size": tower.intermediate_size,
+        "num_hidden_layers": tower.num_hidden_layers,
+        "num_attention_heads": tower.num_attention_heads,
+        "attn_implementation": "sdpa",
+    }
+
+
+def similarity_parameters() -> tuple[nn.Parameter, nn.Parameter]:
+    """SigLIP's ``logit_scale`` (its logarithm) and ``logit_bias``, at the published initial values.
+
+    Sigmoid Loss for Language Image Pre-Training, section 3.2: t' = log 10, b = -10.
+    """
+    return nn.Parameter(torch.tensor([2.302585])), nn.Parameter(torch.tensor([-10.0]))

@@ -1,0 +1,40 @@
+"""Making a tokenizer for models trained from scratch; ``engines/text.py`` reads one, in training and in serving."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from rsrefseg.engines.system.files import atomic_write_text
+
+UNKNOWN, END = "<unk>", "</s>"
+
+
+def build_word_tokenizer(phrases: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A word-level tokenizer of the most frequent words, ordered by frequency and then by spelling.
+
+    Text is treated as SigLIP's own tokenizer treats it: lower case, punctuation dropped, white space collapsed, an end
+    token that also pads (id 1).
+    """
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=[UNKNOWN, END], show_progress=False)
+    tokenizer.train_from_iterator(sorted(phrases), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    return tokenizer
+
+
+def write_word_tokenizer(path: Path, phrases: Iterable[str], vocab_size: int) -> None:
+    """Build and write ``tokenizer.json``, atomically."""
+    atomic_write_text(path, build_word_tokenizer(phrases, vocab_size).to_str(pretty=True) + "\n")

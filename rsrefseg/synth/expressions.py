@@ -1,0 +1,185 @@
+"""Referring expressions: which queries single out an object, and how people would say them."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .catalog import categories
+from .solver import Item, Query, Relation, comparison_set, solve
+
+# Weight of each kind among those a scene allows. Kinds that few objects allow weigh more, so that phrases come out at
+# about 20 % class, 20 % colour, 20 % place, 15 % size, 15 % relation, 10 % combination.
+_MIX = {"class": 0.62, "color": 0.28, "place": 0.20, "size": 0.30, "relation": 0.12, "combination": 0.07}
+_PLACES = ("left", "right", "upper", "lower", "upper left", "upper right", "lower left", "lower right", "middle")
+_SIDES = ("left", "right", "upper", "lower")
+_SIDE_WORDS = {"upper": ("upper", "top"), "lower": ("lower", "bottom"), "left": ("left",), "right": ("right",)}
+_MIN_AREA = 0.008  # of the image; smaller ones are never asked for
+_PER_TARGET = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A phrase, what it says, and the index of the one object it means."""
+
+    phrase: str
+    kind: str
+    query: Query
+    target: int
+
+
+def express(items: Sequence[Item], rng: np.random.Generator, limit: int) -> list[Expression]:
+    """Up to ``limit`` unambiguous phrases about a scene, spread over its objects and the kinds of phrase."""
+    options = _options(items)
+    used = dict.fromkeys(range(len(items)), 0)
+    seen: set[tuple[int, str]] = set()
+    chosen: list[Expression] = []
+    while len(chosen) < limit and options:
+        least = min(used[target] for _, _, target in options)
+        if least >= _PER_TARGET:
+            break
+        pool = [option for option in options if used[option[2]] == least]
+        kinds = sorted({kind for kind, _, _ in pool})
+        weights = np.array([_MIX[kind] for kind in kinds])
+        kind = str(rng.choice(kinds, p=weights / weights.sum()))
+        ranked = [option for option in pool if option[0] == kind]
+        needed = np.array([4.0 if _needed(items, query) else 1.0 for _, query, _ in ranked])
+        _, query, target = ranked[int(rng.choice(len(ranked), p=needed / needed.sum()))]
+        chosen.append(Expression(_say(items, query, rng), kind, query, target))
+        used[target] += 1
+        seen.add((target, kind))
+        options = [option for option in options if (option[2], option[0]) not in seen]
+    return chosen
+
+
+def _needed(items: Sequence[Item], query: Query) -> bool:
+    """Whether the class alone would not do."""
+    return sum(item.category == query.category for item in items) > 1
+
+
+def _options(items: Sequence[Item]) -> list[tuple[str, Query, int]]:
+    """All queries with one certain answer: kind, query, target."""
+    found: list[tuple[str, Query, int]] = []
+    for name in sorted({item.category for item in items}):
+        like = [item for item in items if item.category == name]
+        colors = sorted({item.color for item in like if item.color is not None})
+        several = len(like) > 1
+        queries: list[tuple[str, Query]] = [("class", Query(name))]
+        queries += [("color", Query(name, color=color)) for color in colors]
+        queries += [("place", Query(name, place=place)) for place in _PLACES]
+        if several:
+            sizes = ("large", "small")
+            queries += [("size", Query(name, size=size)) for size in sizes]
+            queries += [("relation", Query(name, rank=side)) for side in _SIDES]
+            queries += [("combination", Query(name, size=s, place=p)) for s, p in itertools.product(sizes, _PLACES)]
+            queries += [
+                ("combination", Query(name, color=color, size=size))
+                for color, size in itertools.product(colors, sizes)
+                if sum(item.color == color for item in like) > 1
+            ]
+        queries += [("combination", Query(name, color=c, place=p)) for c, p in itertools.product(colors, _PLACES)]
+        for relation in _relations(items, name, several):
+            queries.append(("relation", Query(name, relation=relation)))
+            queries += [("combination", Query(name, color=color, relation=relation)) for color in colors]
+        for kind, query in queries:
+            target = solve(items, query)
+            if target is not None and items[target].area >= _MIN_AREA:
+                found.append((kind, query, target))
+    return found
+
+
+def _relations(items: Sequence[Item], name: str, several: bool) -> list[Relation]:
+    """Relations to every object that is named without doubt: by its class if it is the only one, else by its colour."""
+    relations = []
+    for anchor in sorted({(item.category, item.color) for item in items}, key=str):
+        category, color = anchor
+        alone = sum(item.category == category for item in items) == 1
+        if (category == name and color is None) or (not alone and color is None):
+            continue
+        if alone and category == name:
+            continue
+        said = None if alone else color
+        if solve(items, Query(category, color=said)) is None:
+            continue
+        kinds = (*_SIDES, "nearest", "farthest", "next") if several else (*_SIDES, "next")
+        relations += [Relation(kind, category, said) for kind in kinds]
+    return relations
+
+
+def _say(items: Sequence[Item], query: Query, rng: np.random.Generator) -> str:
+    """One of the ways to put a query into words."""
+    words: list[str] = []
+    definite = query.size is not None or query.rank is not None or query.relation is not None
+    if query.size is not None:
+        words.append(_size_word(query.size, comparison_set(items, query), rng))
+    tail = ""
+    if query.rank is not None:
+        words, tail = _rank_words(query.rank, rng)
+    if query.color is not None:
+        words.append(query.color)
+    words.append(_name(query.category, rng))
+    phrase = " ".join(words) + tail
+    article = "the"
+    if not definite and rng.random() < 0.3:
+        article = "an" if phrase[0] in "aeiou" else "a"
+    phrase = f"{article} {phrase}"
+    if query.relation is not None:
+        phrase += f" {_relation_words(query.relation.kind, rng)} the {_anchor(query.relation, rng)}"
+    if query.place is not None:
+        phrase += f" {_place_words(query.place, rng)}"
+    return phrase[0].upper() + phrase[1:] if rng.random() < 0.3 else phrase
+
+
+def _name(category: str, rng: np.random.Generator) -> str:
+    names = categories()[category].names
+    return names[0] if len(names) == 1 or rng.random() < 0.65 else str(rng.choice(names[1:]))
+
+
+def _anchor(relation: Relation, rng: np.random.Generator) -> str:
+    name = _name(relation.category, rng)
+    return name if relation.color is None else f"{relation.color} {name}"
+
+
+def _size_word(size: str, compared: int, rng: np.random.Generator) -> str:
+    if rng.random() < 0.25:
+        return str(rng.choice(["large", "big"])) if size == "large" else "small"
+    if size == "small":
+        return "smaller" if compared == 2 else "smallest"
+    return str(rng.choice(["larger", "bigger"] if compared == 2 else ["largest", "biggest"]))
+
+
+def _rank_words(direction: str, rng: np.random.Generator) -> tuple[list[str], str]:
+    if direction in ("left", "right"):
+        return ([f"{direction}most"], "") if rng.random() < 0.6 else ([], f" farthest to the {direction}")
+    most = {"upper": ["topmost", "uppermost"], "lower": ["bottommost", "lowest"]}[direction]
+    return [str(rng.choice(most))], ""
+
+
+def _place_words(place: str, rng: np.random.Generator) -> str:
+    if place == "middle":
+        return str(rng.choice(["in the middle", "in the center", "in the middle of the image"]))
+    parts = [str(rng.choice(_SIDE_WORDS[word])) for word in place.split()]
+    spot = " ".join(parts)
+    if len(parts) == 2:
+        return str(rng.choice([f"in the {spot}", f"at the {spot}", f"in the {spot} corner", f"on the {spot}"]))
+    if place in ("left", "right"):
+        return str(
+            rng.choice([f"on the {spot}", f"on the {spot} side", f"at the {spot}", f"on the {spot} of the image"])
+        )
+    if spot in ("upper", "lower"):
+        return str(rng.choice([f"in the {spot} part", f"in the {spot} half"]))
+    return str(rng.choice([f"at the {spot}", f"on the {spot}", f"at the {spot} of the image"]))
+
+
+def _relation_words(kind: str, rng: np.random.Generator) -> str:
+    ways = {
+        "left": ["to the left of", "on the left of"],
+        "right": ["to the right of", "on the right of"],
+        "upper": ["above"],
+        "lower": ["below"],
+        "nearest": ["nearest to", "closest to"],
+        "farthest": ["farthest from"],
+        "next": ["next to", "beside"],
+    }
+    return str(rng.choice(ways[kind]))

@@ -1,0 +1,118 @@
+"""One made scene: an overhead image with referring expressions, from a seed."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rsrefseg.engines.errors import BadInputError
+
+from .canvas import Brush, Canvas, Mask
+from .domain import Domain, Look, look_of
+from .expressions import Expression, express
+from .ground import GroundPainter
+from .kinds import compose
+from .layout import Layout
+from .sensor import expose
+from .solver import Item
+
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Referral:
+    """A phrase and the pixels of the one object it means, (H, W) bool."""
+
+    phrase: str
+    category: str
+    mask: Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """An image (H, W, 3) uint8 RGB and what is asked of it."""
+
+    image: NDArray[np.uint8]
+    referrals: tuple[Referral, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """A scene with everything known about it: all objects, asked for or not, and what each phrase says."""
+
+    scene: Scene
+    kind: str
+    items: tuple[Item, ...]
+    expressions: tuple[Expression, ...]
+
+
+def render_scene(seed: int, domain: Domain, size: int = 256, max_referrals: int = 6) -> Scene:
+    """Render one scene. A pure function: the same arguments give the same bytes.
+
+    Args:
+        seed: Non-negative; any size.
+        domain: Whose ground and sensor.
+        size: Height and width in pixels, 64 to 4096.
+        max_referrals: At most this many phrases; every scene has at least one.
+
+    Raises:
+        BadInputError: A value out of range.
+    """
+    return render(seed, domain, size, max_referrals).scene
+
+
+def render(seed: int, domain: Domain, size: int = 256, max_referrals: int = 6, look: Look | None = None) -> Rendering:
+    """As ``render_scene``, with all that is known of the scene; ``look`` replaces the domain's own."""
+    if seed < 0 or not 64 <= size <= 4096 or max_referrals < 1:
+        raise BadInputError(
+            f"scene seed {seed}, size {size}, max_referrals {max_referrals}: the seed must not be negative, the size "
+            "must lie in 64 to 4096, and at least one referral must be allowed"
+        )
+    look = look or look_of(domain)
+    for attempt in range(_ATTEMPTS):
+        # Not the same geometry under both domains: a test scene of one must not be a training scene of the other.
+        root = np.random.SeedSequence([seed, *domain.encode(), attempt])
+        rendering = _render(root, look, size, max_referrals)
+        if len(rendering.scene.referrals) >= min(2, max_referrals) or attempt == _ATTEMPTS - 1:
+            break
+    return rendering
+
+
+def _render(root: np.random.SeedSequence, look: Look, size: int, limit: int) -> Rendering:
+    # One stream per step, so that no step's draws depend on the image's size.
+    arranging, painting, lighting, wording, sensing = (np.random.default_rng(part) for part in root.spawn(5))
+    layout = Layout(arranging)
+    kind = compose(layout, float(lighting.uniform(*look.tree_density)))
+
+    azimuth, reach = lighting.uniform(0, 2 * math.pi), lighting.uniform(*look.sun_length)
+    painter = GroundPainter(look, size, painting)
+    sun = (reach * math.cos(azimuth), reach * math.sin(azimuth))
+    canvas = Canvas(painter.paint(layout.plan), sun, float(lighting.uniform(*look.shadow)))
+    painter.plant(canvas, layout.plan)
+
+    masks: list[Mask] = []
+    for thing in layout.placed:
+        brush = Brush(thing.pose, thing.category.aspect, size, thing.rgb)
+        thing.category.draw(brush, np.random.default_rng(thing.seed), thing.rgb)
+        mask = canvas.paint(brush, thing.category.height * thing.pose.length, painter.fine)
+        for earlier in masks:
+            earlier &= ~mask
+        masks.append(mask)
+
+    items = tuple(
+        _item(thing.category.name, thing.color, mask) for thing, mask in zip(layout.placed, masks, strict=True)
+    )
+    expressions = tuple(express(items, wording, limit))
+    referrals = tuple(Referral(e.phrase, e.query.category, masks[e.target]) for e in expressions)
+    return Rendering(Scene(expose(canvas.image, look, sensing), referrals), kind, items, expressions)
+
+
+def _item(category: str, color: str | None, mask: Mask) -> Item:
+    """Measure a visible object."""
+    size = mask.shape[0]
+    step = max(1, size // 64)
+    rows, cols = np.nonzero(mask[::step, ::step])
+    points = (np.stack([cols, rows], axis=1) * step + 0.5) / size
+    x, y = points.mean(axis=0) if len(points) else (0.5, 0.5)
+    return Item(category, color, float(mask.mean()), float(x), float(y), points[:: max(1, len(points) // 32)])

@@ -1,0 +1,155 @@
+"""``merge``: a run's trained weights and its base become one plain model, with proof that nothing was lost."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rsrefseg.engines.errors import BadInputError, CheckFailedError
+from rsrefseg.engines.text import Tokenizer
+
+from ..checkpoints.model_file import TensorFile, digest, load_tensors, save_model
+from ..model.config import ModelConfig
+from ..model.lora import fold_lora
+from ..model.model import RSRefSeg
+from ..model.stages import run_stages
+from .base import BaseWeights
+from .config import TrainConfig
+from .reference_inputs import ReferenceInput, load_reference_inputs
+from .run import Run
+from .setup import open_tokenizer, prepare_model
+from .state import load_trained_state
+
+# Folding changes the order of float32 additions, nothing else: a few hundred roundings of 6e-8 deep in the towers.
+TOLERANCE = 1e-4
+# Stored in float16, every weight is rounded to 11 significant bits, and the towers add those roundings up.
+HALF_TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDifference:
+    """How far folding moved one stage output: the largest absolute difference, also as a share of its abs maximum."""
+
+    name: str
+    max_abs: float
+    relative: float
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """A finished merge: where the model lies, what was folded and how far each output moved."""
+
+    path: Path
+    adapters: int
+    differences: tuple[OutputDifference, ...]
+    sha256: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self) | {"path": str(self.path)}
+
+    def render(self) -> Any:
+        """A table for a person."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.path}: {self.adapters} adapters folded", title_justify="left")
+        table.add_column("output")
+        table.add_column("max abs difference", justify="right")
+        table.add_column("of its abs maximum", justify="right")
+        for row in self.differences:
+            table.add_row(row.name, f"{row.max_abs:.2e}", f"{row.relative:.2e}")
+        return table
+
+
+def merge(run: Run, *, half: bool = False) -> MergeResult:
+    """Fold a run's best weights and write ``merged.safetensors`` beside them.
+
+    All five stages run on the run's reference inputs with the adapters in place and again with the weights as they are
+    stored; the differences go into the file's header.
+
+    Args:
+        run: a trained run.
+        half: store float16 instead of float32: half the size, for shipping.
+
+    Raises:
+        BadInputError: the run is unfinished or damaged, or its base is gone or another.
+        CheckFailedError: an output moved by more than ``TOLERANCE`` (``HALF_TOLERANCE``) of its absolute
+            maximum; nothing is written.
+    """
+    record = run.read_record()
+    base = BaseWeights.from_dict(record["base"])
+    if not run.best_path.exists():
+        if run.merged_path.exists():
+            raise BadInputError(f"'{run.path}' was not trained here, its model is merged already: export it as it is")
+        raise BadInputError(f"'{run.path}' has no trained weights yet: go on with `rsrefseg train --resume`")
+    model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
+    inputs = load_reference_inputs(run.reference_inputs_path)
+    tokenizer = open_tokenizer(run, model_config)
+
+    model, tuner = prepare_model(base, model_config, config)
+    best = load_tensors(run.best_path)
+    load_trained_state(model, best.tensors, run.best_path)
+    model.eval()
+    before = [_outputs(model, tokenizer, entry) for entry in inputs]
+    adapters = sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters())
+    merged = fold_lora(tuner).eval() if tuner is not None else model
+    if half:
+        _round_to_half(merged)
+    after = [_outputs(merged, tokenizer, entry) for entry in inputs]
+    differences = compare_outputs(before, after)
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    for difference in differences:
+        if not difference.relative <= tolerance:
+            raise CheckFailedError(
+                f"merging moved '{difference.name}' by {difference.relative:.1e} of its maximum, more than "
+                f"{tolerance:.0e}: nothing was written"
+            )
+    save_model(
+        run.merged_path,
+        merged,
+        torch.float16 if half else None,
+        merge={"adapters": adapters, "differences": [asdict(difference) for difference in differences]},
+        source={"run_best_sha256": digest(run.best_path), "base": record["base"], "step": best.header["step"]},
+        random_weights=base.random_weights,
+    )
+    return MergeResult(run.merged_path, adapters, differences, digest(run.merged_path))
+
+
+def current_merge(run: Run) -> TensorFile | None:
+    """The run's merged model; None where there is none, or training has gone on since.
+
+    Raises:
+        BadInputError: the file is damaged.
+    """
+    if not run.merged_path.exists():
+        return None
+    merged = load_tensors(run.merged_path)
+    merged_from = merged.header.get("source", {}).get("run_best_sha256")
+    return merged if not run.best_path.exists() or merged_from == digest(run.best_path) else None
+
+
+def _round_to_half(model: RSRefSeg) -> None:
+    """Give every stored tensor the value that float16 keeps of it."""
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
+
+
+def compare_outputs(before: list[dict[str, Tensor]], after: list[dict[str, Tensor]]) -> tuple[OutputDifference, ...]:
+    """Largest differences of each named output over all inputs; not-a-number counts as infinite."""
+    differences = []
+    for name in before[0]:
+        pairs = [(left[name].double(), right[name].double()) for left, right in zip(before, after, strict=True)]
+        worst = max(float((left - right).abs().max().nan_to_num(torch.inf)) for left, right in pairs)
+        scale = max(float(left.abs().max()) for left, _ in pairs)
+        differences.append(OutputDifference(name, worst, worst / scale if scale else worst))
+    return tuple(differences)
+
+
+def _outputs(model: RSRefSeg, tokenizer: Tokenizer, entry: ReferenceInput) -> dict[str, Tensor]:
+    tokens = tokenizer.encode(entry.phrases)
+    return run_stages(
+        model, entry.image.unsqueeze(0), torch.from_numpy(tokens.input_ids), torch.from_numpy(tokens.token_mask)
+    )

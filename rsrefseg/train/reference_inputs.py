@@ -1,0 +1,62 @@
+"""A few real inputs that travel with a run, so that merging and exporting can prove themselves without the data set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.images.images import read_image, stretch
+
+from ..checkpoints.model_file import load_tensors, save_tensors
+from ..data.samples import Sample, group_by_image
+
+IMAGES = 3
+PHRASES_PER_IMAGE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceInput:
+    """One image as the network takes it, (3, S, S) uint8; its size before stretching, (H, W); phrases asked of it."""
+
+    image: Tensor
+    original_size: tuple[int, int]
+    phrases: tuple[str, ...]
+
+
+def pick_reference_inputs(samples: Sequence[Sample], image_size: int) -> tuple[ReferenceInput, ...]:
+    """The images with the most phrases, first come first taken, with their distinct phrases."""
+    groups = sorted(group_by_image(samples), key=len, reverse=True)[:IMAGES]
+    picked = []
+    for group in groups:
+        image = read_image(group[0].image_path)
+        phrases = tuple(dict.fromkeys(sample.phrase for sample in group))[:PHRASES_PER_IMAGE]
+        picked.append(
+            ReferenceInput(torch.from_numpy(stretch(image, image_size)), (image.shape[0], image.shape[1]), phrases)
+        )
+    return tuple(picked)
+
+
+def save_reference_inputs(path: Path, inputs: Sequence[ReferenceInput]) -> None:
+    """Write inputs as safetensors, phrases and sizes in the header."""
+    tensors = {f"{index}/image": entry.image for index, entry in enumerate(inputs)}
+    header = [{"phrases": entry.phrases, "original_size": entry.original_size} for entry in inputs]
+    save_tensors(path, tensors, {"inputs": header})
+
+
+def load_reference_inputs(path: Path) -> tuple[ReferenceInput, ...]:
+    """Read what ``save_reference_inputs`` wrote.
+
+    Raises:
+        BadInputError: the file is missing or damaged.
+    """
+    file = load_tensors(path)
+    try:
+        return tuple(
+            ReferenceInput(file.tensors[f"{index}/image"], tuple(entry["original_size"]), tuple(entry["phrases"]))
+            for index, entry in enumerate(file.header["inputs"])
+        )
+    except (KeyError, TypeError) as error:
+        raise BadInputError(f"'{path}' holds no reference inputs: it is another file under this name") from error

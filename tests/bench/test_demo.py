@@ -1,0 +1,161 @@
+"""The demo: the right commands in the right order, all known to the command line, stopped by the first failure."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from rsrefseg import cli
+from rsrefseg.bench.demo import FULL, QUICK, DemoStoppedError, demo_steps, run_demo
+from rsrefseg.bench.demo_report import DemoReport
+from rsrefseg.data.samples import open_dataset
+from rsrefseg.synth import Domain, synthesize
+from tests.support.printing import printed
+
+STEPS = [
+    "data synth", "data check", "eval", "train", "eval", "eval", "merge", "export", "parity", "bench", "infer",
+]  # fmt: skip
+
+
+class Runner:
+    """Stands for the command line: makes the scenes, invents everything else, and can fail at a command."""
+
+    def __init__(self, fails_at: str = "", code: int = 0) -> None:
+        self.calls: list[list[str]] = []
+        self.fails_at, self.code = fails_at, code
+
+    def __call__(self, arguments: Sequence[str]) -> tuple[int, Any]:
+        self.calls.append(list(arguments))
+        print("what the command prints")
+        if self.calls[-1][0] == self.fails_at:
+            return self.code, None
+        return 0, getattr(self, arguments[0])(list(arguments))
+
+    @property
+    def names(self) -> list[str]:
+        return [" ".join(call[:2]) if call[0] == "data" else call[0] for call in self.calls]
+
+    def data(self, arguments: list[str]) -> dict[str, Any]:
+        if arguments[1] == "synth":
+            synthesize(Path(arguments[2]), domain=Domain.B, train=0, val=0, test=3, size=96, seed=7)
+        return {}
+
+    def eval(self, arguments: list[str]) -> dict[str, Any]:
+        score = 0.3 if "--base" in arguments else 0.1 if "--shuffle-phrases" in arguments else 0.7
+        return {"gIoU": score, "samples": 400}
+
+    def train(self, arguments: list[str]) -> dict[str, Any]:
+        return {"run": "runs/003"}
+
+    def merge(self, arguments: list[str]) -> dict[str, Any]:
+        return {}
+
+    def export(self, arguments: list[str]) -> dict[str, Any]:
+        return {"bundle": "bundle"}
+
+    def parity(self, arguments: list[str]) -> dict[str, Any]:
+        return {"holds": True, "data": {"gIoU_difference": -0.0001}}
+
+    def bench(self, arguments: list[str]) -> dict[str, Any]:
+        rows = [
+            {"contender": name, "scenario": scenario, "span": span, "p50_ms": ms}
+            for name, ms in (("torch", 90.0), ("onnxruntime", 30.0))
+            for scenario, span in (("first_phrase", "sam_encoder"), ("first_phrase", "total"), ("next_phrase", "total"))
+        ]
+        ratio = {"contender": "onnxruntime", "scenario": "first_phrase", "span": "total", "median": 3.0}
+        return {"contenders": [{"name": "torch"}, {"name": "onnxruntime"}], "latencies": rows, "ratios": [ratio]}
+
+    def infer(self, arguments: list[str]) -> dict[str, Any]:
+        files = ["results/1_the_overlay_mask.png", "results/1_overlay.png", "results/1.json"]
+        return {"image": arguments[1], "results": [{"phrase": arguments[2]}], "files": files}
+
+
+def test_the_whole_job_in_order_and_what_it_came_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = Runner()
+    report = run_demo(tmp_path, True, runner)
+    assert runner.names == STEPS
+    assert (report.base_giou, report.adapted_giou, report.phrase_blind_giou) == (0.3, 0.7, 0.1)
+    assert (report.test_samples, report.parity_holds, report.giou_difference) == (400, True, -0.0001)
+    assert (report.backend, report.first_phrase_ms, report.speedup) == ("onnxruntime", 30.0, 3.0)
+    assert (report.run, report.bundle, report.pictures) == ("runs/003", "bundle", ("results/1_overlay.png",))
+    assert len(report.seconds) == len(STEPS)
+    assert report.seconds_in_all == pytest.approx(sum(report.seconds.values()))
+    out, err = capsys.readouterr()
+    assert out == ""  # kept for the demo's own report, so that --json is one document
+    assert err.count("what the command prints") == len(STEPS)
+    assert next(line for line in err.splitlines() if line.startswith("$ rsrefseg ")).endswith("--overwrite")
+
+
+def test_the_report_prints_before_after_and_phrase_blind(tmp_path: Path) -> None:
+    report = run_demo(tmp_path, True, Runner())
+    document = json.loads(json.dumps(report.as_dict()))
+    assert document["seconds_in_all"] >= 0
+    text = printed(report)
+    for score in ("0.3000", "0.7000", "0.1000"):
+        assert score in text
+    for line in ("parity holds", "first phrase 30 ms, 3.0 times as fast as PyTorch", "runs/003", "1_overlay.png"):
+        assert line in text
+
+
+@pytest.mark.parametrize(("command", "code"), [("train", 2), ("parity", 1), ("data", 130)])
+def test_a_failing_command_stops_the_demo_with_its_exit_code(tmp_path: Path, command: str, code: int) -> None:
+    runner = Runner(command, code)
+    with pytest.raises(DemoStoppedError, match=f"`rsrefseg {command} .*exit code {code}") as caught:
+        run_demo(tmp_path, True, runner)
+    assert caught.value.exit_code == code
+    assert runner.names[-1].startswith(command)
+    assert len(runner.names) == [name.split()[0] for name in STEPS].index(command) + 1
+
+
+@pytest.mark.parametrize("scale", [FULL, QUICK])
+def test_every_command_is_one_the_command_line_takes(tmp_path: Path, scale: Any) -> None:
+    synthesize(tmp_path / "scenes", domain=Domain.B, train=0, val=0, test=3, size=96)
+    steps = list(demo_steps(tmp_path, scale))
+    for step in steps:
+        parse(list(step.arguments))
+    assert len({step.name for step in steps}) == len(steps)
+
+
+def test_pictures_are_asked_for_things_they_show(tmp_path: Path) -> None:
+    synthesize(tmp_path / "scenes", domain=Domain.B, train=0, val=0, test=3, size=96)
+    phrases: dict[str, set[str]] = {}
+    for sample in open_dataset(tmp_path / "scenes").samples:
+        phrases.setdefault(str(sample.image_path), set()).add(sample.phrase)
+    asked = [step.arguments for step in demo_steps(tmp_path, FULL) if step.name.startswith("infer")]
+    assert len({arguments[1] for arguments in asked}) == 3
+    for _, image, *rest in asked:
+        wanted = rest[: rest.index("--out")]
+        assert wanted
+        assert set(wanted) <= phrases[image]
+
+
+def test_the_full_demo_scores_at_least_200_samples() -> None:
+    # A made scene brings at least three expressions; two would do.
+    assert FULL.test * 2.5 >= 200
+    assert FULL.train >= 10 * QUICK.train
+
+
+def test_without_torch_times_there_is_no_speedup() -> None:
+    runner = Runner()
+    bench = runner.bench([])
+    bench["ratios"] = []
+    bench["contenders"] = [{"name": "onnxruntime"}]
+    results = {
+        "adapted": runner.eval([]), "base": runner.eval(["--base"]), "phrase_blind": runner.eval(["--shuffle-phrases"]),
+        "parity": runner.parity([]), "bench": bench, "train": runner.train([]), "export": runner.export([]),
+    }  # fmt: skip
+    report = DemoReport.of(results, {"train": 1.0})
+    assert report.speedup is None
+    assert "times as fast" not in printed(report)
+
+
+def parse(arguments: list[str]) -> None:
+    """Let the command line take the arguments apart without running the command; it raises on what it does not know."""
+    command: Any = typer.main.get_command(cli.app)
+    context = command.make_context("rsrefseg", arguments, resilient_parsing=False)
+    while hasattr(command, "resolve_command"):
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, rest, parent=context)

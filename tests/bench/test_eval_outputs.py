@@ -1,0 +1,279 @@
+"""What an evaluation leaves behind: predictions that are a data set of their own, and the worst cases to look at."""
+
+import json
+import shutil
+import tracemalloc
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsrefseg.bench.accuracy.accuracy import EvaluationRequest, run_evaluation
+from rsrefseg.bench.accuracy.predictions import PredictionFolder
+from rsrefseg.bench.accuracy.worst_cases import WorstCases, contact_sheet
+from rsrefseg.data.mask_sources import NoTarget, RleMask
+from rsrefseg.data.masks import decode_rle, encode_mask
+from rsrefseg.data.samples import Sample, open_dataset
+from rsrefseg.engines.errors import BadInputError, RSRefSegError
+from rsrefseg.engines.system.files import sha256_file
+from rsrefseg.evaluation.answers import Answer
+from rsrefseg.evaluation.metrics import Overlap, Protocol
+from tests.support.exported import Exported
+from tests.support.small import SIZE
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    folder: Path
+    sheet: Path
+    document: dict
+
+
+@pytest.fixture(scope="module")
+def evaluated(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    out = tmp_path_factory.mktemp("evaluated")
+    request = EvaluationRequest(
+        exported.data,
+        "val",
+        bundle=exported.bundle,
+        save_predictions=out / "predictions",
+        worst_cases=out / "new" / "worst.png",
+    )
+    report = run_evaluation(request)
+    return Evaluated(out / "predictions", out / "new" / "worst.png", json.loads(json.dumps(report.as_dict())))
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def made_answer(
+    image: Path, truth: np.ndarray, prediction: np.ndarray, phrase: str = "the box", name: str = "1"
+) -> tuple[Answer, Overlap]:
+    source = RleMask(encode_mask(truth)) if truth.any() else NoTarget(*truth.shape)
+    sample = Sample(name, "val", image, phrase, "box", source)
+    logits = np.zeros((4, 4), np.float32)
+    return Answer(sample, phrase, logits, prediction, truth, False), Protocol.RSREFSEG.overlap(prediction, truth)
+
+
+def box(left: int, right: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    mask = np.zeros(size, np.bool_)
+    mask[4:20, left:right] = True
+    return mask
+
+
+# Predictions
+
+
+def test_every_sample_has_a_mask_picture_and_a_line(evaluated: Evaluated, exported: Exported) -> None:
+    samples = open_dataset(exported.data).split("val")
+    found = lines(evaluated.folder)
+    assert [line["sample_id"] for line in found] == [sample.sample_id for sample in samples]
+    for line, sample in zip(found, samples, strict=True):
+        with Image.open(evaluated.folder / line["mask_file"]) as picture:
+            assert (picture.mode, picture.size) == ("L", SIZE[::-1])
+            pixels = np.array(picture)
+        assert set(np.unique(pixels)) <= {0, 255}
+        prediction = pixels > 0
+        np.testing.assert_array_equal(decode_rle(line["segmentation"][0], "x"), prediction)
+        overlap = Protocol.RSREFSEG.overlap(prediction, sample.mask())
+        assert (line["iou"], line["intersection"], line["union"]) == (overlap.iou, overlap.intersection, overlap.union)
+        assert (line["sent"], line["category_name"], line["split"]) == (sample.phrase, "box", "val")
+    mean = sum(line["iou"] for line in found) / len(found)
+    assert mean == pytest.approx(evaluated.document["gIoU"])
+
+
+def test_the_record_says_what_was_measured_with_what(evaluated: Evaluated, exported: Exported) -> None:
+    record = json.loads((evaluated.folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert (record["protocol"], record["runtime"], record["split"]) == ("rsrefseg", "onnxruntime", "val")
+    assert record["model_sha256"] == sha256_file(exported.run / "merged.safetensors")
+    assert len(record["bundle_sha256"]) == 64
+    assert record["gIoU"] == evaluated.document["gIoU"]
+    assert Path(record["images"]).is_dir()
+    assert {path.name for path in evaluated.folder.iterdir()} == {"evaluation.json", "predictions.jsonl", "masks"}
+
+
+def test_predictions_are_a_data_set_of_their_own(evaluated: Evaluated, exported: Exported) -> None:
+    record = json.loads((evaluated.folder / "evaluation.json").read_text(encoding="utf-8"))
+    predicted = open_dataset(evaluated.folder / "predictions.jsonl", images=Path(record["images"]))
+    again = run_evaluation(
+        EvaluationRequest(predicted.root, "val", run=exported.run / "merged.safetensors", images=Path(record["images"]))
+    )
+    # The model agrees with what it predicted itself; torch and ONNX Runtime may differ in a pixel.
+    assert again.metrics.gIoU > 0.99
+    assert again.data_format == "JSONL"
+
+
+def test_run_base_and_bundle_name_the_file_they_were_read_from(exported: Exported, tmp_path: Path) -> None:
+    merged = exported.run / "merged.safetensors"
+    by_run = run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run))
+    by_file = run_evaluation(EvaluationRequest(exported.data, "val", run=merged))
+    assert by_run.model_sha256 == by_file.model_sha256 == sha256_file(merged)
+    assert by_run.metrics == by_file.metrics
+    assert by_file.subject == f"model {merged}"
+    unmerged = tmp_path / "run"
+    shutil.copytree(exported.run, unmerged)
+    (unmerged / "merged.safetensors").unlink()
+    folded = run_evaluation(EvaluationRequest(exported.data, "val", run=unmerged))
+    assert folded.model_sha256 == sha256_file(unmerged / "best.safetensors")
+    assert folded.bundle_sha256 is None
+
+
+def test_shuffled_phrases_are_written_as_asked(exported: Exported, tmp_path: Path) -> None:
+    request = EvaluationRequest(
+        exported.data, "val", bundle=exported.bundle, shuffle_phrases=True, save_predictions=tmp_path / "p"
+    )
+    run_evaluation(request)
+    own = {sample.sample_id: sample.phrase for sample in open_dataset(exported.data).split("val")}
+    for line in lines(tmp_path / "p"):
+        assert line["own_sent"] == own[line["sample_id"]]
+        assert line["sent"] != line["own_sent"]
+        assert line["sent"] in own.values()
+
+
+def test_a_second_evaluation_replaces_the_first(exported: Exported, evaluated: Evaluated, tmp_path: Path) -> None:
+    shutil.copytree(evaluated.folder, tmp_path / "p")
+    (tmp_path / "p" / "masks" / "999999.png").write_text("left over")
+    run_evaluation(EvaluationRequest(exported.data, "val", bundle=exported.bundle, save_predictions=tmp_path / "p"))
+    assert len(list((tmp_path / "p" / "masks").iterdir())) == 4
+
+
+def test_other_folders_are_never_replaced(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("a file")
+    for name, told in (("mine", "holds other things"), ("file", "there is a file of that name")):
+        with pytest.raises(BadInputError, match=told):
+            run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run, save_predictions=tmp_path / name))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_evaluation_that_fails_leaves_nothing(exported: Exported, tmp_path: Path) -> None:
+    data = tmp_path / "boxes"
+    shutil.copytree(exported.data, data)
+    open_dataset(data).split("val")[-1].image_path.write_text("no picture")
+    request = EvaluationRequest(
+        data,
+        "val",
+        bundle=exported.bundle,
+        save_predictions=tmp_path / "out" / "p",
+        worst_cases=tmp_path / "out" / "worst.png",
+    )
+    with pytest.raises(BadInputError, match="is not an image"):
+        run_evaluation(request)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_memory_does_not_grow_with_the_predictions(tmp_path: Path) -> None:
+    """Of masks of 250 kB each, none is kept; the worst are kept as run lengths."""
+    size = (500, 500)
+    answer, overlap = made_answer(tmp_path / "a.png", box(3, 40, size), box(20, 90, size))
+    worst = WorstCases()
+    peaks = []
+    with PredictionFolder(tmp_path / "p", [answer.sample]) as folder:
+        for rounds in (13, 40):
+            tracemalloc.start()
+            for _ in range(rounds):
+                fresh = replace(answer, prediction=answer.prediction.copy())
+                folder.add(fresh, overlap)
+                worst.add(fresh, overlap)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        folder.finish({})
+    assert peaks[1] < peaks[0] + (200 << 10)
+    assert len(lines(tmp_path / "p")) == 53
+
+
+def test_writing_needs_the_folder_open(tmp_path: Path) -> None:
+    answer, overlap = made_answer(tmp_path / "a.png", box(3, 20), box(3, 20))
+    folder = PredictionFolder(tmp_path / "p", [answer.sample])
+    with pytest.raises(ValueError, match="outside its with block"):
+        folder.add(answer, overlap)
+    with pytest.raises(ValueError, match="outside its with block"):
+        folder.finish({})
+
+
+def test_phrases_of_any_bytes_are_written(tmp_path: Path) -> None:
+    answer, overlap = made_answer(tmp_path / "a.png", box(3, 20), box(3, 20), phrase="ein Würfel \udce9 左")
+    with PredictionFolder(tmp_path / "p", [answer.sample]) as folder:
+        folder.add(answer, overlap)
+        folder.finish({})
+    assert lines(tmp_path / "p")[0]["sent"] == "ein Würfel \udce9 左"
+
+
+# Worst cases
+
+
+def test_the_worst_come_first_and_no_more_than_asked(tmp_path: Path) -> None:
+    worst = WorstCases(limit=3)
+    truth = box(0, 20)
+    shifts = (8, 0, 30, 2, 25, 4)
+    for number, shift in enumerate(shifts):
+        worst.add(*made_answer(tmp_path / "a.png", truth, box(shift, shift + 20), name=str(number)))
+    wide = made_answer(tmp_path / "a.png", truth, box(21, 56), name="wide")
+    worst.add(*wide)
+    # No overlap at all: those with more wrong pixels first, then those that came first.
+    assert [case.sample.sample_id for case in worst.cases] == ["wide", "2", "4"]
+    assert [case.overlap.iou for case in worst.cases] == [0.0, 0.0, 0.0]
+
+
+def test_a_sheet_shows_truth_and_prediction_in_two_colours(tmp_path: Path) -> None:
+    Image.new("RGB", SIZE[::-1], (60, 60, 60)).save(tmp_path / "a.png")
+    worst = WorstCases()
+    worst.add(*made_answer(tmp_path / "a.png", box(2, 20), box(30, 50)))
+    sheet = contact_sheet(worst.cases, "a model on data")
+    picture = sheet[-500:]
+    for colour in ((240, 228, 66), (86, 180, 233)):
+        near = np.abs(picture.astype(int) - colour).max(axis=2) < 12
+        columns = np.flatnonzero(near.any(axis=0))
+        assert columns.size > 50, f"{colour} is drawn"
+
+
+@pytest.mark.parametrize(
+    "phrase", ["the box", "the box " * 60, "x" * 400, "ein Würfel, 左边的船 🚢 \udce9", "a\nb\tc\x1b[31m"]
+)
+@pytest.mark.parametrize("size", [(48, 56), (900, 30), (1, 1), (30, 900)])
+def test_a_sheet_takes_any_phrase_and_any_shape(phrase: str, size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size[::-1]).save(tmp_path / "a.png")
+    worst = WorstCases()
+    truth, prediction = np.zeros(size, np.bool_), np.ones(size, np.bool_)
+    worst.add(*made_answer(tmp_path / "a.png", truth, prediction, phrase))
+    worst.add(*made_answer(tmp_path / "a.png", prediction, truth, phrase, name="n" * 300))
+    sheet = contact_sheet(worst.cases, phrase)
+    background = sheet[0, 0]
+    assert (sheet[-10:] == background).all(), "nothing is cut at the lower edge"
+    assert (sheet[:, -10:] == background).all(), "nothing is cut at the right edge"
+
+
+def test_a_region_of_one_pixel_is_still_shown(tmp_path: Path) -> None:
+    size = (2000, 2000)
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    truth = np.zeros(size, np.bool_)
+    truth[1001, 501] = True
+    worst = WorstCases()
+    worst.add(*made_answer(tmp_path / "a.png", truth, np.zeros(size, np.bool_)))
+    sheet = contact_sheet(worst.cases, "x")[-480:]
+    assert (np.abs(sheet.astype(int) - (240, 228, 66)).max(axis=2) < 12).sum() > 50, "a ring shows where it is"
+
+
+def test_the_report_lists_the_worst_cases_in_full(evaluated: Evaluated) -> None:
+    worst = evaluated.document["worst_cases"]
+    assert worst["file"] == str(evaluated.sheet)
+    assert len(worst["samples"]) == 4
+    assert [case["iou"] for case in worst["samples"]] == sorted(line["iou"] for line in lines(evaluated.folder))
+    assert {"sample_id", "image", "phrase", "class", "iou"} == set(worst["samples"][0])
+    with Image.open(evaluated.sheet) as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.size[0] == 4 * 420 + 20
+
+
+def test_a_sheet_goes_where_a_png_can(exported: Exported, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"end it with \.png"):
+        EvaluationRequest(exported.data, "val", run=exported.run, worst_cases=tmp_path / "worst.jpg")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("a file")
+    for name, told in (("folder.png", "is a folder"), ("file/worst.png", "cannot write")):
+        with pytest.raises(RSRefSegError, match=told):
+            run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run, worst_cases=tmp_path / name))

@@ -1,0 +1,303 @@
+"""Parity: a true export holds, a planted fault fails exactly the rows it reaches, no limit lets nonsense through."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rsrefseg import cli
+from rsrefseg.bench.parity.parity import mask_rows, run_parity
+from rsrefseg.bench.parity.report import ParityReport
+from rsrefseg.engines.bundle.bundle import Bundle, file_record
+from rsrefseg.engines.bundle.comparison import mask_iou, tensor_error
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.manifest import PRECISIONS
+from rsrefseg.engines.bundle.reference import load_reference
+from rsrefseg.engines.bundle.tolerances import (
+    COARSENESS,
+    TOLERANCES,
+    Measure,
+    Scope,
+    Tolerance,
+    judge,
+    tie_share,
+    tolerances,
+)
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.images.images import upsample_logits
+from rsrefseg.engines.segmenter import Segmenter
+from tests.support.exported import Exported, spoiled_bundle
+from tests.support.printing import printed
+
+ROWS = {
+    ("stage", "clip_features"),
+    ("stage", "word_features"),
+    ("stage", "sentence_feature"),
+    ("stage", "sparse_prompts"),
+    ("stage", "mask_prompt"),
+    ("stage", "image_embedding"),
+    ("stage", "mask_logits"),
+    ("chained", "sparse_prompts"),
+    ("chained", "mask_prompt"),
+    ("chained", "mask_logits"),
+}
+
+
+def failed(report: ParityReport) -> set[tuple[str, str]]:
+    return {(row.check, row.output) for row in report.tensors if not row.passed}
+
+
+@pytest.fixture(scope="module")
+def report(exported: Exported) -> ParityReport:
+    return run_parity(exported.bundle, "onnxruntime", exported.data, "val", exported.run)
+
+
+def test_a_true_export_holds_on_every_row(report: ParityReport) -> None:
+    assert report.holds
+    assert {(row.check, row.output) for row in report.tensors} == ROWS
+    assert failed(report) == set()
+    for row in report.tensors:
+        # Two different programs never agree to the last bit everywhere; what is compared is not one thing twice.
+        assert row.error.share_of_max <= 1e-4
+        assert row.error.cosine == pytest.approx(1.0, abs=1e-6)
+    assert max(row.error.max_abs for row in report.tensors) > 0
+    assert all(row.iou >= 0.999 for row in report.masks.rows)
+    assert report.data is not None
+    assert report.data.samples == 4
+    assert abs(report.data.giou_difference) <= 0.0005
+
+
+def test_the_masks_compared_are_not_all_empty(exported: Exported, report: ParityReport) -> None:
+    samples = load_reference(Bundle.open(exported.bundle))
+    assert any(sample.masks.any() for sample in samples)
+    assert len(report.masks.rows) == sum(len(sample.phrases) for sample in samples)
+    assert report.data is not None
+    assert report.data.torch_giou > 0.05
+
+
+def test_the_report_says_everything_in_json_and_in_words(report: ParityReport) -> None:
+    document = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert document["holds"] is True
+    assert document["backend"] == "onnxruntime"
+    assert document["providers"] == dict.fromkeys(Stage, "CPUExecutionProvider")
+    assert set(document["tensors"][0]) >= {"max_abs_error", "share_of_max", "relative_l2", "cosine", "limits", "passed"}
+    assert set(document["masks"]) >= {"iou_worst", "iou_mean", "max_logit_error", "flipped_pixels", "passed"}
+    assert set(document["data"]) >= {"gIoU_torch", "gIoU_engine", "gIoU_difference", "passed"}
+    assert document["masks"]["rows"][0]["phrase"].startswith("the ")
+    text = printed(report)
+    assert text.count("PASS") == len(ROWS) + 2
+    assert "FAIL" not in text
+    assert "parity holds" in text
+
+
+@pytest.mark.parametrize(
+    ("stage", "weight", "fails"),
+    [
+        # The dense prompt is the similarity map itself: no weight of the prompter's convolutions reaches it.
+        (
+            Stage.ATTN_PROMPTER,
+            "down_spatial.2.weight",
+            {("stage", "sparse_prompts"), ("chained", "sparse_prompts"), ("chained", "mask_logits")},
+        ),
+        # Not in the neck: what is added to all inputs, or to all channels alike, a layer norm takes out again.
+        (Stage.SAM_ENCODER, "patch_embed.proj.weight", {("stage", "image_embedding"), ("chained", "mask_logits")}),
+        (
+            Stage.SAM_DECODER,
+            "mask_downscaling.6.weight",
+            {("stage", "mask_logits"), ("chained", "mask_logits")},
+        ),
+        (
+            Stage.SIGLIP_VISION,
+            "patch_embedding.weight",
+            {
+                ("stage", "clip_features"),
+                ("chained", "sparse_prompts"),
+                ("chained", "mask_prompt"),
+                ("chained", "mask_logits"),
+            },
+        ),
+    ],
+)
+def test_a_planted_fault_fails_the_rows_it_reaches_and_no_other(
+    exported: Exported, tmp_path: Path, stage: Stage, weight: str, fails: set[tuple[str, str]]
+) -> None:
+    # A model this small hardly listens to one channel of its prompts: there, all are moved.
+    channels = slice(None) if stage is Stage.ATTN_PROMPTER else slice(1)
+
+    def nudge(values: np.ndarray) -> np.ndarray:
+        values[channels] += 0.05 * np.abs(values).max()
+        return values
+
+    report = run_parity(spoiled_bundle(exported.bundle, tmp_path / "bundle", stage, weight, nudge), "onnxruntime")
+    assert failed(report) == fails
+    assert not report.masks.passed
+    assert not report.holds
+    assert sum("FAIL" in line for line in printed(report).splitlines()) >= len(fails) + 1
+
+
+def test_the_command_ends_with_1_when_parity_does_not_hold(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoiled = spoiled_bundle(
+        exported.bundle, tmp_path / "bundle", Stage.SAM_DECODER, "mask_downscaling.6.weight", lambda values: values * 2
+    )
+    code, _ = cli.run_command(["parity", "--bundle", str(spoiled), "--backend", "onnxruntime", "--json"])
+    out, err = capsys.readouterr()
+    assert code == 1
+    assert json.loads(out)["holds"] is False
+    assert "parity does not hold" in err
+    assert cli.run_command(["parity", "--bundle", str(exported.bundle), "--backend", "onnxruntime"])[0] == 0
+
+
+def test_a_graph_that_gives_not_a_number_fails_and_its_report_is_still_json(exported: Exported, tmp_path: Path) -> None:
+    spoiled = spoiled_bundle(
+        exported.bundle, tmp_path / "bundle", Stage.SAM_ENCODER, "neck.0.weight", lambda values: values * np.nan
+    )
+    report = run_parity(spoiled, "onnxruntime", exported.data, "val", exported.run)
+    assert failed(report) == {("stage", "image_embedding"), ("chained", "mask_logits")}
+    assert not report.masks.passed
+    assert report.data is not None
+    assert not report.data.passed
+    assert report.data.engine_giou < report.data.torch_giou
+    document = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    row = next(row for row in document["tensors"] if row["output"] == "image_embedding")
+    assert (row["max_abs_error"], row["passed"]) == (None, False)
+
+
+def test_a_flipped_pixel_counts_and_is_told_as_a_tie_where_its_logit_is_one(exported: Exported) -> None:
+    with Segmenter.open(exported.bundle, "onnxruntime") as segmenter:
+        sample = load_reference(segmenter.bundle)[0]
+        logits = sample.tensors["mask_logits"][0, 0]
+        fine = upsample_logits(logits, segmenter.bundle.manifest.geometry.image_size, sample.original_size)
+        weakest = np.unravel_index(np.argmin(np.abs(fine)), fine.shape)
+        masks = sample.masks.copy()
+        masks[0] = fine > 0
+        masks[0][weakest] = ~masks[0][weakest]
+        share = float(np.abs(fine[weakest]) / np.abs(logits).max())
+        tie, fault = (
+            mask_rows(segmenter, 0, replace(sample, masks=masks), allowed)[0]
+            for allowed in (1.01 * share, 0.99 * share)
+        )
+    assert (tie.flipped_pixels, tie.flipped_ties) == (1, 1)
+    assert (fault.flipped_pixels, fault.flipped_ties) == (1, 0)
+    assert fault.iou == tie.iou < 1.0
+
+
+def test_only_limits_on_logits_make_ties() -> None:
+    assert tie_share(tolerances("fp32", Scope.MASKS)) == 1e-4
+    assert tie_share(tolerances("fp16", Scope.MASKS)) == 0.0
+
+
+def test_a_tokenizer_that_reads_the_phrases_otherwise_fails(exported: Exported, tmp_path: Path) -> None:
+    root = tmp_path / "bundle"
+    shutil.copytree(exported.bundle, root)
+    bundle = Bundle.open(root)
+    path = bundle.tokenizer_path
+    document = json.loads(path.read_text())
+    words = document["model"]["vocab"]
+    words["the"], words["box"] = words["box"], words["the"]
+    path.write_text(json.dumps(document))
+    Bundle.write_manifest(root, replace(bundle.manifest, tokenizer=file_record(path)))
+    report = run_parity(root, "onnxruntime")
+    assert not report.tokens_equal
+    assert not report.holds
+    assert failed(report) == set()  # the graphs themselves are right
+    assert "tokenizer" in printed(report)
+
+
+def test_a_half_precision_stage_is_judged_by_its_own_limits_and_so_is_what_follows_it(
+    exported: Exported, tmp_path: Path
+) -> None:
+    root = tmp_path / "bundle"
+    shutil.copytree(exported.bundle, root)
+    manifest = Bundle.open(root).manifest
+    half = replace(manifest.stages[Stage.ATTN_PROMPTER], precision="fp16")
+    stages = {**manifest.stages, Stage.ATTN_PROMPTER: half}
+    Bundle.write_manifest(root, replace(manifest, stages=stages))
+    measures = {
+        (row.check, row.output): {limit.measure for limit in row.limits}
+        for row in run_parity(root, "onnxruntime").tensors
+    }
+    by_half = {key for key, judged in measures.items() if judged == {Measure.RELATIVE_L2}}
+    assert by_half == {
+        ("stage", "sparse_prompts"),
+        ("stage", "mask_prompt"),
+        ("chained", "sparse_prompts"),
+        ("chained", "mask_prompt"),
+        ("chained", "mask_logits"),
+    }
+    assert all(measures[key] == {Measure.SHARE_OF_MAX} for key in ROWS - by_half)
+
+
+def test_another_run_than_the_exported_one_is_refused_by_both_digests(exported: Exported, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(exported.run, run)
+    with (run / "merged.safetensors").open("ab") as stream:
+        stream.write(b"\0")
+    wanted = Bundle.open(exported.bundle).manifest.provenance.checkpoint_sha256
+    assert wanted is not None
+    with pytest.raises(BadInputError, match=wanted[:12]):
+        run_parity(exported.bundle, "onnxruntime", exported.data, "val", run)
+    (run / "merged.safetensors").unlink()
+    with pytest.raises(BadInputError, match="no merged model"):
+        run_parity(exported.bundle, "onnxruntime", exported.data, "val", run)
+
+
+def test_every_precision_has_limits_for_everything_each_with_a_reason() -> None:
+    assert set(PRECISIONS) < set(COARSENESS)
+    for precision in COARSENESS:
+        for stage in Stage:
+            assert len(tolerances(precision, Scope.STAGE, stage)) == 1
+        masks = {limit.measure for limit in tolerances(precision, Scope.MASKS)}
+        assert Measure.IOU_WORST in masks
+        assert [limit.measure for limit in tolerances(precision, Scope.DATA)] == [Measure.GIOU_DIFFERENCE]
+    assert all(len(limit.reason) > 20 for limit in TOLERANCES)
+
+
+def test_the_limits_that_were_promised() -> None:
+    promised = {
+        ("fp32", Scope.STAGE, Measure.SHARE_OF_MAX): 1e-4,
+        ("fp32", Scope.MASKS, Measure.IOU_WORST): 0.999,
+        ("fp32", Scope.DATA, Measure.GIOU_DIFFERENCE): 0.0005,
+        ("fp16", Scope.STAGE, Measure.RELATIVE_L2): 1e-2,
+        ("fp16", Scope.MASKS, Measure.IOU_MEAN): 0.995,
+        ("fp16", Scope.MASKS, Measure.IOU_WORST): 0.98,
+        ("fp16", Scope.DATA, Measure.GIOU_DIFFERENCE): 0.002,
+    }
+    assert (
+        promised.items() <= {(limit.precision, limit.scope, limit.measure): limit.limit for limit in TOLERANCES}.items()
+    )
+
+
+@pytest.mark.parametrize("measure", Measure)
+def test_a_limit_passes_what_lies_on_it_and_never_a_nan(measure: Measure) -> None:
+    limit = Tolerance("fp32", Scope.MASKS, measure, 0.5, "for this test alone, as every limit has one")
+    beyond = math.nextafter(0.5, 0 if measure.sign == ">=" else 1)
+    verdicts = [judge({measure: value}, (limit,))[0].passed for value in (0.5, beyond, math.nan)]
+    assert verdicts == [True, False, False]
+
+
+def test_errors_worked_out_by_hand() -> None:
+    error = tensor_error(np.array([3.0, -4.0], np.float32), np.array([3.0, -3.0], np.float32))
+    assert error.max_abs == 1.0
+    assert error.share_of_max == 0.25
+    assert error.relative_l2 == pytest.approx(1 / 5)
+    assert error.cosine == pytest.approx((9 + 12) / (5 * math.sqrt(18)))
+    zeros = np.zeros(2, np.float32)
+    assert tensor_error(zeros, zeros).share_of_max == 0.0
+    assert tensor_error(zeros, zeros + 1).share_of_max == math.inf
+    for bad in (math.nan, math.inf):
+        assert tensor_error(zeros + 1, np.array([1.0, bad], np.float32)).relative_l2 == math.inf
+        # A reference that is itself broken proves nothing.
+        assert tensor_error(np.array([1.0, bad], np.float32), np.array([1.0, bad], np.float32)).max_abs == math.inf
+
+
+def test_two_empty_masks_agree() -> None:
+    empty, half = np.zeros((2, 2), bool), np.array([[True, True], [False, False]])
+    assert mask_iou(empty, empty) == 1.0
+    assert mask_iou(half, empty) == 0.0
+    assert mask_iou(half, np.ones((2, 2), bool)) == 0.5

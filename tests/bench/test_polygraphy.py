@@ -1,0 +1,98 @@
+"""A second opinion: polygraphy runs the bundle's graphs, and its comparator judges them as ``rsrefseg parity`` does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+from polygraphy.comparator import Comparator, RunResults, SimpleCompareFunc
+
+from rsrefseg.bench.parity.parity import run_parity
+from rsrefseg.bench.parity.report import ParityReport
+from rsrefseg.engines.bundle.bundle import Bundle
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.reference import load_reference
+from rsrefseg.engines.bundle.tolerances import Measure, Scope, tolerances
+from tests.support.exported import Exported, spoiled_bundle
+
+ROUNDING = 2.0**-23
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What polygraphy says of one output, over all reference samples."""
+
+    passed: bool
+    max_abs: float
+    scale: float
+
+
+def polygraphy_opinions(root: Path) -> dict[str, Opinion]:
+    """Every stage on PyTorch's inputs against PyTorch's outputs, all of it by polygraphy."""
+    bundle = Bundle.open(root)
+    opinions: dict[str, Opinion] = {}
+    for stage in Stage:
+        contract = bundle.manifest.stages[stage].contract
+        (limit,) = tolerances("fp32", Scope.STAGE, stage)
+        assert limit.measure is Measure.SHARE_OF_MAX
+        session = SessionFromOnnx(str(bundle.graph_path(stage)), providers=["cpu"])
+        for sample in load_reference(bundle):
+            wanted = sample.outputs(contract)
+            results = Comparator.run([OnnxrtRunner(session, name="onnxruntime")], data_loader=[sample.inputs(contract)])
+            pair = RunResults()
+            pair.append(("onnxruntime", results["onnxruntime"]))
+            pair.add([wanted], runner_name="torch")
+            scales = {name: float(np.abs(array).max()) for name, array in wanted.items()}
+            judge = SimpleCompareFunc(atol={name: limit.limit * scale for name, scale in scales.items()}, rtol=0)
+            (comparison,) = Comparator.compare_accuracy(pair, compare_func=judge)
+            ((matches,),) = comparison.values()
+            for name, scale in scales.items():
+                before = opinions.get(name, Opinion(True, 0.0, 0.0))
+                opinions[name] = Opinion(
+                    before.passed and bool(matches[name]),
+                    max(before.max_abs, float(matches[name].max_absdiff)),
+                    max(before.scale, scale),
+                )
+    return opinions
+
+
+def assert_both_agree(opinions: dict[str, Opinion], report: ParityReport) -> None:
+    """The same outputs pass, and the errors are the same within the roundings of one float32 operation."""
+    rows = {row.output: row for row in report.tensors if row.check == "stage"}
+    assert {name: opinion.passed for name, opinion in opinions.items()} == {
+        name: row.passed for name, row in rows.items()
+    }
+    for name, opinion in opinions.items():
+        assert opinion.max_abs == pytest.approx(rows[name].error.max_abs, rel=1e-5, abs=4 * ROUNDING * opinion.scale)
+
+
+def by_one_percent(values: np.ndarray) -> np.ndarray:
+    return values * np.float32(1.01)
+
+
+def test_both_pass_a_true_export_with_the_same_errors(exported: Exported) -> None:
+    opinions = polygraphy_opinions(exported.bundle)
+    assert len(opinions) == 7
+    assert all(opinion.passed for opinion in opinions.values())
+    assert max(opinion.max_abs for opinion in opinions.values()) > 0
+    assert_both_agree(opinions, run_parity(exported.bundle, "onnxruntime"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "weight", "output"),
+    [
+        (Stage.SIGLIP_VISION, "patch_embedding.weight", "clip_features"),
+        (Stage.SAM_ENCODER, "patch_embed.proj.weight", "image_embedding"),
+        (Stage.SAM_DECODER, "mask_downscaling.6.weight", "mask_logits"),
+    ],
+)
+def test_both_fail_a_graph_with_a_weight_one_percent_off(
+    exported: Exported, tmp_path: Path, stage: Stage, weight: str, output: str
+) -> None:
+    spoiled = spoiled_bundle(exported.bundle, tmp_path / "bundle", stage, weight, by_one_percent)
+    opinions = polygraphy_opinions(spoiled)
+    assert [name for name, opinion in opinions.items() if not opinion.passed] == [output]
+    report = run_parity(spoiled, "onnxruntime")
+    assert not report.holds
+    assert_both_agree(opinions, report)

@@ -1,0 +1,228 @@
+"""Floors worked out by hand, those of known devices, and peaks that this machine can reach."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from rsrefseg.bench.latency.roofline import Floor, expected_floors, floor_of, scenario_floor_ms, share
+from rsrefseg.bench.system.devices import DEVICES
+from rsrefseg.bench.system.peaks import MATMUL, Peaks, measure_peaks
+from rsrefseg.engines.bundle.contracts import Geometry, Stage, stage_contracts
+from rsrefseg.engines.bundle.manifest import FileRecord, StageRecord
+
+GEOMETRY = Geometry(
+    image_size=1024,
+    clip_tokens=729,
+    clip_channels=1152,
+    text_length=64,
+    prompt_tokens=49,
+    prompt_channels=256,
+    embedding_grid=64,
+    mask_grid=256,
+)
+# Preset b as published: operations of one image and one phrase, and weights.
+PRESET_B = {
+    Stage.SIGLIP_VISION: (666_448_114_176, 412_986_103),
+    Stage.SIGLIP_TEXT: (53_129_281_536, 449_733_750),
+    Stage.ATTN_PROMPTER: (1_694_556_416, 2_316_807),
+    Stage.SAM_ENCODER: (972_077_334_528, 91_840_266),
+    Stage.SAM_DECODER: (4_421_017_600, 4_555_473),
+}
+# Worked out independently for these devices in FP16, ms; figures of two digits.
+EXPECTED_MS = {
+    Stage.SAM_ENCODER: {"H200": 1.23, "RTX 4090": 5.9, "AGX Orin": 22.8, "Orin Nano Super": 58},
+    Stage.SIGLIP_VISION: {"H200": 0.84, "RTX 4090": 4.0, "AGX Orin": 15.6, "Orin Nano Super": 40},
+    Stage.SIGLIP_TEXT: {"H200": 0.19, "RTX 4090": 0.8, "AGX Orin": 4.0, "Orin Nano Super": 8.1},
+    "sum": {"H200": 2.26, "RTX 4090": 10.7, "AGX Orin": 42.5, "Orin Nano Super": 106},
+}
+HERE = Peaks("cpu", {"fp32": 2e11, "bf16": 4e11}, 3e10, "by hand")
+
+
+def record_of(stage: Stage, precision: str = "fp32") -> StageRecord:
+    flops, parameters = PRESET_B[stage]
+    return StageRecord(
+        contract=stage_contracts(GEOMETRY)[stage],
+        graph=FileRecord(f"{stage}.onnx", "0" * 64, 1),
+        data=(),
+        opset=18,
+        precision=precision,
+        attention=None,
+        flops=flops,
+        parameters=parameters,
+        weight_bytes=parameters * (4 if precision == "fp32" else 2),
+    )
+
+
+def records(precision: str = "fp32") -> dict[Stage, StageRecord]:
+    return {stage: record_of(stage, precision) for stage in Stage}
+
+
+def floor(stage: Stage, peaks: Peaks = HERE, precision: str = "fp32", phrases: int = 1, images: int = 1) -> Floor:
+    found = floor_of(record_of(stage), peaks, precision, phrases, images)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_floors_of_known_devices_are_those_worked_out_for_them(precision: str) -> None:
+    """Within 3% of figures that are themselves rounded to half a unit of their last digit."""
+    found = expected_floors(records(precision))
+    assert found.keys() == DEVICES.keys()
+    for stage, expected in EXPECTED_MS.items():
+        for device, wanted in expected.items():
+            digits = len(str(wanted).partition(".")[2])
+            rounding = 0.5 * 10**-digits
+            assert found[device][str(stage)] == pytest.approx(wanted, rel=0.03, abs=max(rounding, 0.03 * wanted)), stage
+
+
+def test_a_stage_of_many_operations_is_bound_by_them() -> None:
+    found = floor(Stage.SAM_ENCODER)
+    assert found.bound == "compute"
+    assert found.floor_ms == found.compute_ms == pytest.approx(972.077e9 / 2e11 * 1e3, rel=1e-4)
+    image, embedding = 3 * 1024 * 1024, 4 * 256 * 64 * 64
+    assert found.bytes == 4 * 91_840_266 + image + embedding
+    assert found.memory_ms == pytest.approx(found.bytes / 3e10 * 1e3)
+
+
+def test_a_stage_of_many_weights_is_bound_by_reading_them() -> None:
+    found = floor(Stage.SIGLIP_TEXT, DEVICES["H200"], "fp16")
+    assert found.bound == "memory"
+    assert found.floor_ms == found.memory_ms > found.compute_ms
+
+
+def test_of_the_embeddings_only_the_rows_of_the_phrase_are_read() -> None:
+    table = 32_000 * 1152
+    read = floor(Stage.SIGLIP_TEXT).bytes
+    assert read == pytest.approx(4 * (449_733_750 - table), rel=0.01)
+
+
+def test_weights_are_read_in_the_precision_that_computes() -> None:
+    assert floor(Stage.SIGLIP_VISION, precision="bf16").bytes == pytest.approx(
+        floor(Stage.SIGLIP_VISION).bytes / 2, rel=0.01
+    )
+    half = floor_of(record_of(Stage.SIGLIP_VISION, "fp16"), HERE, "fp32")
+    assert half is not None
+    assert half.bytes == floor(Stage.SIGLIP_VISION, precision="bf16").bytes
+
+
+def test_more_phrases_and_images_grow_what_takes_them_and_nothing_else() -> None:
+    assert floor(Stage.SAM_DECODER, phrases=8).flops == 8 * floor(Stage.SAM_DECODER).flops
+    assert floor(Stage.SAM_ENCODER, phrases=8) == floor(Stage.SAM_ENCODER)
+    assert floor(Stage.SAM_ENCODER, images=4).flops == 4 * floor(Stage.SAM_ENCODER).flops
+    eight, one = floor(Stage.SIGLIP_TEXT, phrases=8), floor(Stage.SIGLIP_TEXT)
+    assert eight.bytes < 1.01 * one.bytes, "weights are read once"
+
+
+def test_an_answers_floor_is_the_sum_of_its_stages() -> None:
+    stages, precisions = records(), dict.fromkeys(Stage, "fp32")
+    first = scenario_floor_ms(stages, HERE, precisions, fresh_image=True, phrases=1)
+    following = scenario_floor_ms(stages, HERE, precisions, fresh_image=False, phrases=1)
+    assert first == pytest.approx(sum(floor(stage).floor_ms for stage in Stage))
+    assert following == pytest.approx(
+        sum(floor(stage).floor_ms for stage in (Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER))
+    )
+
+
+def test_without_a_peak_there_is_no_floor() -> None:
+    assert floor_of(record_of(Stage.SAM_ENCODER), HERE, "fp16") is None
+    assert floor_of(record_of(Stage.SAM_ENCODER), replace(HERE, bandwidth_bytes_per_s=None), "fp32") is None
+    precisions = dict.fromkeys(Stage, "fp32") | {Stage.SAM_ENCODER: "fp16"}
+    assert scenario_floor_ms(records(), HERE, precisions, fresh_image=True, phrases=1) is None
+
+
+def test_share_is_of_the_floor_in_what_was_measured() -> None:
+    assert share(Floor(1, 1, 4.0, 1.0), 8.0) == 0.5
+
+
+@pytest.fixture(scope="module")
+def peaks() -> Peaks:
+    return measure_peaks(1)
+
+
+def test_this_machines_peaks_are_measured(peaks: Peaks) -> None:
+    """Between what any processor does and what none does, per core."""
+    assert 1e9 < peaks.flops_per_s["fp32"] < 1e12
+    assert peaks.bandwidth_bytes_per_s is not None
+    assert 1e8 < peaks.bandwidth_bytes_per_s < 1e12
+    assert peaks.how.startswith("numpy")
+    assert json.loads(json.dumps(peaks.as_dict())) == peaks.as_dict()
+
+
+def test_peaks_need_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an edge device: FP32 by numpy, and no GPU's, told in a line."""
+    code = (
+        "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, p=None: None if n == 'torch' else f(n, p)"
+    )
+    (tmp_path / "sitecustomize.py").write_text(f"{code}\nimport sys; sys.modules['torch'] = None\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = measure_peaks(1)
+    assert found.flops_per_s.keys() == {"fp32"}
+    assert "torch" not in found.how
+    missing = measure_peaks(1, "cuda")
+    assert (missing.flops_per_s, missing.bandwidth_bytes_per_s) == ({}, None)
+    assert "torch" in missing.how
+
+
+def test_as_many_threads_compute_as_were_asked_for(peaks: Peaks) -> None:
+    assert peaks.threads == 1
+    assert peaks.cores_used is not None
+    assert peaks.cores_used < 1.1
+
+
+def test_peaks_of_a_busy_machine_say_so() -> None:
+    (note,) = Peaks("cpu", {"fp32": 1e11}, 1e10, "numpy", threads=4, cores_used=2.5).notes()
+    assert note.startswith("4 threads had only 2.5 cores")
+    assert Peaks("cpu", {"fp32": 1e11}, 1e10, "numpy", threads=4, cores_used=3.9).notes() == []
+    assert DEVICES["H200"].notes() == []
+    assert Peaks("cuda", {}, None, "no torch").notes() == ["no floor for cuda: no torch"]
+
+
+def test_of_two_measurements_the_better_figures_stand() -> None:
+    busy = Peaks("cpu", {"fp32": 1.0, "bf16": 9.0}, None, "numpy")
+    quiet = Peaks("cpu", {"fp32": 4.0}, 5.0, "numpy")
+    assert busy.or_better(quiet) == quiet.or_better(busy) == Peaks("cpu", {"fp32": 4.0, "bf16": 9.0}, 5.0, "numpy")
+
+
+def test_the_better_of_two_busy_moments_still_says_that_cores_were_missing() -> None:
+    one, other = (Peaks("cpu", {"fp32": 1.0}, 1.0, "numpy", 8, cores) for cores in (3.0, 4.0))
+    (note,) = one.or_better(other).notes()
+    assert "8 threads had only 4.0 cores" in note
+    failed = Peaks("cpu", {}, None, "no memory")
+    assert one.or_better(failed).how == failed.or_better(one).how == "numpy"
+    assert failed.or_better(failed).how == "no memory"
+    with_torch = Peaks("cpu", {"fp32": 2.0}, 1.0, "numpy, torch")
+    assert one.or_better(with_torch).or_better(with_torch).how == "numpy; numpy, torch"
+
+
+def test_the_graph_of_one_product_is_what_onnx_makes() -> None:
+    sizes = {"a": ["m", "k"], "b": ["k", "n"], "c": ["m", "n"]}
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in sizes.items()]
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "g", tensors[:2], tensors[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8, producer_name="")
+    assert model.SerializeToString() == MATMUL
+    onnx.checker.check_model(model)
+
+
+def test_no_product_here_is_faster_than_the_peak() -> None:
+    """By ONNX Runtime, whose products PyTorch and numpy do not reach on every processor."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(MATMUL, options, providers=["CPUExecutionProvider"])
+    factors = {name: np.ones((1024, 1024), np.float32) for name in "ab"}
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        session.run(None, factors)
+        taken.append(time.perf_counter() - start)
+    assert 2 * 1024**3 / min(taken) <= 1.15 * measure_peaks(1).flops_per_s["fp32"]
+
+
+def test_a_device_of_another_kind_is_not_given_the_processors_peaks() -> None:
+    assert measure_peaks(1, "intel-gpu").flops_per_s == {}

@@ -1,0 +1,296 @@
+"""Pictures, phrases and bundles a user may get wrong: one clear line that names it, exit code 2. And what must work."""
+
+import json
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+
+from rsrefseg.engines.bundle.manifest import seal
+from tests.support.commands import assert_refused, run_here
+from tests.support.made_bundle import make_bundle
+from tests.support.places import PHRASE, Capsys, beside_bundle, cut_in_half, picture
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("made") / "bundle").root
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return beside_bundle(made, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def data(place: Path, boxes: Path) -> Path:
+    """A data set of one's own, to be spoiled."""
+    shutil.copytree(boxes, "data")
+    return Path("data")
+
+
+# Pictures
+
+
+def empty_png(width: int, height: int) -> bytes:
+    """A PNG that says how large it is and holds next to nothing."""
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(b""), b"IEND": b""}
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def write_cut_jpeg(path: Path) -> None:
+    picture(200, 200).save(path, format="JPEG")
+    cut_in_half(path)
+
+
+def write_cut_png(path: Path) -> None:
+    picture(200, 200).save(path, format="PNG")
+    cut_in_half(path)
+
+
+def write_noise_after_signature(path: Path) -> None:
+    path.write_bytes(b"\xff\xd8\xff" + bytes(range(256)))
+
+
+def write_five_bands(path: Path) -> None:
+    """An 8-bit TIFF with more bands than a picture has."""
+    entries = [(256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 5), (279, 4, 1, 80)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0) + bytes(80))
+
+
+BAD_PICTURES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda path: None, "no image at 'bad.png'"),
+    "a folder": (lambda path: path.mkdir(), "'bad.png' is a folder"),
+    "empty": (lambda path: path.touch(), "'bad.png' is empty"),
+    "text": (lambda path: path.write_text("not a picture\n" * 9), "'bad.png' is not an image"),
+    "a cut JPEG": (write_cut_jpeg, "'bad.png'"),
+    "a cut PNG": (write_cut_png, "'bad.png'"),
+    "noise": (write_noise_after_signature, "'bad.png'"),
+    "too many bands": (write_five_bands, "'bad.png' has 5 bands"),
+    "a header only": (lambda path: path.write_bytes(empty_png(50, 50)), "'bad.png'"),
+    "a giant": (lambda path: path.write_bytes(empty_png(60_000, 60_000)), "raise the limit with --max-pixels"),
+    "a link to itself": (lambda path: path.symlink_to(path.name), "'bad.png'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_pictures_that_cannot_be_used(kind: str, place: Path, capsys: Capsys) -> None:
+    make, told = BAD_PICTURES[kind]
+    make(Path("bad.png"))
+    assert_refused(run_here(capsys, "infer", "bad.png", PHRASE), told)
+    assert not Path("results").exists()
+
+
+def test_the_limit_of_pixels_is_named_and_can_be_lifted(place: Path, capsys: Capsys) -> None:
+    refused = run_here(capsys, "infer", "scene.png", PHRASE, "--max-pixels", "2399")
+    assert_refused(refused, "scene.png", "60 x 40 = 2,400 pixels", "2,399", "--max-pixels")
+    assert run_here(capsys, "infer", "scene.png", PHRASE, "--max-pixels", "2400").code == 0
+
+
+def deep(channels: int, bits: int) -> np.ndarray:
+    shape = (40, 60, channels) if channels > 1 else (40, 60)
+    return np.random.default_rng(1).integers(0, 2**bits, shape).astype(np.uint16)
+
+
+def write_deep_colour(path: Path) -> None:
+    import cv2
+
+    cv2.imwrite(str(path), deep(3, 12))
+
+
+GOOD_PICTURES: dict[str, tuple[str, Callable[[Path], Any], tuple[int, int]]] = {
+    "one pixel": (".png", lambda path: picture(1, 1).save(path), (1, 1)),
+    "one row": (".png", lambda path: picture(300, 1).save(path), (300, 1)),
+    "16 bits, grey": (".png", lambda path: Image.fromarray(deep(1, 16)).save(path), (60, 40)),
+    "16 bits, grey TIFF": (".tif", lambda path: Image.fromarray(deep(1, 11)).save(path), (60, 40)),
+    "16 bits, colour": (".png", write_deep_colour, (60, 40)),
+    "16 bits, colour TIFF": (".tif", write_deep_colour, (60, 40)),
+    "grey": (".png", lambda path: picture().convert("L").save(path), (60, 40)),
+    "grey and alpha": (".png", lambda path: picture().convert("LA").save(path), (60, 40)),
+    "black and white": (".png", lambda path: picture().convert("1").save(path), (60, 40)),
+    "palette": (".png", lambda path: picture().quantize(16).save(path), (60, 40)),
+    "palette, transparent": (".gif", lambda path: picture().quantize(16).save(path, transparency=3), (60, 40)),
+    "CMYK": (".jpg", lambda path: picture().convert("CMYK").save(path), (60, 40)),
+    "alpha": (".png", lambda path: picture().convert("RGBA").save(path), (60, 40)),
+    "float": (".tif", lambda path: Image.fromarray(deep(1, 8).astype(np.float32) / 255).save(path), (60, 40)),
+    "JPEG 2000": (".jp2", lambda path: picture().save(path), (60, 40)),
+    "WebP": (".webp", lambda path: picture().save(path), (60, 40)),
+    "a wrong suffix": (".txt", lambda path: picture().save(path, format="PNG"), (60, 40)),
+    "no suffix": ("", lambda path: picture().save(path, format="PNG"), (60, 40)),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD_PICTURES)
+def test_pictures_of_every_usual_kind_work(kind: str, place: Path, capsys: Capsys) -> None:
+    suffix, write, size = GOOD_PICTURES[kind]
+    write(Path(f"picture{suffix}"))
+    assert_masks_have(size, f"picture{suffix}", capsys)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_lie_over_the_picture_as_it_is_shown(orientation: int, place: Path, capsys: Capsys) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture().save("turned.jpg", exif=exif)
+    assert_masks_have((40, 60) if orientation >= 5 else (60, 40), "turned.jpg", capsys)
+
+
+def assert_masks_have(size: tuple[int, int], name: str, capsys: Capsys) -> None:
+    ran = run_here(capsys, "infer", name, PHRASE, "a small blue square", "--json")
+    assert ran.code == 0, ran.err
+    files = [Path(file) for file in json.loads(ran.out)["files"]]
+    for file in files[:2]:
+        with Image.open(file) as mask:
+            assert mask.size == size
+            assert mask.mode == "L"
+            assert {value for _, value in mask.getcolors() or []} <= {0, 255}
+    with Image.open(files[2]) as overlay:
+        assert overlay.size[0] >= size[0]
+    document = json.loads(files[3].read_text(encoding="utf-8"))
+    assert (document["width"], document["height"]) == size
+
+
+# Phrases
+
+
+@pytest.mark.parametrize(
+    ("phrase", "told"),
+    [
+        ("", "empty phrase"),
+        (" \t\n ", "empty phrase"),
+        ("a red square " * 400, "5200 characters"),
+        ("x" * 5000, "5000 characters"),
+        ("🚢🚢🚢", "no known word"),
+        ("!?.,", "no known word"),
+        ("qwertz", "no known word"),
+    ],
+    ids=lambda value: repr(value[:12]),
+)
+def test_phrases_that_say_nothing(phrase: str, told: str, place: Path, capsys: Capsys) -> None:
+    assert_refused(run_here(capsys, "infer", "scene.png", phrase), told)
+    assert_refused(run_here(capsys, "infer", "scene.png", PHRASE, phrase), told)
+    assert not Path("results").exists(), "nothing is written for the phrases before it"
+
+
+@pytest.mark.parametrize(
+    "phrase", ["the red square 🚢", "THE RED\nSQUARE", "the‮ red\u200b square", "the red square; rm -rf /", "red " * 200]
+)
+def test_odd_phrases_with_a_meaning_work(phrase: str, place: Path, capsys: Capsys) -> None:
+    ran = run_here(capsys, "infer", "scene.png", phrase, "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["results"][0]["phrase"] == phrase
+    assert {path.parent for path in Path("results").rglob("*")} == {Path("results")}
+
+
+# Bundles
+
+
+def change_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def reseal(change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the manifest and make its own digest fit, as another release would write it."""
+    path = Path("bundle/bundle.json")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_bytes(seal(document))
+
+
+def replace_by_a_file() -> None:
+    shutil.rmtree("bundle")
+    Path("bundle").write_text("")
+
+
+BAD_BUNDLES: dict[str, tuple[Callable[[], Any], str]] = {
+    "missing": (lambda: shutil.rmtree("bundle"), "no bundle at 'bundle': make one with `rsrefseg export`"),
+    "a file": (replace_by_a_file, "'bundle' is no bundle"),
+    "empty": (lambda: [path.unlink() for path in Path("bundle").iterdir()], "holds no bundle.json"),
+    "manifest cut": (lambda: cut_in_half(Path("bundle/bundle.json")), "bundle.json' is no readable JSON"),
+    "manifest changed": (lambda: change_byte(Path("bundle/bundle.json")), "bundle"),
+    "newer schema": (lambda: reseal(lambda document: document.update(schema_version=3)), "schema version 3"),
+    "no schema": (lambda: reseal(lambda document: document.pop("schema_version")), "schema version None"),
+    "path outside": (
+        lambda: reseal(lambda document: document["tokenizer"].update(name="../tokenizer.json")),
+        "'../tokenizer.json'",
+    ),
+    "graph missing": (lambda: Path("bundle/sam_decoder.onnx").unlink(), "bundle/sam_decoder.onnx' is missing"),
+    "graph cut": (lambda: cut_in_half(Path("bundle/sam_encoder.onnx")), "bundle/sam_encoder.onnx' is cut short"),
+    "graph changed": (lambda: change_byte(Path("bundle/siglip_text.onnx")), "bundle/siglip_text.onnx' was changed"),
+    "weights changed": (
+        lambda: change_byte(Path("bundle/siglip_text.onnx.data")),
+        "bundle/siglip_text.onnx.data' was changed",
+    ),
+    "tokenizer changed": (lambda: change_byte(Path("bundle/tokenizer.json")), "bundle/tokenizer.json' was changed"),
+    "tokenizer missing": (lambda: Path("bundle/tokenizer.json").unlink(), "bundle/tokenizer.json' is missing"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_BUNDLES)
+def test_bundles_that_are_not_what_they_should_be(fault: str, place: Path, capsys: Capsys) -> None:
+    spoil, told = BAD_BUNDLES[fault]
+    spoil()
+    assert_refused(run_here(capsys, "infer", "scene.png", PHRASE), told)
+    assert not Path("results").exists()
+
+
+def test_every_command_that_reads_a_bundle_refuses_a_changed_one(place: Path, data: Path, capsys: Capsys) -> None:
+    change_byte(Path("bundle/attn_prompter.onnx"))
+    told = "bundle/attn_prompter.onnx' was changed"
+    for arguments in (
+        ["infer", "scene.png", PHRASE],
+        ["parity"],
+        ["eval", "--data", "data", "--split", "val", "--bundle", "bundle"],
+        ["bench", "--backends", "onnxruntime", "--rounds", "3"],
+    ):
+        ran = run_here(capsys, *arguments)
+        assert (ran.code, ran.out) == (2, ""), arguments
+        assert told in ran.err.splitlines()[-1]
+        assert "Traceback" not in ran.err
+
+
+def test_parity_without_reference_samples_says_so(place: Path, capsys: Capsys) -> None:
+    reseal(lambda document: document.update(reference=None))
+    assert_refused(run_here(capsys, "parity"), "has no reference samples")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["infer", "scene.png", PHRASE, "--backend", "tensorrrt"],
+        ["parity", "--backend", "tensorrrt"],
+        ["eval", "--data", "data", "--split", "val", "--backend", "tensorrrt"],
+        ["bench", "--backends", "onnxruntime,tensorrrt"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_unknown_backend_is_named_with_those_there_are(arguments: list[str], data: Path, capsys: Capsys) -> None:
+    assert_refused(run_here(capsys, *arguments), "unknown ", "'tensorrrt': known are ", "auto, onnxruntime, ")
+
+
+def test_a_backend_this_machine_lacks_is_never_replaced(place: Path, capsys: Capsys) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has it")
+    ran = run_here(capsys, "infer", "scene.png", PHRASE, "--backend", "onnxruntime-cuda")
+    assert_refused(ran, "CUDAExecutionProvider", "pip install 'rsrefseg[cuda]'")

@@ -1,0 +1,266 @@
+"""Who may import whom: every import of every module, also those inside functions and those by name."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+LAYERS = ("cli", "bench", "export", "rsrefseg", "engines")
+
+# Modules of engines/ that training and export share with serving: an image or a phrase is read in one way.
+LEAVES = {"errors", "text", "bundle.contracts", "images.images", "system.files", "system.progress", "system.tables"}
+# What the bundle package offers to the exporter besides.
+BUNDLE = {"bundle.bundle", "bundle.manifest", "bundle.reference", "bundle.comparison", "bundle.tolerances"}
+# What the leaves may import in turn.
+BEHIND_LEAVES = {"images.decode", "images.tiff"}
+
+# Third-party packages an edge device installs; a runtime only in its own folder, inside a function.
+ON_THE_EDGE = {"numpy", "PIL", "cv2", "tokenizers", "safetensors", "rich", "msgspec", "filelock", "psutil"}
+WRAPPERS = {
+    "onnxruntime": ("engines/onnxruntime", "engines/doctor", "bench"),
+    "openvino": ("engines/openvino/library",),
+    "tensorrt": tuple(f"engines/tensorrt/{part}" for part in ("build", "context", "errors", "library", "timing")),
+    "cuda": ("engines/tensorrt/cuda",),
+}
+HEAVY = {"torch", "torchvision", "transformers", "segment_anything", "peft", "accelerate", "onnx", "onnxscript"}
+
+
+class Where(Enum):
+    """When an import happens: with its module, when a function runs, or never (for type checkers only)."""
+
+    MODULE = "at module level"
+    FUNCTION = "in a function"
+    TYPING = "for types"
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """One import. ``target`` is a file of ours without its suffix, another package, or ``?`` for a computed name."""
+
+    importer: str
+    target: str
+    where: Where
+
+    def __str__(self) -> str:
+        return f"{self.importer} imports {self.target} {self.where.value}"
+
+
+def arrows(root: Path) -> Iterator[Arrow]:
+    """Every import below ``root``, between files as they lie there: ``engines/`` is ``rsrefseg.engines``."""
+    for path in sorted(root.rglob("*.py")):
+        file = path.relative_to(root).with_suffix("")
+        if file.parts[0] in LAYERS and not (path.is_symlink() or any(parent.is_symlink() for parent in path.parents)):
+            module = [*(() if file.parts[0] == "rsrefseg" else ("rsrefseg",)), *file.parts]
+            for target, where in _imports(ast.parse(path.read_text(encoding="utf-8")), module[:-1], Where.MODULE):
+                yield Arrow(file.as_posix().removesuffix("/__init__"), _file_of(root, target), where)
+
+
+def _imports(node: ast.AST, package: list[str], where: Where) -> Iterator[tuple[str, Where]]:
+    """Dotted names of what a piece of code imports, with the names that are taken out of them."""
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, where) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        above = package[: len(package) - node.level + 1] if node.level else []
+        source = ".".join([*above, *([node.module] if node.module else [])])
+        yield from ((f"{source}.{alias.name}", where) for alias in node.names)
+    elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+        yield _constant_head(node.args[0]), where
+    for field, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _imports(child, package, _where_of(node, field, where))
+
+
+def _where_of(node: ast.AST, field: str, where: Where) -> Where:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and field == "body":
+        return Where.FUNCTION if where is Where.MODULE else where
+    if isinstance(node, ast.If) and field == "body" and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        return Where.TYPING
+    return where
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+
+
+def _constant_head(node: ast.expr) -> str:
+    """The name in ``import_module("a.b")``, the package in ``import_module(f"a.{b}")``, else ``?``."""
+    if isinstance(node, ast.JoinedStr):
+        head = node.values[0]
+        text = head.value if isinstance(head, ast.Constant) else ""
+        return text.rpartition(".")[0] or "?" if isinstance(text, str) else "?"
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "?"
+
+
+def _file_of(root: Path, target: str) -> str:
+    """The longest beginning of a dotted name that is a file or folder of ours; of other names the first part."""
+    first, *rest = target.split(".")
+    if first != "rsrefseg":
+        return f"top-level {first}" if first in LAYERS else first
+    parts = rest if rest and rest[0] in LAYERS else ["rsrefseg", *rest]
+    while len(parts) > 1 and not (root.joinpath(*parts).with_suffix(".py").exists() or root.joinpath(*parts).is_dir()):
+        parts.pop()
+    return "/".join(parts)
+
+
+def violation(arrow: Arrow) -> bool:
+    """Whether an import is not allowed."""
+    layer, target = arrow.importer.partition("/")[0], arrow.target.partition("/")[0]
+    if target == "?":
+        return arrow.importer != "rsrefseg"  # the public names: they are checked where they run
+    if target.startswith("top-level"):
+        return True
+    if target in LAYERS:
+        return not _may_import(arrow, layer, target)
+    if target in sys.stdlib_module_names:
+        return False
+    if target in WRAPPERS:
+        return arrow.where is Where.MODULE or not arrow.importer.startswith(WRAPPERS[target])
+    if layer == "engines":
+        return target not in ON_THE_EDGE
+    return target in HEAVY and layer in ("bench", "cli") and arrow.where is Where.MODULE
+
+
+def _may_import(arrow: Arrow, layer: str, target: str) -> bool:
+    """The arrows between the layers."""
+    if layer == target:
+        return True
+    name = arrow.target.partition("/")[2].replace("/", ".")
+    if layer == "cli":
+        return arrow.target == "engines/errors" or arrow.where is Where.FUNCTION
+    if layer == "bench":
+        return target == "engines" or (target == "rsrefseg" and arrow.where is not Where.MODULE)
+    if layer == "export":
+        return target == "rsrefseg" or (target == "engines" and name in LEAVES | BUNDLE)
+    if arrow.importer == "rsrefseg":
+        return target == "engines" and arrow.where is Where.TYPING
+    if arrow.importer == "rsrefseg/__main__":
+        return target == "cli"
+    return layer == "rsrefseg" and target == "engines" and name in LEAVES
+
+
+def circles(found: list[Arrow]) -> list[list[str]]:
+    """Groups of files that import one another, whether at module level or inside functions."""
+    known: dict[str, set[str]] = {}
+    for arrow in found:
+        if arrow.where is not Where.TYPING and arrow.importer != arrow.target:
+            known.setdefault(arrow.importer, set()).add(arrow.target)
+    reached = {file: _reached(file, known) for file in known}
+    groups = {tuple(sorted(other for other in reached[file] if file in reached.get(other, ()))) for file in known}
+    return [list(group) for group in sorted(groups) if group]
+
+
+def _reached(start: str, known: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    open_ends = [start]
+    while open_ends:
+        more = known.get(open_ends.pop(), set()) - found
+        found |= more
+        open_ends.extend(more)
+    return found
+
+
+def test_every_import_follows_the_layers() -> None:
+    found = list(arrows(ROOT))
+    assert len(found) > 500, "the walk misses modules"
+    assert {arrow.importer.partition("/")[0] for arrow in found} == set(LAYERS)
+    assert [str(arrow) for arrow in found if violation(arrow)] == []
+
+
+def test_no_import_circle() -> None:
+    assert circles([arrow for arrow in arrows(ROOT) if arrow.importer != "rsrefseg"]) == []
+
+
+def test_a_circle_is_found() -> None:
+    there, back = Arrow("bench/a", "bench/b", Where.MODULE), Arrow("bench/b", "bench/a", Where.FUNCTION)
+    assert circles([there, back]) == [["bench/a", "bench/b"]]
+    assert circles([there]) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("engines/new.py", "import torch"),
+        ("engines/new.py", "def f():\n    from transformers import AutoModel"),
+        ("engines/new.py", "try:\n    import accelerate\nexcept ImportError:\n    pass"),
+        ("engines/new.py", "from importlib import import_module\nmodel = lambda: import_module('peft')"),
+        ("engines/new.py", "import importlib\ndef f(name):\n    return importlib.import_module(name)"),
+        ("engines/new.py", "from rsrefseg.model.config import Preset"),
+        ("engines/deep/new.py", "from ...model import config"),
+        ("engines/deep/new.py", "def f():\n    from ... import bench"),
+        ("engines/new.py", "from engines.errors import RSRefSegError"),
+        ("engines/new.py", "def f():\n    import onnxruntime"),
+        ("engines/onnxruntime/engine.py", "import onnxruntime"),
+        ("engines/tensorrt/engine.py", "def f():\n    import tensorrt"),
+        ("rsrefseg/new.py", "from rsrefseg.engines.segmenter import Segmenter"),
+        ("rsrefseg/new.py", "def f():\n    from .engines.bundle import bundle"),
+        ("rsrefseg/new.py", "__import__('rsrefseg.engines.bundle.bundle')"),
+        ("rsrefseg/new.py", "import rsrefseg.export.graph"),
+        ("rsrefseg/new.py", "def f(n):\n    import importlib\n    importlib.import_module(f'rsrefseg.bench.{n}')"),
+        ("rsrefseg/__init__.py", "from .engines.segmenter import Segmenter"),
+        ("export/new.py", "from rsrefseg.engines.segmenter import Segmenter"),
+        ("export/new.py", "def f():\n    import rsrefseg.bench.parity"),
+        ("bench/new.py", "from rsrefseg.model.model import RSRefSeg"),
+        ("bench/new.py", "def f():\n    from rsrefseg.export.graph import export_graph"),
+        ("cli.py", "from rsrefseg.bench.parity import run_parity"),
+        ("rsrefseg/new.py", "def f():\n    from . import cli"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path: Path, file: str, code: str) -> None:
+    for other in ("engines/segmenter.py", "engines/bundle/bundle.py", "export/graph.py", "rsrefseg/model/config.py"):
+        (tmp_path / other).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / other).touch()
+    (tmp_path / "bench" / "parity").mkdir(parents=True)
+    (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / file).write_text(code)
+    assert any(violation(arrow) for arrow in arrows(tmp_path))
+
+
+def test_leaves_are_leaves() -> None:
+    """Importing one imports no runtime, not even later."""
+    known: dict[str, set[str]] = {}
+    for arrow in arrows(ROOT):
+        if arrow.where is not Where.TYPING and arrow.target.startswith("engines/"):
+            known.setdefault(arrow.importer, set()).add(arrow.target)
+    leaves = {f"engines/{leaf.replace('.', '/')}" for leaf in LEAVES}
+    reached = set().union(leaves, *(_reached(leaf, known) for leaf in leaves))
+    assert reached <= leaves | {f"engines/{name.replace('.', '/')}" for name in BEHIND_LEAVES}
+
+
+def test_the_public_names_are_all_there_and_load_nothing() -> None:
+    """In a process of its own: what importing leaves in memory, and that every name is there."""
+    code = textwrap.dedent("""
+        import sys
+        import rsrefseg
+        heavy = {"torch", "torchvision", "transformers", "onnxruntime", "onnx", "numpy", "cv2", "PIL", "rich"}
+        assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+        assert set(rsrefseg.__all__) <= set(dir(rsrefseg))
+        for name in rsrefseg.__all__:
+            assert getattr(rsrefseg, name).__name__ == name
+        assert not hasattr(rsrefseg, "nonsense")
+    """)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_types_and_names_of_the_public_face_agree() -> None:
+    """What type checkers see under TYPE_CHECKING is what is found at run time."""
+    import rsrefseg
+
+    tree = ast.parse((ROOT / "rsrefseg" / "__init__.py").read_text(encoding="utf-8"))
+    seen = {
+        alias.name: f".{node.module}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert seen == rsrefseg._HOMES
+    assert set(seen) == set(rsrefseg.__all__)

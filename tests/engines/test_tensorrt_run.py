@@ -1,0 +1,291 @@
+"""A bundle on TensorRT answers as it should, stays on the GPU and leaves nothing behind: on doubles, not on a GPU."""
+
+import gc
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rsrefseg.engines.backends import Backend, select_backend
+from rsrefseg.engines.bundle.bundle import Bundle
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.errors import BadInputError, MissingPartError, RSRefSegError
+from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
+from rsrefseg.engines.segmenter import Segmenter
+from rsrefseg.engines.tensorrt.engine import TensorRTEngine
+from tests.support.commands import run_here
+from tests.support.doubles.cuda_double import cudaError_t
+from tests.support.doubles.tensorrt_double import State, doubled
+from tests.support.exported import Exported
+from tests.support.made_bundle import COLOURS, PHRASES, make_bundle
+
+VERSIONS = ("10.9.0.34", "11.4.0.106")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(params=VERSIONS)
+def trt(request: pytest.FixtureRequest) -> Iterator[State]:
+    with doubled(request.param) as state:
+        yield state
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+def picture(colour: str = "red") -> np.ndarray:
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20, :30] = [255 * part for part in COLOURS[colour]]
+    return pixels
+
+
+def logits(segmenter: Segmenter, pixels: np.ndarray, phrases: tuple[str, ...]) -> np.ndarray:
+    return np.stack([answer.mask_logits for answer in segmenter.segment(pixels, phrases)])
+
+
+def expected(bundle: Bundle, pixels: np.ndarray, phrases: tuple[str, ...]) -> np.ndarray:
+    with Segmenter(bundle, OnnxRuntimeEngine(bundle, threads=1)) as segmenter:
+        return logits(segmenter, pixels, phrases)
+
+
+def test_a_real_export_holds_parity_through_build_cache_and_run(
+    trt: State, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    shutil.copytree(exported.bundle, tmp_path / "exported")
+    built = run_here(capsys, "build", "--bundle", tmp_path / "exported", "--json")
+    assert built.code == 0, built.err
+    assert [stage["built"] for stage in json.loads(built.out)["stages"]] == [True] * 5
+    held = run_here(capsys, "parity", "--bundle", tmp_path / "exported", "--backend", "tensorrt", "--json")
+    assert held.code == 0, held.err
+    report = json.loads(held.out)
+    assert report["holds"] is True
+    assert report["backend"] == "tensorrt"
+    assert all(trt.version in provider for provider in report["providers"].values())
+    assert len(trt.built) == 5, "parity built nothing anew"
+    assert trt.cuda.held == {"device": 0, "pinned": 0, "streams": 0}
+
+
+def test_answers_are_those_of_onnx_runtime_at_first_and_as_a_cuda_graph(trt: State, bundle: Bundle) -> None:
+    with Segmenter(bundle, TensorRTEngine(bundle)) as segmenter:
+        for turn in range(4):
+            for phrases in (PHRASES[:1], PHRASES[:3]):
+                pixels = picture("red" if turn % 2 else "green")
+                np.testing.assert_array_equal(
+                    logits(segmenter, pixels, phrases), expected(bundle, pixels, phrases), f"turn {turn}"
+                )
+    assert trt.cuda.launched == 4, "the third and the fourth turn of both numbers of phrases"
+
+
+def test_features_of_several_pictures_and_phrases_can_be_held_and_combined(trt: State, bundle: Bundle) -> None:
+    with Segmenter(bundle, TensorRTEngine(bundle)) as segmenter:
+        encoded = {colour: segmenter.encode_image(picture(colour)) for colour in COLOURS}
+        for _ in range(3):
+            for colour, features in encoded.items():
+                found = np.stack([answer.mask_logits for answer in segmenter.segment(features, PHRASES[:2])])
+                np.testing.assert_array_equal(found, expected(bundle, picture(colour), PHRASES[:2]))
+
+
+def test_every_stage_runs_from_arrays_to_arrays(trt: State, bundle: Bundle) -> None:
+    random = np.random.default_rng(0)
+    with TensorRTEngine(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as other:
+        for stage in Stage:
+            for count in (1, 3):
+                contract = bundle.manifest.stages[stage].contract
+                sizes = {dim.name: count for dim in contract.dims}
+                feeds = {
+                    spec.name: random.integers(0, 2, spec.sized(**sizes)).astype(spec.dtype) for spec in contract.inputs
+                }
+                wanted = other.run(stage, feeds)
+                for name, found in engine.run(stage, feeds).items():
+                    np.testing.assert_array_equal(found, wanted[name])
+
+
+def test_features_come_to_the_host_on_demand(trt: State, bundle: Bundle) -> None:
+    tokens = bundle.tokenizer().encode(PHRASES[:2])
+    image = np.full((1, 3, 32, 32), 77, np.uint8)
+    with TensorRTEngine(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as other:
+        pairs = [(engine.encode_image(image), other.encode_image(image))]
+        texts = (one.encode_text(tokens.input_ids, tokens.token_mask) for one in (engine, other))
+        pairs += zip(*texts, strict=True)
+        for found, wanted in pairs:
+            arrays = engine.to_host(found)
+            assert set(arrays) == set(other.to_host(wanted))
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(array, wanted[name])
+
+
+def test_a_picture_crosses_the_bus_once_and_nothing_waits_before_the_answer(
+    trt: State, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Segmenter(bundle, TensorRTEngine(bundle)) as segmenter:
+        segmenter.segment(picture(), PHRASES[:1])
+        copied: list[int] = []
+        waits: list[str] = []
+        cuda = segmenter.engine._library.cuda  # type: ignore[attr-defined]
+        copy_in, wait = cuda.copy_in, cuda.wait_for_stream
+        monkeypatch.setattr(cuda, "copy_in", lambda *a: (copied.append(a[2]), copy_in(*a)))
+        monkeypatch.setattr(cuda, "wait_for_stream", lambda *a: (waits.append(a[1]), wait(*a)))
+        segmenter.segment(picture("blue"), PHRASES[2:3])
+    assert sorted(copied) == [64, 512, 3 * 32 * 32], "mask, tokens and picture; no feature came back"
+    assert waits[0] == "finish the encoders, prompter and decoder"
+
+
+def test_memory_is_used_again(trt: State, bundle: Bundle) -> None:
+    with Segmenter(bundle, TensorRTEngine(bundle), cached_phrases=1) as segmenter:
+        for _ in range(3):
+            segmenter.segment(picture(), PHRASES[:2])
+        gc.collect()
+        before = trt.cuda.held
+        for _ in range(5):
+            segmenter.segment(picture("blue"), PHRASES[1:3])
+        assert trt.cuda.held == before
+
+
+def test_threads_may_share_it(trt: State, bundle: Bundle) -> None:
+    wanted = {colour: expected(bundle, picture(colour), PHRASES[:2]) for colour in COLOURS}
+    wrong: list[str] = []
+    with Segmenter(bundle, TensorRTEngine(bundle)) as segmenter:
+
+        def ask(colour: str) -> None:
+            answers = (logits(segmenter, picture(colour), PHRASES[:2]) for _ in range(5))
+            wrong.extend(colour for answer in answers if not np.array_equal(answer, wanted[colour]))
+
+        threads = [threading.Thread(target=ask, args=(colour,)) for colour in COLOURS]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def test_many_numbers_of_phrases_keep_few_graphs(trt: State, bundle: Bundle) -> None:
+    with Segmenter(bundle, TensorRTEngine(bundle)) as segmenter:
+        for count in (*range(1, 13), 1, 12):
+            phrases = tuple(PHRASES[index % 3] for index in range(count))
+            for _ in range(3):
+                np.testing.assert_array_equal(
+                    logits(segmenter, picture(), phrases), expected(bundle, picture(), phrases)
+                )
+        assert len(segmenter.engine._runners) == 8  # type: ignore[attr-defined]
+
+
+def test_without_a_cuda_graph_it_goes_on_and_says_so(
+    trt: State, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    trt.cuda.faults["cudaGraphInstantiate"] = cudaError_t.cudaErrorUnknown
+    with caplog.at_level(logging.WARNING), Segmenter(bundle, TensorRTEngine(bundle)) as segmenter:
+        for _ in range(4):
+            found = logits(segmenter, picture(), PHRASES[:2])
+    np.testing.assert_array_equal(found, expected(bundle, picture(), PHRASES[:2]))
+    (line,) = caplog.messages
+    assert "run without a CUDA graph for 2 phrases" in line
+    assert "instantiate" in line
+    assert trt.cuda.launched == 0
+
+
+def test_closed_it_frees_everything_and_opens_again(trt: State, bundle: Bundle) -> None:
+    engine = TensorRTEngine(bundle)
+    segmenter = Segmenter(bundle, engine)
+    encoded = segmenter.encode_image(picture())
+    first = logits(segmenter, picture(), PHRASES[:2])
+    segmenter.close()
+    assert trt.cuda.held == {"device": 0, "pinned": 0, "streams": 0}
+    assert len(trt.alive) == 0, "at once, not when the garbage collector comes by"
+    with pytest.raises(RSRefSegError, match="freed when their engine was closed"):
+        segmenter.segment(encoded, PHRASES[:1])
+    np.testing.assert_array_equal(logits(segmenter, picture(), PHRASES[:2]), first)
+    segmenter.close()
+    assert trt.cuda.held == {"device": 0, "pinned": 0, "streams": 0}
+
+
+def test_wrong_arrays_are_refused_before_the_gpu(trt: State, bundle: Bundle) -> None:
+    with TensorRTEngine(bundle) as engine:
+        with pytest.raises(BadInputError, match="image"):
+            engine.encode_image(np.zeros((1, 3, 31, 32), np.uint8))
+        with pytest.raises(BadInputError, match="input_ids"):
+            engine.encode_text(np.zeros((33, 64), np.int64), np.zeros((33, 64), np.bool_))
+        tokens = bundle.tokenizer().encode(PHRASES[:1])
+        texts = engine.encode_text(tokens.input_ids, tokens.token_mask) * 33
+        with pytest.raises(BadInputError, match="33 phrases at once: 1 to 32 are possible"):
+            engine.answer(engine.encode_image(np.zeros((1, 3, 32, 32), np.uint8)), texts)
+
+
+def test_auto_takes_it_where_engines_are_current_and_never_builds(trt: State, bundle: Bundle) -> None:
+    before = select_backend(Backend.AUTO, bundle, threads=1)
+    assert before.engine.name == "onnxruntime"
+    assert "not tensorrt: no TensorRT engine of siglip_vision for this machine (it has no engine yet)" in before.reason
+    assert trt.built == []
+    TensorRTEngine(bundle).close()
+    with select_backend(Backend.AUTO, bundle).engine as engine:
+        assert engine.name == "tensorrt"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "told"),
+    [
+        ("tensorrt", "tensorrt is not installed: pip install 'rsrefseg[tensorrt]'"),
+        ("cuda", "cuda-python is not installed: pip install 'rsrefseg[tensorrt]'"),
+    ],
+)
+def test_a_missing_package_is_named(
+    trt: State, bundle: Bundle, hidden: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == hidden]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingPartError) as caught:
+        TensorRTEngine(bundle)
+    assert str(caught.value) == told
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "driver", "told"),
+    [
+        (None, None, 0, "no NVIDIA driver is installed"),
+        ("cudaGetDeviceCount", cudaError_t.cudaErrorNoDevice, 13000, "no NVIDIA GPU is visible"),
+        ("cudaGetDeviceCount", cudaError_t.cudaErrorInsufficientDriver, 12040, "speaks CUDA 12.4, which is too old"),
+    ],
+)
+def test_a_missing_device_or_driver_is_named(
+    trt: State, bundle: Bundle, call: str | None, status: cudaError_t, driver: int, told: str
+) -> None:
+    trt.cuda.driver = driver
+    if call is not None:
+        trt.cuda.faults[call] = status
+    with pytest.raises(MissingPartError, match=told):
+        TensorRTEngine(bundle)
+
+
+def test_a_tensorrt_too_old_is_named(bundle: Bundle) -> None:
+    with (
+        doubled("10.0.1.6"),
+        pytest.raises(MissingPartError, match=r"TensorRT 10\.0\.1\.6 is too old, 10\.3 is needed"),
+    ):
+        TensorRTEngine(bundle)
+
+
+def test_doctor_tells_versions_and_gpu(trt: State, capsys: pytest.CaptureFixture[str]) -> None:
+    text = run_here(capsys, "doctor").out
+    (line,) = [line for line in text.splitlines() if "TensorRT engines" in line]
+    assert line.startswith("yes")
+    assert f"TensorRT {trt.version}, Double of a GPU (8.7), CUDA 13.0" in line
+
+
+def test_the_older_name_of_cuda_python_works(trt: State, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    sys.modules["cuda"].cudart = sys.modules["cuda.bindings.runtime"]  # type: ignore[attr-defined]
+    for name in ("cuda.bindings", "cuda.bindings.runtime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with Segmenter(bundle, TensorRTEngine(bundle)) as segmenter:
+        assert logits(segmenter, picture(), PHRASES[:1]).shape == (1, 16, 16)

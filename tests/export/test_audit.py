@@ -1,0 +1,126 @@
+"""Audit: how much of float16's range the activations take, measured in float32, with names and warnings."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from rsrefseg.checkpoints.model_file import load_stage
+from rsrefseg.engines.bundle.bundle import Bundle
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.export.precision.audit import HALF_MAX, AuditReport, AuditRow, audit, run_audit
+from rsrefseg.export.precision.half_blocks import islands_of
+from rsrefseg.export.precision.plan import Fp32Part, PrecisionPlan
+from rsrefseg.train.run import Run
+from tests.support.commands import run_here
+from tests.support.exported import Exported
+from tests.support.planted import VISION, planted_model, vision_stages
+from tests.support.printing import printed
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def report(exported: Exported) -> AuditReport:
+    torch.set_num_threads(1)
+    return run_audit(exported.bundle, exported.run)
+
+
+def test_every_half_block_of_every_stage_is_audited(report: AuditReport, exported: Exported) -> None:
+    for stage in Stage:
+        blocks = {island.name for island in islands_of(stage, load_stage(Run(exported.run).merged_path, stage))}
+        assert {row.block for row in report.rows if row.stage is stage} == blocks
+        for block in blocks:
+            told = {row.what for row in report.rows if (row.stage, row.block) == (stage, block)}
+            assert "output" in told
+            assert "input" in told or block.endswith("embedding")  # tables take no activations
+            assert "logits" in told or not block.endswith(("attn", "image", "token"))
+
+
+def test_a_small_healthy_model_has_no_warning(report: AuditReport) -> None:
+    assert report.warnings == ()
+    assert all(0 < row.share < 0.5 for row in report.rows)
+    assert "no half block comes above 50%" in printed(report)
+
+
+def test_maxima_are_those_of_the_model(report: AuditReport, exported: Exported) -> None:
+    """One place measured by other means: what the neck's first convolution takes and gives."""
+    stage = load_stage(Run(exported.run).merged_path, Stage.SAM_ENCODER)
+    seen: dict[str, float] = {"input": 0.0, "output": 0.0}
+
+    def look(_: object, args: tuple[torch.Tensor], result: torch.Tensor) -> None:
+        seen["input"] = max(seen["input"], args[0].abs().max().item())
+        seen["output"] = max(seen["output"], result.abs().max().item())
+
+    stage.get_submodule("image_encoder.neck.0").register_forward_hook(look)
+    from rsrefseg.engines.bundle.reference import load_reference
+
+    with torch.no_grad():
+        for sample in load_reference(Bundle.open(exported.bundle)):
+            stage(torch.tensor(sample.tensors["image"]))
+    for what, largest in seen.items():
+        row = next(
+            row
+            for row in report.rows
+            if (row.stage, row.block, row.what) == (Stage.SAM_ENCODER, "image_encoder.neck.0", what)
+        )
+        assert row.largest == pytest.approx(largest, rel=1e-5)
+        assert row.share == row.largest / HALF_MAX
+
+
+def test_what_comes_near_the_limit_is_warned_of_by_name() -> None:
+    found = audit(vision_stages(planted_model({5: 40_000.0})))
+    assert {row.block for row in found.warnings} == {"encoder.layers.5.mlp"}
+    assert {(row.module, row.what) for row in found.warnings} == {
+        ("encoder.layers.5.mlp.fc2", "output"),
+        ("encoder.layers.5.mlp", "output"),
+    }
+    text = printed(found)
+    assert "warning: siglip_vision encoder.layers.5.mlp.fc2 output reaches" in text
+    assert "rsrefseg parity --bisect" in text
+
+
+def test_a_block_that_stays_float32_is_not_warned_of() -> None:
+    plan = PrecisionPlan({VISION: (Fp32Part("encoder.layers.5.mlp", "known"),)})
+    found = audit(vision_stages(planted_model({5: 40_000.0}), plan))
+    assert found.warnings == ()
+    assert any(row.kept and row.share > 0.5 for row in found.rows)
+
+
+def test_the_residual_stream_is_told_apart_from_the_half_blocks() -> None:
+    found = audit(vision_stages(planted_model({4: 40_000.0, 7: 40_000.0})))
+    assert found.largest_float32[VISION] > HALF_MAX > max(row.largest for row in found.rows)
+
+
+def test_what_is_not_finite_is_warned_of_and_null_in_json() -> None:
+    row = AuditRow(VISION, "encoder.layers.0.mlp", "encoder.layers.0.mlp.fc1", "output", math.inf, False)
+    broken = AuditReport("a model", 1, (row,), {VISION: math.inf})
+    document = json.loads(json.dumps(broken.as_dict(), allow_nan=False))
+    assert document["places"][0]["largest"] is None
+    assert document["warnings"] == 1
+    assert "not finite" in printed(broken)
+
+
+def test_the_command_prints_a_table_or_json(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("parity", "--audit", "--bundle", exported.bundle, "--run", exported.run)
+    ran = run_here(capsys, *options, "--json")
+    assert ran.code == 0, ran.err
+    document = json.loads(ran.out)
+    assert document["samples"] >= 1
+    assert {place["stage"] for place in document["places"]} == set(Stage)
+    table = run_here(capsys, *options).out
+    assert all(f" {stage} " in table for stage in Stage)
+
+
+def test_another_run_than_the_exported_one_is_refused(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    ran = run_here(capsys, "parity", "--audit", "--bundle", exported.bundle, "--run", tmp_path / "run")
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1

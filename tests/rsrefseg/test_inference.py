@@ -1,0 +1,75 @@
+"""What is exported is the published arithmetic with everything folded: in float64 both give the same."""
+
+import pytest
+import torch
+from torch import nn
+
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.inference.attention import AttentionChoice, AttentionForm
+from rsrefseg.inference.stages import make_lean
+from rsrefseg.model.model import RSRefSeg, build_model
+from rsrefseg.model.stages import model_contracts
+from tests.support.small import small_config
+
+
+def awkward_model(**overrides: object) -> RSRefSeg:
+    """A model in float64 in which nothing is zero or one by chance: biases, norms, position embeddings."""
+    model = build_model(small_config(**overrides), seed=3).double()
+    noise = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point() and tensor.ndim < 3 and tensor.numel() > 1:
+                tensor.add_(torch.rand(tensor.shape, generator=noise, dtype=tensor.dtype) * 0.3)
+    return model
+
+
+def some_inputs(model: RSRefSeg, stage: Stage) -> tuple[torch.Tensor, ...]:
+    noise = torch.Generator().manual_seed(4)
+    given = []
+    for spec in model_contracts(model)[stage].inputs:
+        shape = spec.sized(phrases=3, images=2)
+        if spec.dtype == "float32":
+            given.append(torch.randn(shape, generator=noise, dtype=torch.float64))
+        elif spec.dtype == "bool":
+            given.append(torch.arange(shape[1]).expand(shape) < torch.tensor([[3], [5], [2]]))
+        else:
+            high = 256 if spec.dtype == "uint8" else 32
+            given.append(torch.randint(0, high, shape, generator=noise, dtype=getattr(torch, spec.dtype)))
+    return tuple(given)
+
+
+def results(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    # Stages ask for float32 pixels; as float64 they tell rounding from a fault.
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        found = module(*given)
+    return found if isinstance(found, tuple) else (found,)
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize(
+    "overrides", [{}, {"text_padding": "longest", "dense_prompt": False}], ids=["own", "published"]
+)
+@pytest.mark.parametrize("fused", [False, True], ids=["products", "fused"])
+def test_a_lean_stage_is_the_published_one(stage: Stage, overrides: dict[str, object], fused: bool) -> None:
+    model = awkward_model(**overrides)
+    given = some_inputs(model, stage)
+    wanted = results(model.stage(stage), given)
+    choice = AttentionChoice(AttentionForm.FOLDED, AttentionForm.ADDITIVE, query_parts=2)
+    found = results(make_lean(model.stage(stage), choice, fused=fused), given)
+    for left, right in zip(wanted, found, strict=True):
+        assert left.shape == right.shape
+        assert left.abs().max() > 0
+        assert (left - right).abs().max() <= 1e-12 * left.abs().max()
+
+
+@pytest.mark.parametrize("stage", [Stage.SIGLIP_VISION, Stage.SAM_ENCODER])
+@pytest.mark.parametrize("half", [False, True])
+def test_pixels_are_folded_but_not_into_weights_that_will_be_halved(stage: Stage, half: bool) -> None:
+    # In half precision a tenth and more of them would be subnormal, and the error two to four times as large.
+    model = awkward_model()
+    embedding = "embeddings.patch_embedding" if stage is Stage.SIGLIP_VISION else "image_encoder.patch_embed.proj"
+    before = model.stage(stage).get_submodule(embedding).weight.detach().clone()
+    lean = make_lean(model.stage(stage), AttentionChoice(), half=half)
+    assert lean.takes_pixels is not half
+    assert torch.equal(lean.get_submodule(embedding).weight, before) is half

@@ -1,0 +1,354 @@
+"""The forward pass is the published one: every stage against a plain re-computation or the original library."""
+
+import dataclasses
+import math
+from functools import partial
+
+import pytest
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
+
+from rsrefseg.engines.text import Padding
+from rsrefseg.model.config import ModelConfig, SamConfig, SiglipConfig, TransformerConfig, model_config
+from rsrefseg.model.model import ImageFeatures, RSRefSeg, build_model
+from rsrefseg.model.sam import ChannelLayerNorm
+from rsrefseg.model.siglip import SiglipText
+from rsrefseg.model.stages import model_contracts, run_stages
+from tests.support.small import small_config
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Two ways of the same float32 sums: a few dozen roundings of 6e-8 of values around 1.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+END = 1
+WORDS_PER_PHRASE = (3, 1, 7)
+
+
+@pytest.fixture(scope="module")
+def model() -> RSRefSeg:
+    return wakened(build_model(small_config(), seed=3))
+
+
+def wakened(model: RSRefSeg) -> RSRefSeg:
+    """No weight left at a start value that hides a fault: norms at 1, biases at 0, batch statistics of nothing."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm | nn.BatchNorm2d | ChannelLayerNorm):
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.uniform_(-0.5, 0.5, generator=generator)
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.5, 0.5, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+        for name, parameter in model.named_parameters():
+            if "rel_pos" in name or "pos_embed" in name:
+                parameter.normal_(std=0.3, generator=generator)
+        # Around the turning point of the sigmoid, where it is not flat.
+        model.attn_prompter.logit_bias.fill_(-0.7)
+    return model
+
+
+def pictures(config: ModelConfig, count: int = 1, seed: int = 0) -> Tensor:
+    side = config.sam.image_size
+    return torch.randint(
+        0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def phrases(config: ModelConfig, words: tuple[int, ...] = WORDS_PER_PHRASE, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of made-up phrases, as the tokenizer gives them under the config's padding."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.full((len(words), config.siglip.text_length), END)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for row, count in enumerate(words):
+        ids[row, :count] = torch.randint(2, config.siglip.vocab_size, (count,), generator=generator)
+        mask[row, : count + (config.text_padding == "longest")] = True
+    return ids, mask
+
+
+def siglip_arguments(tower: TransformerConfig) -> dict[str, object]:
+    return dataclasses.asdict(tower) | {"attn_implementation": "eager"}
+
+
+def original_text_tower(config: SiglipConfig, text: SiglipText) -> SiglipTextModel:
+    """The library's own text model, not fused, with our weights."""
+    tower = SiglipTextModel(
+        SiglipTextConfig(
+            vocab_size=config.vocab_size,
+            max_position_embeddings=config.text_length,
+            projection_size=config.vision.hidden_size,
+            **siglip_arguments(config.text),
+        )
+    )
+    getattr(tower, "text_model", tower).load_state_dict(text.state_dict())
+    return tower.eval()
+
+
+@torch.no_grad()
+def test_siglip_vision_is_the_library_tower_after_its_last_norm(model: RSRefSeg) -> None:
+    config = model.config.siglip
+    tower = SiglipVisionModel(
+        SiglipVisionConfig(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            vision_use_head=False,
+            **siglip_arguments(config.vision),
+        )
+    ).eval()
+    getattr(tower, "vision_model", tower).load_state_dict(model.siglip_vision.state_dict())
+    larger = dataclasses.replace(model.config, sam=dataclasses.replace(model.config.sam, image_size=80))
+    image = pictures(larger, count=2)  # 80 px, so that SigLIP's 64 px are a true resize
+    pixels = F.interpolate(image / 255, size=(64, 64), mode="bilinear", align_corners=False, antialias=False)
+    expected = tower(pixel_values=(pixels - 0.5) / 0.5).last_hidden_state
+    torch.testing.assert_close(model.siglip_vision(image), expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_siglip_text_is_the_library_tower_under_its_own_padding(model: RSRefSeg) -> None:
+    ids, mask = phrases(model.config)
+    expected = original_text_tower(model.config.siglip, model.siglip_text)(input_ids=ids)
+    words, sentence = model.siglip_text(ids, mask)
+    torch.testing.assert_close(sentence, expected.pooler_output, **CLOSE)
+    torch.testing.assert_close(words[mask], expected.last_hidden_state[mask], **CLOSE)
+    assert not words[~mask].any()
+
+
+@torch.no_grad()
+def test_longest_padding_reads_a_phrase_as_if_it_stood_alone() -> None:
+    model = wakened(build_model(small_config(text_padding="longest"), seed=3))
+    image = pictures(model.config)
+    tower = original_text_tower(model.config.siglip, model.siglip_text)
+    ids, mask = phrases(model.config)
+    words, sentence = model.siglip_text(ids, mask)
+    clip_features = model.siglip_vision(image)
+    sparse, dense = model.attn_prompter(clip_features, words, sentence, mask)
+    for row, count in enumerate(WORDS_PER_PHRASE):
+        length = count + 1  # with the end token
+        alone = tower(input_ids=ids[row : row + 1, :length])
+        torch.testing.assert_close(words[row, :length], alone.last_hidden_state[0], **CLOSE)
+        torch.testing.assert_close(sentence[row], alone.pooler_output[0], **CLOSE)
+        everywhere = torch.ones(1, length, dtype=torch.bool)
+        prompts = model.attn_prompter(clip_features, alone.last_hidden_state, alone.pooler_output, everywhere)
+        torch.testing.assert_close(sparse[row], prompts[0][0], **CLOSE)
+        torch.testing.assert_close(dense[row], prompts[1][0], **CLOSE)
+
+
+@torch.no_grad()
+def test_longest_padding_pools_the_last_place_of_a_full_phrase() -> None:
+    model = wakened(build_model(small_config(text_padding="longest"), seed=3))
+    length = model.config.siglip.text_length
+    ids, mask = phrases(model.config, words=(length - 1,))
+    assert mask.all()
+    alone = original_text_tower(model.config.siglip, model.siglip_text)(input_ids=ids)
+    torch.testing.assert_close(model.siglip_text(ids, mask)[1], alone.pooler_output, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", ["fixed", "longest"])
+@pytest.mark.parametrize("dense_prompt", [True, False])
+def test_a_mask_does_not_depend_on_the_batch(padding: Padding, dense_prompt: bool) -> None:
+    model = wakened(build_model(small_config(text_padding=padding, dense_prompt=dense_prompt), seed=3))
+    image = pictures(model.config)
+    ids, mask = phrases(model.config)
+    together = model(image, ids, mask).mask_logits
+    assert not torch.allclose(together[0], together[1], **CLOSE), "all phrases get one mask: nothing is tested"
+    for row in range(len(ids)):
+        alone = model(image, ids[row : row + 1], mask[row : row + 1]).mask_logits
+        torch.testing.assert_close(together[row : row + 1], alone, **CLOSE)
+
+
+@torch.no_grad()
+def test_prompts_follow_equations_3_and_4(model: RSRefSeg) -> None:
+    """Word by word with the whole (P, L, T, C) tensor, in double precision."""
+    prompter, grid = model.attn_prompter, model.config.siglip.grid_size
+    ids, mask = phrases(model.config)
+    v = model.siglip_vision(pictures(model.config))
+    words, g = model.siglip_text(ids, mask)
+    sparse, dense = prompter(v, words, g, mask)
+
+    v, words, g = v.double(), words.double(), g.double()
+    scale, bias = prompter.logit_scale.double().exp(), prompter.logit_bias.double()
+    unit = v[0] / v[0].norm(dim=-1, keepdim=True)  # (T, C)
+    expected_sparse, expected_dense = [], []
+    for row in range(len(ids)):
+        chosen = words[row, mask[row]]  # (l, C)
+        activation = torch.sigmoid(scale * unit @ (chosen / chosen.norm(dim=-1, keepdim=True)).T + bias)  # (T, l)
+        local = (activation.T[:, :, None] * v[0][None]).mean(dim=0)  # mean over words of A_l * v
+        logits = scale * unit @ (g[row] / g[row].norm()) + bias  # (T,)
+        attended = torch.cat([(v[0] + local) / 2, torch.sigmoid(logits)[:, None] * v[0], v[0]], dim=1)
+        picture = attended.T.reshape(1, -1, grid, grid)
+        features = conv_norm_gelu(picture, prompter.down_channel, stride=1, padding=0)
+        features = features + model.sam_decoder.prompt_encoder.pe_layer((grid, grid)).double()[None]
+        features = conv_norm_gelu(features, prompter.down_spatial[0], stride=2, padding=1)
+        features = conv_norm_gelu(features, prompter.down_spatial[1], stride=2, padding=1)
+        last = prompter.down_spatial[2]
+        features = F.conv2d(features, last.weight.double(), last.bias.double())
+        expected_sparse.append(features[0].flatten(1).T)
+        side = model.config.sam.mask_size
+        coarse = logits.reshape(1, 1, grid, grid)
+        expected_dense.append(F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=False)[0])
+    torch.testing.assert_close(sparse.double(), torch.stack(expected_sparse), **CLOSE)
+    torch.testing.assert_close(dense.double(), torch.stack(expected_dense), **CLOSE)
+
+
+def conv_norm_gelu(x: Tensor, block: nn.Module, stride: int, padding: int) -> Tensor:
+    """The block, spelled out, with running statistics."""
+    conv, norm = block.get_submodule("conv"), block.get_submodule("bn")
+    x = F.conv2d(x, conv.weight.double(), None, stride, padding)
+    mean, variance, weight, bias = (
+        t.double()[:, None, None] for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    x = (x - mean) / torch.sqrt(variance + norm.eps) * weight + bias
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+@torch.no_grad()
+def test_sam_encoder_is_the_original_on_normalised_pixels(model: RSRefSeg) -> None:
+    config = model.config.sam
+    original = ImageEncoderViT(
+        img_size=config.image_size,
+        patch_size=16,
+        embed_dim=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        out_chans=config.prompt_channels,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=config.window_size,
+        global_attn_indexes=config.global_attn_indexes,
+    ).eval()
+    original.load_state_dict(model.sam_encoder.image_encoder.state_dict())
+    image = pictures(model.config, count=2)
+    # As published: scaled to [0, 1], then ImageNet's mean and deviation.
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = (image / 255 - mean[:, None, None]) / deviation[:, None, None]
+    torch.testing.assert_close(model.sam_encoder(image), original(pixels), **CLOSE)
+
+
+def original_decoder(config: SamConfig) -> tuple[PromptEncoder, MaskDecoder]:
+    grid = config.grid_size
+    prompts = PromptEncoder(config.prompt_channels, (grid, grid), (config.image_size,) * 2, mask_in_chans=16)
+    transformer = TwoWayTransformer(2, config.prompt_channels, config.decoder_num_heads, config.decoder_mlp_dim)
+    decoder = MaskDecoder(
+        transformer_dim=config.prompt_channels,
+        transformer=transformer,
+        iou_head_hidden_dim=config.prompt_channels,
+    )
+    return prompts.eval(), decoder.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dense_prompt", [True, False])
+def test_sam_decoder_gives_the_originals_first_mask(dense_prompt: bool) -> None:
+    model = wakened(build_model(small_config(dense_prompt=dense_prompt), seed=3))
+    image = pictures(model.config)
+    ids, mask = phrases(model.config)
+    stages = run_stages(model, image, ids, mask)
+    prompts, decoder = original_decoder(model.config.sam)
+    prompts.load_state_dict(model.sam_decoder.prompt_encoder.state_dict())
+    decoder.load_state_dict(model.sam_decoder.mask_decoder.state_dict())
+    given = stages["mask_prompt"] if dense_prompt else None
+    dense = prompts(points=None, boxes=None, masks=given)[1].expand(len(ids), -1, -1, -1)
+    masks, _ = decoder.predict_masks(stages["image_embedding"], prompts.get_dense_pe(), stages["sparse_prompts"], dense)
+    torch.testing.assert_close(stages["mask_logits"], masks[:, :1], **CLOSE)
+    assert not torch.allclose(masks[:, 0], masks[:, 1], **CLOSE)
+
+
+@torch.no_grad()
+def test_the_dense_prompt_is_optional() -> None:
+    """With it the decoder heeds the coarse logit map, without it not at all."""
+    for dense_prompt in (True, False):
+        model = wakened(build_model(small_config(dense_prompt=dense_prompt), seed=3))
+        stages = run_stages(model, pictures(model.config), *phrases(model.config))
+        other = model.sam_decoder(stages["image_embedding"], stages["sparse_prompts"], -stages["mask_prompt"])
+        assert torch.allclose(stages["mask_logits"], other, **CLOSE) is not dense_prompt
+
+
+@torch.no_grad()
+def test_channel_layer_norm_is_sams_layer_norm() -> None:
+    generator = torch.Generator().manual_seed(0)
+    original = LayerNorm2d(16)
+    original.weight.uniform_(0.5, 1.5, generator=generator)
+    original.bias.uniform_(-0.5, 0.5, generator=generator)
+    x = 3 * torch.randn(2, 16, 5, 4, generator=generator) + 1
+    ours = ChannelLayerNorm(original)
+    torch.testing.assert_close(ours(x), original(x), **CLOSE)
+    assert ours.state_dict().keys() == original.state_dict().keys()
+
+
+def test_no_layer_norm_of_the_overflowing_kind_is_left(model: RSRefSeg) -> None:
+    assert not [name for name, module in model.named_modules() if isinstance(module, LayerNorm2d)]
+
+
+@torch.no_grad()
+def test_each_phrase_is_asked_of_its_own_image(model: RSRefSeg) -> None:
+    images = pictures(model.config, count=2)
+    ids, mask = phrases(model.config)
+    index = torch.tensor([1, 0, 1])
+    together = model(images, ids, mask, index)
+    for row, image in enumerate(index.tolist()):
+        alone = model(images[image : image + 1], ids[row : row + 1], mask[row : row + 1])
+        torch.testing.assert_close(together.mask_logits[row], alone.mask_logits[0], **CLOSE)
+        torch.testing.assert_close(together.mask_prompt[row], alone.mask_prompt[0], **CLOSE)
+
+
+def test_gradients_of_an_image_asked_twice_are_the_same_bits_on_many_threads(model: RSRefSeg) -> None:
+    """Where threads race to add up, two runs of one training part ways."""
+    clip_features = torch.randn(8, 64, 24, requires_grad=True)
+    image_embedding = torch.randn(8, 32, 4, 4, requires_grad=True)
+    ids, mask = phrases(model.config, words=(3,) * 37)  # 37: a share of the threads ends inside an image's phrases
+    index = torch.arange(8).repeat_interleave(5)[:37]
+    seen: set[bytes] = set()
+    torch.set_num_threads(4)
+    for _ in range(20):
+        loss = model.segment(ImageFeatures(clip_features, image_embedding), ids, mask, index).mask_logits.square().sum()
+        gradients = torch.autograd.grad(loss, (clip_features, image_embedding))
+        seen.add(b"".join(gradient.numpy().tobytes() for gradient in gradients))
+    assert len(seen) == 1
+
+
+@torch.no_grad()
+def test_stages_composed_by_their_contracts_are_the_model(model: RSRefSeg) -> None:
+    image = pictures(model.config)
+    ids, mask = phrases(model.config)
+    outputs = run_stages(model, image, ids, mask)
+    whole = model(image, ids, mask)
+    torch.testing.assert_close(outputs["mask_logits"], whole.mask_logits, rtol=0, atol=0)
+    torch.testing.assert_close(outputs["mask_prompt"], whole.mask_prompt, rtol=0, atol=0)
+    for contract in model_contracts(model).values():
+        for spec in contract.outputs:
+            spec.check(outputs[spec.name].numpy())
+
+
+@torch.no_grad()
+def test_the_tiny_preset_runs() -> None:
+    model = build_model(model_config("tiny"))
+    outputs = run_stages(model, pictures(model.config), *phrases(model.config))
+    assert outputs["mask_logits"].shape == (3, 1, 64, 64)
+    assert outputs["sparse_prompts"].shape == (3, 16, 128)
+
+
+def test_a_seed_gives_the_same_weights_and_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    first, second, other = (build_model(small_config(), seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_position_encodings_follow_sams_own(model: RSRefSeg) -> None:
+    fresh = build_model(small_config(), seed=8)
+    gaussian = model.sam_decoder.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    fresh.sam_decoder.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.copy_(gaussian)
+    fresh.refresh_position_encodings()
+    assert torch.equal(fresh.attn_prompter.grid_encoding, model.attn_prompter.grid_encoding)
+    assert torch.equal(fresh.sam_decoder.position_encoding, model.sam_decoder.position_encoding)
+    grid = model.config.sam.grid_size
+    original, _ = original_decoder(model.config.sam)
+    original.pe_layer.positional_encoding_gaussian_matrix.copy_(gaussian)
+    torch.testing.assert_close(model.sam_decoder.position_encoding, original.get_dense_pe(), **CLOSE)
+    assert model.sam_decoder.position_encoding.shape[-2:] == (grid, grid)

@@ -1,0 +1,69 @@
+"""A model file gives its model back, or says in one line why it cannot."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rsrefseg.checkpoints.model_file import load_model, load_tensors, save_model, save_tensors
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.model.model import build_model
+from tests.support.small import small_config
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_model_file_gives_the_model_back(tmp_path: Path) -> None:
+    model = build_model(small_config(), seed=4)
+    save_model(tmp_path / "model.safetensors", model, note="kept")
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert loaded.config == model.config
+    state = loaded.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert load_tensors(tmp_path / "model.safetensors").header["note"] == "kept"
+
+
+def test_a_narrowed_model_file_loads_in_float32(tmp_path: Path) -> None:
+    model = build_model(small_config(), seed=4)
+    save_model(tmp_path / "half.safetensors", model, dtype=torch.float16)
+    assert load_tensors(tmp_path / "half.safetensors").tensors["siglip_text.head.weight"].dtype == torch.float16
+    for name, tensor in load_model(tmp_path / "half.safetensors").state_dict().items():
+        assert tensor.dtype == model.state_dict()[name].dtype
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-6)
+
+
+def test_tensors_can_be_read_by_prefix(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "t.safetensors", {"a.x": torch.ones(2), "b.x": torch.zeros(2)}, {})
+    assert load_tensors(tmp_path / "t.safetensors", prefix="a.").tensors.keys() == {"x"}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "header", "told"),
+    [
+        ({"x": torch.ones(1)}, {"config": small_config().to_dict()}, "misses tensor"),
+        (None, {}, "part of a model"),
+        (None, {"config": {"preset": "small"}}, "configuration"),
+        (None, {"schema_version": 9}, "schema version 9"),
+        (None, {"format": "other"}, "rsrefseg convert"),
+    ],
+)
+def test_what_is_no_model_file_is_refused(tmp_path: Path, tensors: Any, header: dict[str, Any], told: str) -> None:
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, tensors or build_model(small_config()).state_dict(), header)
+    with pytest.raises(BadInputError) as refusal:
+        load_model(path)
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_surplus_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = build_model(small_config())
+    header = {"config": model.config.to_dict()}
+    save_tensors(path, model.state_dict() | {"extra": torch.ones(1)}, header)
+    with pytest.raises(BadInputError, match="extra"):
+        load_model(path)
+    save_tensors(path, model.state_dict() | {"siglip_text.head.bias": torch.ones(3)}, header)
+    with pytest.raises(BadInputError, match=r"siglip_text.head.bias.*\(3,\).*\(24,\)"):
+        load_model(path)

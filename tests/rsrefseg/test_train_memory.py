@@ -1,0 +1,173 @@
+"""Less memory for the same step: gradient checkpointing, accumulation, half precision with its scaler."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rsrefseg.checkpoints.model_file import load_tensors
+from rsrefseg.model.config import SamConfig, SiglipConfig, TransformerConfig
+from rsrefseg.model.lora import add_lora, trainable_parameters
+from rsrefseg.model.model import RSRefSeg, build_model
+from rsrefseg.train import trainer as trainer_module
+from rsrefseg.train.base import BaseWeights, from_file
+from rsrefseg.train.blocks import checkpoint_blocks, transformer_blocks
+from rsrefseg.train.config import LoraSettings, Precision
+from rsrefseg.train.metrics_log import read_metrics
+from rsrefseg.train.schedule import WarmupCosine
+from tests.support.runs import StoppedError, assert_same_run, interrupt_at
+from tests.support.scale import LOSS_TOLERANCE, steady, write_uneven_boxes
+from tests.support.small import small_config, train_small
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def base(small_base: Path) -> BaseWeights:
+    return from_file(small_base)
+
+
+def deep_model(checkpointed: bool) -> RSRefSeg:
+    """Narrow, with eight layers a tower, and adapters with dropout."""
+    tower = TransformerConfig(hidden_size=24, intermediate_size=48, num_hidden_layers=8, num_attention_heads=2)
+    siglip = SiglipConfig(image_size=64, patch_size=8, vision=tower, text=tower, vocab_size=32, text_length=12)
+    sam = SamConfig(
+        image_size=128,
+        embed_dim=24,
+        depth=8,
+        num_heads=2,
+        global_attn_indexes=(3, 7),
+        window_size=3,
+        prompt_channels=32,
+        decoder_mlp_dim=32,
+        decoder_num_heads=2,
+    )
+    model = build_model(small_config(siglip=siglip, sam=sam), seed=3)
+    torch.manual_seed(4)
+    add_lora(model, LoraSettings(rank=4, alpha=4, dropout=0.3))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:  # zero at first, which hides its partner's gradient
+                parameter.normal_(std=0.1)
+    if checkpointed:
+        checkpoint_blocks(model)
+    return model.train()
+
+
+def kept_bytes(work: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What ``work`` gives, and the bytes of all different tensors that it keeps for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = work()
+    return result, sum(kept.values())
+
+
+def loss_of(model: RSRefSeg) -> Tensor:
+    draw = torch.Generator().manual_seed(5)
+    image = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8, generator=draw)
+    ids = torch.randint(2, 32, (3, 12), generator=draw)
+    torch.manual_seed(6)
+    prediction = model(image, ids, torch.ones_like(ids, dtype=torch.bool), torch.tensor([0, 0, 1]))
+    return prediction.mask_logits.square().mean()
+
+
+def test_checkpointing_keeps_little_and_changes_no_bit() -> None:
+    plain, checkpointed = deep_model(False), deep_model(True)
+    assert len(transformer_blocks(plain)) == 24
+    assert plain.state_dict().keys() == checkpointed.state_dict().keys()
+    (left, all_bytes), (right, few_bytes) = (kept_bytes(lambda m=model: loss_of(m)) for model in (plain, checkpointed))
+    assert torch.equal(left, right)
+    assert few_bytes < 0.3 * all_bytes, (few_bytes, all_bytes)
+    left.backward()
+    right.backward()
+    found = {name: parameter.grad for name, parameter in trainable_parameters(checkpointed).items()}
+    for name, parameter in trainable_parameters(plain).items():
+        assert parameter.grad is not None
+        assert torch.equal(found[name], parameter.grad), name
+
+
+def test_a_checkpointed_model_that_only_answers_computes_nothing_twice() -> None:
+    model, plain = deep_model(True).eval(), deep_model(False).eval()
+    with torch.inference_mode():
+        assert torch.equal(loss_of(model), loss_of(plain))
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_a_checkpointed_training_ends_with_the_same_weights(
+    boxes: Path, base: BaseWeights, tmp_path: Path, precision: Precision
+) -> None:
+    for name, on in (("plain", False), ("checkpointed", True)):
+        train_small(boxes, tmp_path / name, base, gradient_checkpointing=on, precision=precision)
+    for file in ("last.safetensors", "best.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "checkpointed" / file).read_bytes()
+    assert json.loads((tmp_path / "checkpointed" / "run.json").read_text())["train"]["gradient_checkpointing"] is True
+
+
+# --- accumulation ---------------------------------------------------------------------------------------------------
+
+
+def fixed_statistics(norm: torch.nn.BatchNorm2d, x: Tensor) -> Tensor:
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False)
+
+
+def losses(run: Path) -> list[float]:
+    return [entry["loss"] for entry in read_metrics(run / "metrics.jsonl") if "loss" in entry]
+
+
+def test_two_accumulated_batches_are_one_large_but_for_batch_statistics(
+    base: BaseWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches hold three or four phrases: each phrase has the same weight. Only batch norm sees the difference."""
+    data = write_uneven_boxes(tmp_path / "data")
+    large, accumulated = steady(batch_size=4), steady(batch_size=2, gradient_accumulation=2)
+    train_small(data, tmp_path / "own_large", base, **large)
+    train_small(data, tmp_path / "own_accumulated", base, **accumulated)
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", fixed_statistics)
+    train_small(data, tmp_path / "large", base, **large)
+    train_small(data, tmp_path / "accumulated", base, **accumulated)
+    assert losses(tmp_path / "accumulated") == pytest.approx(losses(tmp_path / "large"), rel=LOSS_TOLERANCE)
+    assert losses(tmp_path / "own_accumulated") != pytest.approx(losses(tmp_path / "own_large"), rel=LOSS_TOLERANCE)
+
+
+# --- float16 --------------------------------------------------------------------------------------------------------
+
+
+class ScaledOnCpu(trainer_module.Accelerator):
+    """A double for a CUDA device: float32 arithmetic with float16's loss scaler, whose first factors overflow."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=4)
+
+
+def test_a_step_that_overflowed_is_told_counted_and_never_moves_weights(
+    boxes: Path, base: BaseWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "Accelerator", ScaledOnCpu)
+    options: dict[str, Any] = {"warmup_epochs": 0.4, "checkpoint_every_steps": 1, "max_grad_norm": 1.0}
+    run = train_small(boxes, tmp_path / "whole", base, **options).run
+    steps = [entry for entry in read_metrics(run.metrics_path) if "loss" in entry]
+    skipped = [entry["step"] for entry in steps if entry.get("skipped")]
+    assert skipped[0] == 1
+    assert 1 < len(skipped) < 10
+    share = WarmupCosine(warmup_steps=2, total_steps=10, start=0.01, final=0.001)
+    assert [entry["learning_rate"] for entry in steps] == [3e-2 * share(step) for step in range(10)]
+    with pytest.raises(StoppedError):
+        train_small(boxes, tmp_path / "first", base, watcher=interrupt_at(2), **options)
+    start, first = load_tensors(Path(base.path or "")).tensors, load_tensors(tmp_path / "first" / "last.safetensors")
+    name = "attn_prompter.down_channel.conv.weight"
+    assert torch.equal(first.tensors[f"weight.{name}"], start[name])
+    assert first.header["scaler"]["scale"] == 2.0**126
+    train_small(boxes, tmp_path / "first", base, resume=True)
+    assert_same_run(tmp_path / "first", tmp_path / "whole")

@@ -1,0 +1,294 @@
+"""What is trained, by which rates, on which loss and in which batches: the published recipe."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rsrefseg.checkpoints.model_file import load_tensors
+from rsrefseg.data.samples import group_by_image, open_dataset
+from rsrefseg.engines.text import Tokenizer
+from rsrefseg.model.config import model_config
+from rsrefseg.model.lora import add_lora, train_everything, trainable_parameters
+from rsrefseg.model.model import Prediction, RSRefSeg, build_model
+from rsrefseg.train.base import BaseWeights, from_file
+from rsrefseg.train.batches import EpochBatches, TrainingBatches, TrainingImages
+from rsrefseg.train.config import LoraSettings, LossWeights, TrainConfig, from_scratch_config
+from rsrefseg.train.losses import segmentation_loss
+from rsrefseg.train.metrics_log import read_metrics
+from rsrefseg.train.schedule import WarmupCosine
+from tests.support.runs import refused
+from tests.support.small import small_config, small_training, train_small
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def base(small_base: Path) -> BaseWeights:
+    return from_file(small_base)
+
+
+# --- what is trained ------------------------------------------------------------------------------------------------
+
+ADAPTED = {
+    *(f"siglip_vision.encoder.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")),
+    *(f"siglip_text.encoder.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")),
+    "siglip_text.head",
+    *(
+        f"sam_encoder.image_encoder.blocks.{block}.{name}"
+        for block in (0, 1)
+        for name in ("attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")
+    ),
+    "sam_encoder.image_encoder.neck.0",
+    "sam_encoder.image_encoder.neck.2",
+}
+NEVER_REACHED = (
+    "sam_decoder.prompt_encoder.point_embeddings.",
+    "sam_decoder.prompt_encoder.not_a_point_embed.",
+    "sam_decoder.mask_decoder.iou_prediction_head.",
+    *(f"sam_decoder.mask_decoder.output_hypernetworks_mlps.{number}." for number in (1, 2, 3)),
+)
+
+
+@pytest.fixture
+def adapted() -> RSRefSeg:
+    model = build_model(small_config())
+    add_lora(model, LoraSettings(rank=4, alpha=8, dropout=0.0))
+    return model
+
+
+def test_adapters_sit_on_exactly_the_published_modules(adapted: RSRefSeg) -> None:
+    names = {name.rpartition(".lora_A")[0] for name, _ in adapted.named_parameters() if ".lora_A." in name}
+    assert names == ADAPTED
+    scalings = {module.scaling["default"] for module in adapted.modules() if hasattr(module, "lora_A")}
+    assert scalings == {2.0}  # alpha over rank
+
+
+@pytest.mark.parametrize("preset", ["tiny", "b", "l"])
+def test_the_presets_have_the_published_number_of_adapters(preset: str) -> None:
+    config = model_config(preset)
+    model = build_model(config, device="meta")
+    with torch.device("meta"):
+        add_lora(model, LoraSettings())
+    count = sum(".lora_A." in name for name, _ in model.named_parameters())
+    layers = config.siglip.vision.num_hidden_layers + config.siglip.text.num_hidden_layers
+    assert count == 4 * layers + 1 + 4 * config.sam.depth + 2
+
+
+def test_with_lora_adapters_prompter_and_decoder_are_trained_and_nothing_else(adapted: RSRefSeg) -> None:
+    trained = set(trainable_parameters(adapted))
+    expected = {
+        name
+        for name, _ in adapted.named_parameters()
+        if ".lora_" in name or name.startswith(("attn_prompter.", "sam_decoder."))
+    }
+    expected -= {"attn_prompter.logit_scale", "attn_prompter.logit_bias"}
+    expected -= {name for name in expected if name.startswith((*NEVER_REACHED, "sam_decoder.prompt_encoder.no_mask"))}
+    assert trained == expected
+
+
+def test_from_scratch_everything_a_mask_depends_on_is_trained() -> None:
+    model = build_model(small_config())
+    train_everything(model)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert all(name.startswith((*NEVER_REACHED, "sam_decoder.prompt_encoder.no_mask")) for name in frozen)
+    assert model.attn_prompter.logit_scale.requires_grad
+
+
+@pytest.mark.parametrize("dense_prompt", [True, False])
+@pytest.mark.parametrize("from_nothing", [True, False])
+def test_gradients_reach_all_that_is_trained(dense_prompt: bool, from_nothing: bool) -> None:
+    """A trained weight without gradient would break training on several processes; one left out would never learn."""
+    model = build_model(small_config(dense_prompt=dense_prompt))
+    if from_nothing:
+        train_everything(model)
+    else:
+        add_lora(model, LoraSettings(rank=4, alpha=4, dropout=0.0))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".lora_B." in name:  # zero at first, which stops the gradient of its partner
+                    parameter.normal_(std=0.1)
+    side = model.config.sam.image_size
+    ids = torch.randint(2, 32, (2, 12), generator=torch.Generator().manual_seed(0))
+    image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    prediction = model(image, ids, torch.ones_like(ids, dtype=torch.bool))
+    prediction.mask_logits.square().sum().backward()
+    missing = {name for name, parameter in trainable_parameters(model).items() if parameter.grad is None}
+    assert missing == set()
+    extra = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert extra == set(trainable_parameters(model))
+
+
+def test_training_changes_what_is_trained_only(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
+    run = train_small(boxes, tmp_path / "run", base, weight_decay=0.1).run
+    start = load_tensors(Path(base.path or "")).tensors
+    best = load_tensors(run.best_path).tensors
+    assert "attn_prompter.logit_scale" not in best
+    changed = [name for name in best if name in start and not torch.equal(best[name], start[name])]
+    assert "attn_prompter.down_channel.conv.weight" in changed
+    assert "attn_prompter.down_channel.bn.running_mean" in changed
+    assert all(name.startswith(("attn_prompter.", "sam_decoder.")) or ".lora_" in name for name in best)
+
+
+# --- the recipe -----------------------------------------------------------------------------------------------------
+
+
+def test_the_published_recipe_is_the_default() -> None:
+    config = TrainConfig()
+    assert config.lora == LoraSettings(rank=16, alpha=16, dropout=0.1)
+    assert (config.learning_rate, config.weight_decay, config.epochs) == (1e-4, 0.05, 200)
+    assert (config.warmup_epochs, config.warmup_start, config.final_share) == (5, 0.01, 0.001)
+    assert config.loss == LossWeights(bce=5, dice=0, coarse=0)
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
+    share = WarmupCosine(warmup_steps=10, total_steps=110, start=0.01, final=0.001)
+    assert share(0) == 0.01
+    assert share(5) == pytest.approx((0.01 + 1) / 2)
+    assert share(10) == 1
+    assert share(60) == pytest.approx((1 + 0.001) / 2)
+    assert share(85) == pytest.approx(0.001 + 0.999 * (1 + math.cos(0.75 * math.pi)) / 2)
+    assert share(110) == pytest.approx(0.001)
+    assert share(500) == pytest.approx(0.001)
+    assert WarmupCosine(0, 10, 0.01, 0.001)(0) == 1
+    assert WarmupCosine(10, 5, 0.01, 0.001)(4) == pytest.approx(0.01 + 0.99 * 0.4)
+
+
+def test_the_log_tells_the_rates_that_were_used(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
+    run = train_small(boxes, tmp_path / "run", base, warmup_epochs=0.4, learning_rate=0.5e-2).run
+    steps = [entry for entry in read_metrics(run.metrics_path) if "loss" in entry]
+    share = WarmupCosine(warmup_steps=2, total_steps=10, start=0.01, final=0.001)
+    assert [entry["step"] for entry in steps] == list(range(1, 11))
+    assert [entry["epoch"] for entry in steps] == [0] * 5 + [1] * 5
+    assert [entry["learning_rate"] for entry in steps] == [0.5e-2 * share(step) for step in range(10)]
+
+
+def test_the_loss_is_cross_entropy_at_the_images_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 1, 8, 8, generator=generator)
+    truth = (torch.rand(3, 1, 32, 32, generator=generator) > 0.5).float()
+    probability = torch.nn.functional.interpolate(logits, size=(32, 32), mode="bilinear").sigmoid().double()
+    entropy = -(truth * probability.log() + (1 - truth) * (1 - probability).log()).mean()
+    loss = segmentation_loss(Prediction(logits, logits), truth, LossWeights(bce=5.0))
+    assert loss.item() == pytest.approx(5 * entropy.item(), rel=1e-5)
+
+
+def test_dice_and_coarse_terms_are_added_by_weight() -> None:
+    truth = torch.zeros(2, 1, 16, 16)
+    truth[:, :, :8] = 1
+    perfect = torch.where(truth[:, :, ::4, ::4] > 0, 40.0, -40.0)
+    prediction = Prediction(torch.nn.functional.interpolate(perfect, scale_factor=2), perfect)
+
+    def loss(**weights: float) -> float:
+        return segmentation_loss(prediction, truth, LossWeights(**({"bce": 0.0} | weights))).item()
+
+    assert loss(coarse=1.0) == pytest.approx(0, abs=1e-6)
+    # Two of the sixteen rows lie between the halves after upsampling: nearly nothing of the Dice is lost.
+    assert loss(dice=2.0) == pytest.approx(2 * loss(dice=1.0))
+    assert 0 <= loss(dice=1.0) < 0.05
+    wrong = Prediction(-prediction.mask_logits, -perfect)
+    assert segmentation_loss(wrong, truth, LossWeights(bce=0, dice=1)).item() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"checkpoint_every_steps": 0}, "checkpoint_every_steps"),
+        ({"workers": -1}, "workers"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"weight_decay": math.inf}, "weight_decay"),
+        ({"warmup_start": 1.5}, "warmup_start"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], told: str) -> None:
+    with refused(told):
+        TrainConfig(**settings)
+
+
+def test_adapters_and_losses_out_of_range_are_refused() -> None:
+    with refused("rank"):
+        LoraSettings(rank=0)
+    with refused("dropout"):
+        LoraSettings(dropout=1.0)
+    with refused("dice"):
+        LossWeights(dice=-1.0)
+
+
+def test_settings_survive_their_plain_form() -> None:
+    for config in (TrainConfig(), from_scratch_config(seed=3), small_training()):
+        assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with refused("colour"):
+        TrainConfig.from_dict(TrainConfig().to_dict() | {"colour": 1})
+    with refused("loss"):
+        TrainConfig.from_dict({"lora": None})
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
+    batches = EpochBatches(size=10, batch_size=4, seed=1)
+    orders = []
+    for epoch in range(2):
+        batches.epoch = epoch
+        drawn = list(batches)
+        assert [len(batch) for batch in drawn] == [4, 4, 2]
+        assert {draw[1] for batch in drawn for draw in batch} == {epoch}
+        orders.append([draw[0] for batch in drawn for draw in batch])
+        assert sorted(orders[-1]) == list(range(10))
+        batches.first_batch = 1
+        assert list(batches) == drawn[1:]
+        batches.first_batch = 0
+    assert orders[0] != orders[1]
+
+
+def test_several_processes_share_an_epoch() -> None:
+    alone = list(EpochBatches(size=10, batch_size=2, seed=1))
+    shares = [list(EpochBatches(10, 2, seed=1, process=process, processes=3)) for process in range(3)]
+    assert [len(share) for share in shares] == [2, 2, 2]
+    taken = [share[round_] for round_ in range(2) for share in shares]
+    assert taken[:5] == alone
+    assert taken[5] == alone[0]  # the round is filled up from the start
+    resumed = EpochBatches(10, 2, seed=1, process=2, processes=3)
+    resumed.first_batch = 1
+    assert list(resumed) == shares[2][1:]
+
+
+def test_phrases_are_drawn_anew_in_each_epoch_and_keep_their_truth(boxes: Path) -> None:
+    groups = group_by_image(open_dataset(boxes).split("train"))
+    images = TrainingImages(groups, 64, phrases_per_image=1, seed=0, on_size_mismatch="refuse")
+    seen = {images[(0, epoch)].phrases[0] for epoch in range(12)}
+    assert seen == {sample.phrase for sample in groups[0]}
+    for epoch in range(4):
+        example = images[(0, epoch)]
+        assert example.phrases == images[(0, epoch)].phrases
+        sample = next(sample for sample in groups[0] if sample.phrase == example.phrases[0])
+        assert example.truth.shape == (1, 64, 64)
+        assert example.truth.float().mean().item() == pytest.approx(sample.mask().mean(), rel=0.15)
+
+
+def test_a_batch_knows_which_phrase_belongs_to_which_image(boxes: Path, small_base: Path) -> None:
+    groups = group_by_image(open_dataset(boxes).split("train"))
+    groups = (groups[0][:1], *groups[1:])  # one image with a single phrase
+    images = TrainingImages(groups, 64, phrases_per_image=4, seed=0, on_size_mismatch="refuse")
+    tokenizer = Tokenizer(small_base.with_name("tokenizer.json"), length=12)
+    for batch, draws in zip(
+        TrainingBatches(images, EpochBatches(10, 3, seed=0), tokenizer, 0), EpochBatches(10, 3, seed=0), strict=True
+    ):
+        examples = [images[draw] for draw in draws]
+        phrases = [phrase for example in examples for phrase in example.phrases]
+        owners = [number for number, example in enumerate(examples) for _ in example.phrases]
+        assert batch.image_index.tolist() == owners
+        assert np.array_equal(batch.input_ids.numpy(), tokenizer.encode(phrases).input_ids)
+        assert batch.truth.shape == (len(phrases), 1, 64, 64)
+        assert set(batch.truth.unique().tolist()) <= {0.0, 1.0}

@@ -1,0 +1,203 @@
+"""The commands that bring weights in: train --sam --siglip, convert, export --random-weights, and what they say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rsrefseg.checkpoints.imported_run import made_scenes
+from rsrefseg.checkpoints.model_file import is_random, load_model
+from rsrefseg.engines.bundle.bundle import Bundle
+from rsrefseg.engines.bundle.manifest import RANDOM_WEIGHTS_NOTE
+from rsrefseg.engines.errors import RSRefSegError
+from rsrefseg.export import export as bundle_module
+from rsrefseg.model import config as config_module
+from rsrefseg.model.config import ModelConfig
+from rsrefseg.model.tokenizer import write_word_tokenizer
+from rsrefseg.train import command as command_module
+from tests.support.commands import assert_refused, run_here
+from tests.support.export_jobs import Shortcut
+from tests.support.upstream import PHRASES, PublicRSRefSeg, brought_config, segment_anything_sam, write_siglip_folder
+
+Capture = pytest.CaptureFixture[str]
+# Room for the words of the rendered scenes, in the vocabulary and in a phrase.
+CONFIG = replace(brought_config(), siglip=replace(brought_config().siglip, vocab_size=200, text_length=24))
+TRAIN = ("--epochs", "1", "--warmup-epochs", "0", "--precision", "fp32", "--rank", "4")
+
+
+@pytest.fixture(autouse=True)
+def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every preset is the small model."""
+    torch.set_num_threads(1)
+
+    def small(preset: str) -> ModelConfig:
+        return CONFIG
+
+    for module in (config_module, command_module, bundle_module):
+        monkeypatch.setattr(module, "model_config", small)
+    monkeypatch.delenv("RSREFSEG_BUNDLE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a public checkpoint, the run made of it and the bundle exported from that. Not to be changed."""
+    from rsrefseg.checkpoints.convert import ConvertRequest, convert_checkpoint
+
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("converted")
+    torch.save({"module": PublicRSRefSeg(CONFIG).state_dict()}, root / "public.pth")
+    phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
+    write_word_tokenizer(root / "tokenizer.json", [*PHRASES, *phrases], CONFIG.siglip.vocab_size)
+    convert_checkpoint(ConvertRequest(root / "public.pth", root / "run", CONFIG, root / "tokenizer.json"))
+    bundle_module.export_run(root / "run", root / "bundle")
+    return root
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a user stands, with SAM's file and SigLIP's folder."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(segment_anything_sam(CONFIG).state_dict(), "sam.pth")
+    write_siglip_folder(tmp_path / "siglip", CONFIG)
+    return tmp_path
+
+
+def test_a_run_on_public_files_records_them_and_merges(files: Path, boxes: Path, capsys: Capture) -> None:
+    given = ("train", "--data", boxes, "--sam", "sam.pth", "--siglip", "siglip", "--out", "run", *TRAIN)
+    ran = run_here(capsys, *given)
+    assert ran.code == 0, ran.err
+    assert "note: 'siglip': left out what RSRefSeg does not use: vision_model.head." in ran.err
+    base = json.loads(Path("run/run.json").read_text())["base"]
+    assert base["kind"] == "files"
+    assert base["files"]["sam"]["path"] == str(files / "sam.pth")
+    assert len(base["files"]["siglip"]["sha256"]) == 64
+    assert Path("run/tokenizer.json").read_bytes() == Path("siglip/tokenizer.json").read_bytes()
+
+    assert run_here(capsys, "merge", "run").code == 0
+    merged, published = load_model(Path("run/merged.safetensors")).state_dict(), load_file("siglip/model.safetensors")
+    untouched = "encoder.layers.0.mlp.fc1.weight"  # no adapter there
+    assert torch.equal(merged[f"siglip_text.{untouched}"], published[f"text_model.{untouched}"])
+    assert not is_random(Path("run/merged.safetensors"))
+
+    # Going on needs no naming of the files: the run knows them. Another file under their name is refused.
+    resumed = run_here(capsys, "train", "--data", boxes, "--out", "run", "--resume", "--preset", "b")
+    assert resumed.code == 0, resumed.err
+    torch.save(segment_anything_sam(CONFIG, seed=9).state_dict(), "sam.pth")
+    assert_refused(run_here(capsys, "merge", "run"), "sam.pth", "SHA-256 differs")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--sam", "sam.pth"), "--sam and --siglip go together"),
+        (("--siglip", "siglip"), "--sam and --siglip go together"),
+        (("--sam", "sam.pth", "--siglip", "siglip", "--from-scratch"), "--from-scratch and --sam and --siglip"),
+        (("--random-weights", "--base", "x.safetensors"), "--base and --random-weights contradict each other"),
+        (("--sam", "none.pth", "--siglip", "siglip"), "'none.pth' does not exist"),
+        (("--sam", "siglip", "--siglip", "siglip"), "'siglip' is no SAM checkpoint"),
+        (("--sam", "sam.pth", "--siglip", "sam.pth"), "'sam.pth' is no folder"),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_refused_at_once(
+    files: Path, boxes: Path, capsys: Capture, options: tuple[str, ...], told: str
+) -> None:
+    assert_refused(run_here(capsys, "train", "--data", boxes, "--out", "run", *options, *TRAIN), told)
+    assert not Path("run/run.json").exists()
+
+
+def test_random_weights_are_said_and_stamped_from_training_on(files: Path, boxes: Path, capsys: Capture) -> None:
+    ran = run_here(capsys, "train", "--data", boxes, "--random-weights", "--out", "run", *TRAIN)
+    assert ran.code == 0, ran.err
+    assert "weights are random" in ran.err
+    assert run_here(capsys, "merge", "run").code == 0
+    assert is_random(Path("run/merged.safetensors"))
+
+
+def test_convert_says_what_it_took_and_what_it_left(
+    converted: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("convert", converted / "public.pth", "--out", tmp_path / "run", "--preset", "b")
+    assert_refused(run_here(capsys, *given), "brings no tokenizer", "--tokenizer")
+    ran = run_here(capsys, *given, "--tokenizer", converted / "tokenizer.json")
+    assert ran.code == 0, ran.err
+    assert "19 LoRA adapters folded" in ran.out
+    assert "note: " in ran.out
+    assert "clip_vision_encoder.model.head." in ran.out
+    assert_refused(run_here(capsys, *given, "--tokenizer", converted / "tokenizer.json"), "is not empty")
+    document = run_here(capsys, *given[:3], tmp_path / "other", "--preset", "b", "--tokenizer", converted, "--json")
+    assert json.loads(document.out)["adapters"] == 19
+    assert_refused(run_here(capsys, "merge", tmp_path / "run"), "merged already: export it as it is")
+    assert_refused(run_here(capsys, "eval", "--data", tmp_path, "--run", tmp_path / "run"))
+
+
+def test_a_converted_run_is_exported_with_proof(converted: Path, capsys: Capture) -> None:
+    manifest = Bundle.open(converted / "bundle").manifest
+    assert manifest.text.padding == "longest"
+    assert not manifest.provenance.random_weights
+    assert manifest.provenance.notes == ()
+    ran = run_here(capsys, "parity", "--bundle", converted / "bundle")
+    assert ran.code == 0, ran.out
+    assert ran.result["notes"] == []
+
+
+def test_a_converted_model_is_a_base(converted: Path, boxes: Path, tmp_path: Path, capsys: Capture) -> None:
+    base = converted / "run" / "merged.safetensors"
+    given = ("train", "--data", boxes, "--base", base, "--out", tmp_path / "run", "--text-padding", "longest", *TRAIN)
+    assert run_here(capsys, *given).code == 0
+
+
+def test_a_bundle_of_random_weights_says_so_at_every_use(
+    converted: Path, boxes: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The graphs are the converted model's; what is looked at here is the stamp.
+    monkeypatch.setattr(bundle_module, "export_graph", Shortcut(converted / "bundle"))
+    ran = run_here(capsys, "export", "--random-weights", "b")
+    assert ran.code == 0, ran.err
+    assert is_random(Path("runs/001/merged.safetensors"))
+    assert Bundle.open(Path("bundle")).manifest.provenance.random_weights
+    image = next(boxes.rglob("*.jpg"))
+    phrase = made_scenes()[0].referrals[0].phrase
+    assert RANDOM_WEIGHTS_NOTE in run_here(capsys, "infer", image, phrase).out
+    assert run_here(capsys, "infer", image, phrase, "--json").result["notes"] == [RANDOM_WEIGHTS_NOTE]
+    checked = run_here(capsys, "parity")
+    assert RANDOM_WEIGHTS_NOTE in checked.out
+    measured = run_here(capsys, "bench", "--rounds", "3", "--backends", "onnxruntime")
+    assert measured.code == 1, "the converted model answers otherwise than the random one"
+    assert "answered otherwise" in measured.err
+    assert RANDOM_WEIGHTS_NOTE in measured.out
+    assert RANDOM_WEIGHTS_NOTE in measured.err
+    write_word_tokenizer(Path("runs/001/tokenizer.json"), PHRASES, CONFIG.siglip.vocab_size)
+    scored = run_here(capsys, "eval", "--data", boxes, "--split", "val", "--run", "runs/001")
+    assert "random weights" in scored.out
+
+
+def test_random_weights_of_no_preset_are_refused(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the real presets
+    assert_refused(run_here(capsys, "export", "--random-weights", "xl", "--out", tmp_path / "b"), "unknown preset 'xl'")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_half_made_run_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rsrefseg.checkpoints import imported_run as brought_run
+    from rsrefseg.checkpoints import random_run
+
+    def refuse(*arguments: Any, **header: Any) -> None:
+        raise RSRefSegError("the disk is full")
+
+    monkeypatch.setattr(brought_run, "save_model", refuse)
+    with pytest.raises(RSRefSegError):
+        random_run.make_random_run(tmp_path / "run", CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_safetensors_of_sam_are_taken_by_the_command(files: Path, boxes: Path, capsys: Capture) -> None:
+    save_file(segment_anything_sam(CONFIG).state_dict(), "sam.safetensors")
+    given = ("--sam", "sam.safetensors", "--siglip", "siglip", "--out", "run", "--no-dense-prompt", *TRAIN)
+    assert run_here(capsys, "train", "--data", boxes, *given).code == 0

@@ -1,0 +1,271 @@
+"""SAM's and SigLIP's published files become the towers of our model, tensor for tensor, or are refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rsrefseg.checkpoints.key_matching import Matches, fill
+from rsrefseg.checkpoints.public_files import check_public_files, pin_public_files, weights_digest
+from rsrefseg.checkpoints.sam_file import match_sam
+from rsrefseg.checkpoints.siglip_folder import match_siglip
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.model.model import RSRefSeg, build_model
+from tests.support.upstream import brought_config, port_sam, segment_anything_sam, siglip_model, write_siglip_folder
+
+CONFIG = brought_config()
+Change = Callable[[dict[str, torch.Tensor]], Any]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All files, not to be changed."""
+    root = tmp_path_factory.mktemp("brought")
+    torch.save(segment_anything_sam(CONFIG).state_dict(), root / "sam.pth")
+    save_file(segment_anything_sam(CONFIG).state_dict(), root / "sam.safetensors")
+    port_sam(CONFIG).save_pretrained(root / "port")
+    write_siglip_folder(root / "siglip", CONFIG)
+    return root
+
+
+def sam_model(path: Path) -> RSRefSeg:
+    model = build_model(CONFIG)
+    fill(model, match_sam(path, CONFIG, model.state_dict()))
+    model.refresh_position_encodings()
+    return model
+
+
+def siglip_matches(path: Path) -> Matches:
+    return match_siglip(path, CONFIG, build_model(CONFIG, device="meta").state_dict())
+
+
+@pytest.mark.parametrize("name", ["sam.pth", "sam.safetensors"])
+def test_segment_anything_names_are_taken_as_they_are(folder: Path, name: str) -> None:
+    model = sam_model(folder / name).state_dict()
+    stages = {"image_encoder": "sam_encoder.", "prompt_encoder": "sam_decoder.", "mask_decoder": "sam_decoder."}
+    published = segment_anything_sam(CONFIG).state_dict()
+    for theirs, tensor in published.items():
+        assert torch.equal(model[stages[theirs.partition(".")[0]] + theirs], tensor), theirs
+    ours = [name for name in model if name.startswith("sam_") and name != "sam_decoder.position_encoding"]
+    assert len(ours) == len(published)
+
+
+@pytest.mark.parametrize("name", ["port", "port/model.safetensors"])
+@torch.no_grad()
+def test_the_hugging_face_port_gives_the_same_sam(folder: Path, name: str) -> None:
+    """Through every part, those that RSRefSeg does not use too: a mix-up of two tensors would show in an output."""
+    model, port = sam_model(folder / name), port_sam(CONFIG)
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randn(1, 3, 64, 64, generator=generator)
+    embedding = model.sam_encoder.image_encoder(pixels)
+    expected = port.vision_encoder(pixels).last_hidden_state
+    assert (embedding - expected).abs().max() < 1e-4 * expected.abs().max()  # float32 sums in another order
+
+    points, labels = torch.tensor([[[10.0, 20.0], [30.0, 5.0]]]), torch.tensor([[1, 0]])
+    boxes, mask = torch.tensor([[4.0, 8.0, 30.0, 40.0]]), torch.randn(1, 1, 16, 16, generator=generator)
+    ours, theirs = model.sam_decoder.prompt_encoder, port.prompt_encoder
+    for prompts in ({"points": True}, {"boxes": True}, {"mask": True}):
+        sparse, dense = ours(
+            points=(points, labels) if "points" in prompts else None,
+            boxes=boxes if "boxes" in prompts else None,
+            masks=mask if "mask" in prompts else None,
+        )
+        port_sparse, port_dense = theirs(
+            input_points=points[:, None] if "points" in prompts else None,
+            input_labels=labels[:, None] if "points" in prompts else None,
+            input_boxes=boxes[:, None] if "boxes" in prompts else None,
+            input_masks=mask if "mask" in prompts else None,
+        )
+        assert torch.allclose(dense, port_dense, atol=1e-5)
+        if port_sparse is not None:
+            assert torch.allclose(sparse, port_sparse[0], atol=1e-5)
+            prompt_tokens = sparse
+    encoding = port.get_image_wide_positional_embeddings()
+    assert torch.allclose(model.sam_decoder.position_encoding, encoding, atol=1e-5)
+    masks, quality = model.sam_decoder.mask_decoder.predict_masks(
+        embedding, model.sam_decoder.position_encoding, prompt_tokens, dense
+    )
+    arguments = {"sparse_prompt_embeddings": prompt_tokens[None], "dense_prompt_embeddings": dense}
+    # The port's decoder norms have another epsilon, which moves logits by some 5e-5 of their maximum.
+    for multimask, kept in ((True, slice(1, None)), (False, slice(0, 1))):
+        port_masks, port_quality = port.mask_decoder(embedding, encoding, multimask_output=multimask, **arguments)[:2]
+        assert torch.allclose(masks[:, kept], port_masks[0], atol=1e-4 * float(masks.abs().max()))
+        assert torch.allclose(quality[:, kept], port_quality[0], atol=1e-5)
+
+
+def test_a_port_with_one_or_both_names_of_its_encoding_is_the_same(folder: Path, tmp_path: Path) -> None:
+    state = dict(port_sam(CONFIG).state_dict())
+    names = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding")
+    expected = sam_model(folder / "port").state_dict()
+    for left_out in (None, *names):
+        path = tmp_path / "one.safetensors"
+        save_file({name: tensor.clone() for name, tensor in state.items() if name != left_out}, path)
+        found = sam_model(path).state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected if name.startswith("sam_"))
+    save_file(state | {names[1]: state[names[1]] + 1}, tmp_path / "two.safetensors")
+    with pytest.raises(BadInputError, match="differ"):
+        sam_model(tmp_path / "two.safetensors")
+
+
+def test_siglip_is_taken_tensor_for_tensor_and_says_what_it_leaves_out(folder: Path) -> None:
+    model = build_model(CONFIG)
+    matches = match_siglip(folder / "siglip", CONFIG, model.state_dict())
+    fill(model, matches)
+    published, ours = siglip_model(CONFIG).state_dict(), model.state_dict()
+    names = {"text_model": "siglip_text", "vision_model": "siglip_vision"}
+    for theirs, tensor in published.items():
+        tower, _, rest = theirs.partition(".")
+        if theirs.startswith("vision_model.head."):
+            assert theirs in matches.dropped
+        else:
+            assert torch.equal(ours[f"{names[tower]}.{rest}" if rest else f"attn_prompter.{theirs}"], tensor), theirs
+    assert len(matches.pairs) + len(matches.dropped) == len(published)
+    assert len(matches.notes) == 1
+    assert "vision_model.head.attention" in matches.notes[0]
+
+
+@torch.no_grad()
+def test_loaded_towers_compute_what_transformers_computes(folder: Path) -> None:
+    base = pin_public_files(folder / "sam.pth", folder / "siglip")
+    model, published = base.build(CONFIG, seed=0), siglip_model(CONFIG)
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[3, 4, 5, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
+    features = model.siglip_vision.encoder(inputs_embeds=model.siglip_vision.embeddings(pixels)).last_hidden_state
+    expected = published.vision_model(pixels).last_hidden_state
+    assert torch.allclose(model.siglip_vision.post_layernorm(features), expected, atol=1e-5)
+    _, sentence = model.siglip_text(ids, torch.ones_like(ids, dtype=torch.bool))
+    assert torch.allclose(sentence, published.text_model(ids).pooler_output, atol=1e-5)
+
+
+def test_the_two_files_are_pinned_and_rebuilt_alike(folder: Path, tmp_path: Path) -> None:
+    siglip = Path(shutil.copytree(folder / "siglip", tmp_path / "siglip"))
+    base = pin_public_files(folder / "sam.pth", siglip)
+    first, second = base.build(CONFIG, seed=3).state_dict(), type(base).from_dict(base.to_dict()).build(CONFIG, seed=3)
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.state_dict().items())
+    other = base.build(CONFIG, seed=4).state_dict()
+    different = {name.partition(".")[0] for name in first if not torch.equal(first[name], other[name])}
+    assert different == {"attn_prompter"}, "the seed decides the prompter alone"
+    state = load_file(siglip / "model.safetensors")
+    save_file(state | {"logit_bias": state["logit_bias"] + 1}, siglip / "model.safetensors")
+    with pytest.raises(BadInputError, match="SHA-256 differs"):
+        base.build(CONFIG, seed=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_taken_into_float32(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {name: tensor.to(dtype) for name, tensor in segment_anything_sam(CONFIG).state_dict().items()}
+    torch.save(state, tmp_path / "sam.pth")
+    found = sam_model(tmp_path / "sam.pth").state_dict()["sam_encoder.image_encoder.pos_embed"]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, state["image_encoder.pos_embed"].float())
+
+
+def test_sharded_and_pickled_folders_are_the_same(folder: Path, tmp_path: Path) -> None:
+    expected = {pair.name: pair.tensor for pair in siglip_matches(folder / "siglip").pairs}
+    state = load_file(folder / "siglip" / "model.safetensors")
+    names = sorted(state)
+    for kind in ("sharded", "pickled", "sharded-pickled"):
+        target = tmp_path / kind
+        target.mkdir()
+        shutil.copy(folder / "siglip" / "config.json", target)
+        if kind == "pickled":
+            torch.save(state, target / "pytorch_model.bin")
+        else:
+            suffix = "safetensors" if kind == "sharded" else "bin"
+            shards = {f"a.{suffix}": names[::2], f"b.{suffix}": names[1::2]}
+            for shard, held in shards.items():
+                part = {name: state[name] for name in held}
+                save_file(part, target / shard) if kind == "sharded" else torch.save(part, target / shard)
+            home = {name: shard for shard, held in shards.items() for name in held}
+            index = "model.safetensors" if kind == "sharded" else "pytorch_model.bin"
+            (target / f"{index}.index.json").write_text(json.dumps({"weight_map": home}))
+        found = {pair.name: pair.tensor for pair in siglip_matches(target).pairs}
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    (target / "b.bin").unlink()
+    with pytest.raises(BadInputError, match=r"lacks 'b\.bin'"):
+        siglip_matches(target)
+    digests = {weights_digest(tmp_path / kind) for kind in ("sharded", "pickled")}
+    assert len(digests) == 2
+
+
+def rename(state: dict[str, torch.Tensor]) -> None:
+    state["image_encoder.extra"] = state["image_encoder.pos_embed"]
+
+
+CHANGES: dict[str, tuple[Change, str]] = {
+    "missing": (lambda state: state.pop("image_encoder.neck.2.weight"), r"misses tensor 'image_encoder\.neck\.2"),
+    "surplus": (rename, r"unknown tensor 'image_encoder\.extra'"),
+    "misshapen": (
+        lambda state: state.update({"image_encoder.pos_embed": torch.zeros(1, 4, 4, 25)}),
+        r"'image_encoder\.pos_embed' has shape \(1, 4, 4, 25\)",
+    ),
+    "integers": (
+        lambda state: state.update({"mask_decoder.iou_token.weight": torch.zeros(1, 32, dtype=torch.int8)}),
+        r"'mask_decoder\.iou_token\.weight' is int8",
+    ),
+    "not finite": (lambda state: state["mask_decoder.iou_token.weight"].fill_(torch.nan), "not finite"),
+    "nothing of SAM": (
+        lambda state: [state.pop(name) for name in list(state) if name.startswith("image_encoder.")],
+        "no SAM checkpoint",
+    ),
+    "one block less": (
+        lambda state: [state.pop(name) for name in list(state) if ".blocks.1." in name],
+        "misses tensor .* more",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Path, change: str) -> None:
+    state = dict(segment_anything_sam(CONFIG).state_dict())
+    CHANGES[change][0](state)
+    torch.save(state, tmp_path / "sam.pth")
+    with pytest.raises(BadInputError, match=CHANGES[change][1]) as refusal:
+        sam_model(tmp_path / "sam.pth")
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("vision_config", "num_attention_heads", 4),
+        ("vision_config", "patch_size", 4),
+        ("vision_config", "hidden_act", "gelu"),
+        ("text_config", "num_attention_heads", 1),
+        ("text_config", "layer_norm_eps", 1e-5),
+        ("text_config", "vocab_size", 64),
+    ],
+)
+def test_a_siglip_of_another_configuration_is_refused_by_name(
+    folder: Path, tmp_path: Path, part: str, field: str, value: Any
+) -> None:
+    """Some of these no tensor shows."""
+    target = Path(shutil.copytree(folder / "siglip", tmp_path / "siglip"))
+    config = json.loads((target / "config.json").read_text())
+    config[part][field] = value
+    (target / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInputError, match=f"{part}.{field} is {value!r}"):
+        siglip_matches(target)
+
+
+def test_files_are_checked_before_any_model_is_built(folder: Path) -> None:
+    notes = check_public_files(CONFIG, folder / "sam.pth", folder / "siglip")
+    assert len(notes) == 1
+    with pytest.raises(BadInputError, match="is no folder"):
+        check_public_files(CONFIG, folder / "sam.pth", folder / "siglip" / "model.safetensors")
+    with pytest.raises(BadInputError, match="no SAM checkpoint"):
+        check_public_files(CONFIG, folder / "siglip", folder / "siglip")
+    with pytest.raises(BadInputError, match="does not exist"):
+        pin_public_files(folder / "none.pth", folder / "siglip")

@@ -1,0 +1,199 @@
+"""Weights by their name on the hub: from the local cache as it really lies there, quickly refused where it does not."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from rsrefseg.checkpoints.hub import folder_of
+from rsrefseg.checkpoints.sam_file import SAM_FILES
+from rsrefseg.checkpoints.siglip_folder import SIGLIP_FILES
+from rsrefseg.engines.errors import MissingPartError
+from rsrefseg.train import command as command_module
+from tests.support import ROOT
+from tests.support.commands import assert_refused, run_here
+from tests.support.runs import refused
+from tests.support.upstream import brought_config, port_sam, write_siglip_folder
+
+SIGLIP, SAM = "made/siglip-small", "made/sam-small"
+CONFIG = brought_config()
+Capture = pytest.CaptureFixture[str]
+
+
+def put_in_cache(cache: Path, name: str, folder: Path) -> Path:
+    """As the hub's own client stores a model: blobs by digest, a snapshot of links to them, a reference to it."""
+    root = cache / f"models--{name.replace('/', '--')}"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = root / "snapshots" / commit
+    for made in (root / "blobs", root / "refs", snapshot):
+        made.mkdir(parents=True)
+    (root / "refs" / "main").write_text(commit)
+    for file in folder.iterdir():
+        blob = root / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", blob.name))
+    return snapshot
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``$HF_HOME`` whose cache holds a small SigLIP and a small SAM. Not to be changed."""
+    root = tmp_path_factory.mktemp("home")
+    write_siglip_folder(root / "siglip", CONFIG)
+    port_sam(CONFIG).save_pretrained(root / "sam")
+    put_in_cache(root / "hub", SIGLIP, root / "siglip")
+    put_in_cache(root / "hub", SAM, root / "sam")
+    return root
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """An address that refuses every connection."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def place(home: Path, nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a user stands: that cache, no network, every preset the small model."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    monkeypatch.setattr(command_module, "model_config", lambda preset: CONFIG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_run_takes_both_models_by_name_and_remembers_where_they_lie(
+    place: Path, home: Path, boxes: Path, capsys: Capture
+) -> None:
+    given = ("--sam", SAM, "--siglip", SIGLIP, "--out", "run", "--epochs", "1", "--rank", "2", "--precision", "fp32")
+    ran = run_here(capsys, "train", "--data", boxes, *given)
+    assert ran.code == 0, ran.err
+    files = json.loads(Path("run/run.json").read_text())["base"]["files"]
+    assert files["siglip"]["path"].startswith(str(home / "hub" / "models--made--siglip-small" / "snapshots"))
+    assert Path("run/tokenizer.json").read_bytes() == (home / "siglip" / "tokenizer.json").read_bytes()
+    assert run_here(capsys, "merge", "run").code == 0
+
+
+def test_the_cache_is_found_where_the_environment_says(home: Path, nowhere: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from rsrefseg.weights.hub import folder_of;"
+        "print(folder_of(Path(sys.argv[1]), [['config.json'], ['model.safetensors']], print))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE"))}
+    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": nowhere, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, SIGLIP], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert Path(ran.stdout.strip()).parent.parent.name == "models--made--siglip-small"
+
+
+def test_what_is_not_cached_is_refused_quickly_with_both_ways_out(place: Path, boxes: Path, capsys: Capture) -> None:
+    given = ("train", "--data", boxes, "--sam", SAM, "--out", "run", "--siglip", "made/other")
+    started = time.monotonic()
+    ran = run_here(capsys, *given)
+    assert time.monotonic() - started < 5
+    told = ("'made/other'", "not in the cache", "does not answer", "give a path", "hf download made/other")
+    assert_refused(ran, *told)
+    assert not Path("run/run.json").exists()
+
+
+def test_offline_by_choice_nobody_is_asked(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with refused("'made/other'", "HF_HUB_OFFLINE", "give a path", kind=MissingPartError):
+        folder_of(Path("made/other"), SIGLIP_FILES, print)
+    assert folder_of(Path(SIGLIP), SIGLIP_FILES, print).is_dir()
+
+
+def test_a_cache_that_lacks_a_file_is_no_model(
+    place: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "only_config"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((home / "siglip" / "config.json").read_bytes())
+    put_in_cache(tmp_path / "hub", SIGLIP, folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with refused(SIGLIP, "the cache lacks its model.safetensors", kind=MissingPartError):
+        folder_of(Path(SIGLIP), SIGLIP_FILES, print)
+
+
+@pytest.mark.parametrize(
+    "path", ["siglip", "a/b/c", "./siglip", "/made/siglip-small", "made/sam.pth", "weights/siglip", "made/..", "made/"]
+)
+def test_what_is_no_name_stays_a_path(place: Path, path: str) -> None:
+    Path("weights").mkdir()
+    assert folder_of(Path(path), SIGLIP_FILES, print) == Path(path)
+
+
+def test_a_folder_of_that_name_comes_first(place: Path) -> None:
+    Path(SIGLIP).mkdir(parents=True)
+    assert folder_of(Path(SIGLIP), SIGLIP_FILES, print) == Path(SIGLIP)
+
+
+@dataclass
+class HubDouble:
+    """A double for the hub and its network: knows one model's files and notes what is fetched."""
+
+    files: Sequence[str]
+    folder: Path
+    fetched: list[str] = field(default_factory=list)
+
+    def model_info(self, api: Any, name: str, **options: Any) -> Any:
+        assert options["timeout"] <= 10
+        if name != "made/new":
+            response = SimpleNamespace(headers={}, request=None, status_code=404)
+            raise RepositoryNotFoundError("404", response=response)  # type: ignore[arg-type]
+        siblings = [SimpleNamespace(rfilename=name, size=600_000_000) for name in self.files]
+        return SimpleNamespace(sha="1" * 40, siblings=siblings)
+
+    def snapshot_download(self, name: str, *, local_files_only: bool = False, **options: Any) -> str:
+        if local_files_only:
+            raise FileNotFoundError(name)
+        self.fetched += options["allow_patterns"]
+        return str(self.folder)
+
+
+def install(double: HubDouble, monkeypatch: pytest.MonkeyPatch) -> HubDouble:
+    def asked(*given: Any, **options: Any) -> Any:
+        return double.model_info(*given, **options)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", asked)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", double.snapshot_download)
+    return double
+
+
+def test_a_download_is_told_and_takes_only_what_is_needed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ("config.json", "model.safetensors", "pytorch_model.bin", "README.md", "spiece.model", "tokenizer.json")
+    double = install(HubDouble(files, place), monkeypatch)
+    told: list[str] = []
+    assert folder_of(Path("made/new"), SIGLIP_FILES, told.append) == place
+    assert sorted(double.fetched) == ["config.json", "model.safetensors", "spiece.model", "tokenizer.json"]
+    assert told == ["downloading 'made/new' (2.4 GB: config.json, model.safetensors, tokenizer.json, spiece.model)"]
+    double.fetched.clear()
+    folder_of(Path("made/new"), SAM_FILES, told.append)
+    assert double.fetched == ["config.json", "model.safetensors"]
+
+
+def test_a_name_the_hub_does_not_know_or_that_has_no_weights_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double = install(HubDouble(("config.json", "tokenizer.json"), place), monkeypatch)
+    with refused("'made/tpyo'", "no such public model", "check the path or name"):
+        folder_of(Path("made/tpyo"), SIGLIP_FILES, print)
+    with refused("'made/new'", "has no model.safetensors"):
+        folder_of(Path("made/new"), SIGLIP_FILES, print)
+    assert double.fetched == []

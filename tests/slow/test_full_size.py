@@ -1,0 +1,160 @@
+"""RSRefSeg-b and RSRefSeg-l at full size, with random weights: `make test-full`, 20 GB of disk, about 20 minutes.
+
+Times hold for two cores of a server CPU that do nothing else.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsrefseg.engines.bundle.contracts import Stage
+from tests.support.commands import ENTRY
+
+pytestmark = pytest.mark.full_size
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an export at one size may take, and infer after it."""
+
+    export_s: float
+    export_gib: float
+    infer_gib: float
+
+
+# Of the published arithmetic; SAM's encoder less the projections of the tokens that pad its windows (3.2% and 4.5%).
+GFLOP = {
+    "b": {Stage.SIGLIP_VISION: 666, Stage.SIGLIP_TEXT: 53, Stage.SAM_ENCODER: 972 * 0.968, Stage.SAM_DECODER: 4.4},
+    "l": {Stage.SIGLIP_VISION: 666, Stage.SIGLIP_TEXT: 53, Stage.SAM_ENCODER: 2986 * 0.955, Stage.SAM_DECODER: 4.4},
+}
+LIMITS = {"b": Limits(300, 10, 12), "l": Limits(600, 14, 14)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A command that has ended well: its JSON, seconds and the peak of its memory."""
+
+    document: Any
+    wall_s: float
+    peak_gib: float
+
+
+@dataclass(frozen=True)
+class Full:
+    """One size on disk."""
+
+    preset: str
+    folder: Path
+    exporting: Measured
+
+    @property
+    def weights_bytes(self) -> int:
+        return (self.folder / "run" / "merged.safetensors").stat().st_size
+
+
+def measured(folder: Path, *arguments: str) -> Measured:
+    """Run a command with ``--json`` in a process of its own and watch it."""
+    with tempfile.TemporaryFile() as out:
+        start = time.perf_counter()
+        child = subprocess.Popen([sys.executable, "-P", "-c", ENTRY, *arguments, "--json"], cwd=folder, stdout=out)
+        _, status, usage = os.wait4(child.pid, 0)
+        wall_s = time.perf_counter() - start
+        assert os.waitstatus_to_exitcode(status) == 0, arguments
+        out.seek(0)
+        return Measured(json.load(out), wall_s, usage.ru_maxrss * 1024 / GIB)
+
+
+def told(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """Figures are the point of these tests: they go to the terminal whatever pytest catches."""
+    with capsys.disabled():
+        print(f"\n    {text}", flush=True)
+
+
+def size_of(bundle: Path) -> int:
+    return sum(file.stat().st_size for file in bundle.iterdir())
+
+
+@pytest.fixture(scope="module", params=list(LIMITS))
+def full(request: pytest.FixtureRequest) -> Iterator[Full]:
+    """A run of random weights and its bundle, both made by one command; gone when its tests are through."""
+    with tempfile.TemporaryDirectory(prefix="rsrefseg-full-") as name:
+        folder = Path(name)
+        exporting = measured(folder, "export", "run", "--random-weights", request.param, "--out", "bundle")
+        yield Full(request.param, folder, exporting)
+
+
+def test_export_stays_within_its_time_and_memory(full: Full, capsys: pytest.CaptureFixture[str]) -> None:
+    limits, found = LIMITS[full.preset], full.exporting
+    told(
+        capsys, f"-{full.preset} export: {found.wall_s:.0f} s, peak {found.peak_gib:.2f} GiB, weights made and checked"
+    )
+    assert found.wall_s <= limits.export_s
+    assert found.peak_gib <= limits.export_gib
+
+
+def test_the_bundle_is_as_large_as_the_weights(full: Full, capsys: pytest.CaptureFixture[str]) -> None:
+    size = size_of(full.folder / "bundle")
+    told(capsys, f"-{full.preset} bundle: {size / 1e9:.3f} GB, {size / full.weights_bytes - 1:+.1%} of its weights")
+    assert abs(size / full.weights_bytes - 1) <= 0.02
+
+
+def test_operations_counted_from_the_graphs_are_the_published_ones(full: Full) -> None:
+    manifest = json.loads((full.folder / "bundle" / "bundle.json").read_text())
+    for stage, gflop in GFLOP[full.preset].items():
+        assert manifest["stages"][stage]["flops"] / 1e9 == pytest.approx(gflop, rel=0.02)
+
+
+def test_every_stage_and_the_whole_equal_pytorch(full: Full, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured(full.folder, "parity", "--bundle", "bundle")
+    report = found.document
+    assert report["holds"]
+    assert {row["stage"] for row in report["tensors"]} == {stage.value for stage in Stage}
+    worst = max(row["share_of_max"] for row in report["tensors"])
+    logits = report["masks"]["share_of_max"]
+    told(
+        capsys,
+        f"-{full.preset} parity: worst stage {worst:.1e} of its maximum, mask logits {logits:.1e}"
+        f" ({found.wall_s:.0f} s, peak {found.peak_gib:.2f} GiB)",
+    )
+    assert worst <= 1e-4
+    assert logits <= 1e-3
+
+
+def test_infer_answers_within_its_memory(full: Full, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(full.folder / "image.png")
+    found = measured(full.folder, "infer", "image.png", "the building", "the road", "--bundle", "bundle")
+    told(capsys, f"-{full.preset} infer, cold: {found.wall_s:.1f} s, peak {found.peak_gib:.2f} GiB")
+    assert len(found.document["results"]) == 2
+    assert found.peak_gib <= LIMITS[full.preset].infer_gib
+
+
+def test_half_precision_keeps_every_stage_in_half_the_bytes(full: Full, capsys: pytest.CaptureFixture[str]) -> None:
+    exporting = measured(full.folder, "export", "run", "--fp16", "--out", "half")
+    share = size_of(full.folder / "half") / size_of(full.folder / "bundle")
+    report = measured(full.folder, "parity", "--bundle", "half").document
+    worst = {row["output"]: row["relative_l2"] for row in report["tensors"] if row["check"] == "stage"}
+    chained = max(row["relative_l2"] for row in report["tensors"])
+    told(
+        capsys,
+        f"-{full.preset} fp16: export {exporting.wall_s:.0f} s, peak {exporting.peak_gib:.2f} GiB, {share:.1%} of the"
+        f" bytes, worst stage {max(worst.values()):.1e} relative L2, chained {chained:.1e}",
+    )
+    assert report["precision"] == "fp16"
+    assert share <= 0.51
+    assert len(worst) == 7
+    assert all(error <= 1e-2 for error in worst.values())  # null, for a value that is not finite, would fail here
+    assert exporting.peak_gib <= LIMITS[full.preset].export_gib

@@ -1,0 +1,57 @@
+"""Running commands: in this process, or as a user does, in one of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsrefseg import cli
+
+ENTRY = "from rsrefseg.cli import main; main()"  # what the console script runs
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended, what it returned and what it wrote."""
+
+    code: int
+    result: Any
+    out: str
+    err: str
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Ran:
+    """A command in this process."""
+    capsys.readouterr()
+    code, result = cli.run_command([str(argument) for argument in arguments])
+    written = capsys.readouterr()
+    return Ran(code, result, written.out, written.err)
+
+
+def run_alone(
+    *arguments: str | bytes | Path, folder: Path, environment: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, in ``folder``."""
+    command: Sequence[str | bytes | Path] = [sys.executable, "-P", "-c", ENTRY, *arguments]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | (environment or {}), text=True, errors="replace", check=False, **streams
+    )
+
+
+def assert_refused(ran: Ran, *told: str) -> None:
+    """Exit code 2 and one clear line on standard error, nothing else, which holds all of ``told``."""
+    assert ran.code == 2, ran.err
+    assert ran.out == ""
+    assert ran.err.startswith("rsrefseg: ")
+    assert ran.err.endswith("\n")
+    assert ran.err.count("\n") == 1, ran.err
+    assert "Traceback" not in ran.err
+    assert len(ran.err) < 700, "more than anybody reads"
+    for part in told:
+        assert part in ran.err

@@ -1,0 +1,88 @@
+"""A double of OpenVINO's GPU plugin, for machines without an Intel GPU: its CPU plugin under that name.
+
+It takes the properties that the GPU's plugin takes and refuses others. What is asked for in FP16 gets weights that were
+rounded to FP16 and computes in FP32, on which it says that it computes in FP16; sums are not rounded.
+"""
+
+import itertools
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from rsrefseg.engines.openvino.library import CPU, package
+
+PRODUCT = "Intel(R) Double Graphics"
+_KNOWN = {"PERFORMANCE_HINT", "COMPILATION_NUM_THREADS", "INFERENCE_PRECISION_HINT"}
+_HINT = "INFERENCE_PRECISION_HINT"
+
+
+class DeviceType(Enum):
+    """As OpenVINO's own."""
+
+    INTEGRATED = 0
+    DISCRETE = 1
+
+
+class IntelGpuDouble:
+    """An ``openvino.Core`` that sees a GPU.
+
+    Args:
+        core: the real one.
+        folder: for files of rounded weights, which stay mapped.
+
+    Attributes:
+        precisions: what was asked for, model by model.
+        discrete: those of its GPUs that are.
+    """
+
+    def __init__(self, core: Any, folder: Path) -> None:
+        self._core, self._folder = core, folder
+        self._numbers = itertools.count()
+        self.available_devices = [CPU, "GPU"]
+        self.computes_fp16 = True
+        self.discrete: set[str] = set()
+        self.precisions: list[str] = []
+
+    def get_property(self, device: str, name: str) -> Any:
+        """Of a GPU, or of the real CPU."""
+        if device == CPU:
+            return self._core.get_property(device, name)
+        assert device in self.available_devices
+        return {
+            "OPTIMIZATION_CAPABILITIES": ["FP32", "BIN", *(["FP16"] if self.computes_fp16 else [])],
+            "FULL_DEVICE_NAME": PRODUCT,
+            "DEVICE_TYPE": DeviceType.DISCRETE if device in self.discrete else DeviceType.INTEGRATED,
+        }[name]
+
+    def read_model(self, path: Path) -> Any:
+        """A real model."""
+        return self._core.read_model(path)
+
+    def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
+        """A model that says what the GPU's would."""
+        if device == CPU:
+            return self._core.compile_model(model, device, settings)
+        assert device in self.available_devices
+        if unknown := settings.keys() - _KNOWN:
+            raise RuntimeError(f"[GPU] Unsupported property {unknown}")
+        hint = settings[_HINT]
+        self.precisions.append(hint)
+        if hint == "f16":
+            path = self._folder / f"{next(self._numbers)}.xml"
+            package().save_model(model, path, compress_to_fp16=True)
+            model = self._core.read_model(path)
+        return _Compiled(self._core.compile_model(model, CPU, {_HINT: "f32"}), hint)
+
+
+class _Compiled:
+    """The real one, but for the precision that it tells."""
+
+    def __init__(self, model: Any, hint: str) -> None:
+        self._model, self._hint = model, hint
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def get_property(self, name: str) -> Any:
+        """What was asked for, as the GPU's plugin gives it back."""
+        return getattr(package().Type, self._hint) if name == _HINT else self._model.get_property(name)

@@ -1,0 +1,210 @@
+"""The half of the double of TensorRT that loads and runs plans, with ONNX Runtime, in the order of CUDA's streams."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from tests.support.doubles.cuda_double import Access, Operation, RuleBroken
+from tests.support.doubles.tensorrt_building import MAGIC
+from tests.support.doubles.tensorrt_state import fallible, keep_logger, state
+from tests.support.doubles.tensorrt_values import DataType, Dims, ExecutionContextAllocationStrategy, TensorIOMode
+
+_DTYPES = {"uint8": "UINT8", "int64": "INT64", "bool": "BOOL", "float16": "HALF", "float32": "FLOAT"}
+_HEAVY_OPERATORS = {"MatMul", "Gemm", "Conv", "Einsum"}
+
+
+class EngineInspector:
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    @fallible("")
+    def get_engine_information(self, format: Any) -> str:
+        if state().inspector is not None:
+            return state().inspector
+        return json.dumps({"Layers": list(self._engine.layers()), "Bindings": []})
+
+
+class Runtime:
+    @fallible(TypeError)
+    def __init__(self, logger: Any) -> None:
+        keep_logger(logger)
+
+    @fallible(None)
+    def deserialize_cuda_engine(self, serialized_engine: Any) -> Any:
+        data = bytes(serialized_engine)
+        if not data.startswith(MAGIC):
+            raise RuleBroken("these bytes are no plan: the real one would run whatever they are")
+        header, _, graph = data[len(MAGIC) :].partition(b"\n")
+        values = json.loads(header)
+        if values["version"] != state().version:
+            state().refuse(f"the plan was made by {values['version']}, this is {state().version}")
+            return None
+        state().deserialized += 1
+        return ICudaEngine(values, graph)
+
+
+class ICudaEngine:
+    def __init__(self, header: dict[str, Any], graph: bytes) -> None:
+        self.header, self.model = header, onnx.load_from_string(graph)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4
+        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        initializers = {weight.name for weight in self.model.graph.initializer}
+        self.inputs = [spec for spec in self.model.graph.input if spec.name not in initializers]
+        self.tensors = {spec.name: spec for spec in (*self.inputs, *self.model.graph.output)}
+        self.contexts = 0
+        state().alive.add(self)
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.tensors)
+
+    @property
+    @fallible(1 << 40)
+    def device_memory_size_v2(self) -> int:
+        return 1000 + 64 * sum(int(np.prod(high)) for _, _, high in self.header["profile"].values())
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        names = [spec.name for spec in self.inputs]
+        return TensorIOMode.INPUT if name in names else TensorIOMode.OUTPUT
+
+    @fallible(DataType.HALF)
+    def get_tensor_dtype(self, name: str) -> Any:
+        return DataType[_DTYPES[str(self.dtype(name))]]
+
+    @fallible(None)
+    def create_engine_inspector(self) -> Any:
+        return EngineInspector(self)
+
+    @fallible(None)
+    def create_execution_context(self, strategy: Any = ExecutionContextAllocationStrategy.STATIC) -> Any:
+        return IExecutionContext(self, strategy)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.tensors[name].type.tensor_type.elem_type))
+
+    def layers(self) -> Iterator[Any]:
+        """As the inspector of this version writes them."""
+        typed = onnx.shape_inference.infer_shapes(self.model)
+        found = {
+            spec.name: spec.type.tensor_type.elem_type for spec in (*typed.graph.value_info, *self.tensors.values())
+        }
+        found |= {weight.name: weight.data_type for weight in typed.graph.initializer}
+        words = {10: ("Row major linear FP32", "Row major linear FP16 format"), 11: ("Float", "Half")}[state().major]
+        for node in self.model.graph.node:
+            half = found.get(node.input[0]) == onnx.TensorProto.FLOAT16 and self.header["keeps_types"]
+            tensors = [{"Name": name, "Format/Datatype": words[half]} for name in (*node.input, *node.output)]
+            layer = {"Name": node.name or f"{node.op_type}_of_{node.output[0]}", "Inputs": tensors, "Outputs": tensors}
+            kind = "gemm" if node.op_type in _HEAVY_OPERATORS else "kgen"
+            yield layer | {"LayerType": kind} if self.header["detailed"] else layer["Name"]
+
+
+class IExecutionContext:
+    def __init__(self, engine: ICudaEngine, strategy: Any) -> None:
+        self._engine = engine
+        self._user_managed = strategy == ExecutionContextAllocationStrategy.USER_MANAGED
+        self._profile = 0 if engine.contexts == 0 else -1
+        engine.contexts += 1
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._memory: tuple[int, int] | None = None
+        self._changes = 0
+
+    @property
+    def active_optimization_profile(self) -> int:
+        return self._profile
+
+    @fallible(False)
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._profile = profile_index
+        return True
+
+    @fallible(None)  # it gives nothing either way: the logger alone is told
+    def set_device_memory(self, memory: int, size: int) -> None:
+        if memory % 256 or size < self._engine.device_memory_size_v2:
+            state().refuse("the activation memory is not aligned or too small")
+            return
+        self._memory = (memory, size)
+
+    @fallible(False)
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        low, _, high = self._engine.header["profile"][name]
+        fits = len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
+        if self._profile < 0 or not fits:
+            state().refuse(f"{name}: {list(shape)} is outside of the profile {low} to {high}")
+            return False
+        self._changes += self._shapes.get(name) != tuple(shape)
+        self._shapes[name] = tuple(shape)
+        return True
+
+    @fallible(["planted"])
+    def infer_shapes(self) -> list[str]:
+        return [spec.name for spec in self._engine.inputs if spec.name not in self._shapes]
+
+    @fallible(Dims([7]))
+    def get_tensor_shape(self, name: str) -> Any:
+        sizes: dict[str, int] = {}
+        for spec in self._engine.inputs:
+            for dim, size in zip(spec.type.tensor_type.shape.dim, self._shapes.get(spec.name, ()), strict=False):
+                sizes[dim.dim_param] = size
+        dims = self._engine.tensors[name].type.tensor_type.shape.dim
+        return Dims([dim.dim_value if dim.HasField("dim_value") else sizes.get(dim.dim_param, -1) for dim in dims])
+
+    @fallible(False)
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        if name not in self._engine.tensors:
+            state().refuse(f"there is no tensor {name}")
+            return False
+        self._changes += self._addresses.get(name) != memory
+        self._addresses[name] = memory
+        return True
+
+    @fallible(False)
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        if missing := [name for name in self._engine.tensors if name not in self._addresses]:
+            state().refuse(f"no address is set for {missing}")
+            return False
+        if self._user_managed and self._memory is None:
+            state().refuse("no activation memory is set")
+            return False
+        if stream_handle == 0:
+            raise RuleBroken("ran on the default stream")
+        engine, addresses, changes = self._engine, dict(self._addresses), self._changes
+        shapes = {name: tuple(self.get_tensor_shape(name)[:]) for name in engine.tensors}
+        sizes = {name: int(np.prod(shape)) * engine.dtype(name).itemsize for name, shape in shapes.items()}
+        inputs = [spec.name for spec in engine.inputs]
+        outputs = [name for name in engine.tensors if name not in inputs]
+
+        def run() -> None:
+            feeds = {
+                name: state()
+                .cuda.view(addresses[name], sizes[name])
+                .view(engine.dtype(name))
+                .reshape(shapes[name])
+                .copy()
+                for name in inputs
+            }
+            if self._memory is not None:
+                state().cuda.view(*self._memory)[:] = 0xAB
+            for name, result in zip(outputs, engine.session.run(outputs, feeds), strict=True):
+                state().cuda.view(addresses[name], sizes[name])[:] = (
+                    np.ascontiguousarray(result).reshape(-1).view(np.uint8)
+                )
+
+        def unchanged() -> None:
+            if self._changes != changes:
+                raise RuleBroken("a graph was launched whose context has other shapes or addresses by now")
+
+        accesses = [Access(addresses[n], addresses[n] + sizes[n], n in outputs) for n in engine.tensors]
+        if self._memory is not None:
+            accesses.append(Access(self._memory[0], sum(self._memory), True))
+        state().cuda.give(stream_handle, Operation(engine.model.graph.name, run, tuple(accesses), unchanged))
+        return True

@@ -1,0 +1,69 @@
+"""A small trained run and the bundle exported from it, and ways to spoil such a bundle."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from rsrefseg.engines.bundle.bundle import Bundle, file_record
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.export.export import export_run
+from rsrefseg.train.base import from_file
+from rsrefseg.train.config import LossWeights
+from tests.support.small import train_small
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A run trained until its masks are not empty, the bundle of it, and the data set both know."""
+
+    run: Path
+    bundle: Path
+    data: Path
+
+
+def export_small(folder: Path, data: Path, base: Path) -> Exported:
+    torch.set_num_threads(1)  # the same run whoever asks for it first, and quick on a busy machine
+    loss = LossWeights(bce=1.0, dice=1.0, coarse=1.0)
+    run = train_small(
+        data, folder / "runs" / "001", from_file(base), epochs=16, loss=loss, validate_every_epochs=16
+    ).run
+    export_run(run.path, folder / "bundle")
+    return Exported(run.path, folder / "bundle", data)
+
+
+def spoiled_bundle(
+    source: Path, target: Path, stage: Stage, weight: str, change: Callable[[np.ndarray], np.ndarray]
+) -> Path:
+    """A copy of a bundle with one weight of one graph changed and every digest made to fit.
+
+    ``weight`` is the end of the weight's name in PyTorch; the first one that matches is taken. One that export turned
+    around has no name of its own: it is found at the product of its module.
+    """
+    shutil.copytree(source, target)
+    bundle = Bundle.open(target)
+    record = bundle.manifest.stages[stage]
+    path = target / record.graph.name
+    model = onnx.load(path)
+    tensor = _weight(model.graph, weight)
+    changed = change(onnx.numpy_helper.to_array(tensor).copy())
+    tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
+    for data in record.data:
+        (target / data.name).unlink()
+    onnx.save(model, path)  # small enough for one file
+    stages = {**bundle.manifest.stages, stage: replace(record, graph=file_record(path), data=())}
+    Bundle.write_manifest(target, replace(bundle.manifest, stages=stages))
+    return target
+
+
+def _weight(graph: onnx.GraphProto, name: str) -> onnx.TensorProto:
+    by_name = {tensor.name: tensor for tensor in graph.initializer}
+    if found := [tensor for known, tensor in by_name.items() if known.endswith(name)]:
+        return found[0]
+    products = tuple(f"{name.removesuffix('.weight')}/{operator}" for operator in ("MatMul", "Conv", "Gemm"))
+    node = next(node for node in graph.node if node.name.endswith(products))
+    return next(by_name[value] for value in node.input if value in by_name)

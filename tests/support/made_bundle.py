@@ -1,0 +1,203 @@
+"""A real bundle, made by hand: five small ONNX graphs that find the colour a phrase names."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer as FastTokenizer
+
+from rsrefseg.engines.bundle.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundle, file_record
+from rsrefseg.engines.bundle.contracts import Dim, Geometry, Stage, StageContract, TensorSpec, stage_contracts
+from rsrefseg.engines.bundle.manifest import (
+    AttentionRecord,
+    Manifest,
+    Preprocessing,
+    Provenance,
+    StageRecord,
+    TextPolicy,
+    seal,
+)
+from rsrefseg.engines.bundle.reference import ReferenceSample, write_reference
+from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
+from rsrefseg.model.tokenizer import build_word_tokenizer
+
+GEOMETRY = Geometry(
+    image_size=32, clip_tokens=16, clip_channels=6, text_length=64,
+    prompt_tokens=4, prompt_channels=5, embedding_grid=4, mask_grid=16,
+)  # fmt: skip
+CONTRACTS = stage_contracts(GEOMETRY)
+OPSET = 18
+PHRASES = ("the red square", "the green square on the left", "a small blue square", "nothing but a square")
+COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
+
+
+def tokenizer() -> FastTokenizer:
+    return build_word_tokenizer(PHRASES, vocab_size=40)
+
+
+def graphs() -> dict[Stage, tuple[list[onnx.NodeProto], dict[str, np.ndarray]]]:
+    """Nodes and weights of every stage."""
+    random = np.random.default_rng(1)
+    to_six = np.hstack([np.eye(3), -np.eye(3)]).astype(np.float32)
+    table = random.normal(scale=0.01, size=(40, 6)).astype(np.float32)
+    for word, colour in COLOURS.items():
+        bright = np.array(colour, np.float32)
+        table[tokenizer().token_to_id(word)] = np.hstack([bright, 1 - bright]) * 20
+    mix = random.normal(scale=0.01, size=(3, 5)).astype(np.float32)
+    pool = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("AveragePool", ["float"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Div", ["pooled", "full"], ["scaled"]),
+    ]
+    average = [
+        helper.make_node("Cast", ["token_mask"], ["weight"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["weight", "last"], ["column"]),
+        helper.make_node("Mul", ["word_features", "column"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "middle"], ["total"], keepdims=0),
+        helper.make_node("ReduceSum", ["weight", "middle"], ["count"], keepdims=1),
+        helper.make_node("Div", ["total", "count"], ["average"]),
+    ]
+    axes = {"last": np.array([2]), "middle": np.array([1])}
+    return {
+        Stage.SIGLIP_VISION: (
+            [
+                *pool,
+                helper.make_node("Reshape", ["scaled", "flat"], ["rows"]),
+                helper.make_node("Transpose", ["rows"], ["tokens"], perm=[0, 2, 1]),
+                helper.make_node("MatMul", ["tokens", "to_six"], ["clip_features"]),
+            ],
+            {"full": np.float32(255), "flat": np.array([0, 3, 16]), "to_six": to_six},
+        ),
+        Stage.SIGLIP_TEXT: (
+            [
+                helper.make_node("Gather", ["table", "input_ids"], ["word_features"]),
+                *average,
+                helper.make_node("Identity", ["average"], ["sentence_feature"]),
+            ],
+            {"table": table, **axes},
+        ),
+        Stage.ATTN_PROMPTER: (
+            [
+                *average,
+                helper.make_node("MatMul", ["average", "small"], ["twenty"]),
+                helper.make_node("Reshape", ["twenty", "grid"], ["sparse_prompts"]),
+                helper.make_node("Squeeze", ["clip_features", "first"], ["tokens"]),
+                helper.make_node("Transpose", ["tokens"], ["turned"], perm=[1, 0]),
+                helper.make_node("MatMul", ["sentence_feature", "turned"], ["likeness"]),
+                helper.make_node("Sub", ["likeness", "threshold"], ["logits"]),
+                helper.make_node("Reshape", ["logits", "four"], ["coarse"]),
+                helper.make_node("Resize", ["coarse", "", "scales"], ["mask_prompt"], mode="linear"),
+            ],
+            {
+                **axes, "small": random.normal(scale=0.001, size=(6, 20)).astype(np.float32),
+                "grid": np.array([-1, 4, 5]), "first": np.array([0]), "threshold": np.float32(1),
+                "four": np.array([-1, 1, 4, 4]), "scales": np.array([1, 1, 4, 4], np.float32),
+            },
+        ),
+        Stage.SAM_ENCODER: (
+            [*pool, helper.make_node("Conv", ["scaled", "kernel"], ["image_embedding"])],
+            {"full": np.float32(255), "kernel": mix.T[..., None, None].copy()},
+        ),
+        Stage.SAM_DECODER: (
+            [
+                helper.make_node("ReduceMean", ["sparse_prompts", "both"], ["shift"], keepdims=1),
+                helper.make_node("Unsqueeze", ["shift", "last"], ["shift4"]),
+                helper.make_node("ReduceMean", ["image_embedding", "all"], ["light"], keepdims=1),
+                helper.make_node("Add", ["mask_prompt", "shift4"], ["shifted"]),
+                helper.make_node("Add", ["shifted", "light"], ["mask_logits"]),
+            ],
+            {"both": np.array([1, 2]), "last": np.array([3]), "all": np.array([1, 2, 3])},
+        ),
+    }  # fmt: skip
+
+
+def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    shape = [size.name if isinstance(size, Dim) else size for size in spec.shape]
+    return helper.make_tensor_value_info(spec.name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), shape)
+
+
+def graph_of(contract: StageContract) -> onnx.ModelProto:
+    nodes, weights = graphs()[contract.stage]
+    graph = helper.make_graph(
+        nodes,
+        str(contract.stage),
+        [value_info(spec) for spec in contract.inputs],
+        [value_info(spec) for spec in contract.outputs],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def write_graph(folder: Path, stage: Stage) -> StageRecord:
+    """Write a stage; the text tower's weights lie beside its graph."""
+    model, path = graph_of(CONTRACTS[stage]), folder / f"{stage}.onnx"
+    data: tuple = ()
+    if stage is Stage.SIGLIP_TEXT:
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=100)
+        data = (file_record(folder / f"{path.name}.data"),)
+    else:
+        onnx.save(model, path)
+    attention = AttentionRecord("published", "additive", 2, "onnxruntime", "made by hand")
+    return StageRecord(
+        CONTRACTS[stage],
+        file_record(path),
+        data,
+        OPSET,
+        "fp32",
+        attention if stage is Stage.SAM_ENCODER else None,
+        flops=1000,
+        parameters=10,
+        weight_bytes=40,
+    )
+
+
+def make_bundle(folder: Path, padding: str = "fixed") -> Bundle:
+    """A whole bundle with one reference sample."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer().save(str(folder / TOKENIZER_NAME))
+    stages = {stage: write_graph(folder, stage) for stage in Stage}
+    manifest = Manifest(
+        preset="made",
+        geometry=GEOMETRY,
+        stages=stages,
+        preprocessing=Preprocessing(32, 32, (0.5,) * 3, (0.5,) * 3, (0.4,) * 3, (0.2,) * 3),
+        text=TextPolicy(padding, 64, 1),
+        tokenizer=file_record(folder / TOKENIZER_NAME),
+        reference=None,
+        provenance=Provenance("0" * 64, False, {"max_difference": 0.0}, {"numpy": np.__version__}),
+    )
+    sample = made_sample(Bundle(folder, manifest))
+    write_reference(folder / REFERENCE_NAME, [sample])
+    values = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
+    Bundle.write_manifest(folder, Manifest(**values | {"reference": file_record(folder / REFERENCE_NAME)}))
+    return Bundle.open(folder)
+
+
+def made_sample(bundle: Bundle) -> ReferenceSample:
+    """Two phrases on one picture, every stage run once."""
+    tokens = bundle.tokenizer().encode(PHRASES[:2])
+    picture = np.zeros((1, 3, 32, 32), np.uint8)
+    picture[:, 0, :16, :16] = 255
+    tensors = {"image": picture, "input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
+    with OnnxRuntimeEngine(bundle, threads=1) as engine:
+        for stage in Stage:
+            tensors |= engine.run(stage, {spec.name: tensors[spec.name] for spec in CONTRACTS[stage].inputs})
+    masks = np.zeros((2, 20, 30), np.bool_)
+    return ReferenceSample(PHRASES[:2], tensors, masks, (20, 30))
+
+
+def replaced_graph(folder: Path, tmp_path: Path, stage: Stage, change: Callable[[Path], None]) -> Bundle:
+    """A copy of the bundle with one graph changed and its record made to fit."""
+    copy = Path(shutil.copytree(folder, tmp_path / "bundle"))
+    path = copy / f"{stage}.onnx"
+    change(path)
+    value, record = json.loads((copy / "bundle.json").read_text()), file_record(path)
+    value["stages"][stage]["graph"].update(sha256=record.sha256, size_bytes=record.size_bytes)
+    (copy / "bundle.json").write_bytes(seal(value))
+    return Bundle.open(copy)

@@ -1,0 +1,82 @@
+"""Small data sets in the RRSIS-D layout for the tests of data, and ways to spoil them."""
+
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rsrefseg.data.rrsisd import IMAGE_FOLDER, INSTANCES_FILE, REFS_FILE
+from rsrefseg.data.rrsisd_writer import RRSISDWriter
+from rsrefseg.engines.errors import BadInputError
+
+SPLITS = ("train", "train", "val", "test")
+HEIGHT, WIDTH = 40, 56
+
+
+@dataclass(frozen=True)
+class Referral:
+    phrase: str
+    category: str
+    mask: np.ndarray
+
+
+def referral(
+    phrase: str = "the ship", category: str = "ship", box: tuple[int, int, int, int] = (3, 5, 20, 30)
+) -> Referral:
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    x1, y1, x2, y2 = box
+    mask[y1:y2, x1:x2] = True
+    return Referral(phrase, category, mask)
+
+
+def write_scenes(root: Path) -> list[Referral]:
+    """Four images, two expressions each, classes in an order that is not the alphabet's; gives the referrals back."""
+    noise = np.random.default_rng(7)
+    written = []
+    with RRSISDWriter(root) as writer:
+        for number, split in enumerate(SPLITS):
+            image = noise.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+            ragged = Referral(f"a würfel {number}", "bridge", noise.random((HEIGHT, WIDTH)) > 0.6)
+            referrals = [referral(f"the ship {number}"), ragged]
+            writer.add(split, image, referrals)
+            written += referrals
+    return written
+
+
+def refs_path(root: Path) -> Path:
+    return root / "rrsisd" / REFS_FILE
+
+
+def instances_path(root: Path) -> Path:
+    return root / "rrsisd" / INSTANCES_FILE
+
+
+def image_path(root: Path, number: int) -> Path:
+    return root / IMAGE_FOLDER / f"{number:05d}.jpg"
+
+
+def change_instances(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(instances_path(root).read_text())
+    change(content)
+    instances_path(root).write_text(json.dumps(content))
+
+
+def change_refs(root: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    content = pickle.loads(refs_path(root).read_bytes())
+    change(content)
+    refs_path(root).write_bytes(pickle.dumps(content))
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The line with which bad input is refused."""
+    with pytest.raises(BadInputError) as caught:
+        action()
+    line = str(caught.value)
+    assert "\n" not in line
+    assert len(line) < 600
+    return line

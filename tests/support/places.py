@@ -1,0 +1,45 @@
+"""The folders a user stands in: beside a bundle and a picture, or beside all that a demo leaves."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.exported import Exported
+
+PHRASE = "the red square"
+Capsys = pytest.CaptureFixture[str]
+
+
+def beside_bundle(made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to a folder with a bundle and a picture."""
+    for variable in ("RSREFSEG_BUNDLE", "RSREFSEG_DEBUG"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(folder)
+    shutil.copytree(made, "bundle")
+    picture().save("scene.png")
+    return folder
+
+
+def beside_run(exported: Exported, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to a folder with a bundle, the run it came from, its data and a picture, all under default names."""
+    monkeypatch.delenv("RSREFSEG_BUNDLE", raising=False)
+    monkeypatch.delenv("RSREFSEG_DEBUG", raising=False)
+    monkeypatch.chdir(folder)
+    shutil.copytree(exported.bundle, "bundle")
+    shutil.copytree(exported.run, "runs/001")
+    shutil.copytree(exported.data, "boxes")
+    next(Path("boxes/images/rrsisd/JPEGImages").iterdir()).rename("scene.jpg")
+    shutil.copytree(exported.data, "boxes", dirs_exist_ok=True)
+    return folder
+
+
+def picture(width: int = 60, height: int = 40) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -1,0 +1,71 @@
+"""A small SigLIP with massive activations, as large ones have them: one token, one channel, far beyond the rest."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.reference import ReferenceSample
+from rsrefseg.export.precision.half_stages import HalfStages
+from rsrefseg.export.precision.plan import PrecisionPlan
+from rsrefseg.model.config import ModelConfig, TransformerConfig
+from rsrefseg.model.model import RSRefSeg, build_model
+from rsrefseg.model.stages import model_contracts, run_stage
+from tests.support.small import small_config
+
+CHANNEL, TOKEN, UNIT = 3, 0, 5
+VISION = Stage.SIGLIP_VISION
+
+
+def deep_config(layers: int = 12) -> ModelConfig:
+    """The small model with more vision blocks: two half islands each."""
+    config = small_config()
+    vision = TransformerConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2)
+    return replace(config, siglip=replace(config.siglip, vision=vision))
+
+
+def planted_model(writes: Mapping[int, float], layers: int = 12) -> RSRefSeg:
+    """A model whose vision MLPs add these amounts, by block, to one channel of one token of the residual stream."""
+    model = build_model(deep_config(layers), seed=3)
+    tower = model.siglip_vision
+    assert isinstance(tower.embeddings.position_embedding, nn.Embedding)
+    with torch.no_grad():
+        # This channel so outweighs the token's others that its layer norm is nearly the root of their number, 4.8.
+        tower.embeddings.position_embedding.weight[TOKEN, CHANNEL] = 60.0
+        for block, amount in writes.items():
+            mlp = tower.encoder.layers[block].mlp
+            mlp.fc1.weight[UNIT] = 0.0
+            mlp.fc1.weight[UNIT, CHANNEL] = 40.0
+            mlp.fc1.bias[UNIT] = -40.0 * 3.5  # other tokens stay below 3.5: their unit is off
+            mlp.fc2.weight[:, UNIT] = 0.0
+            mlp.fc2.weight[CHANNEL, UNIT] = amount / (40.0 * (23**0.5 - 3.5))
+    return model
+
+
+def vision_stages(model: RSRefSeg, plan: PrecisionPlan | None = None, samples: int = 2) -> HalfStages:
+    """The vision stage of a model on pictures of noise."""
+    contract = model_contracts(model)[VISION]
+    return HalfStages(
+        source="a planted model",
+        contracts={VISION: contract},
+        samples=tuple(_sample(model, seed) for seed in range(samples)),
+        load=lambda stage: _copy(model, stage),
+        plan=plan or PrecisionPlan(),
+    )
+
+
+def _copy(model: RSRefSeg, stage: Stage) -> nn.Module:
+    fresh = build_model(model.config)
+    fresh.load_state_dict(model.state_dict())
+    return fresh.stage(stage)
+
+
+def _sample(model: RSRefSeg, seed: int) -> ReferenceSample:
+    noise = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (1, 3, 64, 64), generator=noise, dtype=torch.uint8)
+    outputs = run_stage(model.stage(VISION), model_contracts(model)[VISION], {"image": image})
+    tensors = {"image": image.numpy()} | {name: tensor.numpy() for name, tensor in outputs.items()}
+    return ReferenceSample(("noise",), tensors, np.zeros((1, 64, 64), np.bool_), (64, 64))

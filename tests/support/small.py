@@ -1,0 +1,132 @@
+"""A very small RSRefSeg and a data set of coloured boxes: everything training does, in about a second."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsrefseg.data.rrsisd_writer import RRSISDWriter
+from rsrefseg.model.config import ModelConfig, SamConfig, SiglipConfig, TransformerConfig
+from rsrefseg.train.base import BaseWeights, from_file
+from rsrefseg.train.config import LoraSettings, LossWeights, Precision, TrainConfig
+from rsrefseg.train.entry import TrainResult, train
+from rsrefseg.train.run import Run
+from rsrefseg.train.setup import DataChoice
+from rsrefseg.train.trainer import StepReport, Watcher
+
+COLOURS = {"red": (220, 40, 30), "blue": (30, 60, 220), "green": (40, 180, 60), "white": (240, 240, 240)}
+SIZE = (48, 56)  # unlike the network's square, so that nothing passes unstretched
+
+
+@dataclass(frozen=True)
+class Box:
+    """One referral, as the RRSIS-D writer takes it."""
+
+    phrase: str
+    category: str
+    mask: np.ndarray
+
+
+def small_config(**overrides: Any) -> ModelConfig:
+    """All parts of the real thing (windowed and global blocks, both neck convolutions), a few thousand weights each."""
+    tower = TransformerConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    siglip = SiglipConfig(image_size=64, patch_size=8, vision=tower, text=tower, vocab_size=32, text_length=12)
+    sam = SamConfig(
+        image_size=64,
+        embed_dim=24,
+        depth=2,
+        num_heads=2,
+        global_attn_indexes=(1,),
+        window_size=3,
+        prompt_channels=32,
+        decoder_mlp_dim=32,
+        decoder_num_heads=2,
+    )
+    return ModelConfig(**({"preset": "small", "siglip": siglip, "sam": sam} | overrides))
+
+
+def small_training(**overrides: Any) -> TrainConfig:
+    """LoRA with much dropout, two epochs of 5 steps on ``write_boxes``, a checkpoint every other step.
+
+    Both epochs' validations come out above 0 and the second above the first, so each writes a best checkpoint.
+    """
+    settings: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": 2,
+        "phrases_per_image": 1,
+        "learning_rate": 3e-2,
+        "warmup_epochs": 0.0,
+        "loss": LossWeights(bce=0.5, dice=4.0),
+        "lora": LoraSettings(rank=4, alpha=4, dropout=0.3),
+        "precision": Precision.FP32,
+        "checkpoint_every_steps": 2,
+    }
+    return TrainConfig(**(settings | overrides))
+
+
+def write_boxes(root: Path, train: int = 10, val: int = 2, seed: int = 0) -> Path:
+    """An RRSIS-D folder of dark pictures, each with two boxes of different colours."""
+    noise = np.random.default_rng(seed)
+    with RRSISDWriter(root) as writer:
+        for split in ["train"] * train + ["val"] * val:
+            image = noise.integers(0, 60, (*SIZE, 3), dtype=np.uint8)
+            writer.add(split, image, list(_boxes(image, noise)))
+    return root
+
+
+def _boxes(image: np.ndarray, noise: np.random.Generator) -> Iterator[Box]:
+    """Paint one box into each half of ``image``."""
+    for left, colour in zip((0, SIZE[1] // 2), noise.permutation(list(COLOURS))[:2], strict=True):
+        x, y = left + int(noise.integers(2, 8)), int(noise.integers(2, 20))
+        mask = np.zeros(SIZE, dtype=np.bool_)
+        mask[y : y + int(noise.integers(10, 24)), x : x + int(noise.integers(8, 18))] = True
+        image[mask] = COLOURS[colour]
+        yield Box(f"the {colour} box", "box", mask)
+
+
+def train_small(
+    data: Path,
+    out: Path,
+    base: BaseWeights,
+    *,
+    resume: bool = False,
+    model: ModelConfig | None = None,
+    watcher: Watcher | None = None,
+    resize_masks: bool = False,
+    **overrides: Any,
+) -> TrainResult:
+    """Train a small model; ``overrides`` go to ``small_training``."""
+    choice = DataChoice(data, resize_masks=resize_masks)
+    config = small_training(**overrides)
+    return train(choice, out, model or small_config(), config, base, resume=resume, watcher=watcher or Watcher())
+
+
+def train_job(data: str, out: str, base: str, stop_at: int = 0) -> None:
+    """Start a small run, or go on with it; ``stop_at`` ends the process after that step as hard as kill -9."""
+    import torch
+
+    torch.set_num_threads(1)
+
+    def on_step(report: StepReport) -> None:
+        if report.step == stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_small(Path(data), Path(out), from_file(Path(base)), resume=True, watcher=Watcher(on_step=on_step))
+
+
+def merge_job(run: str) -> None:
+    """Merge a run."""
+    from rsrefseg.train.merge import merge
+
+    merge(Run(Path(run)))
+
+
+if __name__ == "__main__":  # for tests of several processes: data, base, then runs as FOLDER:STEP TO STOP AT
+    for run_and_stop in sys.argv[3:]:
+        folder, stop = run_and_stop.rsplit(":", 1)
+        train_job(sys.argv[1], folder, sys.argv[2], stop_at=int(stop))
