@@ -1,21 +1,66 @@
-"""Tables of one look, narrow enough for a terminal of 80 columns, and their figures."""
+"""One table model, rendered for a terminal and as Markdown, and the figures in it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from rich import box
-from rich.table import Table
+from rich import table as rich_table
 
 
-def plain_table(title: str, words: Sequence[str], figures: Sequence[str], last: str | None = None) -> Table:
+@dataclass
+class Table:
+    """A titled table of text cells.
+
+    Args:
+        title: what it shows, with units.
+        columns: the headers.
+        rows: as many cells a row as there are columns.
+        words: how many leading columns hold words; the others hold figures and are right-aligned.
+        verdict: whether the last column holds words too, e.g. ``ok`` or ``FAIL``.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+    words: int = 1
+    verdict: bool = False
+
+    def add(self, *cells: str) -> None:
+        """Append a row."""
+        self.rows.append(cells)
+
+    def to_rich(self) -> rich_table.Table:
+        """For a terminal of 80 columns."""
+        table = rich_table.Table(
+            title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        for number, name in enumerate(self.columns):
+            if number < self.words:
+                table.add_column(name, no_wrap=True)
+            else:
+                table.add_column(name, justify="right" if self._is_figure(number) else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def to_markdown(self) -> str:
+        """For GitHub, the title as a line before it."""
+        rule = ["---:" if self._is_figure(number) else "---" for number in range(len(self.columns))]
+        lines = [[_escaped(cell) for cell in row] for row in self.rows]
+        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in [self.columns, rule, *lines])
+
+    def _is_figure(self, column: int) -> bool:
+        return column >= self.words and not (self.verdict and column == len(self.columns) - 1)
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", " ")
+
+
+def plain_table(title: str, words: Sequence[str], figures: Sequence[str], last: str | None = None) -> rich_table.Table:
     """A table whose first columns hold words, the next figures, and the last, where there is one, a verdict."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in words:
-        table.add_column(name, no_wrap=True)
-    for name in figures:
-        table.add_column(name, justify="right")
-    if last is not None:
-        table.add_column(last)
-    return table
+    columns = [*words, *figures, *([] if last is None else [last])]
+    return Table(title, columns, words=len(words), verdict=last is not None).to_rich()
 
 
 def three_digits(value: float) -> str:
