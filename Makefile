@@ -1,5 +1,6 @@
 # make demo    the whole job on made scenes, minutes on two CPU cores
-# make test    lint, types and tests
+# make test    lint, types and the fast tests
+# make test-slow    kills, several processes, real benches, wheels in fresh environments
 # make test-full    presets b and l at their full size: about 25 minutes, 12 GB of memory, 20 GB of disk
 # make gpu-check    on a CUDA machine: parity and latency of every backend there is, kept in gpu_check.json;
 #                   TensorRT with EXTRAS=cuda,tensorrt,train, options as in GPU_CHECK='--preset b --out FILE'
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= cpu,openvino,report,train,dev
 
-.PHONY: demo test test-full gpu-check lint types check clean
+.PHONY: demo test test-slow test-full gpu-check lint types check clean
 
 demo: $(VENV)/.ready
 	$(BIN)/rsrefseg demo
@@ -23,10 +24,13 @@ types: $(VENV)/.ready
 	$(BIN)/mypy
 
 check: $(VENV)/.ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist loadfile
+
+test-slow: $(VENV)/.ready
+	$(BIN)/pytest tests/slow
 
 test-full: $(VENV)/.ready
-	$(BIN)/pytest -m full_size -o faulthandler_timeout=3600 tests/test_full_size.py
+	$(BIN)/pytest -m full_size -o faulthandler_timeout=3600 tests/slow/test_full_size.py
 
 gpu-check: EXTRAS = cuda,train
 gpu-check: $(VENV)/.ready

@@ -9,12 +9,10 @@ import pytest
 
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.errors import RSRefSegError
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.tensorrt.context import StageContext
 from rsrefseg.engines.tensorrt.cuda import Cuda
 from rsrefseg.engines.tensorrt.engine import TensorRTEngine
-from rsrefseg.engines.tensorrt.memory import DevicePool
 from rsrefseg.engines.tensorrt.phrases import PhraseRunner
 from rsrefseg.engines.tensorrt.session import Session
 from rsrefseg.engines.tensorrt.store import build_bundle
@@ -120,58 +118,3 @@ def test_a_graph_whose_contexts_were_changed(segmenter: Segmenter, monkeypatch: 
     ask(segmenter, count=2)
     with pytest.raises(RuleBroken, match="other shapes or addresses"):
         ask(segmenter, count=1)
-
-
-def test_memory_that_was_freed(trt: State) -> None:
-    cuda = Cuda()
-    stream, pool = cuda.make_stream(), DevicePool(cuda)
-    tensor = pool.tensor((4,), "float32", stream)
-    address, (host, _) = tensor.address, cuda.allocate_pinned(16)
-    pool.close(lambda free: free())
-    cuda.copy_out(host, address, 16, stream)
-    with pytest.raises(RSRefSegError, match="error 700"):
-        cuda.wait_for_stream(stream, "copy")
-
-
-def test_host_memory_that_is_not_pinned(trt: State) -> None:
-    cuda = Cuda()
-    pageable = np.zeros(16, np.uint8)
-    with pytest.raises(RuleBroken, match="not pinned"):
-        cuda.copy_in(cuda.allocate(16, ""), pageable.ctypes.data, 16, cuda.make_stream())
-
-
-def test_memory_of_the_gpu_is_never_zero_by_chance(trt: State) -> None:
-    cuda = Cuda()
-    assert np.isnan(trt.cuda.view(cuda.allocate(16, ""), 16).view(np.float32)).all()
-
-
-def test_a_network_that_is_not_strongly_typed(trt: State) -> None:
-    import tensorrt
-
-    with pytest.raises(RuleBroken) if trt.major == 10 else pytest.raises(AttributeError):
-        network = tensorrt.Builder(None).create_network(0)
-        assert network is None
-        network.num_layers  # noqa: B018
-
-
-def test_shapes_outside_of_the_profile_and_missing_addresses(trt: State, segmenter: Segmenter) -> None:
-    engine = segmenter.engine
-    assert isinstance(engine, TensorRTEngine)
-    engine.load(Stage.SIGLIP_TEXT)
-    loaded = engine._opened().load(Stage.SIGLIP_TEXT)
-    context = loaded.engine.create_execution_context()
-    assert context.set_optimization_profile_async(0, 1)
-    assert not context.set_input_shape("input_ids", (33, 64))
-    assert not context.set_input_shape("input_ids", (1, 63))
-    assert context.set_input_shape("input_ids", (2, 64))
-    assert context.infer_shapes() == ["token_mask"]
-    assert not context.execute_async_v3(int(loaded.stream))
-
-
-def test_a_plan_of_another_version(built: Path) -> None:
-    (plan,) = (built / VERSIONS[0]).glob("engines/*/siglip_text.engine")
-    with doubled(VERSIONS[1]):
-        import tensorrt
-
-        runtime = tensorrt.Runtime(type("Quiet", (tensorrt.ILogger,), {"log": nothing})())
-        assert runtime.deserialize_cuda_engine(plan.read_bytes()) is None

@@ -18,7 +18,6 @@ from rsrefseg.engines.bundle.bundle import Bundle, file_record
 from rsrefseg.engines.bundle.contracts import Dim, Stage, stage_contracts
 from rsrefseg.engines.errors import BundleError, MissingPartError
 from rsrefseg.engines.segmenter import Segmenter
-from rsrefseg.engines.tensorrt.build import BuildOptions
 from rsrefseg.engines.tensorrt.engine import TensorRTEngine
 from rsrefseg.engines.tensorrt.library import Library
 from rsrefseg.engines.tensorrt.records import RECORD_NAME, StoredEngine, stored_engines
@@ -380,17 +379,3 @@ def test_arguments_are_checked_first(
 ) -> None:
     assert_refused(run_here(capsys, "build", "--bundle", folder, *arguments), told)
     assert not (folder / "engines").exists()
-
-
-def test_the_table_of_a_build_reads_well(trt: State, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    build_bundle(folder, "sam_decoder")
-    text = run_here(capsys, "build", "--bundle", folder).out
-    assert f"{folder} for TensorRT {VERSION}, Double of a GPU (8.7), CUDA 13.0" in text
-    rows = {line.split()[1]: line for line in text.splitlines() if line.startswith("│")}
-    assert "built: it has no engine yet" in rows["sam_encoder"]
-    assert "current" in rows["sam_decoder"]
-    assert "1 FP32" in rows["siglip_vision"]
-
-
-def test_options_are_sane_by_default() -> None:
-    assert BuildOptions.from_parts(BuildOptions().parts()) == BuildOptions()

@@ -1,7 +1,8 @@
 """The engines, the doubles and TensorRT's own API of both majors agree on every name and signature.
 
-``tests/tensorrt_stubs/`` holds the part of the API that the engines use. Where ``RSREFSEG_TENSORRT_STUBS`` names a
-folder with TensorRT's whole API as ``10.*/tensorrt.pyi`` and ``11.*/tensorrt.pyi``, the part is compared with it.
+``tests/support/tensorrt_stubs/`` holds the part of the API that the engines use. Where ``RSREFSEG_TENSORRT_STUBS``
+names a folder with TensorRT's whole API as ``10.*/tensorrt.pyi`` and ``11.*/tensorrt.pyi``, the part is compared with
+it.
 """
 
 import ast
@@ -19,7 +20,7 @@ from tests.support import ROOT
 from tests.support.doubles.cuda_double import CudaDouble
 from tests.support.doubles.tensorrt_double import doubled
 
-STUBS = ROOT / "tests" / "tensorrt_stubs"
+STUBS = ROOT / "tests" / "support" / "tensorrt_stubs"
 MAJORS = {"10": "10.9.0.34", "11": "11.4.0.106"}
 WHOLE_API = os.environ.get("RSREFSEG_TENSORRT_STUBS")
 
@@ -76,7 +77,7 @@ def beyond(part: dict[str, Surface], whole: dict[str, Surface]) -> list[str]:
 def typed(stubs: Path, *sources: Path) -> subprocess.CompletedProcess[str]:
     """Type-check the engines, or other files, against stubs."""
     cache = ROOT / ".mypy_cache" / "tensorrt"  # one for both: all but the engines' part is the same
-    checked = sources or tuple((ROOT / "engines").glob("tensorrt_*.py"))
+    checked = sources or tuple((ROOT / "rsrefseg" / "engines" / "tensorrt").glob("*.py"))
     return subprocess.run(
         [sys.executable, "-m", "mypy", "--follow-imports=silent", f"--cache-dir={cache}", *checked],
         cwd=ROOT,
