@@ -16,8 +16,8 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_write_json, atomic_write_text
 from rsrefseg.engines.system.progress import ProgressLine
 
-from ..system.health import HealthSummary, Watch
-from ..system.machine import Machine, busy_notes, free_memory_mib, memory_notes, others_busy_share, this_machine
+from ..system.health import Watch
+from ..system.machine import Machine, busy_notes, memory_notes, others_busy_share, this_machine
 from ..system.peaks import Peaks, measure_peaks
 from .agreement import agreements_of
 from .journal import Journal, open_journal
@@ -122,7 +122,7 @@ class _Bench:
         notes = [*self.bundle.manifest.provenance.notes, *notes]
         if self.sample is None:
             notes.append("the bundle has no reference samples: nothing tells whether these answers are right")
-        watch = Watch(earlier=HealthSummary.of_entries(self._kept("health")))
+        watch = Watch()
         busy: list[float | None] = [entry["share"] for entry in self._kept("busy")]
         peaks = _best([_peaks_of(entry) for entry in self._kept("peaks")])
         with ProgressLine("measuring", live=False) as progress:
@@ -134,7 +134,7 @@ class _Bench:
             peaks = _best([peaks, self._measure_peaks()])
             names = [contender.name for contender in self.contenders]
             startups = measure_startups(names, self.bundle, self.request.run, progress.say)
-            for note in memory_notes([startup.peak_memory_mib for startup in startups], free_memory_mib()):
+            for note in memory_notes([startup.peak_memory_mib for startup in startups]):
                 notes.append(note)
                 progress.say(note)
             entrants, facts = [], []
@@ -151,7 +151,6 @@ class _Bench:
                 watch.sample()
                 self.observations += seen
                 if self.journal is not None:
-                    self.journal.append("health", watch.entry())
                     self.journal.append_round(seen)
                 progress.update(number + 1, self.request.rounds)
 

@@ -14,8 +14,8 @@ from typing import Any
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.errors import RSRefSegError
 
+from ..system.gpu import gpu_memory_used_mib
 from ..system.machine import peak_memory_mib
-from ..system.nvidia_smi import gpu_memory_used_mib
 from .runners import open_contender
 from .scenarios import FIRST_PHRASE, NEXT_PHRASE, TOTAL, question_for, timed_pass
 
@@ -140,7 +140,6 @@ def examine(name: str, bundle_path: Path, run: Path | None, answers: bool) -> St
     opened = time.perf_counter()
     question = question_for(bundle)
     before = peak_memory_mib()
-    on_device = gpu_memory_used_mib() if contender.device == "cuda" else None
     loading = time.perf_counter()
     contender.load()
     loaded = time.perf_counter()
@@ -155,7 +154,7 @@ def examine(name: str, bundle_path: Path, run: Path | None, answers: bool) -> St
         first_answer_ms=first_answer_ms,
         memory_before_load_mib=before,
         peak_memory_mib=peak_memory_mib(),
-        device_memory_mib=None if on_device is None else (gpu_memory_used_mib() or on_device) - on_device,
+        device_memory_mib=gpu_memory_used_mib(),
     )
 
 

@@ -23,8 +23,6 @@ from rsrefseg.bench.latency.scenarios import (
 )
 from rsrefseg.bench.latency.startup import Startup
 from rsrefseg.bench.latency.summary import is_stable
-from rsrefseg.bench.system.machine import busy_notes, memory_notes, others_busy_share
-from rsrefseg.bench.system.sensors import Ticks
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError, MissingPartError
@@ -197,7 +195,6 @@ def test_a_log_is_gone_on_with_and_a_report_is_written(exported: Exported, tmp_p
     )
     assert document == json.loads(json.dumps(second.as_dict()))
     assert "onnxruntime" in (tmp_path / "report" / "report.md").read_text()
-    assert second.health["samples"] == 4, "of both processes' rounds"
     assert len(second.others_busy) == 4, "before and after, of both"
     assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(BadInputError, match="is a file"):
@@ -286,35 +283,6 @@ def test_a_fast_wrong_answer_is_marked_as_wrong(
     assert {row.span for row in report.latencies if row.wrong} == {TOTAL, Stage.SAM_DECODER}
     assert "WRONG: onnxruntime" in printed(report)
     assert report.ratios == ()
-
-
-def test_a_busy_machine_is_told() -> None:
-    assert busy_notes([0.02, None]) == []
-    assert busy_notes([None]) == []
-    assert "50%" in busy_notes([0.01, 0.5])[0]
-
-
-def test_contenders_that_may_not_fit_beside_each_other_are_told(
-    exported: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert memory_notes([10_000.0, None, 5_000.0], 15_000.0) == []
-    assert memory_notes([10_000.0], None) == []
-    monkeypatch.setattr("rsrefseg.bench.latency.bench.free_memory_mib", lambda: 20.0)
-    report = run_bench(BenchRequest(["onnxruntime"], exported.bundle, None, 3, scenarios="next_phrase"))
-    (note,) = [note for note in report.notes if "--backends" in note]
-    assert "GiB one by one and 0.0 are free" in note
-    assert note in capsys.readouterr().err
-
-
-def test_own_threads_that_still_spin_are_no_other_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    elsewhere = Ticks(total=0, idle=0, stolen=0)
-    ours = [Ticks(total=1000, idle=900, stolen=0), Ticks(total=1100, idle=970, stolen=0)]
-    ticks = iter([(seen, elsewhere) for seen in ours])
-    own = iter([50.0, 70.0])
-    monkeypatch.setattr("rsrefseg.bench.system.machine.cpu_ticks", lambda: next(ticks))
-    monkeypatch.setattr("rsrefseg.bench.system.machine.own_ticks", lambda: next(own))
-    monkeypatch.setattr("rsrefseg.bench.system.machine._WATCH_S", 0.0)
-    assert others_busy_share() == pytest.approx(0.10)
 
 
 def test_an_engine_is_measured_without_pytorch(exported: Exported) -> None:
