@@ -61,7 +61,7 @@ class Peaks(Record, frozen=True):
         if self.threads is None or self.cores_used is None or self.cores_used >= _MIN_SHARE_OF_THREADS * self.threads:
             return []
         return [
-            f"{self.threads} threads had only {self.cores_used:.1f} cores while the peaks were measured: they are too low"
+            f"{self.threads} threads had only {self.cores_used:.1f} cores while peaks were measured: they are too low"
         ]
 
     def or_better(self, other: "Peaks") -> "Peaks":
