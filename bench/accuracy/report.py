@@ -1,10 +1,14 @@
-"""What ``rsrefseg eval`` reports: the scores of one model, what was published beside them, and what was written."""
+"""What ``rsrefseg eval`` reports: the scores of one model, published figures beside them, and what was written."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .published import PublishedContext, PublishedRow
+from rich.console import Group
+
+from rsrefseg.engines.system.tables import Table
+
+from .published import SOURCE, SPLIT, PublishedContext
 
 if TYPE_CHECKING:
     from rsrefseg.evaluation.metrics import MetricsResult
@@ -12,22 +16,22 @@ if TYPE_CHECKING:
     from .worst_cases import WorstCase
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EvaluationReport:
-    """What a model scored.
+    """The scores of a model.
 
     Attributes:
         subject: the model, in words.
-        runtime: what ran it: ``torch`` or a backend's name.
-        model_sha256: digest of its weights' file; None where there is none.
-        bundle_sha256: digest of the bundle's manifest; None where no bundle was asked.
+        runtime: ``torch`` or a backend's name.
+        model_sha256: digest of its weights' file; None if there is none.
+        bundle_sha256: digest of the bundle's manifest; None without a bundle.
         data: data set.
-        data_format: what it was recognised as.
+        data_format: as recognised.
         split: its split.
-        shuffled: whether each sample was asked with another phrase of its image.
-        resized_masks: how many truths had another size than their image and were resized.
-        metrics: the scores, their protocol among them.
-        published: others' rows for the same data, or why there are none.
+        shuffled: whether each sample got the phrase of another object in its image.
+        resized_masks: number of truths of another size than their image.
+        metrics: the scores and their protocol.
+        published: published rows for the same data, or why there are none.
         predictions: folder of the saved predictions.
         worst_cases_file: the contact sheet.
         worst_cases: the samples on it, worst first.
@@ -49,7 +53,7 @@ class EvaluationReport:
     worst_cases: "tuple[WorstCase, ...]" = ()
 
     def record(self) -> dict[str, Any]:
-        """What was measured, JSON-able: everything but where it was written."""
+        """What was measured, JSON-able, without the places it was written to."""
         return {
             "subject": self.subject,
             "runtime": self.runtime,
@@ -75,40 +79,27 @@ class EvaluationReport:
 
     @property
     def title(self) -> str:
-        """Who was asked what, under which protocol."""
-        phrases = ", each asked with another phrase of its image" if self.shuffled else ""
-        asked = f"{self.data}, split {self.split}, {self.metrics.samples} samples{phrases}"
-        return f"{self.subject} on {self.runtime}: {asked}, protocol {self.metrics.protocol}"
+        """Model, data and protocol."""
+        phrases = ", each with the phrase of another object in its image" if self.shuffled else ""
+        data = f"{self.data}, split {self.split}, {self.metrics.samples} samples{phrases}"
+        return f"{self.subject} on {self.runtime}: {data}, protocol {self.metrics.protocol}"
 
-    def render(self) -> Any:
-        """Two tables for a person, the scores and gIoU by class, and what to know about them."""
-        from rich.console import Group
-
-        from rsrefseg.engines.system.tables import plain_table
-
-        metrics = self.metrics
-        columns = {"gIoU": metrics.gIoU, "cIoU": metrics.cIoU}
-        columns |= {f"Pr@{threshold}": share for threshold, share in metrics.precision_at.items()}
-        measured = tuple(f"{value:.4f}" for value in columns.values())
-        if self.published.rows:
-            scores = plain_table(self.title, ("",), tuple(columns))
-            scores.add_row("measured here", *measured)
-            scores.add_section()
-            for row in self.published.rows:
-                scores.add_row(f"published: {row.method}", *_figures(row))
-        else:
-            scores = plain_table(self.title, (), tuple(columns))
-            scores.add_row(*measured)
-        classes = plain_table("by class", ("class",), ("gIoU", "samples"))
-        for name, result in metrics.per_class.items():
-            classes.add_row(name, f"{result.gIoU:.4f}", str(result.samples))
-        return Group(scores, *self._published_notes(), classes, *self._notes())
+    def render(self) -> Group:
+        """The scores, gIoU by class, and notes, for a terminal."""
+        measured = {"gIoU": self.metrics.gIoU, "cIoU": self.metrics.cIoU}
+        measured |= {f"Pr@{threshold}": share for threshold, share in self.metrics.precision_at.items()}
+        scores = Table(self.title, ("", *measured))
+        scores.add("measured here", *(f"{value:.4f}" for value in measured.values()))
+        for method, row in self.published.rows.items():
+            scores.add(f"published: {method}", *(f"{row[name]:.4f}" if name in row else "-" for name in measured))
+        classes = Table("by class", ("class", "gIoU", "samples"))
+        for name, result in self.metrics.per_class.items():
+            classes.add(name, f"{result.gIoU:.4f}", str(result.samples))
+        return Group(scores.to_rich(), *self._published_notes(), classes.to_rich(), *self._notes())
 
     def _published_notes(self) -> list[str]:
         if not self.published.rows:
             return [f"no published rows beside it: {self.published.reason}", ""]
-        from .published import SOURCE, SPLIT
-
         return [f"published: {SOURCE}, split {SPLIT}", *(f"note: {line}" for line in self.published.cautions), ""]
 
     def _notes(self) -> list[str]:
@@ -118,10 +109,3 @@ class EvaluationReport:
         if self.worst_cases_file is not None:
             notes.append(f"the {len(self.worst_cases)} worst cases drawn in {self.worst_cases_file}")
         return notes
-
-
-def _figures(row: PublishedRow) -> list[str]:
-    return [
-        "-" if value is None else f"{value:.4f}{'?' if name in row.unclear else ''}"
-        for name, value in row.fractions().items()
-    ]

@@ -17,7 +17,7 @@ from rsrefseg.engines.system.files import atomic_write_json, atomic_write_text
 from rsrefseg.engines.system.progress import ProgressLine
 
 from ..system.health import Watch
-from ..system.machine import Machine, busy_notes, memory_notes, others_busy_share, this_machine
+from ..system.machine import Machine, busy_notes, free_memory_mib, memory_notes, others_busy_share, this_machine
 from ..system.peaks import Peaks, measure_peaks
 from .agreement import agreements_of
 from .journal import Journal, open_journal
@@ -134,7 +134,7 @@ class _Bench:
             peaks = _best([peaks, self._measure_peaks()])
             names = [contender.name for contender in self.contenders]
             startups = measure_startups(names, self.bundle, self.request.run, progress.say)
-            for note in memory_notes([startup.peak_memory_mib for startup in startups]):
+            for note in memory_notes([startup.peak_memory_mib for startup in startups], free_memory_mib()):
                 notes.append(note)
                 progress.say(note)
             entrants, facts = [], []

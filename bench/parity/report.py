@@ -248,7 +248,7 @@ def _tensor_table(check: str, rows: Sequence[TensorRow]) -> Table:
     table = Table(_TITLES[check], columns, words=2, verdict=True)
     for row in rows:
         errors = (f"{value:.1e}" for value in (row.max_abs_error, row.share_of_max, row.relative_l2))
-        table.add(row.stage, row.output, *errors, f"{row.cosine:.7f}", _verdict(row))
+        table.add(row.stage.value, row.output, *errors, f"{row.cosine:.7f}", _verdict(row))
     return table
 
 

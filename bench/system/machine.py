@@ -135,18 +135,23 @@ def peak_memory_mib() -> float | None:
     return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:")), None)
 
 
-def memory_notes(peaks_mib: Sequence[float | None]) -> list[str]:
+def free_memory_mib() -> float:
+    """Main memory that programs can have now, MiB."""
+    return float(psutil.virtual_memory().available / 2**20)
+
+
+def memory_notes(peaks_mib: Sequence[float | None], free_mib: float) -> list[str]:
     """A warning if programs that were measured one by one may not fit into free memory together.
 
     Args:
         peaks_mib: peak memory of each program.
+        free_mib: see ``free_memory_mib``.
     """
     together = sum(peak for peak in peaks_mib if peak is not None)
-    free_mib = psutil.virtual_memory().available / 2**20
     if together <= free_mib:
         return []
     return [
-        f"the backends took up to {together / 2**10:.1f} GiB one by one and {free_mib / 2**10:.1f} GiB are free: the "
+        f"the runners took up to {together / 2**10:.1f} GiB one by one and {free_mib / 2**10:.1f} GiB are free: the "
         "system may kill a measurement of all at once, so name fewer with --backends"
     ]
 

@@ -7,7 +7,7 @@ from enum import Enum
 from .contracts import Stage
 
 
-class Measure(str, Enum):
+class Measure(str, Enum):  # noqa: UP042 (StrEnum needs Python 3.11)
     """A measured value. ``IOU_*`` must be at least their limit, all others at most."""
 
     SHARE_OF_MAX = "share_of_max"
@@ -22,7 +22,7 @@ class Measure(str, Enum):
         return ">=" if self in (Measure.IOU_WORST, Measure.IOU_MEAN) else "<="
 
 
-class Scope(str, Enum):
+class Scope(str, Enum):  # noqa: UP042
     """What a tolerance applies to: one output of a stage, the final masks of the reference, or a data set's score."""
 
     STAGE = "stage"

@@ -16,6 +16,7 @@ from rsrefseg.bench.system.machine import (
     CoreTimes,
     busy_notes,
     core_times,
+    free_memory_mib,
     memory_notes,
     others_busy_share,
     this_machine,
@@ -87,10 +88,10 @@ def test_own_threads_that_still_spin_are_not_other_programs(monkeypatch: pytest.
     assert "50%" in busy_notes([0.01, 0.5])[0]
 
 
-def test_programs_that_may_not_fit_together_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=15_000 << 20))
-    assert memory_notes([10_000.0, None, 5_000.0]) == []
-    assert "--backends" in memory_notes([10_000.0, 6_000.0])[0]
+def test_programs_that_may_not_fit_together_are_reported() -> None:
+    assert memory_notes([10_000.0, None, 5_000.0], 15_000.0) == []
+    assert "--backends" in memory_notes([10_000.0, 6_000.0], 15_000.0)[0]
+    assert 0 < free_memory_mib() < this_machine().memory_mib
 
 
 def test_throttling_and_quotas_count_from_the_start_of_the_watch(tmp_path: Path) -> None:
