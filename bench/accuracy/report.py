@@ -1,4 +1,4 @@
-"""What ``rsrefseg eval`` reports: the scores of one model, published figures beside them, and what was written."""
+"""What ``rsrefseg eval`` is asked for, and what it reports: the scores of one model beside published figures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 
+from rsrefseg.engines.backends import parse_backend
+from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.tables import Table
 
+from .predictors import Predictor
 from .published import SOURCE, SPLIT, PublishedContext
 
 if TYPE_CHECKING:
@@ -16,53 +19,92 @@ if TYPE_CHECKING:
     from .worst_cases import WorstCase
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """What to evaluate, on what, and how.
+
+    The model is the shipped base (``base``), a bundle on a runtime (``bundle`` or ``backend`` given), or else a run
+    (``run``, the latest by default).
+
+    Attributes:
+        data: data set.
+        split: its split.
+        run: run folder, or the file of a merged model with its tokenizer beside it.
+        base: the shipped base, before any training.
+        bundle: bundle folder; with ``backend`` alone the default bundle.
+        backend: runtime for the bundle; ``auto`` if only a bundle is given.
+        protocol: one of ``Protocol``.
+        shuffle_phrases: give each sample the phrase of another object in its image.
+        resize_masks: resize masks of another size than their image instead of refusing them.
+        images: folder of the data set's images, if it is not the format's own.
+        save_predictions: folder to write every prediction into.
+        worst_cases: PNG file to draw the samples of lowest IoU in.
+
+    Raises:
+        BadInputError: an unknown protocol or backend, more than one model, or a sheet that is not a PNG file.
+    """
+
+    data: Path
+    split: str = "test"
+    run: Path | None = None
+    base: bool = False
+    bundle: Path | None = None
+    backend: str | None = None
+    protocol: str = "rsrefseg"
+    shuffle_phrases: bool = False
+    resize_masks: bool = False
+    images: Path | None = None
+    save_predictions: Path | None = None
+    worst_cases: Path | None = None
+
+    def __post_init__(self) -> None:
+        from rsrefseg.evaluation.metrics import Protocol
+
+        if self.protocol not in tuple(Protocol):
+            raise BadInputError(f"unknown protocol '{self.protocol}': choose one of {', '.join(Protocol)}")
+        if self.backend is not None:
+            parse_backend(self.backend)
+        by_bundle = self.bundle is not None or self.backend is not None
+        models = {"--base": self.base, "--run": self.run is not None, "--bundle or --backend": by_bundle}
+        if len(named := [name for name, given in models.items() if given]) > 1:
+            raise BadInputError(f"{' and '.join(named)} name different models: give one of them")
+        if self.worst_cases is not None and self.worst_cases.suffix.lower() != ".png":
+            raise BadInputError(f"--worst-cases draws a PNG, '{self.worst_cases}' is not one: end it with .png")
+
+
 @dataclass(frozen=True)
 class EvaluationReport:
     """The scores of a model.
 
     Attributes:
-        subject: the model, in words.
-        runtime: ``torch`` or a backend's name.
-        model_sha256: digest of its weights' file; None if there is none.
-        bundle_sha256: digest of the bundle's manifest; None without a bundle.
-        data: data set.
-        data_format: as recognised.
-        split: its split.
-        shuffled: whether each sample got the phrase of another object in its image.
+        request: what was evaluated and how.
+        predictor: the model.
+        data_format: of the data set, as recognised.
         resized_masks: number of truths of another size than their image.
         metrics: the scores and their protocol.
         published: published rows for the same data, or why there are none.
-        predictions: folder of the saved predictions.
-        worst_cases_file: the contact sheet.
-        worst_cases: the samples on it, worst first.
+        worst_cases: the samples on the contact sheet, worst first.
     """
 
-    subject: str
-    runtime: str
-    model_sha256: str | None
-    bundle_sha256: str | None
-    data: str
+    request: EvaluationRequest
+    predictor: Predictor
     data_format: str
-    split: str
-    shuffled: bool
     resized_masks: int
     metrics: "MetricsResult"
     published: PublishedContext
-    predictions: Path | None = None
-    worst_cases_file: Path | None = None
     worst_cases: "tuple[WorstCase, ...]" = ()
 
     def record(self) -> dict[str, Any]:
         """What was measured, JSON-able, without the places it was written to."""
         return {
-            "subject": self.subject,
-            "runtime": self.runtime,
-            "model_sha256": self.model_sha256,
-            "bundle_sha256": self.bundle_sha256,
-            "data": self.data,
+            "subject": self.predictor.name,
+            "runtime": self.predictor.runtime,
+            "model_sha256": self.predictor.model_sha256,
+            "bundle_sha256": self.predictor.bundle_sha256,
+            "data": str(self.request.data),
             "data_format": self.data_format,
-            "split": self.split,
-            "phrases": "shuffled" if self.shuffled else "own",
+            "split": self.request.split,
+            "phrases": "shuffled" if self.request.shuffle_phrases else "own",
             "resized_masks": self.resized_masks,
             **self.metrics.as_dict(),
         }
@@ -70,19 +112,19 @@ class EvaluationReport:
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         document = self.record() | {"published": self.published.as_dict()}
-        if self.predictions is not None:
-            document["predictions"] = str(self.predictions)
-        if self.worst_cases_file is not None:
+        if self.request.save_predictions is not None:
+            document["predictions"] = str(self.request.save_predictions)
+        if self.request.worst_cases is not None:
             cases = [case.as_dict() for case in self.worst_cases]
-            document["worst_cases"] = {"file": str(self.worst_cases_file), "samples": cases}
+            document["worst_cases"] = {"file": str(self.request.worst_cases), "samples": cases}
         return document
 
     @property
     def title(self) -> str:
         """Model, data and protocol."""
-        phrases = ", each with the phrase of another object in its image" if self.shuffled else ""
-        data = f"{self.data}, split {self.split}, {self.metrics.samples} samples{phrases}"
-        return f"{self.subject} on {self.runtime}: {data}, protocol {self.metrics.protocol}"
+        phrases = ", each with the phrase of another object in its image" if self.request.shuffle_phrases else ""
+        data = f"{self.request.data}, split {self.request.split}, {self.metrics.samples} samples{phrases}"
+        return f"{self.predictor.name} on {self.predictor.runtime}: {data}, protocol {self.request.protocol}"
 
     def render(self) -> Group:
         """The scores, gIoU by class, and notes, for a terminal."""
@@ -104,8 +146,8 @@ class EvaluationReport:
 
     def _notes(self) -> list[str]:
         notes = [f"{self.resized_masks} masks were resized to their image's size"] if self.resized_masks else []
-        if self.predictions is not None:
-            notes.append(f"{self.metrics.samples} predictions written to {self.predictions}")
-        if self.worst_cases_file is not None:
-            notes.append(f"the {len(self.worst_cases)} worst cases drawn in {self.worst_cases_file}")
+        if self.request.save_predictions is not None:
+            notes.append(f"{self.metrics.samples} predictions written to {self.request.save_predictions}")
+        if self.request.worst_cases is not None:
+            notes.append(f"the {len(self.worst_cases)} worst cases drawn in {self.request.worst_cases}")
         return notes

@@ -28,6 +28,7 @@ _IMAGE_PX = 400
 _GAP_PX = 20
 _CAPTION_GAP_PX = 7
 _FONT_PX, _SMALL_PX, _LINE_PX = 18, 15, 23
+_CELL_PX = _IMAGE_PX + _CAPTION_GAP_PX + 4 * _LINE_PX + _GAP_PX  # a score and up to three lines of a phrase
 _COLOURS = {"truth": colour_of(0), "prediction": colour_of(1)}
 
 BoolMask = npt.NDArray[np.bool_]
@@ -114,7 +115,7 @@ def sheet_file(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def contact_sheet(cases: tuple[WorstCase, ...], title: str) -> npt.NDArray[np.uint8]:
+def contact_sheet(cases: Sequence[WorstCase], title: str) -> npt.NDArray[np.uint8]:
     """Draw samples in rows of four: the image with truth and prediction, below it IoU, class, id and phrase.
 
     Returns:
@@ -122,62 +123,39 @@ def contact_sheet(cases: tuple[WorstCase, ...], title: str) -> npt.NDArray[np.ui
     """
     from PIL import Image, ImageDraw
 
-    columns = min(_COLUMNS, max(1, len(cases)))
-    cells = [_Cell.of(case) for case in cases]
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [_row_height_px(row) for row in rows]
-    width = max(2, columns) * (_IMAGE_PX + _GAP_PX) + _GAP_PX
+    columns = max(2, min(_COLUMNS, len(cases)))
+    width = columns * (_IMAGE_PX + _GAP_PX) + _GAP_PX
     head = wrapped(printable(title), width - 2 * _GAP_PX, legend_font(_FONT_PX))
-    head_height = (len(head) + 1) * _LINE_PX + 2 * _GAP_PX
-    sheet = Image.new("RGB", (width, head_height + sum(heights)), BACKGROUND)
+    head_px = (len(head) + 1) * _LINE_PX + 2 * _GAP_PX
+    sheet = Image.new("RGB", (width, head_px + -(-len(cases) // columns) * _CELL_PX), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(head):
         draw.text((_GAP_PX, _GAP_PX + number * _LINE_PX), line, TEXT, legend_font(_FONT_PX))
     _draw_key(draw, _GAP_PX + len(head) * _LINE_PX + _GAP_PX // 4)
-    top = head_height
-    for row, height in zip(rows, heights, strict=True):
-        bottom = max(cell.image.height for cell in row)
-        for column, cell in enumerate(row):
-            left = _GAP_PX + column * (_IMAGE_PX + _GAP_PX)
-            sheet.paste(cell.image, (left + (_IMAGE_PX - cell.image.width) // 2, top + bottom - cell.image.height))
-            cell.draw_caption(draw, left, top + bottom + _CAPTION_GAP_PX)
-        top += height
+    for number, case in enumerate(cases):
+        row, column = divmod(number, columns)
+        sheet.paste(_cell(case), (_GAP_PX + column * (_IMAGE_PX + _GAP_PX), head_px + row * _CELL_PX))
     return np.array(sheet)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Cell:
-    """One sample as it is drawn: its image, its score, its id and class, and the lines of its phrase."""
+def _cell(case: WorstCase) -> Any:
+    """A sample's image on the lower edge of a square, and its caption, as a Pillow image."""
+    from PIL import Image, ImageDraw
 
-    image: Any
-    score: str
-    facts: str
-    lines: tuple[str, ...]
-
-    @classmethod
-    def of(cls, case: WorstCase) -> "_Cell":
-        from PIL import Image
-
-        truth, prediction = _masks(case)
-        score = f"IoU {case.overlap.iou:.3f}"
-        if not prediction.any():
-            score += ", nothing found"
-        elif not truth.any():
-            score += ", no target"
-        room = _IMAGE_PX - legend_font(_FONT_PX).getlength(score) - _GAP_PX
-        facts = shortened(
-            printable(f"sample {case.sample.sample_id}, {case.sample.category}"), room, legend_font(_SMALL_PX)
-        )
-        lines = wrapped(printable(case.asked), _IMAGE_PX, legend_font(_FONT_PX))
-        drawn = draw_regions(_image(case), [truth, prediction], list(_COLOURS.values()))
-        return cls(Image.fromarray(drawn), score, facts, tuple(lines))
-
-    def draw_caption(self, draw: Any, left: int, top: int) -> None:
-        """Below the image."""
-        draw.text((left, top), self.score, TEXT, legend_font(_FONT_PX))
-        draw.text((left + _IMAGE_PX, top + _FONT_PX), self.facts, FAINT, legend_font(_SMALL_PX), anchor="rs")
-        for number, line in enumerate(self.lines, start=1):
-            draw.text((left, top + number * _LINE_PX), line, TEXT, legend_font(_FONT_PX))
+    truth, prediction = _masks(case)
+    image = Image.fromarray(draw_regions(_image(case), [truth, prediction], list(_COLOURS.values())))
+    cell = Image.new("RGB", (_IMAGE_PX, _CELL_PX), BACKGROUND)
+    cell.paste(image, ((_IMAGE_PX - image.width) // 2, _IMAGE_PX - image.height))
+    draw, font, top = ImageDraw.Draw(cell), legend_font(_FONT_PX), _IMAGE_PX + _CAPTION_GAP_PX
+    nothing = ", nothing found" if not prediction.any() else ", no target" if not truth.any() else ""
+    score = f"IoU {case.overlap.iou:.3f}{nothing}"
+    facts = printable(f"sample {case.sample.sample_id}, {case.sample.category}")
+    facts = shortened(facts, _IMAGE_PX - font.getlength(score) - _GAP_PX, legend_font(_SMALL_PX))
+    draw.text((0, top), score, TEXT, font)
+    draw.text((_IMAGE_PX, top + _FONT_PX), facts, FAINT, legend_font(_SMALL_PX), anchor="rs")
+    for number, line in enumerate(wrapped(printable(case.asked), _IMAGE_PX, font), start=1):
+        draw.text((0, top + number * _LINE_PX), line, TEXT, font)
+    return cell
 
 
 def _draw_key(draw: Any, top: int) -> None:
@@ -188,15 +166,8 @@ def _draw_key(draw: Any, top: int) -> None:
         left += _FONT_PX * 1.5
         draw.text((left, top + _FONT_PX / 2), name, TEXT, font, anchor="lm")
         left += font.getlength(name) + _GAP_PX
-    where = "lowest IoU first; dashes where both outlines are nearly one"
-    draw.text((left, top + _FONT_PX / 2), where, FAINT, legend_font(_SMALL_PX), anchor="lm")
-
-
-def _row_height_px(row: Sequence[_Cell]) -> int:
-    """Images of one row have one lower edge, captions are below it."""
-    lines = 1 + max(len(cell.lines) for cell in row)
-    tallest: int = max(cell.image.height for cell in row)
-    return tallest + _CAPTION_GAP_PX + lines * _LINE_PX + _GAP_PX
+    order = "lowest IoU first; dashes where both outlines are nearly one"
+    draw.text((left, top + _FONT_PX / 2), order, FAINT, legend_font(_SMALL_PX), anchor="lm")
 
 
 def _image(case: WorstCase) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsrefseg.bench.accuracy.accuracy import EvaluationRequest, run_evaluation
+from rsrefseg.bench.accuracy.accuracy import run_evaluation
+from rsrefseg.bench.accuracy.report import EvaluationRequest
 from rsrefseg.data.samples import Sample, open_dataset
 from rsrefseg.engines.errors import BadInputError, BundleError
 from rsrefseg.engines.images.images import read_image
@@ -82,7 +83,7 @@ def test_a_bundle_scores_what_its_run_scores(exported: Exported, protocol: Proto
     by_engine = run_evaluation(EvaluationRequest(bundle=exported.bundle, **common))
     assert by_torch.metrics.gIoU > 0.05
     assert by_engine.metrics.gIoU == pytest.approx(by_torch.metrics.gIoU, abs=0.0005)
-    assert (by_torch.runtime, by_engine.runtime) == ("torch", "onnxruntime")
+    assert (by_torch.predictor.runtime, by_engine.predictor.runtime) == ("torch", "onnxruntime")
     for report in (by_torch, by_engine):
         document = json.loads(json.dumps(report.as_dict()))
         assert document["protocol"] == protocol
@@ -164,7 +165,8 @@ def test_a_bundle_is_evaluated_without_pytorch(exported: Exported) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from rsrefseg.bench.accuracy.accuracy import EvaluationRequest, run_evaluation\n"
+        "from rsrefseg.bench.accuracy.accuracy import run_evaluation\n"
+        "from rsrefseg.bench.accuracy.report import EvaluationRequest\n"
         f"request = EvaluationRequest(Path({str(exported.data)!r}), 'val', bundle=Path({str(exported.bundle)!r}))\n"
         "print(run_evaluation(request).metrics.samples)\n"
     )

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsrefseg.bench.accuracy.accuracy import EvaluationRequest, run_evaluation
+from rsrefseg.bench.accuracy.accuracy import run_evaluation
 from rsrefseg.bench.accuracy.predictions import prediction_folder
+from rsrefseg.bench.accuracy.report import EvaluationRequest
 from rsrefseg.bench.accuracy.worst_cases import WorstCases, contact_sheet
 from rsrefseg.data.mask_sources import NoTarget, RleMask
 from rsrefseg.data.masks import decode_rle, encode_mask
@@ -110,15 +111,15 @@ def test_run_base_and_bundle_name_the_file_they_were_read_from(exported: Exporte
     merged = exported.run / "merged.safetensors"
     by_run = run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run))
     by_file = run_evaluation(EvaluationRequest(exported.data, "val", run=merged))
-    assert by_run.model_sha256 == by_file.model_sha256 == sha256_file(merged)
+    assert by_run.predictor.model_sha256 == by_file.predictor.model_sha256 == sha256_file(merged)
     assert by_run.metrics == by_file.metrics
-    assert by_file.subject == f"model {merged}"
+    assert by_file.predictor.name == f"model {merged}"
     unmerged = tmp_path / "run"
     shutil.copytree(exported.run, unmerged)
     (unmerged / "merged.safetensors").unlink()
     folded = run_evaluation(EvaluationRequest(exported.data, "val", run=unmerged))
-    assert folded.model_sha256 == sha256_file(unmerged / "best.safetensors")
-    assert folded.bundle_sha256 is None
+    assert folded.predictor.model_sha256 == sha256_file(unmerged / "best.safetensors")
+    assert folded.predictor.bundle_sha256 is None
 
 
 def test_shuffled_phrases_are_written_as_asked(exported: Exported, tmp_path: Path) -> None:

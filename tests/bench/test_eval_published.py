@@ -1,11 +1,13 @@
 """Published rows beside a measured one: only where they belong, and only for context."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from rsrefseg.bench.accuracy.predictors import Predictor
 from rsrefseg.bench.accuracy.published import METRICS, ROWS, SPLIT_SAMPLES, PublishedContext, published_context
-from rsrefseg.bench.accuracy.report import EvaluationReport
+from rsrefseg.bench.accuracy.report import EvaluationReport, EvaluationRequest
 from rsrefseg.evaluation.metrics import PRECISION_THRESHOLDS, MetricsResult, Protocol
 from tests.support.printing import printed
 
@@ -18,14 +20,9 @@ def context(**changes: object) -> PublishedContext:
 def report(published: PublishedContext) -> EvaluationReport:
     precision = dict.fromkeys(PRECISION_THRESHOLDS, 0.25)
     return EvaluationReport(
-        subject="run runs/001",
-        runtime="torch",
-        model_sha256="0" * 64,
-        bundle_sha256=None,
-        data="rrsis-d",
+        request=EvaluationRequest(Path("rrsis-d")),
+        predictor=Predictor(lambda image, phrases: [], "run runs/001", "torch", "0" * 64),
         data_format="RRSIS-D",
-        split="test",
-        shuffled=False,
         resized_masks=0,
         metrics=MetricsResult(Protocol.RSREFSEG, SPLIT_SAMPLES, 0.5, 0.75, precision, {}),
         published=published,

@@ -159,6 +159,7 @@ def test_a_planted_fault_fails_the_rows_it_reaches_and_no_other(
             assert row == true_rows[row.check, row.output]
         elif row.check == "chained":
             assert row.share_of_max == pytest.approx(expected[row.output], rel=0.01)
+    assert not spoiled.masks.passed
     assert not spoiled.holds
     text = printed(spoiled)
     assert text.count("FAIL") >= len(reached)
