@@ -93,9 +93,7 @@ def _help_without_command(context: typer.Context) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the scenes and results.")] = Path("demo"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="10% of the work: shows the commands, not the scores.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="10% of the work, for the commands alone.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
     """Do the whole job on made scenes with the tiny preset, on any machine, in minutes."""

@@ -161,11 +161,9 @@ def demo_steps(out: Path, scale: Scale) -> Iterator[tuple[str, list[str]]]:
 
 def demo_report(results: Mapping[str, Any], seconds: Mapping[str, float]) -> DemoReport:
     """Collect what each command reported."""
-    from .latency.runners import TORCH
-
     infers = [result for name, result in results.items() if name.startswith("infer")]
     parity, bench = results["parity"], results["bench"]
-    backend = next(entry["name"] for entry in bench["contenders"] if entry["name"] != TORCH)
+    backend = next(entry["name"] for entry in bench["contenders"] if entry["name"] != "torch")
     tries = [["infer", infer["image"], infer["results"][0]["phrase"]] for infer in infers[:1] if infer["results"]]
     tries += [["bench"], ["doctor"], ["train", "--data", "YOUR_DATA"], ["--help"]]
     return DemoReport(
