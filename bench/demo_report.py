@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .latency.runners import TORCH
 from .latency.scenarios import FIRST_PHRASE, NEXT_PHRASE, TOTAL
+from .latency.torch_runners import TORCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ class DemoReport:
         """Collect what each command reported."""
         infers = [result for name, result in results.items() if name.startswith("infer")]
         parity, bench = results["parity"], results["bench"]
-        backend = next(entry["name"] for entry in bench["contenders"] if entry["name"] != TORCH)
+        backend = next(runner["name"] for runner in bench["runners"] if runner["name"] != TORCH)
+        first, following = (_measurement(bench, backend, one.name) for one in (FIRST_PHRASE, NEXT_PHRASE))
         return cls(
             test_samples=results["adapted"]["samples"],
             base_giou=results["base"]["gIoU"],
@@ -60,9 +61,9 @@ class DemoReport:
             parity_holds=parity["holds"],
             giou_difference=parity["data"]["gIoU_difference"],
             backend=backend,
-            first_phrase_ms=_total(bench["latencies"], backend, FIRST_PHRASE.name, "p50_ms"),
-            next_phrase_ms=_total(bench["latencies"], backend, NEXT_PHRASE.name, "p50_ms"),
-            speedup=_total(bench["ratios"], backend, FIRST_PHRASE.name, "median") if bench["ratios"] else None,
+            first_phrase_ms=first["p50_ms"],
+            next_phrase_ms=following["p50_ms"],
+            speedup=first["ratio"]["median"] if first["ratio"] else None,
             seconds=dict(seconds),
             run=results["train"]["run"],
             bundle=results["export"]["bundle"],
@@ -108,10 +109,10 @@ class DemoReport:
         return Group(steps, scores, "\n".join(lines))
 
 
-def _total(rows: list[dict[str, Any]], contender: str, scenario: str, figure: str) -> float:
-    """A figure of the row for a whole scenario."""
-    key = (contender, scenario, TOTAL)
-    return next(float(row[figure]) for row in rows if (row["contender"], row["scenario"], row["span"]) == key)
+def _measurement(bench: dict[str, Any], runner: str, scenario: str) -> dict[str, Any]:
+    """A whole scenario on a runner."""
+    key = (runner, scenario, TOTAL)
+    return next(one for one in bench["measurements"] if (one["runner"], one["scenario"], one["span"]) == key)
 
 
 def _next_commands(infers: list[dict[str, Any]]) -> tuple[str, ...]:

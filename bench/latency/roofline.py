@@ -1,15 +1,15 @@
-"""The least time a device could take: for all operations at its peak or all bytes at its bandwidth, the longer of them.
+"""The least time a device can take: all operations at its peak or all bytes at its bandwidth, whichever is longer.
 
-A stage's bytes are its weights and what goes in and out; what it keeps in between may stay in caches and does not
-count. So nothing that does these operations can be faster, and a share of 100% is not reached in practice. Operations
-are those of the bundle's graphs, in the form of attention that they have, whoever runs them.
+The bytes of a stage are its weights, inputs and outputs; what it keeps in between may stay in caches and is not
+counted. So no implementation of these operations is faster, and a share of 100% is not reached in practice. The
+operations are those of the bundle's graphs, with their form of attention, whoever runs them.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from rsrefseg.engines.bundle.contracts import Dim, Stage, StageContract, TensorSpec
 from rsrefseg.engines.bundle.manifest import StageRecord
@@ -21,85 +21,77 @@ from ..system.peaks import Peaks
 _WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """Of one run of a stage.
+class Roofline(Struct, frozen=True):
+    """The least time of one or several stages, run one after the other.
 
     Attributes:
         flops: floating-point operations, 2 for each multiply-add.
         bytes: weights, inputs and outputs.
-        compute_ms, memory_ms: each at the device's peak.
+        least_ms: all operations at the device's peak or all bytes at its bandwidth; of several stages the sum.
+        bound: the longer of the two, of several stages of the longest: ``compute`` or ``memory``.
     """
 
     flops: int
     bytes: int
-    compute_ms: float
-    memory_ms: float
-
-    @property
-    def floor_ms(self) -> float:
-        """The longer of the two."""
-        return max(self.compute_ms, self.memory_ms)
-
-    @property
-    def bound(self) -> str:
-        """Which of the two it is: ``compute`` or ``memory``."""
-        return "compute" if self.compute_ms >= self.memory_ms else "memory"
+    least_ms: float
+    bound: str
 
 
-def floor_of(record: StageRecord, peaks: Peaks, precision: str, phrases: int = 1, images: int = 1) -> Floor | None:
-    """The floor of a stage; ``None`` where the device's peak in that precision is not known.
+def stage_roofline(
+    record: StageRecord, peaks: Peaks, precision: str, phrases: int = 1, images: int = 1
+) -> Roofline | None:
+    """The roofline of a stage; ``None`` if the device's peak in that precision is not known.
 
     Args:
-        record: of the stage: its operations are those of its contract's ``opt`` sizes, and grow in proportion.
+        record: of the stage. Its operations are those of its contract's ``opt`` sizes and grow in proportion.
         peaks: of the device.
-        precision: of its products, ``fp32``, ``fp16`` or ``bf16``; weights stored in more are read in this one.
-        phrases, images: how many at once; a stage takes of the two what its contract names.
+        precision: of its products, ``fp32``, ``fp16`` or ``bf16``; weights are read in this one if stored in more.
+        phrases, images: how many at once, for the stages whose contract names them.
     """
     peak, bandwidth = peaks.flops_per_s.get(precision), peaks.bandwidth_bytes_per_s
     if peak is None or bandwidth is None or precision not in _WEIGHT_BYTES:
         return None
-    flops = round(record.flops * _times(record.contract, phrases=phrases, images=images))
+    flops = round(record.flops * _scale(record.contract, phrases=phrases, images=images))
     tensors = (*record.contract.inputs, *record.contract.outputs)
     moved = _weights_read(record, precision) + sum(_size_bytes(spec, phrases, images) for spec in tensors)
-    return Floor(flops, moved, 1e3 * flops / peak, 1e3 * moved / bandwidth)
+    compute_ms, memory_ms = 1e3 * flops / peak, 1e3 * moved / bandwidth
+    bound = "compute" if compute_ms >= memory_ms else "memory"
+    return Roofline(flops, moved, max(compute_ms, memory_ms), bound)
 
 
-def share(floor: Floor, measured_ms: float) -> float:
-    """Of the floor in what was measured: 1 is as fast as the device can."""
-    return floor.floor_ms / measured_ms
-
-
-def scenario_floor_ms(
+def scenario_roofline(
     stages: Mapping[Stage, StageRecord],
     peaks: Peaks,
     precisions: Mapping[Stage, str],
-    fresh_image: bool,
+    new_image: bool,
     phrases: int,
-) -> float | None:
-    """The floor from a picture, new or encoded before, and phrases to masks: the stages' sum, for on one device nothing
-    gains by overlapping. ``None`` where a peak is not known."""
-    floors = [
-        floor_of(record, peaks, precisions[stage], phrases)
+) -> Roofline | None:
+    """The roofline from an image, new or encoded, and phrases to masks: the sum of its stages, since overlapping them
+    gains nothing on one device. ``None`` if a peak is not known."""
+    found = [
+        stage_roofline(record, peaks, precisions[stage], phrases)
         for stage, record in stages.items()
-        if fresh_image or stage not in IMAGE_STAGES
+        if new_image or stage not in IMAGE_STAGES
     ]
-    known = [floor.floor_ms for floor in floors if floor is not None]
-    return sum(known) if len(known) == len(floors) else None
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
+        return None
+    longest = max(known, key=lambda one: one.least_ms)
+    flops, moved = sum(one.flops for one in known), sum(one.bytes for one in known)
+    return Roofline(flops, moved, sum(one.least_ms for one in known), longest.bound)
 
 
-def expected_floors(stages: Mapping[Stage, StageRecord]) -> dict[str, dict[str, float]]:
-    """Floors in milliseconds of one image and one phrase in FP16: by device of ``DEVICES``, then by stage and their
-    ``sum``."""
+def expected_rooflines(stages: Mapping[Stage, StageRecord]) -> dict[str, dict[str, float]]:
+    """Milliseconds of one image and one phrase in FP16: by device of ``DEVICES``, then by stage and their ``sum``."""
     found = {}
-    for name, peaks in DEVICES.items():
-        floors = {str(stage): floor_of(record, peaks, "fp16") for stage, record in stages.items()}
-        by_stage = {stage: floor.floor_ms for stage, floor in floors.items() if floor is not None}
-        found[name] = {**by_stage, "sum": sum(by_stage.values())}
+    for device, peaks in DEVICES.items():
+        rooflines = {stage.value: stage_roofline(record, peaks, "fp16") for stage, record in stages.items()}
+        by_stage = {stage: one.least_ms for stage, one in rooflines.items() if one is not None}
+        found[device] = {**by_stage, "sum": sum(by_stage.values())}
     return found
 
 
-def _times(contract: StageContract, **sizes: int) -> float:
+def _scale(contract: StageContract, **sizes: int) -> float:
     """How many times its ``opt`` sizes a stage is asked for."""
     return math.prod(sizes[dim.name] / dim.opt for dim in contract.dims if dim.name in sizes)
 
@@ -109,16 +101,13 @@ def _size_bytes(spec: TensorSpec, phrases: int, images: int) -> int:
 
 
 def _weights_read(record: StageRecord, precision: str) -> int:
-    """Bytes of those weights that one run has to read."""
+    """Bytes of the weights that one run has to read."""
     width = min(_WEIGHT_BYTES[precision], _WEIGHT_BYTES[record.precision])
     weights = record.weight_bytes * width / _WEIGHT_BYTES[record.precision]
     if record.contract.stage is Stage.SIGLIP_TEXT:
-        # Of the table of embeddings only the rows of the phrase's tokens are read, a hundredth at most. It multiplies
-        # nothing; all else multiplies each token once, so its weights number half the operations of a token.
-        per_token = record.flops / _tokens(record.contract.input("input_ids"))
-        weights = min(weights, per_token / 2 * width)
+        # Of the embedding table only the rows of the phrase's tokens are read, and they take part in no product. All
+        # other weights multiply every token once, so they number half the operations of a token.
+        shape = record.contract.input("input_ids").shape
+        tokens = math.prod(size.opt if isinstance(size, Dim) else size for size in shape)
+        weights = min(weights, record.flops / tokens / 2 * width)
     return round(weights)
-
-
-def _tokens(input_ids: TensorSpec) -> int:
-    return math.prod(size.opt if isinstance(size, Dim) else size for size in input_ids.shape)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,6 @@ from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import MissingPartError, RSRefSegError
 from rsrefseg.engines.system.files import atomic_write_json
 
-from ..latency.block_runtimes import ONNXRUNTIME_CUDA, TORCH_CUDA
 from .gpu_report import CheckReport, Model, Outcome, Step, this_gpu
 from .machine import this_machine
 
@@ -66,7 +65,6 @@ class GpuCheck:
             RSRefSegError: the report cannot be written.
         """
         missing = self._missing_backends()
-        self._measure_attention(missing)
         for model, bundle in self._bundles():
             agreeing = []
             for backend in (Backend.ONNXRUNTIME, *GPU_BACKENDS):
@@ -79,16 +77,6 @@ class GpuCheck:
             self._bench(model, bundle, [backend for backend in agreeing if backend in GPU_BACKENDS] or agreeing)
         self._keep(replace(self.report, complete=True))
         return self.report
-
-    def _measure_attention(self, missing: Collection[Backend]) -> None:
-        """On what a GPU has for it; where that is nothing, on the CPU."""
-        works = {
-            ONNXRUNTIME_CUDA: Backend.ONNXRUNTIME_CUDA not in missing,
-            TORCH_CUDA: self._works(_TORCH_ABILITY),
-        }
-        names = ",".join(name for name, does in works.items() if does)
-        options = ["--attention", self.report.preset, "--rounds", str(self._rounds)]
-        self._step("bench", "SAM's attention", names, *options, *(["--backends", names] if names else []))
 
     def _missing_backends(self) -> dict[Backend, str]:
         """The backends that cannot run here, and why, by the doctor's own words."""
