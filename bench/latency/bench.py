@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -14,6 +15,7 @@ import msgspec
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.reference import load_reference
+from rsrefseg.engines.errors import MissingPartError
 from rsrefseg.engines.system.files import atomic_write_json, atomic_write_text
 from rsrefseg.engines.system.progress import ProgressLine
 
@@ -22,10 +24,10 @@ from ..system.machine import busy_notes, free_memory_mib, memory_notes, others_b
 from ..system.peaks import Peaks, measure_peaks
 from .correctness import Correctness, check
 from .measure import LEAST_ROUNDS, Times, measure, warm_up
-from .plot import check_plotting, draw_plot
+from .plot import draw_plot
 from .report import BenchReport, Measurement, RunnerRecord
-from .roofline import Roofline, expected_rooflines, scenario_roofline, stage_roofline
-from .runner import Runner
+from .roofline import expected_rooflines, roofline_of
+from .runner import PHRASE_STAGES, Runner
 from .runners import open_runners
 from .scenarios import FIRST_PHRASE, TOTAL, Scenario, parse_scenarios, workload_of
 from .startup import measure_startups
@@ -76,7 +78,8 @@ def run_bench(request: BenchRequest) -> BenchReport:
     """
     scenarios = parse_scenarios(request.scenarios)
     if request.report is not None:
-        check_plotting()
+        if find_spec("matplotlib") is None:
+            raise MissingPartError("the figure of a report needs matplotlib: pip install 'rsrefseg[report]'")
         request.report.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=request.report):
             pass
@@ -174,6 +177,8 @@ def measurements(
             if span == TOTAL and scenario is not FIRST_PHRASE:
                 first_ms = times[runner.name, FIRST_PHRASE.name, TOTAL]
                 share = median(mine / first for mine, first in zip(times_ms, first_ms, strict=True))
+            stages = [bundle.manifest.stages[stage] for stage in _stages(scenario, span)]
+            roofline = roofline_of(stages, peaks[runner.device], runner.precisions, scenario.phrases)
             yield Measurement(
                 **msgspec.structs.asdict(summary),
                 runner=runner.name,
@@ -184,17 +189,13 @@ def measurements(
                 share_of_first=share,
                 phrases_per_s=1e3 * scenario.phrases / summary.p50_ms if span == TOTAL else None,
                 correctness=correctness[runner.name].get((scenario.name, span)),
-                roofline=_roofline(scenario, span, runner, bundle, peaks[runner.device]),
+                roofline=roofline if stages else None,
             )
 
 
-def _roofline(scenario: Scenario, span: str, runner: RunnerRecord, bundle: Bundle, peaks: Peaks) -> Roofline | None:
-    stages = bundle.manifest.stages
-    if span == TOTAL:
-        return scenario_roofline(stages, peaks, runner.precisions, scenario.new_image, scenario.phrases)
-    if span not in tuple(Stage):
-        return None
-    return stage_roofline(stages[Stage(span)], peaks, runner.precisions[Stage(span)])
+def _stages(scenario: Scenario, span: str) -> list[Stage]:
+    """The stages that a span runs."""
+    return [stage for stage in Stage if span in (TOTAL, stage) and (scenario.new_image or stage in PHRASE_STAGES)]
 
 
 def _notes(runners: Sequence[RunnerRecord], peaks: Mapping[str, Peaks], rounds: int) -> Iterator[str]:

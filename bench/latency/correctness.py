@@ -1,6 +1,6 @@
 """Whether a runner computes what FP32 PyTorch computed at export: the time of a wrong result counts for nothing."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -24,17 +24,13 @@ class Correctness(Struct, frozen=True):
     Attributes:
         failures: the limits that do not hold; none if the result is correct.
         text: the deciding figure: of trained weights' masks the worst IoU, else the error that has a limit.
-        share_of_max, relative_l2: error of a stage's worst output, or of the worst phrase's mask logits; ``None`` if
-            infinite.
-        mask_iou_worst, mask_iou_mean: of the masks; ``None`` for a stage and for random weights, whose masks are noise.
+        errors: by ``Measure``, of a stage's worst output or of the worst phrase's mask logits, and IoUs of the masks
+            of trained weights; ``None`` if infinite.
     """
 
     failures: tuple[str, ...]
     text: str
-    share_of_max: float | None
-    relative_l2: float | None
-    mask_iou_worst: float | None = None
-    mask_iou_mean: float | None = None
+    errors: dict[Measure, float | None]
 
 
 def check(runner: Runner, scenarios: Sequence[Scenario], sample: ReferenceSample) -> dict[tuple[str, str], Correctness]:
@@ -69,10 +65,10 @@ def _check_masks(runner: Runner, features: Any, count: int, sample: ReferenceSam
     error = _worst(tensor_error(one, other) for one, other in zip(wanted, result.mask_logits[places], strict=True))
     precision = max(runner.precisions.values(), key=COARSENESS.index)
     if runner.bundle.manifest.provenance.random_weights:
-        return _judged(error, error.measures(), tolerances(precision, Scope.STAGE, Stage.SAM_DECODER))
+        return _judged(error, tolerances(precision, Scope.STAGE, Stage.SAM_DECODER))
     ious = [mask_iou(one, other) for one, other in zip(sample.masks[:known], result.masks[places], strict=True)]
-    values = error.measures() | {Measure.IOU_WORST: min(ious), Measure.IOU_MEAN: float(np.mean(ious))}
-    return _judged(error, values, tolerances(precision, Scope.MASKS))
+    values = error | {Measure.IOU_WORST: min(ious), Measure.IOU_MEAN: float(np.mean(ious))}
+    return _judged(values, tolerances(precision, Scope.MASKS))
 
 
 def _check_stage(runner: Runner, stage: Stage, sample: ReferenceSample) -> Correctness:
@@ -82,21 +78,17 @@ def _check_stage(runner: Runner, stage: Stage, sample: ReferenceSample) -> Corre
     error = _worst(
         tensor_error(wanted, runner.to_host(results[name])) for name, wanted in sample.outputs(contract).items()
     )
-    return _judged(error, error.measures(), tolerances(runner.precisions[stage], Scope.STAGE, stage))
+    return _judged(error, tolerances(runner.precisions[stage], Scope.STAGE, stage))
 
 
-def _judged(error: TensorError, values: Mapping[Measure, float], limits: tuple[Tolerance, ...]) -> Correctness:
-    verdicts = judge(dict(values), limits)
-    worst_iou, decisive = values.get(Measure.IOU_WORST), limits[0].measure
+def _judged(values: dict[Measure, float], limits: tuple[Tolerance, ...]) -> Correctness:
+    iou, decisive = values.get(Measure.IOU_WORST), limits[0].measure
     return Correctness(
-        failures=tuple(str(verdict) for verdict in verdicts if not verdict.passed),
-        text=f"{values[decisive]:.1e}{_UNITS[decisive]}" if worst_iou is None else f"IoU {worst_iou:.4f}",
-        share_of_max=finite(error.share_of_max),
-        relative_l2=finite(error.relative_l2),
-        mask_iou_worst=worst_iou,
-        mask_iou_mean=values.get(Measure.IOU_MEAN),
+        failures=tuple(str(verdict) for verdict in judge(values, limits) if not verdict.passed),
+        text=f"{values[decisive]:.1e}{_UNITS[decisive]}" if iou is None else f"IoU {iou:.4f}",
+        errors={measure: finite(value) for measure, value in values.items()},
     )
 
 
-def _worst(errors: Iterable[TensorError]) -> TensorError:
-    return reduce(TensorError.worst, errors)
+def _worst(errors: Iterable[TensorError]) -> dict[Measure, float]:
+    return reduce(TensorError.worst, errors).measures()

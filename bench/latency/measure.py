@@ -1,10 +1,10 @@
 """Times of runners, interleaved: a machine that drifts slows all of them alike, so that their ratios hold."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
-from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.engine import IMAGE_STAGES, Tensors
 from rsrefseg.engines.images.images import stretch
 
@@ -105,35 +105,32 @@ def timed_pass(
         features: of the image, from an earlier pass that was not by stage; not used if the image is new.
 
     Returns:
-        Milliseconds by span, and the image's features.
+        Milliseconds by span, and the image's features unless by stage.
     """
     phrases = workload.some_phrases(first_phrase, scenario.phrases)
     if scenario.by_stage:
         return _pass_by_stage(runner, workload, phrases)
-    start_s = time.perf_counter()
+    encode_ms = 0.0
     if scenario.new_image:
-        features = runner.encode(workload.image)
-    runner.ask(features, phrases, workload.size)
-    return {TOTAL: (time.perf_counter() - start_s) * 1e3}, features
+        features, encode_ms = timed(lambda: runner.encode(workload.image))
+    _, ask_ms = timed(lambda: runner.ask(features, phrases, workload.size))
+    return {TOTAL: encode_ms + ask_ms}, features
 
 
 def _pass_by_stage(runner: Runner, workload: Workload, phrases: Sequence[str]) -> tuple[dict[str, float], Tensors]:
     spans_ms: dict[str, float] = {}
+    image, spans_ms[STRETCH] = timed(lambda: stretch(workload.image, runner.image_size)[None])
+    tokens, spans_ms[TOKENIZE] = timed(lambda: runner.tokenizer.encode(phrases))
+    tensors: Tensors = {"image": image, "input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
+    for stage in (*IMAGE_STAGES, *PHRASE_STAGES):
+        outputs, spans_ms[stage.value] = timed(partial(runner.run, stage, tensors))
+        tensors |= outputs
+    _, spans_ms[UPSAMPLE] = timed(lambda: runner.finish(tensors["mask_logits"], workload.size))
+    return spans_ms, None
 
-    def timed(span: str, work: Callable[[], _T]) -> _T:
-        start_s = time.perf_counter()
-        result = work()
-        spans_ms[span] = (time.perf_counter() - start_s) * 1e3
-        return result
 
-    def timed_stage(stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
-        return timed(stage.value, lambda: runner.run(stage, tensors))
-
-    square = {"image": timed(STRETCH, lambda: stretch(workload.image, runner.image_size)[None])}
-    features = {name: tensor for stage in IMAGE_STAGES for name, tensor in timed_stage(stage, square).items()}
-    tokens = timed(TOKENIZE, lambda: runner.tokenizer.encode(phrases))
-    tensors = features | {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
-    for stage in PHRASE_STAGES:
-        tensors |= timed_stage(stage, tensors)
-    timed(UPSAMPLE, lambda: runner.finish(tensors["mask_logits"], workload.size))
-    return spans_ms, features
+def timed(work: Callable[[], _T]) -> tuple[_T, float]:
+    """Do some work; returns its result and milliseconds."""
+    start_s = time.perf_counter()
+    result = work()
+    return result, (time.perf_counter() - start_s) * 1e3

@@ -53,7 +53,7 @@ class NaiveRunner(PublishedModel):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL
         for stage in Stage:
-            path = self._folder / f"{stage}.onnx"
+            path = self._folder / f"{stage.value}.onnx"
             with self.reporting(f"loading '{path}'"):
                 self._sessions[stage] = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS["cpu"]])
         self.providers = {stage: session.get_providers()[0] for stage, session in self._sessions.items()}
@@ -63,7 +63,7 @@ class NaiveRunner(PublishedModel):
         """Run a stage's session."""
         contract = self.bundle.manifest.stages[stage].contract
         names = [spec.name for spec in contract.outputs]
-        with self.reporting(f"stage '{stage}'"):
+        with self.reporting(f"stage '{stage.value}'"):
             results = self._sessions[stage].run(names, {spec.name: tensors[spec.name] for spec in contract.inputs})
         return dict(zip(names, results, strict=True))
 
@@ -76,10 +76,10 @@ class NaiveRunner(PublishedModel):
 
         with atomic_directory(self._folder) as partial:
             for stage in Stage:
-                with self.reporting(f"exporting '{stage}'"):
+                with self.reporting(f"exporting '{stage.value}'"):
                     module = load_stage(self._merged, stage)
                     restore_layer_norms(module)
-                    _export(module, self.bundle.manifest.stages[stage].contract, partial / f"{stage}.onnx")
+                    _export(module, self.bundle.manifest.stages[stage].contract, partial / f"{stage.value}.onnx")
 
 
 def _export(module: Any, contract: StageContract, path: Path) -> None:

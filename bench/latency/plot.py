@@ -1,11 +1,9 @@
 """A report as a figure: how long first and next phrases take, and each stage beside its roofline."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rsrefseg.engines.errors import MissingPartError
 from rsrefseg.engines.system.files import atomic_file
 from rsrefseg.engines.system.tables import three_digits
 
@@ -22,18 +20,8 @@ _MAX_BRACKET = 3.0  # times the longest bar; longer intervals are cut off
 _Bar = tuple[str, str, Measurement]
 
 
-def check_plotting() -> None:
-    """Check before anything is measured.
-
-    Raises:
-        MissingPartError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise MissingPartError("the figure of a report needs matplotlib: pip install 'rsrefseg[report]'")
-
-
 def draw_plot(report: BenchReport, path: Path) -> None:
-    """Draw a report as PNG.
+    """Draw a report as PNG; needs matplotlib.
 
     Raises:
         RSRefSegError: the file cannot be written.

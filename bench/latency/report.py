@@ -55,11 +55,6 @@ class Measurement(Summary, frozen=True, kw_only=True):
         return self.correctness is not None and bool(self.correctness.failures)
 
     @property
-    def roofline_share(self) -> str:
-        """The roofline as a share of the median; 100% is as fast as the device can be."""
-        return "" if self.roofline is None else f"{self.roofline.least_ms / self.p50_ms:.0%}"
-
-    @property
     def error(self) -> str:
         """How far the result is from PyTorch's."""
         return "" if self.correctness is None else f"{'WRONG ' if self.wrong else ''}{self.correctness.text}"
@@ -150,9 +145,6 @@ def tables(report: BenchReport) -> Iterator[Table]:
     timed = {one.scenario for one in report.measurements}
     for scenario in (one for one in SCENARIOS if one.name in timed):
         yield _scenario_table(report, scenario)
-    stages = [_roofline_row(report, one) for one in report.measurements if one.is_stage]
-    if stages:
-        yield _table("Stages beside their rooflines: 100% is as fast as the device can be", stages, words=3)
     known = [
         {"device": device, **{stage: three_digits(least_ms) for stage, least_ms in by_stage.items()}}
         for device, by_stage in report.expected_rooflines_ms.items()
@@ -208,29 +200,16 @@ def _scenario_table(report: BenchReport, scenario: Scenario) -> Table:
             else _with_interval(one.ratio.median, one.ratio.low, one.ratio.high, "x"),
             "phrases/s": _figure(one.phrases_per_s),
             "of first": "" if one.share_of_first is None else f"{one.share_of_first:.1%}",
-            "of roofline": one.roofline_share,
+            "roofline ms": ""
+            if one.roofline is None
+            else f"{three_digits(one.roofline.least_ms)} {one.roofline.bound}",
+            "of it": "" if one.roofline is None else f"{one.roofline.least_ms / one.p50_ms:.0%}",
             "error": one.error,
         }
         for one in report.measurements
         if one.scenario == scenario.name
     ]
     return _table(scenario.title, rows, words=1 + scenario.by_stage)
-
-
-def _roofline_row(report: BenchReport, one: Measurement) -> dict[str, str]:
-    precision = {runner.name: runner.precisions for runner in report.runners}[one.runner][Stage(one.span)]
-    found = one.roofline
-    return {
-        "stage": one.span,
-        "runner": one.runner,
-        "bound by": "" if found is None else f"{precision} {found.bound}",
-        "GFLOP": "" if found is None else three_digits(found.flops / 1e9),
-        "MB": "" if found is None else three_digits(found.bytes / 1e6),
-        "roofline ms": "" if found is None else three_digits(found.least_ms),
-        "p50 ms": three_digits(one.p50_ms),
-        "of roofline": one.roofline_share,
-        "error": one.error,
-    }
 
 
 def _startup_row(runner: RunnerRecord) -> dict[str, str]:

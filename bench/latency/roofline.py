@@ -6,14 +6,13 @@ operations are those of the bundle's graphs, with their form of attention, whoev
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from msgspec import Struct
 
-from rsrefseg.engines.bundle.contracts import Dim, Stage, StageContract, TensorSpec
+from rsrefseg.engines.bundle.contracts import Dim, Stage
 from rsrefseg.engines.bundle.manifest import StageRecord
-from rsrefseg.engines.engine import IMAGE_STAGES
 
 from ..system.devices import DEVICES
 from ..system.peaks import Peaks
@@ -27,8 +26,8 @@ class Roofline(Struct, frozen=True):
     Attributes:
         flops: floating-point operations, 2 for each multiply-add.
         bytes: weights, inputs and outputs.
-        least_ms: all operations at the device's peak or all bytes at its bandwidth; of several stages the sum.
-        bound: the longer of the two, of several stages of the longest: ``compute`` or ``memory``.
+        least_ms: of each stage all operations at the device's peak or all bytes at its bandwidth; their sum.
+        bound: what most of that time is bound by: ``compute`` or ``memory``.
     """
 
     flops: int
@@ -37,67 +36,42 @@ class Roofline(Struct, frozen=True):
     bound: str
 
 
-def stage_roofline(
-    record: StageRecord, peaks: Peaks, precision: str, phrases: int = 1, images: int = 1
+def roofline_of(
+    stages: Iterable[StageRecord], peaks: Peaks, precisions: Mapping[Stage, str], phrases: int = 1
 ) -> Roofline | None:
-    """The roofline of a stage; ``None`` if the device's peak in that precision is not known.
+    """The roofline of one image and some phrases; ``None`` if the device's peak in a precision is not known.
 
     Args:
-        record: of the stage. Its operations are those of its contract's ``opt`` sizes and grow in proportion.
+        stages: to be run. Operations are those of the ``opt`` sizes of a stage's contract and grow in proportion.
         peaks: of the device.
-        precision: of its products, ``fp32``, ``fp16`` or ``bf16``; weights are read in this one if stored in more.
-        phrases, images: how many at once, for the stages whose contract names them.
+        precisions: of products, by stage: ``fp32``, ``fp16`` or ``bf16``; weights stored in more are read in this one.
+        phrases: at once.
     """
-    peak, bandwidth = peaks.flops_per_s.get(precision), peaks.bandwidth_bytes_per_s
-    if peak is None or bandwidth is None or precision not in _WEIGHT_BYTES:
-        return None
-    flops = round(record.flops * _scale(record.contract, phrases=phrases, images=images))
-    tensors = (*record.contract.inputs, *record.contract.outputs)
-    moved = _weights_read(record, precision) + sum(_size_bytes(spec, phrases, images) for spec in tensors)
-    compute_ms, memory_ms = 1e3 * flops / peak, 1e3 * moved / bandwidth
-    bound = "compute" if compute_ms >= memory_ms else "memory"
-    return Roofline(flops, moved, max(compute_ms, memory_ms), bound)
-
-
-def scenario_roofline(
-    stages: Mapping[Stage, StageRecord],
-    peaks: Peaks,
-    precisions: Mapping[Stage, str],
-    new_image: bool,
-    phrases: int,
-) -> Roofline | None:
-    """The roofline from an image, new or encoded, and phrases to masks: the sum of its stages, since overlapping them
-    gains nothing on one device. ``None`` if a peak is not known."""
-    found = [
-        stage_roofline(record, peaks, precisions[stage], phrases)
-        for stage, record in stages.items()
-        if new_image or stage not in IMAGE_STAGES
-    ]
-    known = [one for one in found if one is not None]
-    if len(known) < len(found):
-        return None
-    longest = max(known, key=lambda one: one.least_ms)
-    flops, moved = sum(one.flops for one in known), sum(one.bytes for one in known)
-    return Roofline(flops, moved, sum(one.least_ms for one in known), longest.bound)
+    flops, moved, least_ms = 0, 0, {"compute": 0.0, "memory": 0.0}
+    for record in stages:
+        contract, precision = record.contract, precisions[record.contract.stage]
+        peak, bandwidth = peaks.flops_per_s.get(precision), peaks.bandwidth_bytes_per_s
+        if peak is None or bandwidth is None:
+            return None
+        scale = math.prod(phrases / dim.opt for dim in contract.dims if dim.name == "phrases")
+        stage_flops = round(record.flops * scale)
+        sizes = ((spec.sized(phrases=phrases, images=1), spec.dtype) for spec in (*contract.inputs, *contract.outputs))
+        tensor_bytes = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in sizes)
+        stage_bytes = _weights_read(record, precision) + tensor_bytes
+        compute_ms, memory_ms = 1e3 * stage_flops / peak, 1e3 * stage_bytes / bandwidth
+        least_ms["compute" if compute_ms >= memory_ms else "memory"] += max(compute_ms, memory_ms)
+        flops, moved = flops + stage_flops, moved + stage_bytes
+    return Roofline(flops, moved, sum(least_ms.values()), max(least_ms, key=lambda bound: least_ms[bound]))
 
 
 def expected_rooflines(stages: Mapping[Stage, StageRecord]) -> dict[str, dict[str, float]]:
     """Milliseconds of one image and one phrase in FP16: by device of ``DEVICES``, then by stage and their ``sum``."""
-    found = {}
-    for device, peaks in DEVICES.items():
-        rooflines = {stage.value: stage_roofline(record, peaks, "fp16") for stage, record in stages.items()}
-        by_stage = {stage: one.least_ms for stage, one in rooflines.items() if one is not None}
-        found[device] = {**by_stage, "sum": sum(by_stage.values())}
-    return found
-
-
-def _scale(contract: StageContract, **sizes: int) -> float:
-    """How many times its ``opt`` sizes a stage is asked for."""
-    return math.prod(sizes[dim.name] / dim.opt for dim in contract.dims if dim.name in sizes)
-
-
-def _size_bytes(spec: TensorSpec, phrases: int, images: int) -> int:
-    return math.prod(spec.sized(phrases=phrases, images=images)) * np.dtype(spec.dtype).itemsize
+    parts = {stage.value: [record] for stage, record in stages.items()} | {"sum": list(stages.values())}
+    half = dict.fromkeys(Stage, "fp16")
+    return {
+        device: {name: found.least_ms for name, part in parts.items() if (found := roofline_of(part, peaks, half))}
+        for device, peaks in DEVICES.items()
+    }
 
 
 def _weights_read(record: StageRecord, precision: str) -> int:

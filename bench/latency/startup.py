@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -18,7 +17,7 @@ from rsrefseg.engines.errors import RSRefSegError
 
 from ..system.machine import peak_memory_mib
 from ..system.nvidia_smi import gpu_memory_used_mib
-from .measure import timed_pass
+from .measure import timed, timed_pass
 from .runners import make_runner
 from .scenarios import FIRST_PHRASE, NEXT_PHRASE, TOTAL, workload_of
 
@@ -110,23 +109,18 @@ def start(name: str, bundle: Bundle, run: Path | None, answers: bool = True) -> 
 
 def _start_here(name: str, bundle: Bundle, run: Path | None, answers: bool) -> Startup:
     workload = workload_of(load_reference(bundle))
-    steps_s = [time.perf_counter()]
-    runner = make_runner(name, bundle, run)
-    steps_s.append(time.perf_counter())
-    runner.open()
-    steps_s.append(time.perf_counter())
+    runner, import_ms = timed(lambda: make_runner(name, bundle, run))
+    _, open_ms = timed(runner.open)
     on_device = gpu_memory_used_mib() if runner.device == "cuda" else None
-    loading_s = time.perf_counter()
-    runner.load()
-    load_ms = (time.perf_counter() - loading_s) * 1e3
+    _, load_ms = timed(runner.load)
     first_answer_ms = None
     if answers:
         spans_ms, features = timed_pass(runner, FIRST_PHRASE, workload, 0, None)
         first_answer_ms = spans_ms[TOTAL]
         timed_pass(runner, NEXT_PHRASE, workload, 1, features)
     return Startup(
-        import_ms=(steps_s[1] - steps_s[0]) * 1e3,
-        open_ms=(steps_s[2] - steps_s[1]) * 1e3,
+        import_ms=import_ms,
+        open_ms=open_ms,
         load_ms=load_ms,
         first_answer_ms=first_answer_ms,
         peak_memory_mib=peak_memory_mib(),

@@ -92,7 +92,7 @@ class TorchRunner(PublishedModel):
     def run(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
         """Run a stage's module and wait for it."""
         contract = self.bundle.manifest.stages[stage].contract
-        with self.reporting(f"stage '{stage}'"), self._inference():
+        with self.reporting(f"stage '{stage.value}'"), self._inference():
             results = self._stages[stage](*(self._on_device(tensors[spec.name]) for spec in contract.inputs))
             if self.device == "cuda":
                 self._torch.cuda.synchronize()

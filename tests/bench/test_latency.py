@@ -138,10 +138,13 @@ def test_what_disturbs_is_noted(exported: Exported, monkeypatch: pytest.MonkeyPa
     assert any("--backends" in note for note in report.notes), "more memory than is free"
 
 
-def test_a_place_that_takes_no_report_is_refused_before_anything_is_measured(
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("rsrefseg.bench.latency.bench.Bundle.open", lambda path: pytest.fail("too late"))
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "report"):
         assert_refused(run_here(capsys, "bench", "--bundle", exported.bundle, "--report", place), str(place))
+    monkeypatch.setattr("rsrefseg.bench.latency.bench.find_spec", lambda name: None)
+    assert_refused(run_here(capsys, "bench", "--report", tmp_path / "new"), "rsrefseg[report]")
+    assert not (tmp_path / "new").exists()

@@ -9,6 +9,7 @@ from rsrefseg.bench.latency.summary import Ratio
 from rsrefseg.bench.system.machine import this_machine
 from rsrefseg.bench.system.peaks import Peaks
 from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.tolerances import Measure
 
 SPEEDS = {"torch": 1.0, "onnxruntime": 3.2, "openvino": 8.5}
 WRONG = "openvino"
@@ -17,7 +18,7 @@ WRONG = "openvino"
 def measurement(runner: str, scenario: str, span: str, time_ms: float) -> Measurement:
     wrong, host = runner == WRONG, span.startswith("host_")
     text = f"{0.1 if wrong else 1e-6:.1e}" if span != TOTAL else f"IoU {0.912 if wrong else 0.9991:.4f}"
-    correctness = Correctness(("FAIL  too far",) if wrong else (), text, share_of_max=1e-6, relative_l2=1e-6)
+    correctness = Correctness(("FAIL  too far",) if wrong else (), text, {Measure.SHARE_OF_MAX: 1e-6})
     speed = SPEEDS[runner]
     p50_ms = time_ms / speed
     return Measurement(
