@@ -111,18 +111,19 @@ def _measure(
         for line in memory_notes([one.peak_memory_mib for one in startups], free_memory_mib()):
             notes.append(line)
             progress.say(line)
+        watch = Watch()
         for runner in runners:
             progress.say(f"{runner.name}: loading, checking and warming up")
             runner.load()
             correctness[runner.name] = check(runner, scenarios, samples[0])
             if not warm_up(runner, scenarios, workload):
                 notes.append(f"{runner.name} had not settled when its warm-up ended: its first rounds may be slower")
-        watch = Watch()
 
         def on_round(done: int) -> None:
             watch.sample()
             progress.update(done, request.rounds)
 
+        watch.begin()
         times = measure(runners, scenarios, workload, request.rounds, request.minutes, on_round)
         busy.append(others_busy_share())
     health = watch.summary()
