@@ -2,8 +2,8 @@
 # make test    lint, types and the fast tests
 # make test-slow    kills, several processes, real benches, wheels in fresh environments
 # make test-full    presets b and l at their full size: about 25 minutes, 12 GB of memory, 20 GB of disk
-# make gpu-check    on a CUDA machine: parity and latency of every backend there is, kept in gpu_check.json;
-#                   TensorRT with EXTRAS=cuda,tensorrt,train, options as in GPU_CHECK='--preset b --out FILE'
+# make gpu-check    on a CUDA machine: parity and latency of every GPU backend, one JSON a command in ./gpu_check;
+#                   TensorRT with EXTRAS=cuda,tensorrt,train, options as in GPU_CHECK='--preset b --out DIR'
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +34,7 @@ test-full: $(VENV)/.ready
 
 gpu-check: EXTRAS = cuda,train
 gpu-check: $(VENV)/.ready
-	$(BIN)/python -m rsrefseg.bench.system.gpu_check $(GPU_CHECK)
+	bash bench/gpu_check.sh $(GPU_CHECK)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

@@ -92,8 +92,8 @@ def _help_without_command(context: typer.Context) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the made scenes and pictures.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the work: the way, not the figures.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the scenes and results.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="10% of the work, for the commands alone.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
     """Do the whole job on made scenes with the tiny preset, on any machine, in minutes."""
@@ -275,7 +275,7 @@ def evaluate(
     backend: Annotated[str | None, typer.Option(help="Runtime for the bundle; without it, the run.")] = None,
     protocol: Annotated[str, typer.Option(help="rsrefseg (original size) or rmsin (480 x 480).")] = "rsrefseg",
     shuffle_phrases: Annotated[
-        bool, typer.Option("--shuffle-phrases", help="Ask with another phrase of the image: the phrase-blind score.")
+        bool, typer.Option("--shuffle-phrases", help="Exchange the phrases of each image: the phrase-blind score.")
     ] = False,
     resize_masks: ResizeFlag = False,
     images: ImagesOption = None,
@@ -287,8 +287,9 @@ def evaluate(
     ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """gIoU, cIoU and Pr@0.5 to 0.9 of a run, the shipped base, or a bundle on any runtime."""
-    from rsrefseg.bench.accuracy.accuracy import EvaluationRequest, run_evaluation
+    """Score a run, the shipped base, or a bundle on any runtime: gIoU (mIoU), cIoU (oIoU) and Pr@0.5 to 0.9."""
+    from rsrefseg.bench.accuracy.accuracy import run_evaluation
+    from rsrefseg.bench.accuracy.report import EvaluationRequest
 
     request = EvaluationRequest(
         data=data,

@@ -1,4 +1,4 @@
-"""Whom ``rsrefseg eval`` asks: a run, a model file, the shipped base, or a bundle on a runtime, all with one face."""
+"""The models that ``rsrefseg eval`` scores, with one interface: a run, a model file, the shipped base, a bundle."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from rsrefseg.evaluation.models import TorchModel
 
 
-class Subject(NamedTuple):
-    """A model that can be asked.
+class Predictor(NamedTuple):
+    """A model that predicts masks.
 
     Attributes:
-        ask: answers phrases about a picture.
+        predict: masks for the phrases of an image.
         name: the model, in words.
-        runtime: what runs it: ``torch`` or a backend's name.
-        model_sha256: of the file its weights were read from; for a bundle of the merged model it was exported from,
-            None where there was none (random weights). Of a run without a merged model, of its trained weights.
-        bundle_sha256: of the bundle's manifest, which lists the digests of all its files; None for other subjects.
+        runtime: ``torch`` or a backend's name.
+        model_sha256: of the file its weights were read from: merged or, for a run without a merge, trained weights. For
+            a bundle of the merged model it was exported from, None for random weights.
+        bundle_sha256: of the bundle's manifest, which lists the digests of all its files; None without a bundle.
     """
 
-    ask: "Ask"
+    predict: "Ask"
     name: str
     runtime: str
     model_sha256: str | None
@@ -33,14 +33,14 @@ class Subject(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_subject(run: Path | None, base: bool, bundle: Path | None, backend: str | None) -> Iterator[Subject]:
-    """Open a model to be asked, and close it in the end.
+def open_predictor(run: Path | None, base: bool, bundle: Path | None, backend: str | None) -> Iterator[Predictor]:
+    """Open a model, and close it at the end.
 
     Args:
         run: run folder, or the file of a merged model with its ``tokenizer.json`` beside it; the latest run by default.
         base: the shipped base instead.
         bundle: a bundle instead; with ``backend`` alone the default one.
-        backend: runtime for the bundle; ``auto`` where only a bundle is given.
+        backend: runtime for the bundle; ``auto`` if only a bundle is given.
 
     Raises:
         BadInputError: there is no such run or model file, or it is unfinished or damaged.
@@ -52,19 +52,14 @@ def open_subject(run: Path | None, base: bool, bundle: Path | None, backend: str
 
         with Segmenter.open(bundle, backend or Backend.AUTO) as segmenter:
             provenance = segmenter.bundle.manifest.provenance
-            stamp = ", random weights" if provenance.random_weights else ""
-            yield Subject(
-                segmenter.segment,
-                f"bundle {segmenter.bundle.root}{stamp}",
-                segmenter.engine.name,
-                provenance.checkpoint_sha256,
-                segmenter.bundle.digest or None,
-            )
+            name = f"bundle {segmenter.bundle.root}{', random weights' if provenance.random_weights else ''}"
+            runtime, digest = segmenter.engine.name, segmenter.bundle.digest or None
+            yield Predictor(segmenter.segment, name, runtime, provenance.checkpoint_sha256, digest)
         return
     from rsrefseg.evaluation.evaluate import asker
 
     (model, tokenizer, source), weights = _base() if base else _run_or_file(run)
-    yield Subject(asker(model, tokenizer), source, "torch", sha256_file(weights))
+    yield Predictor(asker(model, tokenizer), source, "torch", sha256_file(weights))
 
 
 def _base() -> "tuple[TorchModel, Path]":
@@ -82,8 +77,7 @@ def _run_or_file(path: Path | None) -> "tuple[TorchModel, Path]":
     if path is not None and path.is_file():
         return _model_file(path), path
     run = Run(path) if path is not None else latest_run()
-    model = run_model(run.path)
-    merged = current_merge(run)
+    model, merged = run_model(run.path), current_merge(run)
     return model, merged.path if merged is not None else run.best_path
 
 
@@ -94,9 +88,7 @@ def _model_file(path: Path) -> "TorchModel":
 
     file = load_tensors(path)
     model = model_from(file)
-    siglip = model.config.siglip
-    tokenizer = Tokenizer(
-        path.with_name("tokenizer.json"), siglip.text_length, model.config.text_padding, siglip.pad_token_id
-    )
-    stamp = ", random weights" if file.header.get("random_weights") is True else ""
-    return TorchModel(model, tokenizer, f"model {path}{stamp}")
+    siglip, padding = model.config.siglip, model.config.text_padding
+    tokenizer = Tokenizer(path.with_name("tokenizer.json"), siglip.text_length, padding, siglip.pad_token_id)
+    random = ", random weights" if file.header.get("random_weights") is True else ""
+    return TorchModel(model, tokenizer, f"model {path}{random}")

@@ -1,10 +1,17 @@
-"""What ``rsrefseg eval`` reports: the scores of one model, what was published beside them, and what was written."""
+"""What ``rsrefseg eval`` is asked for, and what it reports: the scores of one model beside published figures."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .published import PublishedContext, PublishedRow
+from rich.console import Group
+
+from rsrefseg.engines.backends import parse_backend
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.system.tables import Table
+
+from .predictors import Predictor
+from .published import SOURCE, SPLIT, PublishedContext
 
 if TYPE_CHECKING:
     from rsrefseg.evaluation.metrics import MetricsResult
@@ -13,52 +20,91 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationReport:
-    """What a model scored.
+class EvaluationRequest:
+    """What to evaluate, on what, and how.
+
+    The model is the shipped base (``base``), a bundle on a runtime (``bundle`` or ``backend`` given), or else a run
+    (``run``, the latest by default).
 
     Attributes:
-        subject: the model, in words.
-        runtime: what ran it: ``torch`` or a backend's name.
-        model_sha256: digest of its weights' file; None where there is none.
-        bundle_sha256: digest of the bundle's manifest; None where no bundle was asked.
         data: data set.
-        data_format: what it was recognised as.
         split: its split.
-        shuffled: whether each sample was asked with another phrase of its image.
-        resized_masks: how many truths had another size than their image and were resized.
-        metrics: the scores, their protocol among them.
-        published: others' rows for the same data, or why there are none.
-        predictions: folder of the saved predictions.
-        worst_cases_file: the contact sheet.
-        worst_cases: the samples on it, worst first.
+        run: run folder, or the file of a merged model with its tokenizer beside it.
+        base: the shipped base, before any training.
+        bundle: bundle folder; with ``backend`` alone the default bundle.
+        backend: runtime for the bundle; ``auto`` if only a bundle is given.
+        protocol: one of ``Protocol``.
+        shuffle_phrases: give each sample the phrase of another object in its image.
+        resize_masks: resize masks of another size than their image instead of refusing them.
+        images: folder of the data set's images, if it is not the format's own.
+        save_predictions: folder to write every prediction into.
+        worst_cases: PNG file to draw the samples of lowest IoU in.
+
+    Raises:
+        BadInputError: an unknown protocol or backend, more than one model, or a sheet that is not a PNG file.
     """
 
-    subject: str
-    runtime: str
-    model_sha256: str | None
-    bundle_sha256: str | None
-    data: str
+    data: Path
+    split: str = "test"
+    run: Path | None = None
+    base: bool = False
+    bundle: Path | None = None
+    backend: str | None = None
+    protocol: str = "rsrefseg"
+    shuffle_phrases: bool = False
+    resize_masks: bool = False
+    images: Path | None = None
+    save_predictions: Path | None = None
+    worst_cases: Path | None = None
+
+    def __post_init__(self) -> None:
+        from rsrefseg.evaluation.metrics import Protocol
+
+        if self.protocol not in tuple(Protocol):
+            raise BadInputError(f"unknown protocol '{self.protocol}': choose one of {', '.join(Protocol)}")
+        if self.backend is not None:
+            parse_backend(self.backend)
+        by_bundle = self.bundle is not None or self.backend is not None
+        models = {"--base": self.base, "--run": self.run is not None, "--bundle or --backend": by_bundle}
+        if len(named := [name for name, given in models.items() if given]) > 1:
+            raise BadInputError(f"{' and '.join(named)} name different models: give one of them")
+        if self.worst_cases is not None and self.worst_cases.suffix.lower() != ".png":
+            raise BadInputError(f"--worst-cases draws a PNG, '{self.worst_cases}' is not one: end it with .png")
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """The scores of a model.
+
+    Attributes:
+        request: what was evaluated and how.
+        predictor: the model.
+        data_format: of the data set, as recognised.
+        resized_masks: number of truths of another size than their image.
+        metrics: the scores and their protocol.
+        published: published rows for the same data, or why there are none.
+        worst_cases: the samples on the contact sheet, worst first.
+    """
+
+    request: EvaluationRequest
+    predictor: Predictor
     data_format: str
-    split: str
-    shuffled: bool
     resized_masks: int
     metrics: "MetricsResult"
     published: PublishedContext
-    predictions: Path | None = None
-    worst_cases_file: Path | None = None
     worst_cases: "tuple[WorstCase, ...]" = ()
 
     def record(self) -> dict[str, Any]:
-        """What was measured, JSON-able: everything but where it was written."""
+        """What was measured, JSON-able, without the places it was written to."""
         return {
-            "subject": self.subject,
-            "runtime": self.runtime,
-            "model_sha256": self.model_sha256,
-            "bundle_sha256": self.bundle_sha256,
-            "data": self.data,
+            "subject": self.predictor.name,
+            "runtime": self.predictor.runtime,
+            "model_sha256": self.predictor.model_sha256,
+            "bundle_sha256": self.predictor.bundle_sha256,
+            "data": str(self.request.data),
             "data_format": self.data_format,
-            "split": self.split,
-            "phrases": "shuffled" if self.shuffled else "own",
+            "split": self.request.split,
+            "phrases": "shuffled" if self.request.shuffle_phrases else "own",
             "resized_masks": self.resized_masks,
             **self.metrics.as_dict(),
         }
@@ -66,62 +112,42 @@ class EvaluationReport:
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         document = self.record() | {"published": self.published.as_dict()}
-        if self.predictions is not None:
-            document["predictions"] = str(self.predictions)
-        if self.worst_cases_file is not None:
+        if self.request.save_predictions is not None:
+            document["predictions"] = str(self.request.save_predictions)
+        if self.request.worst_cases is not None:
             cases = [case.as_dict() for case in self.worst_cases]
-            document["worst_cases"] = {"file": str(self.worst_cases_file), "samples": cases}
+            document["worst_cases"] = {"file": str(self.request.worst_cases), "samples": cases}
         return document
 
     @property
     def title(self) -> str:
-        """Who was asked what, under which protocol."""
-        phrases = ", each asked with another phrase of its image" if self.shuffled else ""
-        asked = f"{self.data}, split {self.split}, {self.metrics.samples} samples{phrases}"
-        return f"{self.subject} on {self.runtime}: {asked}, protocol {self.metrics.protocol}"
+        """Model, data and protocol."""
+        phrases = ", each with the phrase of another object in its image" if self.request.shuffle_phrases else ""
+        data = f"{self.request.data}, split {self.request.split}, {self.metrics.samples} samples{phrases}"
+        return f"{self.predictor.name} on {self.predictor.runtime}: {data}, protocol {self.request.protocol}"
 
-    def render(self) -> Any:
-        """Two tables for a person, the scores and gIoU by class, and what to know about them."""
-        from rich.console import Group
-
-        from rsrefseg.engines.system.tables import plain_table
-
-        metrics = self.metrics
-        columns = {"gIoU": metrics.gIoU, "cIoU": metrics.cIoU}
-        columns |= {f"Pr@{threshold}": share for threshold, share in metrics.precision_at.items()}
-        measured = tuple(f"{value:.4f}" for value in columns.values())
-        if self.published.rows:
-            scores = plain_table(self.title, ("",), tuple(columns))
-            scores.add_row("measured here", *measured)
-            scores.add_section()
-            for row in self.published.rows:
-                scores.add_row(f"published: {row.method}", *_figures(row))
-        else:
-            scores = plain_table(self.title, (), tuple(columns))
-            scores.add_row(*measured)
-        classes = plain_table("by class", ("class",), ("gIoU", "samples"))
-        for name, result in metrics.per_class.items():
-            classes.add_row(name, f"{result.gIoU:.4f}", str(result.samples))
-        return Group(scores, *self._published_notes(), classes, *self._notes())
+    def render(self) -> Group:
+        """The scores, gIoU by class, and notes, for a terminal."""
+        measured = {"gIoU": self.metrics.gIoU, "cIoU": self.metrics.cIoU}
+        measured |= {f"Pr@{threshold}": share for threshold, share in self.metrics.precision_at.items()}
+        scores = Table(self.title, ("", *measured))
+        scores.add("measured here", *(f"{value:.4f}" for value in measured.values()))
+        for method, row in self.published.rows.items():
+            scores.add(f"published: {method}", *(f"{row[name]:.4f}" if name in row else "-" for name in measured))
+        classes = Table("by class", ("class", "gIoU", "samples"))
+        for name, result in self.metrics.per_class.items():
+            classes.add(name, f"{result.gIoU:.4f}", str(result.samples))
+        return Group(scores.to_rich(), *self._published_notes(), classes.to_rich(), *self._notes())
 
     def _published_notes(self) -> list[str]:
         if not self.published.rows:
             return [f"no published rows beside it: {self.published.reason}", ""]
-        from .published import SOURCE, SPLIT
-
         return [f"published: {SOURCE}, split {SPLIT}", *(f"note: {line}" for line in self.published.cautions), ""]
 
     def _notes(self) -> list[str]:
         notes = [f"{self.resized_masks} masks were resized to their image's size"] if self.resized_masks else []
-        if self.predictions is not None:
-            notes.append(f"{self.metrics.samples} predictions written to {self.predictions}")
-        if self.worst_cases_file is not None:
-            notes.append(f"the {len(self.worst_cases)} worst cases drawn in {self.worst_cases_file}")
+        if self.request.save_predictions is not None:
+            notes.append(f"{self.metrics.samples} predictions written to {self.request.save_predictions}")
+        if self.request.worst_cases is not None:
+            notes.append(f"the {len(self.worst_cases)} worst cases drawn in {self.request.worst_cases}")
         return notes
-
-
-def _figures(row: PublishedRow) -> list[str]:
-    return [
-        "-" if value is None else f"{value:.4f}{'?' if name in row.unclear else ''}"
-        for name, value in row.fractions().items()
-    ]

@@ -1,4 +1,4 @@
-"""The samples a model answers worst, and a contact sheet of them to look at."""
+"""The samples with the lowest IoU, and a contact sheet of them."""
 
 import contextlib
 import heapq
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 CASES = 12
 
 _COLUMNS = 4
-_PICTURE_PX = 400
+_IMAGE_PX = 400
 _GAP_PX = 20
 _CAPTION_GAP_PX = 7
 _FONT_PX, _SMALL_PX, _LINE_PX = 18, 15, 23
+_CELL_PX = _IMAGE_PX + _CAPTION_GAP_PX + 4 * _LINE_PX + _GAP_PX  # a score and up to three lines of a phrase
 _COLOURS = {"truth": colour_of(0), "prediction": colour_of(1)}
 
 BoolMask = npt.NDArray[np.bool_]
@@ -35,7 +36,7 @@ BoolMask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class WorstCase:
-    """One sample that was answered badly; its masks as run lengths, since those of large pictures take much memory."""
+    """One sample of low IoU; its masks as run lengths, because those of large images take much memory."""
 
     sample: "Sample"
     asked: str
@@ -68,7 +69,7 @@ class WorstCases:
         self._heap: list[tuple[tuple[float, int, int], WorstCase]] = []
 
     def add(self, answer: "Answer", overlap: "Overlap") -> None:
-        """Look at one answer."""
+        """Keep an answer if it is among the worst so far."""
         from rsrefseg.data.masks import encode_mask
 
         self._seen += 1
@@ -94,7 +95,7 @@ class WorstCases:
             title: what was evaluated, for the head of the sheet.
 
         Raises:
-            BadInputError: an image cannot be read any more.
+            BadInputError: an image can no longer be read.
         """
         from PIL import Image
 
@@ -103,10 +104,10 @@ class WorstCases:
 
 @contextlib.contextmanager
 def sheet_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path for a contact sheet; it takes the place of ``path`` at the end, if all goes well.
+    """Give a temporary path for a contact sheet; on success it replaces ``path``.
 
     Raises:
-        BadInputError: the folder cannot be written, or ``path`` is a folder; before any work.
+        BadInputError: the folder cannot be written, or ``path`` is a folder.
     """
     if path.is_dir():
         raise BadInputError(f"'{path}' is a folder: name the PNG file to draw the worst cases in")
@@ -114,95 +115,63 @@ def sheet_file(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def contact_sheet(cases: tuple[WorstCase, ...], title: str) -> npt.NDArray[np.uint8]:
-    """Draw samples in rows of four: the picture with truth and prediction, below it IoU, class, id and phrase.
+def contact_sheet(cases: Sequence[WorstCase], title: str) -> npt.NDArray[np.uint8]:
+    """Draw samples in rows of four: the image with truth and prediction, below it IoU, class, id and phrase.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
     from PIL import Image, ImageDraw
 
-    columns = min(_COLUMNS, max(1, len(cases)))
-    cells = [_Cell.of(case) for case in cases]
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [_row_height_px(row) for row in rows]
-    width = max(2, columns) * (_PICTURE_PX + _GAP_PX) + _GAP_PX
+    columns = max(2, min(_COLUMNS, len(cases)))
+    width = columns * (_IMAGE_PX + _GAP_PX) + _GAP_PX
     head = wrapped(printable(title), width - 2 * _GAP_PX, legend_font(_FONT_PX))
-    head_height = (len(head) + 1) * _LINE_PX + 2 * _GAP_PX
-    sheet = Image.new("RGB", (width, head_height + sum(heights)), BACKGROUND)
+    head_px = (len(head) + 1) * _LINE_PX + 2 * _GAP_PX
+    sheet = Image.new("RGB", (width, head_px + -(-len(cases) // columns) * _CELL_PX), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(head):
         draw.text((_GAP_PX, _GAP_PX + number * _LINE_PX), line, TEXT, legend_font(_FONT_PX))
     _draw_key(draw, _GAP_PX + len(head) * _LINE_PX + _GAP_PX // 4)
-    top = head_height
-    for row, height in zip(rows, heights, strict=True):
-        bottom = max(cell.picture.height for cell in row)
-        for column, cell in enumerate(row):
-            left = _GAP_PX + column * (_PICTURE_PX + _GAP_PX)
-            sheet.paste(
-                cell.picture, (left + (_PICTURE_PX - cell.picture.width) // 2, top + bottom - cell.picture.height)
-            )
-            cell.draw_caption(draw, left, top + bottom + _CAPTION_GAP_PX)
-        top += height
+    for number, case in enumerate(cases):
+        row, column = divmod(number, columns)
+        sheet.paste(_cell(case), (_GAP_PX + column * (_IMAGE_PX + _GAP_PX), head_px + row * _CELL_PX))
     return np.array(sheet)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Cell:
-    """One sample as it is drawn: its picture, what was scored, what it is, and the lines of its phrase."""
+def _cell(case: WorstCase) -> Any:
+    """A sample's image on the lower edge of a square, and its caption, as a Pillow image."""
+    from PIL import Image, ImageDraw
 
-    picture: Any
-    score: str
-    facts: str
-    lines: tuple[str, ...]
-
-    @classmethod
-    def of(cls, case: WorstCase) -> "_Cell":
-        from PIL import Image
-
-        truth, prediction = _masks(case)
-        score = f"IoU {case.overlap.iou:.3f}"
-        if not prediction.any():
-            score += ", nothing found"
-        elif not truth.any():
-            score += ", nothing is meant"
-        room = _PICTURE_PX - legend_font(_FONT_PX).getlength(score) - _GAP_PX
-        facts = shortened(
-            printable(f"sample {case.sample.sample_id}, {case.sample.category}"), room, legend_font(_SMALL_PX)
-        )
-        lines = wrapped(printable(case.asked), _PICTURE_PX, legend_font(_FONT_PX))
-        drawn = draw_regions(_picture(case), [truth, prediction], list(_COLOURS.values()))
-        return cls(Image.fromarray(drawn), score, facts, tuple(lines))
-
-    def draw_caption(self, draw: Any, left: int, top: int) -> None:
-        """Below the picture."""
-        draw.text((left, top), self.score, TEXT, legend_font(_FONT_PX))
-        draw.text((left + _PICTURE_PX, top + _FONT_PX), self.facts, FAINT, legend_font(_SMALL_PX), anchor="rs")
-        for number, line in enumerate(self.lines, start=1):
-            draw.text((left, top + number * _LINE_PX), line, TEXT, legend_font(_FONT_PX))
+    truth, prediction = _masks(case)
+    image = Image.fromarray(draw_regions(_image(case), [truth, prediction], list(_COLOURS.values())))
+    cell = Image.new("RGB", (_IMAGE_PX, _CELL_PX), BACKGROUND)
+    cell.paste(image, ((_IMAGE_PX - image.width) // 2, _IMAGE_PX - image.height))
+    draw, font, top = ImageDraw.Draw(cell), legend_font(_FONT_PX), _IMAGE_PX + _CAPTION_GAP_PX
+    nothing = ", nothing found" if not prediction.any() else ", no target" if not truth.any() else ""
+    score = f"IoU {case.overlap.iou:.3f}{nothing}"
+    facts = printable(f"sample {case.sample.sample_id}, {case.sample.category}")
+    facts = shortened(facts, _IMAGE_PX - font.getlength(score) - _GAP_PX, legend_font(_SMALL_PX))
+    draw.text((0, top), score, TEXT, font)
+    draw.text((_IMAGE_PX, top + _FONT_PX), facts, FAINT, legend_font(_SMALL_PX), anchor="rs")
+    for number, line in enumerate(wrapped(printable(case.asked), _IMAGE_PX, font), start=1):
+        draw.text((0, top + number * _LINE_PX), line, TEXT, font)
+    return cell
 
 
 def _draw_key(draw: Any, top: int) -> None:
-    """Which colour is which."""
+    """The legend of the colours."""
     left, font = float(_GAP_PX), legend_font(_FONT_PX)
     for name, colour in _COLOURS.items():
         draw.rounded_rectangle((left, top, left + _FONT_PX, top + _FONT_PX), radius=_FONT_PX // 4, fill=colour)
         left += _FONT_PX * 1.5
         draw.text((left, top + _FONT_PX / 2), name, TEXT, font, anchor="lm")
         left += font.getlength(name) + _GAP_PX
-    where = "lowest IoU first; dashes where both outlines are nearly one"
-    draw.text((left, top + _FONT_PX / 2), where, FAINT, legend_font(_SMALL_PX), anchor="lm")
+    order = "lowest IoU first; dashes where both outlines are nearly one"
+    draw.text((left, top + _FONT_PX / 2), order, FAINT, legend_font(_SMALL_PX), anchor="lm")
 
 
-def _row_height_px(row: Sequence[_Cell]) -> int:
-    """Pictures of one row stand on one line, captions hang below it."""
-    lines = 1 + max(len(cell.lines) for cell in row)
-    tallest: int = max(cell.picture.height for cell in row)
-    return tallest + _CAPTION_GAP_PX + lines * _LINE_PX + _GAP_PX
-
-
-def _picture(case: WorstCase) -> npt.NDArray[np.uint8]:
-    """The sample's picture, its long side as long as a cell."""
+def _image(case: WorstCase) -> npt.NDArray[np.uint8]:
+    """The sample's image, its long side as long as a cell."""
     from PIL import Image
 
     from rsrefseg.engines.images.images import read_image
@@ -212,7 +181,7 @@ def _picture(case: WorstCase) -> npt.NDArray[np.uint8]:
 
 
 def _masks(case: WorstCase) -> tuple[BoolMask, BoolMask]:
-    """Truth and prediction at the size of ``_picture``. A region that exists never vanishes."""
+    """Truth and prediction at the size of ``_image``. A region that exists never vanishes."""
     from PIL import Image
 
     from rsrefseg.data.masks import decode_rle
@@ -227,5 +196,5 @@ def _masks(case: WorstCase) -> tuple[BoolMask, BoolMask]:
 
 def _size(height: int, width: int) -> tuple[int, int]:
     """(width, height) on the sheet."""
-    scale = _PICTURE_PX / max(height, width)
+    scale = _IMAGE_PX / max(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from rich.console import Group
 from rich.text import Text
@@ -11,6 +10,7 @@ from rich.text import Text
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.system.tables import Table, three_digits
 
+from ..records import Record
 from ..system.machine import Machine
 from ..system.peaks import Peaks
 from .correctness import Correctness
@@ -72,7 +72,7 @@ class RunnerRecord(Struct, frozen=True):
     correct: bool
 
 
-class BenchReport(Struct, frozen=True, kw_only=True):
+class BenchReport(Record, frozen=True, kw_only=True):
     """A benchmark.
 
     Attributes:
@@ -113,13 +113,6 @@ class BenchReport(Struct, frozen=True, kw_only=True):
     def wrong_runners(self) -> list[str]:
         """Names of runners that computed something else than FP32 PyTorch."""
         return [runner.name for runner in self.runners if not runner.correct]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        document: dict[str, Any] = msgspec.to_builtins(self)
-        return document
-
-    as_dict = to_dict
 
     def render(self) -> Group:
         """For a terminal."""

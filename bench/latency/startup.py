@@ -15,8 +15,8 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.errors import RSRefSegError
 
+from ..system.gpu import gpu_memory_used_mib
 from ..system.machine import peak_memory_mib
-from ..system.nvidia_smi import gpu_memory_used_mib
 from .measure import timed, timed_pass
 from .runners import make_runner
 from .scenarios import FIRST_PHRASE, NEXT_PHRASE, TOTAL, workload_of
@@ -37,7 +37,7 @@ class Startup(Struct, frozen=True):
         load_least_ms, load_most_ms: of the quickest and the slowest process; the three times above are medians.
         first_answer_ms: of the first image and phrase, in the first process.
         peak_memory_mib: peak resident memory after a first and a next phrase, in the first process.
-        device_memory_mib: memory of an NVIDIA GPU taken since before loading, in the first process.
+        device_memory_mib: memory of an NVIDIA GPU by then, in the first process.
         error: why there are no figures.
     """
 
@@ -111,7 +111,6 @@ def _start_here(name: str, bundle: Bundle, run: Path | None, answers: bool) -> S
     workload = workload_of(load_reference(bundle))
     runner, import_ms = timed(lambda: make_runner(name, bundle, run))
     _, open_ms = timed(runner.open)
-    on_device = gpu_memory_used_mib() if runner.device == "cuda" else None
     _, load_ms = timed(runner.load)
     first_answer_ms = None
     if answers:
@@ -124,7 +123,7 @@ def _start_here(name: str, bundle: Bundle, run: Path | None, answers: bool) -> S
         load_ms=load_ms,
         first_answer_ms=first_answer_ms,
         peak_memory_mib=peak_memory_mib(),
-        device_memory_mib=None if on_device is None else (gpu_memory_used_mib() or on_device) - on_device,
+        device_memory_mib=gpu_memory_used_mib() if runner.device == "cuda" else None,
     )
 
 

@@ -1,6 +1,6 @@
 """``rsrefseg parity``: an engine against FP32 PyTorch, by stage, along the chain, on final masks and on a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rsrefseg.engines.bundle.bundle import Bundle
-from rsrefseg.engines.bundle.comparison import mask_iou, tensor_error
-from rsrefseg.engines.bundle.contracts import Stage, StageContract
+from rsrefseg.engines.bundle.comparison import TensorError, mask_iou, tensor_error
+from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.reference import ReferenceSample, load_reference
 from rsrefseg.engines.bundle.tolerances import COARSENESS, Scope, tie_share, tolerances
 from rsrefseg.engines.engine import Arrays, Engine
@@ -17,12 +17,12 @@ from rsrefseg.engines.images.images import upsample_logits
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.system.progress import ProgressLine
 
-from .report import DataResult, MaskResult, MaskRow, ParityReport, TensorRow
+from .report import CHAINED, STAGE, DataResult, MaskResult, MaskRow, ParityReport, TensorRow
 
 if TYPE_CHECKING:
+    from rsrefseg.data.samples import Sample
     from rsrefseg.evaluation.models import TorchModel
 
-STAGE, CHAINED = "stage", "chained"
 _CPU_PROVIDER = "CPUExecutionProvider"
 _CPU_NOTE = (
     "ONNX Runtime's CPU computes half-precision nodes in float32, so that overflow inside a block does not show here: "
@@ -50,108 +50,103 @@ def run_parity(
     with Segmenter.open(bundle, backend, cached_phrases=0) as segmenter:
         opened, engine = segmenter.bundle, segmenter.engine
         samples = load_reference(opened)
-        # Before the long part: whether the data set and the right weights are there.
-        comparison = _DataComparison(engine, data, split, run) if data is not None else None
+        # Before the long part, because the data set or the run may be wrong.
+        torch_and_samples = _open_data(opened, data, split, run) if data is not None else None
+        precision = _precision(engine, Stage)
+        limits = tolerances(precision, Scope.MASKS)
+        errors: dict[tuple[str, Stage, str], TensorError] = {}
+        masks: list[MaskRow] = []
         with ProgressLine("parity on the reference samples") as progress:
-            limits = tolerances(_precision(engine, Stage), Scope.MASKS)
-            steps = 3 * len(samples)
-            rows, masks = [], []
             for index, sample in enumerate(samples):
-                rows.append(_stage_rows(engine, sample))
-                progress.update(3 * index + 1, steps)
-                rows.append(_chained_rows(engine, sample))
-                progress.update(3 * index + 2, steps)
+                for key, error in _tensor_errors(engine, sample):
+                    errors[key] = error.worst(errors[key]) if key in errors else error
                 masks += mask_rows(segmenter, index, sample, tie_share(limits))
-                progress.update(3 * index + 3, steps)
+                progress.update(index + 1, len(samples))
+        manifest = opened.manifest
+        half = [stage for stage, record in manifest.stages.items() if record.precision == "fp16"]
+        on_cpu = any(engine.provider_of(stage) == _CPU_PROVIDER for stage in half)
         return ParityReport(
             bundle=str(opened.root),
             backend=engine.name,
             backend_reason=segmenter.backend_reason,
             providers={stage.value: engine.provider_of(stage) for stage in Stage},
-            precision=_precision(engine, Stage),
-            checkpoint_sha256=opened.manifest.provenance.checkpoint_sha256,
+            precision=precision,
+            checkpoint_sha256=manifest.provenance.checkpoint_sha256,
             tokens_equal=all(_tokens_equal(opened, sample) for sample in samples),
-            tensors=_worst_rows(rows),
+            tensors=_tensor_rows(engine, errors),
             masks=MaskResult.of(masks, limits),
-            data=comparison.run(segmenter) if comparison is not None else None,
-            notes=(*opened.manifest.provenance.notes, *_precision_notes(engine)),
+            data=_compare_data(segmenter, *torch_and_samples, f"{data}, split {split}") if torch_and_samples else None,
+            notes=(*manifest.provenance.notes, *([_CPU_NOTE] if on_cpu else [])),
         )
 
 
-def _stage_rows(engine: Engine, sample: ReferenceSample) -> list[TensorRow]:
-    """Each stage on PyTorch's own inputs."""
+def _tensor_errors(engine: Engine, sample: ReferenceSample) -> Iterator[tuple[tuple[str, Stage, str], TensorError]]:
+    """Errors by check, stage and output: of each stage on PyTorch's own inputs, and of the whole chain."""
+    chained: Arrays = {name: sample.tensors[name] for name in ("image", "input_ids", "token_mask")}
+    for stage in Stage:
+        contract = engine.bundle.manifest.stages[stage].contract
+        alone = engine.run(stage, sample.inputs(contract))
+        yield from _errors(STAGE, stage, sample.outputs(contract), alone)
+        if not _before(engine.bundle, stage):  # it takes no other stage's outputs: both runs are the same
+            chained |= alone
+            continue
+        found = engine.run(stage, {spec.name: chained[spec.name] for spec in contract.inputs})
+        yield from _errors(CHAINED, stage, sample.outputs(contract), found)
+        chained |= found
+
+
+def _errors(
+    check: str, stage: Stage, wanted: Arrays, found: Arrays
+) -> Iterator[tuple[tuple[str, Stage, str], TensorError]]:
+    for name, array in wanted.items():
+        yield (check, stage, name), tensor_error(array, found[name])
+
+
+def _before(bundle: Bundle, stage: Stage) -> set[Stage]:
+    """The stages whose outputs reach a stage."""
+    contracts = {other: record.contract for other, record in bundle.manifest.stages.items()}
+    taken = {spec.name for spec in contracts[stage].inputs}
+    direct = {other for other in Stage if taken & {spec.name for spec in contracts[other].outputs}}
+    return direct.union(*(_before(bundle, other) for other in direct))
+
+
+def _tensor_rows(engine: Engine, errors: dict[tuple[str, Stage, str], TensorError]) -> tuple[TensorRow, ...]:
+    """Judge by the coarsest precision of the stages involved; rows of the chain come last."""
     rows = []
-    for contract in _contracts(engine.bundle):
-        results = engine.run(contract.stage, sample.inputs(contract))
-        rows += _rows(STAGE, engine, contract, sample, results, (contract.stage,))
-    return rows
+    for (check, stage, output), error in errors.items():
+        involved = {stage} | (_before(engine.bundle, stage) if check == CHAINED else set())
+        limits = tolerances(_precision(engine, involved), Scope.STAGE, stage)
+        rows.append(TensorRow.of(check, stage, output, error, limits))
+    return tuple(sorted(rows, key=lambda row: row.check == CHAINED))
 
 
-def _chained_rows(engine: Engine, sample: ReferenceSample) -> list[TensorRow]:
-    """Each stage on the engine's own previous outputs; those that only take what comes from outside stand above."""
-    tensors: Arrays = {name: sample.tensors[name] for name in ("image", "input_ids", "token_mask")}
-    makers: dict[str, tuple[Stage, ...]] = {}
-    rows = []
-    for contract in _contracts(engine.bundle):
-        behind = tuple(stage for spec in contract.inputs for stage in makers.get(spec.name, ()))
-        results = engine.run(contract.stage, {spec.name: tensors[spec.name] for spec in contract.inputs})
-        tensors |= results
-        makers |= dict.fromkeys(results, (*behind, contract.stage))
-        if behind:
-            rows += _rows(CHAINED, engine, contract, sample, results, (*behind, contract.stage))
-    return rows
-
-
-def _rows(
-    check: str,
-    engine: Engine,
-    contract: StageContract,
-    sample: ReferenceSample,
-    results: Arrays,
-    stages: Sequence[Stage],
-) -> list[TensorRow]:
-    """One row per output; judged by the coarsest precision of the stages that had a part in it."""
-    limits = tolerances(_precision(engine, stages), Scope.STAGE, contract.stage)
-    return [
-        TensorRow(check, contract.stage, name, tensor_error(wanted, results[name]), limits)
-        for name, wanted in sample.outputs(contract).items()
-    ]
-
-
-def _worst_rows(rows: Sequence[Sequence[TensorRow]]) -> tuple[TensorRow, ...]:
-    """One row for each check and output: the worst over all samples."""
-    worst: dict[tuple[str, str], TensorRow] = {}
-    for row in (row for part in rows for row in part):
-        key = (row.check, row.output)
-        worst[key] = replace(row, error=row.error.worst(worst[key].error)) if key in worst else row
-    return tuple(sorted(worst.values(), key=lambda row: (row.check == CHAINED, list(Stage).index(row.stage))))
-
-
-def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, share: float) -> list[MaskRow]:
-    """The whole way from pixels and words to masks, one phrase at a time as a user asks.
+def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, tie_share: float) -> list[MaskRow]:
+    """Compare masks end to end, from pixels and words, one phrase at a time.
 
     Args:
         segmenter: to be compared.
         index: of the sample.
-        sample: what PyTorch answered.
-        share: see ``tie_share``.
+        sample: PyTorch's answers.
+        tie_share: see ``tolerances.tie_share``.
     """
     height, width = sample.original_size
     pixels = np.ascontiguousarray(sample.tensors["image"][0].transpose(1, 2, 0))
-    # The stored image is already stretched to the network's size, where stretching changes nothing.
+    # The stored image already has the network's size.
     encoded = replace(segmenter.encode_image(pixels), height=height, width=width)
     image_size = segmenter.bundle.manifest.geometry.image_size
     rows = []
     for phrase, logits, mask in zip(sample.phrases, sample.tensors["mask_logits"][:, 0], sample.masks, strict=True):
         answer = segmenter.segment(encoded, [phrase])[0]
-        ties = np.abs(upsample_logits(logits, image_size, sample.original_size)) <= share * np.abs(logits).max()
+        ties = np.abs(upsample_logits(logits, image_size, sample.original_size)) <= tie_share * np.abs(logits).max()
         flipped = answer.mask != mask
+        error = tensor_error(logits, answer.mask_logits)
         rows.append(
             MaskRow(
                 sample=index,
                 phrase=phrase,
                 iou=mask_iou(answer.mask, mask),
-                logits=tensor_error(logits, answer.mask_logits),
+                max_logit_error=error.max_abs,
+                share_of_max=error.share_of_max,
                 flipped_pixels=int(np.count_nonzero(flipped)),
                 flipped_ties=int(np.count_nonzero(flipped & ties)),
                 pixels=mask.size,
@@ -161,74 +156,48 @@ def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, share: 
 
 
 def _tokens_equal(bundle: Bundle, sample: ReferenceSample) -> bool:
-    """Whether the bundle's tokenizer reads the phrases as training did."""
+    """Whether the bundle's tokenizer encodes the phrases as training did."""
     tokens = bundle.tokenizer().encode(sample.phrases)
     same_ids = np.array_equal(tokens.input_ids, sample.tensors["input_ids"])
     return same_ids and np.array_equal(tokens.token_mask, sample.tensors["token_mask"])
 
 
-def _contracts(bundle: Bundle) -> list[StageContract]:
-    return [bundle.manifest.stages[stage].contract for stage in Stage]
-
-
-def _precision(engine: Engine, stages: Sequence[Stage] | type[Stage]) -> str:
+def _precision(engine: Engine, stages: Iterable[Stage]) -> str:
     """The coarsest precision that the engine computes some stages in."""
     return max((engine.precision_of(stage) for stage in stages), key=COARSENESS.index)
 
 
-def _precision_notes(engine: Engine) -> tuple[str, ...]:
-    """What a runtime cannot show about half precision."""
-    stages = engine.bundle.manifest.stages
-    on_cpu = any(
-        record.precision == "fp16" and engine.provider_of(stage) == _CPU_PROVIDER for stage, record in stages.items()
-    )
-    return (_CPU_NOTE,) if on_cpu else ()
+def _open_data(bundle: Bundle, data: Path, split: str, run: Path | None) -> "tuple[TorchModel, tuple[Sample, ...]]":
+    """The model that the bundle was exported from, and the samples of a split whose images can all be read."""
+    from rsrefseg.evaluation.models import exported_run, merged_model
+
+    torch = merged_model(exported_run(bundle.root, bundle.manifest.provenance.checkpoint_sha256, run))
+    from rsrefseg.data.loading import verify_images
+    from rsrefseg.data.samples import open_dataset
+
+    dataset = open_dataset(data)
+    samples = dataset.split(split)
+    verify_images(dataset, [split])
+    return torch, samples
 
 
-class _DataComparison:
-    """The same samples answered by PyTorch and by an engine. Everything is found at construction, before any work."""
+def _compare_data(segmenter: Segmenter, torch: "TorchModel", samples: "tuple[Sample, ...]", data: str) -> DataResult:
+    """Answer all samples twice, by PyTorch and by the engine."""
+    from rsrefseg.evaluation.answers import answer_samples
+    from rsrefseg.evaluation.evaluate import asker
+    from rsrefseg.evaluation.metrics import ReferringMetrics
 
-    def __init__(self, engine: Engine, data: Path, split: str, run: Path | None) -> None:
-        from rsrefseg.evaluation.models import exported_run, merged_model
-
-        self.torch: TorchModel = merged_model(
-            exported_run(engine.bundle.root, engine.bundle.manifest.provenance.checkpoint_sha256, run)
-        )
-        from rsrefseg.data.loading import verify_images
-        from rsrefseg.data.samples import open_dataset
-
-        dataset = open_dataset(data)
-        self.samples = dataset.split(split)
-        verify_images(dataset, [split])
-        self.data, self.split = data, split
-        self.limits = tolerances(_precision(engine, Stage), Scope.DATA)
-
-    def run(self, segmenter: Segmenter) -> DataResult:
-        """Answer all samples twice."""
-        from rsrefseg.evaluation.answers import answer_samples
-        from rsrefseg.evaluation.evaluate import asker
-        from rsrefseg.evaluation.metrics import ReferringMetrics
-
-        # Both sides meet the same truth, so a mask of another size than its image spoils nothing: it is resized.
-        by_torch, by_engine = ReferringMetrics(), ReferringMetrics()
-        agreement: list[float] = []
-        flipped = 0
-        with ProgressLine(f"parity on {self.data}") as progress:
-            pairs = zip(
-                answer_samples(asker(self.torch.model, self.torch.tokenizer), self.samples, on_size_mismatch="resize"),
-                answer_samples(segmenter.segment, self.samples, on_size_mismatch="resize", progress=progress.update),
-                strict=True,
-            )
-            for wanted, found in pairs:
-                by_torch.update(wanted.prediction, wanted.truth)
-                by_engine.update(found.prediction, found.truth)
-                agreement.append(mask_iou(wanted.prediction, found.prediction))
-                flipped += int(np.count_nonzero(wanted.prediction != found.prediction))
-        return DataResult.of(
-            data=f"{self.data}, split {self.split}",
-            torch_giou=by_torch.result().gIoU,
-            engine_giou=by_engine.result().gIoU,
-            agreement=agreement,
-            flipped_pixels=flipped,
-            limits=self.limits,
-        )
+    by_torch, by_engine = ReferringMetrics(), ReferringMetrics()
+    ious: list[float] = []
+    flipped = 0
+    with ProgressLine(f"parity on {data}") as progress:
+        # A mask of another size than its image does not matter: it is the same for both.
+        wanted_answers = answer_samples(asker(torch.model, torch.tokenizer), samples, on_size_mismatch="resize")
+        answers = answer_samples(segmenter.segment, samples, on_size_mismatch="resize", progress=progress.update)
+        for wanted, found in zip(wanted_answers, answers, strict=True):
+            by_torch.update(wanted.prediction, wanted.truth)
+            by_engine.update(found.prediction, found.truth)
+            ious.append(mask_iou(wanted.prediction, found.prediction))
+            flipped += int(np.count_nonzero(wanted.prediction != found.prediction))
+    limits = tolerances(_precision(segmenter.engine, Stage), Scope.DATA)
+    return DataResult.of(data, by_torch.result().gIoU, by_engine.result().gIoU, ious, flipped, limits)

@@ -1,237 +1,196 @@
-"""What a parity check found: rows that pass or fail, for people and for programs."""
+"""What a parity check found: rows that pass or fail."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rsrefseg.engines.bundle.comparison import TensorError, finite
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from rsrefseg.engines.bundle.comparison import TensorError
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.bundle.tolerances import Measure, Tolerance, Verdict, judge
+from rsrefseg.engines.bundle.tolerances import Measure, Tolerance, judge
+from rsrefseg.engines.system.tables import Table
+
+from ..records import Record
+
+STAGE, CHAINED = "stage", "chained"
+_TITLES = {
+    STAGE: "each stage on the inputs PyTorch gave it",
+    CHAINED: "chained: each stage on the engine's own outputs",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRow:
+class _Judged(Record, frozen=True, kw_only=True):
+    """Values held against their limits.
+
+    Attributes:
+        limits: by measure.
+        failures: a line for each limit that does not hold.
+        passed: whether all hold.
+    """
+
+    limits: dict[str, float]
+    failures: tuple[str, ...]
+    passed: bool
+
+
+class TensorRow(_Judged, frozen=True, kw_only=True):
     """One output of one stage, the worst over all reference samples.
 
     Attributes:
         check: ``stage`` (fed with PyTorch's inputs) or ``chained`` (fed with the engine's own previous outputs).
         stage: which.
         output: contract name of the tensor.
-        error: how far it is from PyTorch's.
-        limits: what it is judged by.
+        max_abs_error, share_of_max, relative_l2, cosine: see ``TensorError``.
     """
 
     check: str
     stage: Stage
     output: str
-    error: TensorError
-    limits: tuple[Tolerance, ...]
+    max_abs_error: float
+    share_of_max: float
+    relative_l2: float
+    cosine: float
 
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """Each limit, applied."""
-        return judge(self.error.measures(), self.limits)
-
-    @property
-    def passed(self) -> bool:
-        """Whether every limit holds."""
-        return all(verdict.passed for verdict in self.verdicts)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "check": self.check,
-            "stage": self.stage.value,
-            "output": self.output,
-            **self.error.as_dict(),
-            "limits": _limits(self.limits),
-            "passed": self.passed,
-        }
+    @classmethod
+    def of(cls, check: str, stage: Stage, output: str, error: TensorError, limits: Sequence[Tolerance]) -> "TensorRow":
+        """Judge an output."""
+        return cls(
+            check=check,
+            stage=stage,
+            output=output,
+            max_abs_error=error.max_abs,
+            share_of_max=error.share_of_max,
+            relative_l2=error.relative_l2,
+            cosine=error.cosine,
+            **_judgement(error.measures(), limits),
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class MaskRow:
-    """One phrase of one reference sample, from pixels and words to the mask at the picture's size.
+class MaskRow(Record, frozen=True, kw_only=True):
+    """One phrase of one reference sample, from pixels and words to the mask at the image's size.
 
     Attributes:
         sample: index of the reference sample.
-        phrase: what was asked.
+        phrase: its phrase.
         iou: of the engine's mask with PyTorch's.
-        logits: error of the mask logits.
-        flipped_pixels: pixels that are in one mask and not in the other.
-        flipped_ties: those among them that the logits' tolerance lets fall either way; they count, but explain a miss.
-        pixels: of the picture.
+        max_logit_error, share_of_max: of the mask logits, see ``TensorError``.
+        flipped_pixels: pixels in one mask but not in the other.
+        flipped_ties: those among them whose logit is so near 0 that the logits' tolerance allows either sign; they
+            count, but explain a miss.
+        pixels: of the image.
     """
 
     sample: int
     phrase: str
     iou: float
-    logits: TensorError
+    max_logit_error: float
+    share_of_max: float
     flipped_pixels: int
     flipped_ties: int
     pixels: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "sample": self.sample,
-            "phrase": self.phrase,
-            "iou": self.iou,
-            "max_logit_error": finite(self.logits.max_abs),
-            "share_of_max": finite(self.logits.share_of_max),
-            "flipped_pixels": self.flipped_pixels,
-            "flipped_ties": self.flipped_ties,
-            "pixels": self.pixels,
-        }
 
+class MaskResult(_Judged, frozen=True, kw_only=True):
+    """All masks of the reference samples: how many, the worst and the mean of their rows, and the rows."""
 
-@dataclass(frozen=True, slots=True)
-class MaskResult:
-    """All masks of the reference samples."""
-
+    masks: int
+    iou_worst: float
+    iou_mean: float
+    max_logit_error: float
+    share_of_max: float
+    flipped_pixels: int
+    flipped_ties: int
     rows: tuple[MaskRow, ...]
-    verdicts: tuple[Verdict, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[MaskRow], limits: tuple[Tolerance, ...]) -> "MaskResult":
+    def of(cls, rows: Sequence[MaskRow], limits: Sequence[Tolerance]) -> "MaskResult":
         """Judge masks."""
-        values = {
-            Measure.SHARE_OF_MAX: max(row.logits.share_of_max for row in rows),
-            Measure.IOU_WORST: min(row.iou for row in rows),
-            Measure.IOU_MEAN: sum(row.iou for row in rows) / len(rows),
-        }
-        return cls(tuple(rows), judge(values, limits))
-
-    @property
-    def worst_iou(self) -> float:
-        """The lowest IoU of an engine's mask with PyTorch's."""
-        return min(row.iou for row in self.rows)
-
-    @property
-    def mean_iou(self) -> float:
-        """The mean of them."""
-        return sum(row.iou for row in self.rows) / len(self.rows)
-
-    @property
-    def flipped_pixels(self) -> int:
-        """Pixels that differ, in all masks."""
-        return sum(row.flipped_pixels for row in self.rows)
-
-    @property
-    def flipped_ties(self) -> int:
-        """Those among them that the tolerance of the logits lets fall either way."""
-        return sum(row.flipped_ties for row in self.rows)
-
-    @property
-    def passed(self) -> bool:
-        """Whether every limit holds."""
-        return all(verdict.passed for verdict in self.verdicts)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "masks": len(self.rows),
-            "iou_worst": self.worst_iou,
-            "iou_mean": self.mean_iou,
-            "max_logit_error": finite(max(row.logits.max_abs for row in self.rows)),
-            "share_of_max": finite(max(row.logits.share_of_max for row in self.rows)),
-            "flipped_pixels": self.flipped_pixels,
-            "flipped_ties": self.flipped_ties,
-            "limits": _limits(tuple(verdict.tolerance for verdict in self.verdicts)),
-            "passed": self.passed,
-            "rows": [row.as_dict() for row in self.rows],
-        }
+        worst, mean = min(row.iou for row in rows), sum(row.iou for row in rows) / len(rows)
+        share = max(row.share_of_max for row in rows)
+        values = {Measure.SHARE_OF_MAX: share, Measure.IOU_WORST: worst, Measure.IOU_MEAN: mean}
+        return cls(
+            masks=len(rows),
+            iou_worst=worst,
+            iou_mean=mean,
+            max_logit_error=max(row.max_logit_error for row in rows),
+            share_of_max=share,
+            flipped_pixels=sum(row.flipped_pixels for row in rows),
+            flipped_ties=sum(row.flipped_ties for row in rows),
+            rows=tuple(rows),
+            **_judgement(values, limits),
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class DataResult:
+class DataResult(_Judged, frozen=True, kw_only=True, rename=lambda name: name.replace("giou", "gIoU")):
     """A data set answered by PyTorch and by the engine; fractions in [0, 1].
 
     Attributes:
         data: data set and split.
         samples: how many.
-        torch_giou: gIoU of PyTorch, original size.
-        engine_giou: the engine's.
+        giou_torch: gIoU of PyTorch, original size.
+        giou_engine: the engine's.
+        giou_difference: engine minus PyTorch.
         iou_worst: lowest IoU of the engine's mask with PyTorch's.
         iou_mean: mean of them.
         flipped_pixels: pixels that differ, in all masks.
-        verdicts: what is judged.
     """
 
     data: str
     samples: int
-    torch_giou: float
-    engine_giou: float
+    giou_torch: float
+    giou_engine: float
+    giou_difference: float
     iou_worst: float
     iou_mean: float
     flipped_pixels: int
-    verdicts: tuple[Verdict, ...]
 
     @classmethod
     def of(
         cls,
-        *,
         data: str,
-        torch_giou: float,
-        engine_giou: float,
-        agreement: Sequence[float],
+        giou_torch: float,
+        giou_engine: float,
+        ious: Sequence[float],
         flipped_pixels: int,
-        limits: tuple[Tolerance, ...],
+        limits: Sequence[Tolerance],
     ) -> "DataResult":
-        """Judge a data set; ``agreement`` is each sample's IoU of both masks."""
-        mean = sum(agreement) / len(agreement)
-        values = {Measure.GIOU_DIFFERENCE: abs(engine_giou - torch_giou)}
-        verdicts = judge(values, limits)
-        return cls(data, len(agreement), torch_giou, engine_giou, min(agreement), mean, flipped_pixels, verdicts)
-
-    @property
-    def giou_difference(self) -> float:
-        """Engine minus PyTorch."""
-        return self.engine_giou - self.torch_giou
-
-    @property
-    def passed(self) -> bool:
-        """Whether every limit holds."""
-        return all(verdict.passed for verdict in self.verdicts)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "data": self.data,
-            "samples": self.samples,
-            "gIoU_torch": self.torch_giou,
-            "gIoU_engine": self.engine_giou,
-            "gIoU_difference": self.giou_difference,
-            "iou_worst": self.iou_worst,
-            "iou_mean": self.iou_mean,
-            "flipped_pixels": self.flipped_pixels,
-            "limits": _limits(tuple(verdict.tolerance for verdict in self.verdicts)),
-            "passed": self.passed,
-        }
+        """Judge a data set; ``ious`` are each sample's IoU of the engine's mask with PyTorch's."""
+        difference = giou_engine - giou_torch
+        return cls(
+            data=data,
+            samples=len(ious),
+            giou_torch=giou_torch,
+            giou_engine=giou_engine,
+            giou_difference=difference,
+            iou_worst=min(ious),
+            iou_mean=sum(ious) / len(ious),
+            flipped_pixels=flipped_pixels,
+            **_judgement({Measure.GIOU_DIFFERENCE: abs(difference)}, limits),
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class ParityReport:
+class ParityReport(Record, frozen=True, kw_only=True):
     """Everything a parity check found.
 
     Attributes:
         bundle: the bundle's folder.
-        backend: what ran it.
+        backend: the runtime.
         backend_reason: why that one.
-        providers: what really ran each stage.
+        providers: what computed each stage.
         precision: the coarsest of the graphs.
         checkpoint_sha256: of the merged model the bundle was exported from.
-        tokens_equal: whether the bundle's tokenizer reads the reference phrases as training did.
+        tokens_equal: whether the bundle's tokenizer encodes the reference phrases as training did.
         tensors: stage by stage and chained.
         masks: end to end.
-        data: on a data set, where one was given.
+        data: on a data set, if one was given.
         notes: what to know about the bundle, one line each.
     """
 
     bundle: str
     backend: str
     backend_reason: str
-    providers: Mapping[str, str]
+    providers: dict[str, str]
     precision: str
     checkpoint_sha256: str | None
     tokens_equal: bool
@@ -243,32 +202,68 @@ class ParityReport:
     @property
     def holds(self) -> bool:
         """Whether every row passed."""
-        parts = [self.tokens_equal, *(row.passed for row in self.tensors), self.masks.passed]
-        return all(parts) and (self.data is None or self.data.passed)
+        judged = (*self.tensors, self.masks, *([self.data] if self.data is not None else []))
+        return self.tokens_equal and all(part.passed for part in judged)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {
-            "holds": self.holds,
-            "bundle": self.bundle,
-            "backend": self.backend,
-            "backend_reason": self.backend_reason,
-            "providers": dict(self.providers),
-            "precision": self.precision,
-            "checkpoint_sha256": self.checkpoint_sha256,
-            "tokens_equal": self.tokens_equal,
-            "tensors": [row.as_dict() for row in self.tensors],
-            "masks": self.masks.as_dict(),
-            "data": self.data.as_dict() if self.data is not None else None,
-            "notes": list(self.notes),
-        }
+        return {"holds": self.holds, **Record.as_dict(self)}
 
-    def render(self) -> Any:
-        """Tables for a person."""
-        from .tables import render_parity
+    def render(self) -> Group:
+        """Tables and the conclusion, for a terminal."""
+        checks = dict.fromkeys(row.check for row in self.tensors)
+        parts: list[RenderableType] = [
+            f"{self.bundle} ({self.precision}) on {self.backend} against FP32 PyTorch",
+            *(_tensor_table(check, [row for row in self.tensors if row.check == check]).to_rich() for check in checks),
+            _mask_table(self.masks).to_rich(),
+        ]
+        if self.masks.flipped_ties:
+            parts.append(f"{self.masks.flipped_ties} of the flipped pixels are ties: the tolerance allows either sign")
+        if self.data is not None:
+            parts.append(_data_table(self.data).to_rich())
+        if not self.tokens_equal:
+            parts.append(Text("FAIL  the bundle's tokenizer encodes the reference phrases unlike training", "red"))
+        parts += [Text(f"note: {note}", "yellow") for note in self.notes]
+        parts.append(Text("parity holds", "green") if self.holds else Text("parity does not hold", "bold red"))
+        return Group(*parts)
 
-        return render_parity(self)
+
+def _judgement(values: Mapping[Measure, float], limits: Sequence[Tolerance]) -> dict[str, Any]:
+    """The fields of ``_Judged``."""
+    verdicts = judge(values, limits)
+    failures = tuple(str(verdict).removeprefix("FAIL  ") for verdict in verdicts if not verdict.passed)
+    return {
+        "limits": {limit.measure.value: limit.limit for limit in limits},
+        "failures": failures,
+        "passed": not failures,
+    }
 
 
-def _limits(tolerances: tuple[Tolerance, ...]) -> dict[str, Any]:
-    return {tolerance.measure.value: tolerance.limit for tolerance in tolerances}
+def _verdict(row: _Judged) -> str:
+    return "PASS" if row.passed else "\n".join(f"FAIL  {failure}" for failure in row.failures)
+
+
+def _tensor_table(check: str, rows: Sequence[TensorRow]) -> Table:
+    columns = ("stage", "output", "max error", "of max", "rel. L2", "cosine", "")
+    table = Table(_TITLES[check], columns, words=2, verdict=True)
+    for row in rows:
+        errors = (f"{value:.1e}" for value in (row.max_abs_error, row.share_of_max, row.relative_l2))
+        table.add(row.stage.value, row.output, *errors, f"{row.cosine:.7f}", _verdict(row))
+    return table
+
+
+def _mask_table(result: MaskResult) -> Table:
+    columns = ("masks", "worst IoU", "mean IoU", "logit error", "flipped px", "")
+    table = Table("end to end: from pixels and words to masks", columns, verdict=True)
+    flipped = f"{result.flipped_pixels:,} of {sum(row.pixels for row in result.rows):,}"
+    ious = (f"{result.iou_worst:.6f}", f"{result.iou_mean:.6f}")
+    table.add(str(result.masks), *ious, f"{result.share_of_max:.1e}", flipped, _verdict(result))
+    return table
+
+
+def _data_table(result: DataResult) -> Table:
+    columns = ("samples", "gIoU torch", "gIoU engine", "difference", "worst IoU", "flipped px", "")
+    table = Table(f"on {result.data}", columns, verdict=True)
+    scores = (f"{result.giou_torch:.6f}", f"{result.giou_engine:.6f}", f"{result.giou_difference:+.6f}")
+    table.add(str(result.samples), *scores, f"{result.iou_worst:.6f}", f"{result.flipped_pixels:,}", _verdict(result))
+    return table

@@ -1,301 +1,222 @@
-"""What the device tells during a measurement: whether it was slowed down, and by what, so that figures can be believed.
+"""What disturbed a measurement: other programs, the hypervisor, a CPU quota, heat, falling clocks.
 
-Looked at between the rounds only, from the measuring thread: nothing of it runs while something is timed.
+Read between rounds only: nothing of it runs while something is timed.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from . import sensors
-from .nvidia_smi import GpuReading, read_gpu
+import psutil
+
+from ..records import Record
+from .gpu import GpuReading, read_gpu
+from .machine import core_times
 
 _STOLEN_SHARE = 0.03
 _OTHERS_SHARE = 0.1
-_ELSEWHERE_SHARE = 0.1
-_FALL = 0.1
-_HELD_SHARE = 0.01
+_CLOCK_LOSS = 0.1
+_QUOTA_SHARE = 0.01
 _HOT_C = 95.0
-# Of a shorter time a single tick would be too large a share.
-_LEAST_TICKS = 100
+# A shorter time has too few ticks of the system's clock (10 ms each) for a share.
+_MIN_CORE_S = 1.0
+# Chips of processors and boards, as Linux names them.
+_PROCESSOR_CHIPS = {"coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "cpu-thermal", "tj-thermal"}
+_PLAUSIBLE_C = (1.0, 150.0)  # a sensor that is off reports 0 or nonsense
+_THROTTLE_COUNTS = (
+    "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count",  # Intel: heat
+    "sys/class/hwmon/hwmon*/oc*_event_cnt",  # Jetson: current
+)
 
 
-@dataclass(frozen=True, slots=True)
-class HealthSample:
-    """The device at one moment, or since the moment before; ``None`` where it does not tell.
+class HealthSample(Record, frozen=True):
+    """The device at one moment, or since the sample before; None where it does not report.
 
     Attributes:
         cpu_ghz: clock of the fastest core.
         hottest_c: highest temperature of processor and board.
-        stolen_share: of the time of this program's cores since the last sample that the hypervisor gave to others.
-        others_share: of their time since then that other programs used.
-        elsewhere_share: of the time of the cores this program is not bound to that was used since then.
-        throttle_events: how often the processor slowed itself down since the watch began.
-        quota_held_ms: how long a container's CPU quota made this program wait since then.
-        gpu_mhz, gpu_memory_mhz: clocks, unless the GPU was idle.
+        stolen_share: of the time of this program's cores, given to others by the hypervisor.
+        others_share: of their time, used by other programs.
+        throttle_events: how often the processor slowed itself down since the start of the watch.
+        quota_held_ms: how long a CPU quota kept threads of this control group waiting since then.
+        gpu_mhz: clock, unless the GPU was idle.
         gpu_c: temperature of its chip.
-        power_w: of the GPU's card, or of all of a Jetson.
-        gpu_memory_mib: used on the device since the watch began.
+        gpu_memory_mib: device memory of this process.
     """
 
     cpu_ghz: float | None = None
     hottest_c: float | None = None
     stolen_share: float | None = None
     others_share: float | None = None
-    elsewhere_share: float | None = None
     throttle_events: int | None = None
     quota_held_ms: float | None = None
     gpu_mhz: float | None = None
-    gpu_memory_mhz: float | None = None
     gpu_c: float | None = None
-    power_w: float | None = None
     gpu_memory_mib: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The least, the middle and the most of what was seen."""
-
-    min: float
-    median: float
-    max: float
-
-
-@dataclass(frozen=True, slots=True)
-class HealthSummary:
+class Health(Record, frozen=True):
     """All samples of a measurement.
 
     Attributes:
-        samples: in their order.
-        gpu_slowed_by: what held the GPU's clocks down at any of them.
-        seconds: from the first to the last.
+        samples: in order.
+        gpu_slowed_by: what held the GPU's clocks down in any of them.
+        seconds: length of the measurement.
     """
 
     samples: tuple[HealthSample, ...]
     gpu_slowed_by: tuple[str, ...] = ()
     seconds: float = 0.0
 
-    @classmethod
-    def of_entries(cls, entries: Sequence[Mapping[str, Any]]) -> "HealthSummary":
-        """Of what ``entry`` told, one after the other."""
-        slowed_by = dict.fromkeys(reason for entry in entries for reason in entry["slowed_by"])
-        samples = tuple(HealthSample(**entry["sample"]) for entry in entries)
-        return cls(samples, tuple(slowed_by), entries[-1]["seconds"] if entries else 0.0)
-
     @property
-    def ranges(self) -> dict[str, Range]:
-        """Of every figure that was ever told, by its name."""
-        seen = {field.name: self.told(field.name) for field in fields(HealthSample)}
-        return {name: Range(min(told), median(told), max(told)) for name, told in seen.items() if told}
-
-    @property
-    def peak_gpu_memory_mib(self) -> float | None:
-        """The most device memory in use beyond what was taken before; ``None`` if unknown."""
-        found = self.ranges.get("gpu_memory_mib")
-        return found.max if found is not None else None
-
-    def notes(self) -> list[str]:
-        """A line for each thing that makes the figures worse than the device; none on a quiet one."""
-        return [note for note in (check(self) for check in _CHECKS) if note]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+    def ranges(self) -> dict[str, dict[str, float]]:
+        """``min``, ``median`` and ``max`` of every figure that was ever reported, by its name."""
+        seen = {name: self._values(name) for name in HealthSample.__struct_fields__}
         return {
-            "samples": len(self.samples),
-            "ranges": {name: asdict(found) for name, found in self.ranges.items()},
-            "gpu_slowed_by": list(self.gpu_slowed_by),
-            "peak_gpu_memory_mib": self.peak_gpu_memory_mib,
+            name: {"min": min(values), "median": median(values), "max": max(values)}
+            for name, values in seen.items()
+            if values
         }
 
-    def told(self, name: str) -> list[float]:
-        """A figure by its name, where a sample has it."""
+    def notes(self) -> list[str]:
+        """A line for each disturbance; none on a quiet device."""
+        found = []
+        if (stolen := self._max("stolen_share")) >= _STOLEN_SHARE:
+            found.append(f"the hypervisor gave up to {stolen:.0%} of the cores to others: ratios are safer than times")
+        if (others := self._max("others_share")) >= _OTHERS_SHARE:
+            found.append(f"other programs used up to {others:.0%} of the cores during the rounds")
+        if (fall := _clock_fall(self._values("cpu_ghz"))) is not None:
+            found.append(f"CPU clocks fell from {fall[0]:.1f} to {fall[1]:.1f} GHz")
+        reasons = " and ".join(self.gpu_slowed_by)
+        if (fall := _clock_fall(self._values("gpu_mhz"))) is not None:
+            held = f", held down by {reasons}" if reasons else ""
+            found.append(f"GPU clocks fell from {fall[0]:.0f} to {fall[1]:.0f} MHz{held}")
+        elif reasons:
+            found.append(f"the GPU was held down by {reasons}")
+        if (events := self._max("throttle_events")) > 0:
+            found.append(f"the processor slowed itself down {events:.0f} times: it needs more cooling or power")
+        if (held_ms := self._max("quota_held_ms")) > _QUOTA_SHARE * self.seconds * 1e3:
+            found.append(f"a CPU quota kept threads waiting for {held_ms / 1e3:.1f} s: raise it or use fewer threads")
+        if (hottest := max(self._max("hottest_c"), self._max("gpu_c"))) >= _HOT_C:
+            found.append(f"a sensor reported {hottest:.0f} degrees Celsius")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form: the ranges instead of the samples."""
+        return {
+            "samples": len(self.samples),
+            "ranges": self.ranges,
+            "gpu_slowed_by": list(self.gpu_slowed_by),
+            "peak_gpu_memory_mib": max(self._values("gpu_memory_mib"), default=None),
+        }
+
+    def _values(self, name: str) -> list[float]:
         values = (getattr(sample, name) for sample in self.samples)
         return [float(value) for value in values if value is not None]
 
+    def _max(self, name: str) -> float:
+        return max(self._values(name), default=0.0)
+
 
 class Watch:
-    """Looks at the device whenever it is told to. The first look is at its making: what is used then is not ours.
+    """Samples the device whenever it is asked to.
 
     Args:
-        root: where ``/proc`` and ``/sys`` lie.
-        gpu: asks the GPU.
-        earlier: what an earlier process saw of the same measurement; this one goes on with it.
+        root: where ``/proc`` and ``/sys`` are.
     """
 
-    def __init__(
-        self,
-        root: Path = sensors.ROOT,
-        gpu: Callable[[], GpuReading | None] = read_gpu,
-        earlier: HealthSummary = HealthSummary(()),
-    ) -> None:
+    def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
-        self._earlier = earlier
         self.begin()
-        reading = gpu()
-        # Asking costs a process each time, in vain on a machine that did not answer once.
-        self._gpu = gpu if reading is not None else _no_gpu
-        self._memory_mib = reading.memory_used_mib if reading is not None else None
-        self._samples: list[HealthSample] = list(earlier.samples)
-        self._slowed_by: dict[str, None] = dict.fromkeys(earlier.gpu_slowed_by)
 
     def begin(self) -> None:
-        """Count from now on: what went before, such as warming up, is no part of the measurement."""
-        self._start_s = time.monotonic() - self._earlier.seconds
-        self._ticks, self._own = sensors.cpu_ticks(self._root), sensors.own_ticks()
-        self._throttled = _less(sensors.throttle_count(self._root), self._earlier.told("throttle_events"))
-        self._held = _less(sensors.quota_held_ms(self._root), self._earlier.told("quota_held_ms"))
+        """Start over: what happened before, such as warming up, is not part of the measurement."""
+        self._samples: list[HealthSample] = []
+        self._slowed_by: dict[str, None] = {}
+        self._start_s = time.monotonic()
+        self._times = core_times()
+        self._throttled, self._held_ms = _throttle_count(self._root), _quota_held_ms(self._root)
 
     def sample(self) -> HealthSample:
-        """Look now."""
-        stolen, others, elsewhere = self._shares()
-        gpu = self._gpu() or GpuReading()
+        """Read all sensors now."""
+        now = core_times()
+        passed, stolen, others = now.since(self._times), None, None
+        if passed.total >= _MIN_CORE_S:
+            self._times = now
+            stolen = passed.stolen / passed.total
+            others = max(0.0, passed.total - passed.idle - passed.stolen - passed.own) / passed.total
+        gpu = read_gpu() or GpuReading()
         self._slowed_by |= dict.fromkeys(gpu.slowed_by)
-        throttled = sensors.throttle_count(self._root)
-        held = sensors.quota_held_ms(self._root)
-        seen = HealthSample(
-            cpu_ghz=sensors.cpu_clock_ghz(self._root),
-            hottest_c=sensors.hottest_c(self._root),
+        throttled, held_ms = _throttle_count(self._root), _quota_held_ms(self._root)
+        sample = HealthSample(
+            cpu_ghz=_cpu_ghz(),
+            hottest_c=_hottest_c(),
             stolen_share=stolen,
             others_share=others,
-            elsewhere_share=elsewhere,
-            throttle_events=None if throttled is None or self._throttled is None else int(throttled - self._throttled),
-            quota_held_ms=_beyond(held, self._held),
-            gpu_mhz=_first(gpu.clock_mhz, sensors.board_gpu_clock_mhz(self._root)),
-            gpu_memory_mhz=gpu.memory_clock_mhz,
+            throttle_events=None if throttled is None or self._throttled is None else throttled - self._throttled,
+            quota_held_ms=None if held_ms is None or self._held_ms is None else held_ms - self._held_ms,
+            gpu_mhz=gpu.clock_mhz,
             gpu_c=gpu.temperature_c,
-            power_w=_first(gpu.power_w, sensors.board_power_w(self._root)),
-            gpu_memory_mib=_beyond(gpu.memory_used_mib, self._memory_mib),
+            gpu_memory_mib=gpu.memory_mib,
         )
-        self._samples.append(seen)
-        return seen
+        self._samples.append(sample)
+        return sample
 
-    def entry(self) -> dict[str, Any]:
-        """The last sample and what goes with it, for a log; JSON-able."""
-        told = self.summary()
-        return {"sample": asdict(told.samples[-1]), "slowed_by": list(told.gpu_slowed_by), "seconds": told.seconds}
-
-    def summary(self) -> HealthSummary:
-        """Of all samples so far."""
-        return HealthSummary(tuple(self._samples), tuple(self._slowed_by), time.monotonic() - self._start_s)
-
-    def _shares(self) -> tuple[float | None, float | None, float | None]:
-        """Since the last look long enough ago, of the time of this program's cores: taken by the hypervisor, used by
-        other programs; and of the time of all other cores: used.
-        """
-        ticks, own = sensors.cpu_ticks(self._root), sensors.own_ticks()
-        if ticks is None or self._ticks is None:
-            return None, None, None
-        passed, rest = (now.since(before) for now, before in zip(ticks, self._ticks, strict=True))
-        if passed.total < _LEAST_TICKS:
-            return None, None, None
-        others = passed.total - passed.idle - passed.stolen - (own - self._own)
-        self._ticks, self._own = ticks, own
-        elsewhere = 1 - rest.idle / rest.total if rest.total else None
-        return passed.stolen / passed.total, max(others / passed.total, 0.0), elsewhere
+    def summary(self) -> Health:
+        """All samples since ``begin``."""
+        return Health(tuple(self._samples), tuple(self._slowed_by), time.monotonic() - self._start_s)
 
 
-def _no_gpu() -> None:
-    return None
+def _cpu_ghz() -> float | None:
+    """The fastest core's: the others may be asleep."""
+    try:
+        clocks = [core.current / 1e3 for core in psutil.cpu_freq(percpu=True)]
+    except (NotImplementedError, OSError):  # a container may show a part of the files
+        return None
+    return max(clocks, default=0.0) or None
 
 
-def _less(count: float | None, told: Sequence[float]) -> float | None:
-    """Where a count began that has come to the last one told."""
-    return None if count is None else count - (told[-1] if told else 0.0)
+def _hottest_c() -> float | None:
+    chips = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
+    readings = [sensor.current for name, chip in chips.items() if name in _PROCESSOR_CHIPS for sensor in chip]
+    low, high = _PLAUSIBLE_C
+    return max((value for value in readings if low <= value <= high), default=None)
 
 
-def _first(*values: float | None) -> float | None:
-    return next((value for value in values if value is not None), None)
+def _throttle_count(root: Path) -> int | None:
+    """How often the processor has slowed itself down since the system started."""
+    texts = (_read(path) for pattern in _THROTTLE_COUNTS for path in root.glob(pattern))
+    counts = [int(text) for text in texts if text.strip().isdecimal()]
+    return sum(counts) if counts else None
 
 
-def _beyond(now: float | None, before: float | None) -> float | None:
-    return None if now is None or before is None else max(now - before, 0.0)
+def _quota_held_ms(root: Path) -> float | None:
+    """How long CPU quotas of this process's control groups (version 2) have kept threads waiting so far."""
+    entries = (line.partition("0::/") for line in _read(root / "proc/self/cgroup").splitlines())
+    path = next((path for before, found, path in entries if found and not before), None)
+    if path is None:
+        return None
+    top = root / "sys/fs/cgroup"
+    groups = [top / path, *(parent for parent in (top / path).parents if parent.is_relative_to(top))]
+    lines = [line for group in groups for line in _read(group / "cpu.stat").splitlines()]
+    held_us = [int(line.split()[1]) for line in lines if line.startswith("throttled_usec ")]
+    return sum(held_us) / 1e3 if held_us else None
 
 
-def _stolen(summary: HealthSummary) -> str:
-    return _share_note(
-        summary.ranges.get("stolen_share"),
-        _STOLEN_SHARE,
-        "the hypervisor took up to {max:.0%} of the cores (median {median:.0%}):"
-        " neighbours on this host slow it, ratios hold better than times",
-    )
-
-
-def _others(summary: HealthSummary) -> str:
-    return _share_note(
-        summary.ranges.get("others_share"),
-        _OTHERS_SHARE,
-        "other programs used up to {max:.0%} of the cores (median {median:.0%}) during the rounds",
-    )
-
-
-def _elsewhere(summary: HealthSummary) -> str:
-    return _share_note(
-        summary.ranges.get("elsewhere_share"),
-        _ELSEWHERE_SHARE,
-        "the cores beyond those of this program were used up to {max:.0%} (median {median:.0%}):"
-        " they share the memory's bandwidth with it",
-    )
-
-
-def _share_note(found: Range | None, least: float, note: str) -> str:
-    """The note with the share's figures where it ever was that high."""
-    return "" if found is None or found.max < least else note.format(**asdict(found))
-
-
-def _clocks(summary: HealthSummary) -> str:
-    high, low = _deepest_fall(summary.told("cpu_ghz"))
-    return f"CPU clocks fell from {high:.1f} to {low:.1f} GHz" if low < (1 - _FALL) * high else ""
-
-
-def _gpu_clocks(summary: HealthSummary) -> str:
-    high, low = _deepest_fall(summary.told("gpu_mhz"))
-    reasons = f", held down by {' and '.join(summary.gpu_slowed_by)}" if summary.gpu_slowed_by else ""
-    if low < (1 - _FALL) * high:
-        return f"GPU clocks fell from {high:.0f} to {low:.0f} MHz{reasons}"
-    return f"the GPU was{reasons.removeprefix(',')}" if reasons else ""
-
-
-def _throttled(summary: HealthSummary) -> str:
-    found = summary.ranges.get("throttle_events")
-    if found is None or not found.max:
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
         return ""
-    return f"the processor slowed itself down {found.max:.0f} times: cool it, or give it more power"
 
 
-def _held(summary: HealthSummary) -> str:
-    found = summary.ranges.get("quota_held_ms")
-    if found is None or found.max < _HELD_SHARE * summary.seconds * 1e3:
-        return ""
-    return (
-        f"this container's CPU quota made its threads wait {found.max / 1e3:.1f} s in all: raise it, or ask for fewer"
-    )
-
-
-def _hot(summary: HealthSummary) -> str:
-    worst = max((r.max for name in ("hottest_c", "gpu_c") if (r := summary.ranges.get(name))), default=0.0)
-    return f"a sensor showed {worst:.0f} degrees Celsius" if worst >= _HOT_C else ""
-
-
-_CHECKS: tuple[Callable[[HealthSummary], str], ...] = (
-    _stolen,
-    _others,
-    _elsewhere,
-    _clocks,
-    _gpu_clocks,
-    _throttled,
-    _held,
-    _hot,
-)
-
-
-def _deepest_fall(values: Sequence[float]) -> tuple[float, float]:
-    """The value before and after the deepest fall in proportion; rising, as a device that wakes up does, is none."""
-    highest, found = 0.0, (0.0, 0.0)
-    for value in values:
-        highest = max(highest, value)
-        if found == (0.0, 0.0) or value / highest < found[1] / found[0]:
-            found = (highest, value)
-    return found
+def _clock_fall(clocks: Sequence[float]) -> tuple[float, float] | None:
+    """The clock before and after the deepest fall in proportion, if it is more than 10%; rising is none."""
+    highest, deepest = 0.0, None
+    for clock in clocks:
+        highest = max(highest, clock)
+        if clock < (1 - _CLOCK_LOSS) * highest and (deepest is None or clock / highest < deepest[1] / deepest[0]):
+            deepest = (highest, clock)
+    return deepest

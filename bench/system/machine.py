@@ -1,18 +1,19 @@
-"""What a measurement was taken on; a figure without it means nothing."""
+"""The machine that a measurement runs on, and how much of it other programs use."""
 
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+import psutil
 
 from rsrefseg.engines.system.cores import usable_cores
 
-from .nvidia_smi import ask
-from .sensors import cpu_ticks, own_ticks
+from ..records import Record
+from .gpu import gpu_name
 
 _PACKAGES = (
     "rsrefseg",
@@ -28,123 +29,131 @@ _WATCH_S = 0.5
 _BUSY_SHARE = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Record, frozen=True):
     """The machine and its software.
 
     Attributes:
-        cpu: model name, as the system tells it.
+        cpu: model name.
         usable_cores: cores this process may use.
         cores: cores of the machine.
-        memory_mib: main memory, ``None`` where the system does not tell.
-        gpu: name and driver of the NVIDIA GPU that programs see, ``None`` where its driver does not tell.
+        memory_mib: main memory.
+        gpu: name and driver of CUDA's first GPU; None if there is none or it is unknown.
         system: operating system and kernel.
         python: version.
-        versions: of the packages that have a part in the figures and are installed.
+        versions: of the installed packages that affect the figures.
     """
 
     cpu: str
     usable_cores: int
     cores: int
-    memory_mib: float | None
+    memory_mib: float
     gpu: str | None
     system: str
     python: str
-    versions: Mapping[str, str]
+    versions: dict[str, str]
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
+
+class CoreTimes(NamedTuple):
+    """Core seconds of the cores this process is bound to, since the system started.
+
+    Attributes:
+        idle: with nothing to do.
+        stolen: given to other virtual machines by the hypervisor.
+        own: used by this process and its finished children.
+        total: all.
+    """
+
+    idle: float
+    stolen: float
+    own: float
+    total: float
+
+    def since(self, before: "CoreTimes") -> "CoreTimes":
+        """The difference to an earlier reading."""
+        return CoreTimes(*(now - then for now, then in zip(self, before, strict=True)))
 
 
 def this_machine() -> Machine:
-    """Describe the machine, now."""
+    """Describe this machine."""
     return Machine(
         cpu=_cpu_name(),
         usable_cores=usable_cores(),
         cores=os.cpu_count() or 1,
-        memory_mib=_memory_mib(),
-        gpu=_gpu(),
+        memory_mib=psutil.virtual_memory().total / 2**20,
+        gpu=gpu_name(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         versions={package: found for package in _PACKAGES if (found := _version(package)) is not None},
     )
 
 
-def others_busy_share() -> float | None:
-    """The share of this program's cores that others keep busy while it sleeps; ``None`` if unknown.
+def core_times() -> CoreTimes:
+    """Read the processor's counters.
 
-    What this program's own threads do after their work, such as waiting for more of it, is not another's.
+    A container may number its cores from 0 while the process is bound by the host's numbers: then all cores count.
     """
-    before, own_before = cpu_ticks(), own_ticks()
+    process, cores = psutil.Process(), psutil.cpu_times(percpu=True)
+    bound = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(len(cores))
+    if max(bound) < len(cores):
+        cores = [cores[number] for number in bound]
+    used = process.cpu_times()
+    return CoreTimes(
+        idle=sum(core.idle + getattr(core, "iowait", 0.0) for core in cores),
+        stolen=sum(getattr(core, "steal", 0.0) for core in cores),
+        own=used.user + used.system + used.children_user + used.children_system,
+        # A guest's time is part of the user's time.
+        total=sum(sum(core) - getattr(core, "guest", 0.0) - getattr(core, "guest_nice", 0.0) for core in cores),
+    )
+
+
+def others_busy_share() -> float | None:
+    """The share of this program's cores that other programs use while this one sleeps for half a second.
+
+    None if unknown. Own threads that still spin after their work are not counted.
+    """
+    before = core_times()
     time.sleep(_WATCH_S)
-    after, own_after = cpu_ticks(), own_ticks()
-    if before is None or after is None or (passed := after[0].since(before[0])).total <= 0:
-        return None
-    return max(0.0, passed.total - passed.idle - (own_after - own_before)) / passed.total
+    passed = core_times().since(before)
+    return max(0.0, passed.total - passed.idle - passed.own) / passed.total if passed.total > 0 else None
 
 
 def busy_notes(shares: Iterable[float | None]) -> list[str]:
-    """A line for the report when other programs had a part in its figures; none on a quiet machine."""
+    """A note for the report if ``others_busy_share`` was ever more than 10%."""
     worst = max((share for share in shares if share is not None), default=0.0)
-    if worst <= _BUSY_SHARE:
-        return []
-    return [f"other programs kept {worst:.0%} of the cores busy: these figures are not fit to be quoted"]
+    return [f"other programs used {worst:.0%} of the cores: do not quote these figures"] if worst > _BUSY_SHARE else []
 
 
 def peak_memory_mib() -> float | None:
-    """The most resident memory this process has had; ``None`` where the system does not tell.
+    """Peak resident memory of this process, MiB; None where ``/proc`` is missing.
 
-    ``ru_maxrss`` is only the second choice: on Linux a child's starts from its parent's at the moment of the fork.
+    Not ``ru_maxrss``: on Linux a child inherits its parent's at the fork.
     """
-    if (peak := _status_mib("VmHWM")) is not None:
-        return peak
     try:
-        import resource
-    except ModuleNotFoundError:
-        return None
-    # Bytes on macOS, KiB elsewhere.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if platform.system() == "Darwin" else 2**10)
-
-
-def free_memory_mib() -> float | None:
-    """What this system could give to programs now; ``None`` where it does not tell."""
-    return _field_mib(Path("/proc/meminfo"), "MemAvailable")
-
-
-def memory_notes(peaks_mib: Sequence[float | None], free_mib: float | None) -> list[str]:
-    """A warning where programs that each took so much alone may not fit beside each other: the system would end them
-    without a word. A sum of peaks is more than they need at the same time.
-    """
-    together = sum(peak for peak in peaks_mib if peak is not None)
-    if free_mib is None or together <= free_mib:
-        return []
-    return [
-        f"the contenders took up to {together / 2**10:.1f} GiB one by one and {free_mib / 2**10:.1f} are free: the "
-        "system may end a measurement of all at once, so name fewer with --backends"
-    ]
-
-
-def _status_mib(field: str) -> float | None:
-    return _field_mib(Path("/proc/self/status"), field)
-
-
-def _memory_mib() -> float | None:
-    return _field_mib(Path("/proc/meminfo"), "MemTotal")
-
-
-def _field_mib(path: Path, field: str) -> float | None:
-    """A field of a Linux table of ``name: value kB`` lines, in MiB."""
-    try:
-        lines = path.read_text().splitlines()
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(f"{field}:")), None)
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:")), None)
 
 
-def _gpu() -> str | None:
-    told = ask(("name", "driver_version"))
-    return f"{told[0]}, driver {told[1]}" if told is not None else None
+def free_memory_mib() -> float:
+    """Main memory that programs can have now, MiB."""
+    return float(psutil.virtual_memory().available / 2**20)
+
+
+def memory_notes(peaks_mib: Sequence[float | None], free_mib: float) -> list[str]:
+    """A warning if programs that were measured one by one may not fit into free memory together.
+
+    Args:
+        peaks_mib: peak memory of each program.
+        free_mib: see ``free_memory_mib``.
+    """
+    together = sum(peak for peak in peaks_mib if peak is not None)
+    if together <= free_mib:
+        return []
+    return [
+        f"the runners took up to {together / 2**10:.1f} GiB one by one and {free_mib / 2**10:.1f} GiB are free: the "
+        "system may kill a measurement of all at once, so name fewer with --backends"
+    ]
 
 
 def _cpu_name() -> str:

@@ -1,9 +1,8 @@
-"""What this machine can do at most: floating-point operations and bytes per second, measured on the spot.
+"""Peak operations and bytes per second of this machine, measured on the spot.
 
-In a process of its own, so that the thread counts of its libraries are those asked for and nothing of them stays behind
-in the process that measures. Each figure is the best of many short runs: what a moment of a busy machine allows. No
-library knows every processor: of those that are here the fastest counts (of FP32 on AMD processors with wide AVX-512,
-PyTorch's and numpy's reached 54% of ONNX Runtime's).
+A process of its own measures, so that its libraries use exactly the threads asked for and nothing of them stays in the
+process that times models. Each figure is the best of many short runs and, where several libraries are installed, of all
+of them: none is the fastest on every processor.
 """
 
 import json
@@ -11,25 +10,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..latency.timing import take_times
+from ..records import Record
 
-_COMMAND = ("-P", "-m", "rsrefseg.bench.system.peaks")
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
 _SIDE, _CUDA_SIDE = 1536, 8192
-_SECONDS = 0.4
-_LEAST_RUNS = 3
-# Far beyond any cache.
-_BUFFER_BYTES, _CUDA_BUFFER_BYTES = 1 << 28, 1 << 30
-# An ONNX model of one MatMul, c = a b, in float32 of any size, as `onnx.helper` makes it; `onnx` need not be installed.
+_MIN_SECONDS, _MIN_RUNS = 0.4, 3
+_BUFFER_BYTES, _CUDA_BUFFER_BYTES = 1 << 28, 1 << 30  # larger than any cache
+# An ONNX model of one float32 MatMul, c = a b, of any size, as `onnx.helper` writes it; `onnx` may not be installed.
 MATMUL = (
     b"\x08\x08\x12\x00:[\x0a\x11\x0a\x01a\x0a\x01b\x12\x01c\x22\x06MatMul\x12"
     b"\x01gZ\x15\x0a\x01a\x12\x10\x0a\x0e\x08\x01\x12\x0a\x0a\x03\x12\x01m\x0a\x03\x12\x01kZ"
@@ -37,70 +32,64 @@ MATMUL = (
     b"c\x12\x10\x0a\x0e\x08\x01\x12\x0a\x0a\x03\x12\x01m\x0a\x03\x12\x01nB\x04\x0a\x00\x10\x0d"
 )
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-_LEAST_OF_THREADS = 0.85
+_MIN_SHARE_OF_THREADS = 0.85
 
 
-@dataclass(frozen=True, slots=True)
-class Peaks:
+class Peaks(Record, frozen=True):
     """The most a device can do.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
         flops_per_s: by precision of the matrix product, 2 for each multiply-add.
-        bandwidth_bytes_per_s: of its main memory; ``None`` if unknown.
+        bandwidth_bytes_per_s: of its main memory; None if unknown.
         how: what it was measured with, or why it was not.
-        threads: that a CPU was asked with; ``None`` for a GPU.
-        cores_used: that it really had while multiplying.
+        threads: of a CPU; None for a GPU.
+        cores_used: that the threads had while multiplying.
     """
 
     device: str
-    flops_per_s: Mapping[str, float]
+    flops_per_s: dict[str, float]
     bandwidth_bytes_per_s: float | None
     how: str
     threads: int | None = None
     cores_used: float | None = None
 
     def notes(self) -> list[str]:
-        """A line for the report where the peaks are not what the device can do, or are not known."""
+        """A line for the report if the peaks are unknown or too low."""
         if not self.flops_per_s:
-            return [f"no floor for {self.device}: {self.how}"]
-        if self.threads is None or self.cores_used is None or self.cores_used >= _LEAST_OF_THREADS * self.threads:
+            return [f"no roofline for {self.device}: {self.how}"]
+        if self.threads is None or self.cores_used is None or self.cores_used >= _MIN_SHARE_OF_THREADS * self.threads:
             return []
         return [
-            f"{self.threads} threads had only {self.cores_used:.1f} cores while the peaks were measured:"
-            " floors are too high, shares of them too"
+            f"{self.threads} threads had only {self.cores_used:.1f} cores while peaks were measured: they are too low"
         ]
 
-    def or_better(self, again: "Peaks") -> "Peaks":
-        """The better of two measurements, figure by figure: a busy moment lowers a peak, and nothing raises it."""
+    def or_better(self, other: "Peaks") -> "Peaks":
+        """The better of two measurements, figure by figure: a busy machine lowers a peak, and nothing raises it."""
         flops = {
-            name: max(found.get(name, 0.0) for found in (self.flops_per_s, again.flops_per_s))
-            for name in {**self.flops_per_s, **again.flops_per_s}
+            name: max(found.flops_per_s.get(name, 0.0) for found in (self, other))
+            for name in {**self.flops_per_s, **other.flops_per_s}
         }
-        bandwidths = [found.bandwidth_bytes_per_s for found in (self, again) if found.bandwidth_bytes_per_s is not None]
-        cores = [found.cores_used for found in (self, again) if found.cores_used is not None]
-        # Measured again with more libraries, a peak may be that of any of them.
-        told = (part for found in (self, again) if found.flops_per_s for part in found.how.split("; "))
-        how = "; ".join(dict.fromkeys(told)) or self.how
+        bandwidths = [found.bandwidth_bytes_per_s for found in (self, other) if found.bandwidth_bytes_per_s is not None]
+        cores = [found.cores_used for found in (self, other) if found.cores_used is not None]
+        how = next((found.how for found in (other, self) if found.flops_per_s), self.how)
         return Peaks(self.device, flops, max(bandwidths, default=None), how, self.threads, max(cores, default=None))
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
 
 
 def measure_peaks(threads: int, device: str = "cpu") -> Peaks:
-    """Measure for about two seconds, besides starting a process; without torch FP32 alone, and on the CPU alone.
+    """Measure for about two seconds, in a process of its own.
+
+    Without PyTorch only FP32, and only the CPU. What cannot be measured is missing in the result, never an error.
 
     Args:
         threads: of a CPU.
-        device: ``cpu`` or ``cuda``; of any other nothing is known.
+        device: ``cpu`` or ``cuda``.
     """
     if device not in ("cpu", "cuda"):
         return Peaks(device, {}, None, "its peaks cannot be measured here")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
     environment |= dict.fromkeys(_THREADS, str(threads))
-    command = [sys.executable, *_COMMAND, str(threads), device]
+    command = [sys.executable, "-m", "rsrefseg.bench.system.peaks", str(threads), device]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
@@ -108,13 +97,7 @@ def measure_peaks(threads: int, device: str = "cpu") -> Peaks:
     return Peaks(**json.loads(done.stdout))
 
 
-def main() -> None:
-    """Entry point of the new process: threads and device as arguments, JSON on standard output."""
-    threads, device = int(sys.argv[1]), sys.argv[2]
-    print(json.dumps((_of_cuda() if device == "cuda" else _of_cpu(threads)).as_dict()))
-
-
-def _of_cpu(threads: int) -> Peaks:
+def _peaks_of_cpu(threads: int) -> Peaks:
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     found = {"fp32": _numpy_flops_per_s()}
     cores = (time.process_time() - start_cpu_s) / (time.perf_counter() - start_s)
@@ -136,7 +119,7 @@ def _of_cpu(threads: int) -> Peaks:
     return Peaks("cpu", found, bandwidth, ", ".join(libraries), threads, cores)
 
 
-def _of_cuda() -> Peaks:
+def _peaks_of_cuda() -> Peaks:
     import torch
 
     kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -172,18 +155,14 @@ def _onnxruntime_flops_per_s(onnxruntime: Any, threads: int) -> float:
 
 
 def _numpy_bandwidth(threads: int) -> float:
-    """The better of reading and copying, in as many threads: numpy lets go of the interpreter meanwhile."""
+    """The better of reading and copying, bytes per second; numpy releases the interpreter lock in both."""
     source = np.ones(_BUFFER_BYTES // 4, np.float32)
     target = np.empty_like(source)
     pairs = list(zip(np.array_split(source, threads), np.array_split(target, threads), strict=True))
     with ThreadPoolExecutor(threads) as pool:
-
-        def each(work: Callable[[Any], Any]) -> Callable[[], Any]:
-            return lambda: list(pool.map(work, pairs))
-
-        read = source.nbytes / _best_s(each(lambda pair: np.dot(pair[0], pair[0])))
-        copied = 2 * source.nbytes / _best_s(each(lambda pair: np.copyto(pair[1], pair[0])))
-    return max(read, copied)
+        read_s = _best_s(lambda: list(pool.map(lambda pair: np.dot(pair[0], pair[0]), pairs)))
+        copy_s = _best_s(lambda: list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pairs)))
+    return max(source.nbytes / read_s, 2 * source.nbytes / copy_s)
 
 
 def _torch_flops_per_s(torch: Any, kind: Any, device: str, side: int) -> float:
@@ -202,17 +181,24 @@ def _torch_flops_per_s(torch: Any, kind: Any, device: str, side: int) -> float:
 def _best_s(work: Callable[[], Any]) -> float:
     """Seconds of the shortest of many runs, after one that does not count."""
     work()
-    return min(one.clock_s for one in take_times(work, _LEAST_RUNS, _SECONDS))
+    taken: list[float] = []
+    end_s = time.perf_counter() + _MIN_SECONDS
+    while len(taken) < _MIN_RUNS or time.perf_counter() < end_s:
+        start_s = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start_s)
+    return min(taken)
 
 
 def _has_bf16() -> bool:
-    """Whether the processor multiplies BF16 itself; where it does not, torch would be slower than in FP32."""
+    """Whether the processor multiplies BF16 itself; otherwise PyTorch is slower in BF16 than in FP32."""
     try:
-        told = Path("/proc/cpuinfo").read_text()
+        flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
-    return not _BF16_FLAGS.isdisjoint(told.split())
+    return not _BF16_FLAGS.isdisjoint(flags)
 
 
 if __name__ == "__main__":
-    main()
+    measured = _peaks_of_cuda() if sys.argv[2] == "cuda" else _peaks_of_cpu(int(sys.argv[1]))
+    print(json.dumps(measured.as_dict()))

@@ -12,13 +12,13 @@ from .tolerances import Measure
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """How far a result is from its reference. With a value that is not finite in either, the errors are infinite.
+    """How far a result is from its reference. If either has a value that is not finite, the errors are infinite.
 
     Attributes:
         max_abs: largest absolute difference.
-        share_of_max: that, as a share of the reference's absolute maximum.
+        share_of_max: ``max_abs`` over the reference's absolute maximum.
         relative_l2: L2 norm of the difference over that of the reference.
-        cosine: of the angle between both, in -1..1.
+        cosine: of the angle between both, in [-1, 1].
     """
 
     max_abs: float
@@ -27,7 +27,7 @@ class TensorError:
     cosine: float
 
     def measures(self) -> dict[Measure, float]:
-        """What tolerances are set for."""
+        """The values that have tolerances."""
         return {Measure.SHARE_OF_MAX: self.share_of_max, Measure.RELATIVE_L2: self.relative_l2}
 
     def worst(self, other: "TensorError") -> "TensorError":
@@ -39,12 +39,12 @@ class TensorError:
             min(self.cosine, other.cosine),
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form; an infinite error, which JSON cannot say, is null."""
+    def as_dict(self) -> dict[str, float | None]:
+        """JSON-able form; an infinite error is null."""
         values = {
             "max_abs_error": self.max_abs,
-            Measure.SHARE_OF_MAX.value: self.share_of_max,
-            Measure.RELATIVE_L2.value: self.relative_l2,
+            "share_of_max": self.share_of_max,
+            "relative_l2": self.relative_l2,
             "cosine": self.cosine,
         }
         return {name: finite(value) for name, value in values.items()}
@@ -67,13 +67,13 @@ def tensor_error(reference: npt.NDArray[Any], result: npt.NDArray[Any]) -> Tenso
 
 
 def mask_iou(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
-    """Intersection over union of two masks of one shape; 1 where both are empty, for they agree."""
+    """Intersection over union of two masks of one shape; 1 if both are empty."""
     union = int(np.count_nonzero(first | second))
     return int(np.count_nonzero(first & second)) / union if union else 1.0
 
 
 def finite(value: float) -> float | None:
-    """The value, or None where JSON has no word for it."""
+    """The value, or None if it is infinite or not a number, which JSON cannot express."""
     return value if math.isfinite(value) else None
 
 

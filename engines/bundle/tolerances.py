@@ -1,13 +1,14 @@
 """How far an engine may be from FP32 PyTorch: a table, with the reason of every limit."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 
 from .contracts import Stage
 
 
-class Measure(StrEnum):
-    """What is measured. ``IOU_*`` must reach their limit, all others must stay below it."""
+class Measure(str, Enum):  # noqa: UP042 (StrEnum needs Python 3.11)
+    """A measured value. ``IOU_*`` must be at least their limit, all others at most."""
 
     SHARE_OF_MAX = "share_of_max"
     RELATIVE_L2 = "relative_l2"
@@ -17,12 +18,12 @@ class Measure(StrEnum):
 
     @property
     def sign(self) -> str:
-        """How a value that passes stands to its limit."""
+        """How a value that passes compares with its limit."""
         return ">=" if self in (Measure.IOU_WORST, Measure.IOU_MEAN) else "<="
 
 
-class Scope(StrEnum):
-    """What a tolerance is about: one output of a stage, the final masks of the reference, or a data set's score."""
+class Scope(str, Enum):  # noqa: UP042
+    """What a tolerance applies to: one output of a stage, the final masks of the reference, or a data set's score."""
 
     STAGE = "stage"
     MASKS = "masks"
@@ -34,12 +35,12 @@ class Tolerance:
     """One limit.
 
     Attributes:
-        precision: what it holds for, as ``precision_of`` names it.
-        scope: what it is about.
-        measure: what is measured.
+        precision: it applies to, as ``Engine.precision_of`` names it.
+        scope: it applies to.
+        measure: the measured value.
         limit: the last value that passes.
         reason: why this limit.
-        stages: for ``Scope.STAGE``, whose outputs.
+        stages: whose outputs it applies to, for ``Scope.STAGE``.
     """
 
     precision: str
@@ -56,7 +57,7 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A value, judged."""
+    """A value and the tolerance it must be within."""
 
     tolerance: Tolerance
     value: float
@@ -70,13 +71,12 @@ class Verdict:
         measure, limit = self.tolerance.measure, self.tolerance.limit
         if self.passed:
             return "PASS"
-        return f"FAIL  {measure} {self.value:.3g}, must be {measure.sign} {limit:g}"
+        return f"FAIL  {measure.value} {self.value:.3g}, must be {measure.sign} {limit:g}"
 
 
 _ROUNDING = "float32 sums in another order differ by a few hundred roundings of 6e-8; a wrong operator by far more"
-_EDGE = "such errors turn only pixels whose logit is nearly 0 (see tie_share): none, or one of a large mask"
+_EDGE = "such errors flip only pixels whose logit is nearly 0 (see tie_share): none, or one of a large mask"
 _HALF = "weights and products with 11 significant bits (5e-4 each), averaged over hundreds of terms"
-
 _BRAIN = "weights and products with 8 significant bits (4e-3 each), averaged over hundreds of terms"
 
 COARSENESS = ("fp32", "fp16", "bf16")  # from fine to coarse
@@ -101,14 +101,12 @@ TOLERANCES = (
         "bf16", Scope.MASKS, Measure.IOU_WORST, 0.9, "small masks have few pixels, and edges move by one or two of them"
     ),
     Tolerance("bf16", Scope.MASKS, Measure.IOU_MEAN, 0.99, "three bits less than half, and so twice its loss"),
-    Tolerance(
-        "bf16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "as for half precision: what moves is edges, to either side"
-    ),
+    Tolerance("bf16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "as for half precision: edges move, to either side"),
 )
 
 
 def tolerances(precision: str, scope: Scope, stage: Stage | None = None) -> tuple[Tolerance, ...]:
-    """The limits for a precision and scope, of one stage where that is the scope."""
+    """The limits for a precision and scope, and for one stage if ``scope`` is ``Scope.STAGE``."""
     return tuple(
         tolerance
         for tolerance in TOLERANCES
@@ -118,18 +116,18 @@ def tolerances(precision: str, scope: Scope, stage: Stage | None = None) -> tupl
     )
 
 
-def tie_share(limits: tuple[Tolerance, ...]) -> float:
-    """Below which share of its maximum a mask's logit is a tie: the logits' own tolerance lets it take either sign.
+def tie_share(limits: Sequence[Tolerance]) -> float:
+    """The share of the largest logit below which a logit is a tie: the tolerance of the logits allows either sign.
 
-    Without such a tolerance (half precision, whose limits on IoU are made for flipped edges) there are no ties.
+    0 if the limits have no tolerance of the logits, as in half precision, whose limits on IoU allow for flipped edges.
     """
     return next((limit.limit for limit in limits if limit.measure is Measure.SHARE_OF_MAX), 0.0)
 
 
-def judge(values: dict[Measure, float], limits: tuple[Tolerance, ...]) -> tuple[Verdict, ...]:
+def judge(values: Mapping[Measure, float], limits: Sequence[Tolerance]) -> tuple[Verdict, ...]:
     """Hold measured values against their limits.
 
     Raises:
-        KeyError: a limit is set for something that was not measured.
+        KeyError: a limit's measure has no value.
     """
     return tuple(Verdict(limit, values[limit.measure]) for limit in limits)

@@ -1,4 +1,4 @@
-"""Accuracy: who is evaluated, on which phrases, under which protocol, and that everybody is scored by one rule."""
+"""Accuracy: which model, which phrases, which protocol, and one scoring rule for every predictor."""
 
 import json
 import shutil
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsrefseg.bench.accuracy.accuracy import EvaluationRequest, run_evaluation
+from rsrefseg.bench.accuracy.accuracy import run_evaluation
+from rsrefseg.bench.accuracy.report import EvaluationRequest
 from rsrefseg.data.samples import Sample, open_dataset
 from rsrefseg.engines.errors import BadInputError, BundleError
 from rsrefseg.engines.images.images import read_image
@@ -31,8 +32,8 @@ class Known:
         return np.where(self.mask, 1, -1).astype(np.float32)
 
 
-def knows_all(samples: Sequence[Sample]) -> Ask:
-    """Answers every phrase with the truth, found by the picture's own pixels."""
+def truth_of(samples: Sequence[Sample]) -> Ask:
+    """A predictor that gives the truth, found by the image's own pixels."""
     truths = {(read_image(sample.image_path).tobytes(), sample.phrase): sample.mask() for sample in samples}
     return lambda image, phrases: [Known(truths[image.tobytes(), phrase]) for phrase in phrases]
 
@@ -42,8 +43,8 @@ def samples(boxes: Path) -> tuple[Sample, ...]:
     return open_dataset(boxes).split("val")
 
 
-def test_whoever_knows_the_truth_scores_1_and_0_when_asked_for_the_neighbour(samples: tuple[Sample, ...]) -> None:
-    ask = knows_all(samples)
+def test_the_truth_scores_1_and_the_other_object_0(samples: tuple[Sample, ...]) -> None:
+    ask = truth_of(samples)
     assert score(answer_samples(ask, samples)).gIoU == 1.0
     # The two boxes of a picture never overlap.
     shuffled = list(answer_samples(ask, samples, shuffle_phrases=True))
@@ -53,16 +54,16 @@ def test_whoever_knows_the_truth_scores_1_and_0_when_asked_for_the_neighbour(sam
 
 def test_shuffling_needs_another_object_in_the_picture(samples: tuple[Sample, ...]) -> None:
     alone = samples[:1]
-    assert list(answer_samples(knows_all(samples), alone, shuffle_phrases=True)) == []
+    assert list(answer_samples(truth_of(samples), alone, shuffle_phrases=True)) == []
     twins = [samples[0], samples[0]]
-    assert list(answer_samples(knows_all(samples), twins, shuffle_phrases=True)) == []
+    assert list(answer_samples(truth_of(samples), twins, shuffle_phrases=True)) == []
     with pytest.raises(BadInputError, match="nothing to score"):
-        score(answer_samples(knows_all(samples), alone, shuffle_phrases=True))
+        score(answer_samples(truth_of(samples), alone, shuffle_phrases=True))
 
 
 def test_a_picture_is_asked_once_for_all_of_its_phrases(samples: tuple[Sample, ...]) -> None:
     asked: list[int] = []
-    truth = knows_all(samples)
+    truth = truth_of(samples)
 
     def ask(image: np.ndarray, phrases: Sequence[str]) -> Sequence[Known]:
         asked.append(len(phrases))
@@ -82,7 +83,7 @@ def test_a_bundle_scores_what_its_run_scores(exported: Exported, protocol: Proto
     by_engine = run_evaluation(EvaluationRequest(bundle=exported.bundle, **common))
     assert by_torch.metrics.gIoU > 0.05
     assert by_engine.metrics.gIoU == pytest.approx(by_torch.metrics.gIoU, abs=0.0005)
-    assert (by_torch.runtime, by_engine.runtime) == ("torch", "onnxruntime")
+    assert (by_torch.predictor.runtime, by_engine.predictor.runtime) == ("torch", "onnxruntime")
     for report in (by_torch, by_engine):
         document = json.loads(json.dumps(report.as_dict()))
         assert document["protocol"] == protocol
@@ -98,7 +99,6 @@ def test_shuffled_phrases_are_said_in_the_report(exported: Exported) -> None:
     request = EvaluationRequest(exported.data, "val", run=exported.run, shuffle_phrases=True)
     report = run_evaluation(request)
     assert report.as_dict()["phrases"] == "shuffled"
-    assert "another phrase of its image" in " ".join(printed(report).split())
     own = run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run))
     assert own.as_dict()["phrases"] == "own"
 
@@ -126,11 +126,7 @@ def test_a_run_is_evaluated_merged_or_not_and_never_by_a_merge_that_is_out_of_da
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"run": Path("runs/1"), "base": True},
-        {"run": Path("runs/1"), "backend": "onnxruntime"},
-        {"bundle": Path("bundle"), "base": True},
-    ],
+    [{"run": Path("1"), "base": True}, {"run": Path("1"), "backend": "auto"}, {"bundle": Path("b"), "base": True}],
 )
 def test_only_one_model_can_be_evaluated(options: dict) -> None:
     with pytest.raises(BadInputError, match="different models"):
@@ -138,15 +134,15 @@ def test_only_one_model_can_be_evaluated(options: dict) -> None:
 
 
 def test_unknown_names_are_refused_before_any_work(exported: Exported, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="unknown protocol 'coco': choose one of rsrefseg, rmsin"):
+    with pytest.raises(BadInputError, match="coco"):
         EvaluationRequest(exported.data, protocol="coco")
-    with pytest.raises(BadInputError, match="unknown backend 'tpu'"):
+    with pytest.raises(BadInputError, match="tpu"):
         EvaluationRequest(exported.data, backend="tpu")
-    with pytest.raises(BadInputError, match="no sample in the split 'test'"):
+    with pytest.raises(BadInputError, match="'test'"):
         run_evaluation(EvaluationRequest(exported.data, "test", run=exported.run))
-    with pytest.raises(BadInputError, match="is no run"):
+    with pytest.raises(BadInputError, match=str(tmp_path)):
         run_evaluation(EvaluationRequest(exported.data, "val", run=tmp_path))
-    with pytest.raises(BundleError, match="no bundle"):
+    with pytest.raises(BundleError, match="none"):
         run_evaluation(EvaluationRequest(exported.data, "val", bundle=tmp_path / "none"))
 
 
@@ -169,7 +165,8 @@ def test_a_bundle_is_evaluated_without_pytorch(exported: Exported) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from rsrefseg.bench.accuracy.accuracy import EvaluationRequest, run_evaluation\n"
+        "from rsrefseg.bench.accuracy.accuracy import run_evaluation\n"
+        "from rsrefseg.bench.accuracy.report import EvaluationRequest\n"
         f"request = EvaluationRequest(Path({str(exported.data)!r}), 'val', bundle=Path({str(exported.bundle)!r}))\n"
         "print(run_evaluation(request).metrics.samples)\n"
     )

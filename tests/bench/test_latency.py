@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rsrefseg.bench.latency.bench import BenchRequest, measurements, run_bench
@@ -83,7 +84,7 @@ def test_stages_stand_beside_the_roofline_of_the_bundles_graphs(report: BenchRep
 
 def test_the_report_on_disk_is_the_one_returned(report: BenchReport, folder: Path, exported: Exported) -> None:
     document = json.loads((folder / "report.json").read_text())
-    assert document == json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert document == json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert document["command"].startswith(f"rsrefseg bench --backends torch,onnxruntime --bundle {exported.bundle}")
     assert (folder / "report.md").read_text() == report.to_markdown("report.png")
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
@@ -132,7 +133,8 @@ def test_a_fast_wrong_answer_is_marked_and_ends_with_1(
 
 def test_what_disturbs_is_noted(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rsrefseg.bench.latency.bench.others_busy_share", lambda: 0.96)
-    monkeypatch.setattr("rsrefseg.bench.latency.bench.free_memory_mib", lambda: 2.0)
+    memory = psutil.virtual_memory()._replace(available=2 * 2**20)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     report = run_bench(BenchRequest(["onnxruntime"], exported.bundle, None, 1, scenarios="first_phrase"))
     assert any("96%" in note for note in report.notes)
     assert any("--backends" in note for note in report.notes), "more memory than is free"

@@ -1,18 +1,10 @@
-"""Floors worked out by hand, those of known devices, and peaks that this machine can reach."""
+"""Rooflines worked out by hand, and those of known devices."""
 
-import json
-import time
-from pathlib import Path
-
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper
 
 from rsrefseg.bench.latency.roofline import Roofline, expected_rooflines, roofline_of
 from rsrefseg.bench.system.devices import DEVICES
-from rsrefseg.bench.system.peaks import MATMUL, Peaks, measure_peaks
+from rsrefseg.bench.system.peaks import Peaks
 from rsrefseg.engines.bundle.contracts import Geometry, Stage, stage_contracts
 from rsrefseg.engines.bundle.manifest import FileRecord, StageRecord
 
@@ -127,90 +119,3 @@ def test_without_a_peak_there_is_no_roofline() -> None:
     stages, fp32 = [record_of(stage) for stage in Stage], dict.fromkeys(Stage, "fp32")
     assert roofline_of(stages, HERE, fp32 | {Stage.SAM_ENCODER: "fp16"}) is None
     assert roofline_of(stages, Peaks("cpu", {"fp32": 1e11}, None, "by hand"), fp32) is None
-
-
-@pytest.fixture(scope="module")
-def peaks() -> Peaks:
-    return measure_peaks(1)
-
-
-def test_this_machines_peaks_are_measured(peaks: Peaks) -> None:
-    """Between what any processor does and what none does, per core."""
-    assert 1e9 < peaks.flops_per_s["fp32"] < 1e12
-    assert peaks.bandwidth_bytes_per_s is not None
-    assert 1e8 < peaks.bandwidth_bytes_per_s < 1e12
-    assert peaks.how.startswith("numpy")
-    assert json.loads(json.dumps(peaks.as_dict())) == peaks.as_dict()
-
-
-def test_peaks_need_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an edge device: FP32 by numpy, and no GPU's, told in a line."""
-    code = (
-        "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, p=None: None if n == 'torch' else f(n, p)"
-    )
-    (tmp_path / "sitecustomize.py").write_text(f"{code}\nimport sys; sys.modules['torch'] = None\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = measure_peaks(1)
-    assert found.flops_per_s.keys() == {"fp32"}
-    assert "torch" not in found.how
-    missing = measure_peaks(1, "cuda")
-    assert (missing.flops_per_s, missing.bandwidth_bytes_per_s) == ({}, None)
-    assert "torch" in missing.how
-
-
-def test_as_many_threads_compute_as_were_asked_for(peaks: Peaks) -> None:
-    assert peaks.threads == 1
-    assert peaks.cores_used is not None
-    assert peaks.cores_used < 1.1
-
-
-def test_peaks_of_a_busy_machine_say_so() -> None:
-    (note,) = Peaks("cpu", {"fp32": 1e11}, 1e10, "numpy", threads=4, cores_used=2.5).notes()
-    assert note.startswith("4 threads had only 2.5 cores")
-    assert Peaks("cpu", {"fp32": 1e11}, 1e10, "numpy", threads=4, cores_used=3.9).notes() == []
-    assert DEVICES["H200"].notes() == []
-    assert Peaks("cuda", {}, None, "no torch").notes() == ["no floor for cuda: no torch"]
-
-
-def test_of_two_measurements_the_better_figures_stand() -> None:
-    busy = Peaks("cpu", {"fp32": 1.0, "bf16": 9.0}, None, "numpy")
-    quiet = Peaks("cpu", {"fp32": 4.0}, 5.0, "numpy")
-    assert busy.or_better(quiet) == quiet.or_better(busy) == Peaks("cpu", {"fp32": 4.0, "bf16": 9.0}, 5.0, "numpy")
-
-
-def test_the_better_of_two_busy_moments_still_says_that_cores_were_missing() -> None:
-    one, other = (Peaks("cpu", {"fp32": 1.0}, 1.0, "numpy", 8, cores) for cores in (3.0, 4.0))
-    (note,) = one.or_better(other).notes()
-    assert "8 threads had only 4.0 cores" in note
-    failed = Peaks("cpu", {}, None, "no memory")
-    assert one.or_better(failed).how == failed.or_better(one).how == "numpy"
-    assert failed.or_better(failed).how == "no memory"
-    with_torch = Peaks("cpu", {"fp32": 2.0}, 1.0, "numpy, torch")
-    assert one.or_better(with_torch).or_better(with_torch).how == "numpy; numpy, torch"
-
-
-def test_the_graph_of_one_product_is_what_onnx_makes() -> None:
-    sizes = {"a": ["m", "k"], "b": ["k", "n"], "c": ["m", "n"]}
-    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in sizes.items()]
-    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "g", tensors[:2], tensors[2:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8, producer_name="")
-    assert model.SerializeToString() == MATMUL
-    onnx.checker.check_model(model)
-
-
-def test_no_product_here_is_faster_than_the_peak() -> None:
-    """By ONNX Runtime, whose products PyTorch and numpy do not reach on every processor."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(MATMUL, options, providers=["CPUExecutionProvider"])
-    factors = {name: np.ones((1024, 1024), np.float32) for name in "ab"}
-    taken = []
-    for _ in range(5):
-        start = time.perf_counter()
-        session.run(None, factors)
-        taken.append(time.perf_counter() - start)
-    assert 2 * 1024**3 / min(taken) <= 1.15 * measure_peaks(1).flops_per_s["fp32"]
-
-
-def test_a_device_of_another_kind_is_not_given_the_processors_peaks() -> None:
-    assert measure_peaks(1, "intel-gpu").flops_per_s == {}

@@ -44,14 +44,37 @@ def spoiled_bundle(
     ``weight`` is the end of the weight's name in PyTorch; the first one that matches is taken. One that export turned
     around has no name of its own: it is found at the product of its module.
     """
+
+    def change_weight(graph: onnx.GraphProto) -> None:
+        tensor = _weight(graph, weight)
+        changed = change(onnx.numpy_helper.to_array(tensor).copy())
+        tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
+
+    return changed_bundle(source, target, stage, change_weight)
+
+
+def shifted_bundle(source: Path, target: Path, stage: Stage, output: str, shift: np.ndarray) -> Path:
+    """A copy of a bundle whose graph adds ``shift`` to one of its outputs: a fault of known size."""
+
+    def add_shift(graph: onnx.GraphProto) -> None:
+        true, name = f"{output}/true", f"{output}/shift"
+        for node in graph.node:
+            for names in (node.input, node.output):
+                names[:] = [true if known == output else known for known in names]
+        graph.initializer.append(onnx.numpy_helper.from_array(shift, name))
+        graph.node.append(onnx.helper.make_node("Add", [true, name], [output]))
+
+    return changed_bundle(source, target, stage, add_shift)
+
+
+def changed_bundle(source: Path, target: Path, stage: Stage, change: Callable[[onnx.GraphProto], None]) -> Path:
+    """A copy of a bundle with one graph changed and every digest made to fit."""
     shutil.copytree(source, target)
     bundle = Bundle.open(target)
     record = bundle.manifest.stages[stage]
     path = target / record.graph.name
     model = onnx.load(path)
-    tensor = _weight(model.graph, weight)
-    changed = change(onnx.numpy_helper.to_array(tensor).copy())
-    tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
+    change(model.graph)
     for data in record.data:
         (target / data.name).unlink()
     onnx.save(model, path)  # small enough for one file

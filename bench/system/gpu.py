@@ -1,0 +1,113 @@
+"""Readings of the NVIDIA GPU that programs compute on, through NVML (package nvidia-ml-py).
+
+Without the package, the driver or a GPU every reading is None.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from ..records import Record
+
+_IDLE = 0x1
+# The other bits are settings, not limits.
+_SLOWED_BY = {
+    0x4: "its power limit",
+    0x8: "a hardware slowdown",
+    0x20: "its temperature limit (driver)",
+    0x40: "its temperature limit (hardware)",
+    0x80: "the power supply's brake",
+}
+
+
+class GpuReading(Record, frozen=True):
+    """A GPU now; None where it does not report.
+
+    Attributes:
+        clock_mhz: of the multiprocessors, unless the GPU is idle.
+        temperature_c: of the chip.
+        memory_mib: device memory of this process.
+        slowed_by: what holds the clocks down.
+    """
+
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    memory_mib: float | None = None
+    slowed_by: tuple[str, ...] = ()
+
+
+def read_gpu() -> GpuReading | None:
+    """Clock, temperature, memory and limits; None if there is no GPU or CUDA does not say which one it uses."""
+    if (found := _device()) is None:
+        return None
+    nvml, device = found
+    bits = _reported(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, device) or 0
+    clock = _reported(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_SM)
+    return GpuReading(
+        clock_mhz=None if bits & _IDLE else clock,
+        temperature_c=_reported(nvml.nvmlDeviceGetTemperature, device, nvml.NVML_TEMPERATURE_GPU),
+        memory_mib=gpu_memory_used_mib(),
+        slowed_by=tuple(reason for bit, reason in _SLOWED_BY.items() if bits & bit),
+    )
+
+
+def gpu_memory_used_mib() -> float | None:
+    """Device memory of this process, MiB; None if unknown.
+
+    In a container with process numbers of its own NVML may name no process of ours: the memory is unknown then.
+    """
+    if (found := _device()) is None:
+        return None
+    nvml, device = found
+    processes = _reported(nvml.nvmlDeviceGetComputeRunningProcesses, device) or []
+    used = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
+    return used[0] / 2**20 if used and used[0] is not None else None
+
+
+def gpu_name() -> str | None:
+    """Name and driver, e.g. ``NVIDIA H100 80GB HBM3, driver 580.95.05``; None if unknown."""
+    if (found := _device()) is None:
+        return None
+    nvml, device = found
+    name, driver = _reported(nvml.nvmlDeviceGetName, device), _reported(nvml.nvmlSystemGetDriverVersion)
+    return f"{name or 'unknown'}, driver {driver or 'unknown'}"
+
+
+@cache
+def _device() -> tuple[Any, Any] | None:
+    """The module ``pynvml`` and its handle of CUDA's first device."""
+    if (bus_id := _cuda_bus_id()) is None:
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return pynvml, pynvml.nvmlDeviceGetHandleByPciBusId(bus_id)
+    except pynvml.NVMLError:
+        return None
+
+
+def _cuda_bus_id() -> bytes | None:
+    """PCI bus id of CUDA's first device, from CUDA itself: NVML orders GPUs otherwise than CUDA."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, bus_id = ctypes.c_int(), ctypes.create_string_buffer(32)
+    failed: int = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
+    failed = failed or cuda.cuDeviceGetPCIBusId(bus_id, len(bus_id), device)
+    return None if failed else bus_id.value
+
+
+def _reported(query: Callable[..., Any], *arguments: Any) -> Any:
+    """What NVML reports; None where the GPU or the driver does not support the query."""
+    import pynvml
+
+    try:
+        return query(*arguments)
+    except pynvml.NVMLError:
+        return None
