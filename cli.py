@@ -450,30 +450,17 @@ def bench(
         ),
     ] = None,
     run: RunOption = None,
-    rounds: Annotated[int, typer.Option(min=3, help="At most so many; contenders take turns in each.")] = 30,
+    rounds: Annotated[int, typer.Option(min=3, help="At most so many; each runs everything once.")] = 30,
     minutes: Annotated[float, typer.Option(min=0, help="No round begins later, but for the first five.")] = 15.0,
     scenarios: Annotated[
         str, typer.Option(help="Comma-separated; first_phrase is always among them; all by default.")
     ] = "",
-    log: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Keep every round; go on with what is there.")
-    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write report.md, report.json and report.png there.")
     ] = None,
-    attention: Annotated[
-        str | None, typer.Option(metavar="PRESET", help="Instead: SAM's attention in its forms, by runtime.")
-    ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Measure latency end to end and by stage, contenders in turn: ratios, errors and floors beside the times."""
-    if attention is not None:
-        from rsrefseg.bench.latency.attention_forms import run_attention_bench
-
-        given = {"--bundle": bundle, "--run": run, "--scenarios": scenarios, "--log": log, "--report": report}
-        if unused := [name for name, value in given.items() if value]:
-            raise BadInputError(f"--attention measures single blocks and takes no {unused[0]}: leave one of them out")
-        return _print(run_attention_bench(attention, rounds, backends), as_json)
+    """Measure latency end to end and by stage, interleaved: ratios, errors and rooflines beside the times."""
     from rsrefseg.bench.latency.bench import BenchRequest, run_bench
 
     request = BenchRequest(
@@ -483,13 +470,12 @@ def bench(
         rounds=rounds,
         minutes=minutes,
         scenarios=scenarios,
-        log=log,
         report=report,
     )
     measured = run_bench(request)
     document = _print(measured, as_json)
-    if wrong := [contender.name for contender in measured.contenders if contender.is_wrong]:
-        raise CheckFailedError(f"{' and '.join(wrong)} answered otherwise than FP32 PyTorch (see WRONG)")
+    if wrong := measured.wrong_runners:
+        raise CheckFailedError(f"{' and '.join(wrong)} differs from FP32 PyTorch (see WRONG)")
     return document
 
 

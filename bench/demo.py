@@ -163,7 +163,8 @@ def demo_report(results: Mapping[str, Any], seconds: Mapping[str, float]) -> Dem
     """Collect what each command reported."""
     infers = [result for name, result in results.items() if name.startswith("infer")]
     parity, bench = results["parity"], results["bench"]
-    backend = next(entry["name"] for entry in bench["contenders"] if entry["name"] != "torch")
+    backend = next(runner["name"] for runner in bench["runners"] if runner["name"] != "torch")
+    first, following = (_measurement(bench, backend, name) for name in ("first_phrase", "next_phrase"))
     tries = [["infer", infer["image"], infer["results"][0]["phrase"]] for infer in infers[:1] if infer["results"]]
     tries += [["bench"], ["doctor"], ["train", "--data", "YOUR_DATA"], ["--help"]]
     return DemoReport(
@@ -174,9 +175,9 @@ def demo_report(results: Mapping[str, Any], seconds: Mapping[str, float]) -> Dem
         parity_holds=parity["holds"],
         giou_difference=parity["data"]["gIoU_difference"],
         backend=backend,
-        first_phrase_ms=_total(bench["latencies"], backend, "first_phrase", "p50_ms"),
-        next_phrase_ms=_total(bench["latencies"], backend, "next_phrase", "p50_ms"),
-        speedup=_total(bench["ratios"], backend, "first_phrase", "median") if bench["ratios"] else None,
+        first_phrase_ms=first["p50_ms"],
+        next_phrase_ms=following["p50_ms"],
+        speedup=first["ratio"]["median"] if first["ratio"] else None,
         seconds=dict(seconds),
         seconds_in_all=sum(seconds.values()),
         run=results["train"]["run"],
@@ -186,10 +187,10 @@ def demo_report(results: Mapping[str, Any], seconds: Mapping[str, float]) -> Dem
     )
 
 
-def _total(rows: list[dict[str, Any]], backend: str, scenario: str, figure: str) -> float:
-    """A figure of a whole scenario, from the report of ``rsrefseg bench``."""
+def _measurement(bench: Mapping[str, Any], backend: str, scenario: str) -> dict[str, Any]:
+    """A whole scenario, from the report of ``rsrefseg bench``."""
     key = (backend, scenario, "total")
-    return next(float(row[figure]) for row in rows if (row["contender"], row["scenario"], row["span"]) == key)
+    return next(one for one in bench["measurements"] if (one["runner"], one["scenario"], one["span"]) == key)
 
 
 def _images(scenes: Path, count: int) -> list[tuple[Path, list[str]]]:

@@ -1,52 +1,52 @@
-"""``rsrefseg bench``: latency end to end and by stage, contenders in turn, with error and floor beside each time."""
+"""``rsrefseg bench``: latency end to end and by stage, with correctness and roofline beside every time."""
 
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from statistics import median
+
+import msgspec
 
 from rsrefseg.engines.bundle.bundle import Bundle
-from rsrefseg.engines.bundle.reference import ReferenceSample, load_reference
-from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.reference import load_reference
+from rsrefseg.engines.errors import MissingPartError
 from rsrefseg.engines.system.files import atomic_write_json, atomic_write_text
 from rsrefseg.engines.system.progress import ProgressLine
 
 from ..system.health import Watch
-from ..system.machine import Machine, busy_notes, free_memory_mib, memory_notes, others_busy_share, this_machine
+from ..system.machine import busy_notes, memory_notes, others_busy_share, this_machine
 from ..system.peaks import Peaks, measure_peaks
-from .agreement import agreements_of
-from .journal import Journal, open_journal
-from .markdown import render_markdown
-from .plot import check_plotting, draw_plot
-from .report import BenchReport, BundleFacts, ContenderFacts, Settings
-from .roofline import expected_floors
-from .rounds import SETTLE_MS, Observation, take_turns, warm_up
-from .rows import latency_rows, ratio_rows, roofline_rows, share_rows
-from .runners import Contender, open_contenders
-from .scenarios import Question, Scenario, parse_scenarios, question_for
-from .startup import Startup, measure_startups
+from .correctness import Correctness, check
+from .measure import LEAST_ROUNDS, Times, measure, warm_up
+from .plot import draw_plot
+from .report import BenchReport, Measurement, RunnerRecord
+from .roofline import expected_rooflines, roofline_of
+from .runner import PHRASE_STAGES, Runner
+from .runners import open_runners
+from .scenarios import FIRST_PHRASE, TOTAL, Scenario, parse_scenarios, workload_of
+from .startup import measure_startups
+from .summary import paired_ratio, summarise
 
-LEAST_ROUNDS = 5
-_PICTURE = "report.png"
+_FIGURE = "report.png"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BenchRequest:
-    """What ``rsrefseg bench`` was asked for.
+    """What to measure.
 
     Attributes:
         bundle: default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
-        backends: contenders by name, in the order of the report; ratios are to the first.
+        backends: runners by name, in the order of the report; ratios are to the first.
         run: the run that holds the bundle's model, for PyTorch; default is the latest.
-        rounds: at most so many; in each, every contender has a turn.
-        minutes: no round begins after so long, but for the first ``LEAST_ROUNDS``.
+        rounds: at most so many.
+        minutes: no round begins later, except the first ``LEAST_ROUNDS``.
         scenarios: comma-separated names.
-        log: JSON-lines file to keep every round in, and to go on with where it has some.
         report: folder for ``report.md``, ``report.json`` and ``report.png``.
     """
 
@@ -56,248 +56,157 @@ class BenchRequest:
     rounds: int = 30
     minutes: float = 15.0
     scenarios: str = ""
-    log: Path | None = None
     report: Path | None = None
 
     @property
     def command(self) -> str:
-        """The command line that asks for the same."""
-        options = {
-            "--bundle": self.bundle,
-            "--backends": ",".join(self.backends),
-            "--run": self.run,
-            "--rounds": self.rounds,
-            "--minutes": self.minutes,
-            "--scenarios": self.scenarios or None,
-        }
-        given = [f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
-        return " ".join(["rsrefseg bench", *given])
+        """The command line of the same measurement."""
+        options = {name: getattr(self, name) for name in ("bundle", "run", "rounds", "minutes", "scenarios")}
+        given = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
+        return shlex.join(["rsrefseg", "bench", "--backends", ",".join(self.backends), *given])
 
 
 def run_bench(request: BenchRequest) -> BenchReport:
-    """Measure contenders against each other on one bundle.
+    """Measure runners against each other on one bundle.
 
     Raises:
-        BundleError: the bundle is not whole.
-        BadInputError: an unknown contender or scenario, a run that does not hold the bundle's model, or a log of
-            another measurement.
-        MissingPartError: a contender that was asked for cannot run here.
-        RSRefSegError: the log or the report cannot be written.
+        BundleError: the bundle is incomplete, was changed, or has no reference samples.
+        BadInputError: an unknown runner or scenario, or a run that does not hold the bundle's model.
+        MissingPartError: a runner cannot run here, or matplotlib is missing for the report.
+        OSError: the report cannot be written.
+        RSRefSegError: a runner failed.
     """
     scenarios = parse_scenarios(request.scenarios)
     if request.report is not None:
-        check_report_folder(request.report)
-        check_plotting()
+        if find_spec("matplotlib") is None:
+            raise MissingPartError("the figure of a report needs matplotlib: pip install 'rsrefseg[report]'")
+        request.report.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=request.report):
+            pass
     bundle = Bundle.open(request.bundle)
-    contenders, left_out = open_contenders(list(request.backends), bundle, request.run)
+    runners, notes = open_runners(request.backends, bundle, request.run)
     with ExitStack() as stack:
-        for contender in contenders:
-            stack.callback(contender.close)
-        bench = _Bench(bundle, contenders, scenarios, request)
-        report = bench.run([f"without {entry.name}: {entry.reason}" for entry in left_out])
-    if request.report is not None:
-        write_report(request.report, report)
+        for runner in runners:
+            stack.callback(runner.close)
+        report = _measure(request, scenarios, bundle, runners, [*bundle.manifest.provenance.notes, *notes])
+    if request.report is not None:  # the figure first: if it fails, nothing is changed
+        draw_plot(report, request.report / _FIGURE)
+        atomic_write_json(request.report / "report.json", report.as_dict())
+        atomic_write_text(request.report / "report.md", report.to_markdown(_FIGURE))
     return report
 
 
-class _Bench:
-    """One measurement. What it holds is what it has found so far."""
-
-    def __init__(
-        self, bundle: Bundle, contenders: Sequence[Contender], scenarios: Sequence[Scenario], request: BenchRequest
-    ) -> None:
-        self.bundle, self.contenders, self.scenarios, self.request = bundle, contenders, scenarios, request
-        self.machine: Machine = this_machine()
-        self.question: Question = question_for(bundle)
-        self.sample: ReferenceSample | None = (
-            load_reference(bundle)[0] if bundle.manifest.reference is not None else None
-        )
-        self.journal: Journal | None = None
-        if request.log is not None:
-            self.journal = open_journal(request.log, self._identity())
-        self.observations: list[Observation] = list(self.journal.observations) if self.journal else []
-
-    def run(self, notes: list[str]) -> BenchReport:
-        """Everything, in the order that disturbs the least."""
-        notes = [*self.bundle.manifest.provenance.notes, *notes]
-        if self.sample is None:
-            notes.append("the bundle has no reference samples: nothing tells whether these answers are right")
+def _measure(
+    request: BenchRequest, scenarios: Sequence[Scenario], bundle: Bundle, runners: Sequence[Runner], notes: list[str]
+) -> BenchReport:
+    samples = load_reference(bundle)
+    workload = workload_of(samples)
+    correctness: dict[str, dict[tuple[str, str], Correctness]] = {}
+    with ProgressLine("measuring", live=False) as progress:
+        for line in notes:
+            progress.say(line)
+        busy = [others_busy_share()]
+        peaks = {runner.device: measure_peaks(runner.threads, runner.device) for runner in runners}
+        startups = measure_startups([one.name for one in runners], bundle, request.run, progress.say)
+        for line in memory_notes([one.peak_memory_mib for one in startups]):
+            notes.append(line)
+            progress.say(line)
         watch = Watch()
-        busy: list[float | None] = [entry["share"] for entry in self._kept("busy")]
-        peaks = _best([_peaks_of(entry) for entry in self._kept("peaks")])
-        with ProgressLine("measuring", live=False) as progress:
-            for note in notes:
-                progress.say(note)
-            if self.observations:
-                progress.say(f"going on with '{self.request.log}' after {self.rounds_done} rounds")
-            busy.append(self._look_for_others())
-            peaks = _best([peaks, self._measure_peaks()])
-            names = [contender.name for contender in self.contenders]
-            startups = measure_startups(names, self.bundle, self.request.run, progress.say)
-            for note in memory_notes([startup.peak_memory_mib for startup in startups], free_memory_mib()):
-                notes.append(note)
-                progress.say(note)
-            entrants, facts = [], []
-            for contender, startup in zip(self.contenders, startups, strict=True):
-                progress.say(f"{contender.name}: loading, agreement, warm-up")
-                fact = self._prepare(contender, startup)
-                facts.append(fact)
-                entrants.append((contender, fact.warm_up))
-                if not fact.warm_up.stable:
-                    notes.append(_unsettled(fact))
-            watch.begin()
+        for runner in runners:
+            progress.say(f"{runner.name}: loading, checking and warming up")
+            runner.load()
+            correctness[runner.name] = check(runner, scenarios, samples[0])
+            if not warm_up(runner, scenarios, workload):
+                notes.append(f"{runner.name} had not settled when its warm-up ended: its first rounds may be slower")
 
-            def on_round(number: int, seen: list[Observation]) -> None:
-                watch.sample()
-                self.observations += seen
-                if self.journal is not None:
-                    self.journal.append_round(seen)
-                progress.update(number + 1, self.request.rounds)
+        def on_round(done: int) -> None:
+            watch.sample()
+            progress.update(done, request.rounds)
 
-            take_turns(
-                entrants,
-                self.scenarios,
-                self.question,
-                range(self.rounds_done, self.request.rounds),
-                time.monotonic() + 60 * self.request.minutes,
-                min(LEAST_ROUNDS, self.request.rounds),
-                on_round,
-            )
-            busy.append(self._look_for_others())
-            peaks = _best([peaks, self._measure_peaks()])
-        health = watch.summary()
-        notes += [*busy_notes(busy), *health.notes(), *(note for found in peaks.values() for note in found.notes())]
-        notes += [note for fact in facts if (note := _without_floor(fact, peaks[fact.device]))]
-        return self._report(facts, busy, peaks, health.as_dict(), notes)
-
-    def _kept(self, kind: str) -> list[dict[str, Any]]:
-        """What earlier processes of this measurement left in the log."""
-        return self.journal.entries(kind) if self.journal is not None else []
-
-    def _look_for_others(self) -> float | None:
-        share = others_busy_share()
-        if self.journal is not None:
-            self.journal.append("busy", {"share": share})
-        return share
-
-    def _measure_peaks(self) -> dict[str, Peaks]:
-        """Of every device that somebody computes on, now; kept in the log."""
-        devices = dict.fromkeys(contender.device for contender in self.contenders)
-        found = {device: measure_peaks(self.contenders[0].threads, device) for device in devices}
-        if self.journal is not None:
-            self.journal.append("peaks", {"devices": {device: one.as_dict() for device, one in found.items()}})
-        return found
-
-    @property
-    def rounds_done(self) -> int:
-        """Whole rounds, those of the log included."""
-        return max((seen.round for seen in self.observations), default=-1) + 1
-
-    def _prepare(self, contender: Contender, startup: Startup) -> ContenderFacts:
-        contender.load()
-        agreements = agreements_of(contender, self.scenarios, self.sample) if self.sample is not None else {}
-        warm = warm_up(contender, self.scenarios, self.question)
-        return ContenderFacts(
-            name=contender.name,
-            device=contender.device,
-            threads=contender.threads,
-            providers=contender.providers(),
-            precision={stage.value: contender.precision(stage) for stage in self.bundle.manifest.stages},
+        watch.begin()
+        times = measure(runners, scenarios, workload, request.rounds, request.minutes, on_round)
+        busy.append(others_busy_share())
+    health = watch.summary()
+    records = [
+        RunnerRecord(
+            name=runner.name,
+            device=runner.device,
+            threads=runner.threads,
+            providers=runner.providers,
+            precisions=runner.precisions,
             startup=startup,
-            agreements=agreements,
-            warm_up=warm,
+            correct=not any(one.failures for one in correctness[runner.name].values()),
         )
-
-    def _identity(self) -> dict[str, object]:
-        """What a log must have been begun with to be gone on with."""
-        return {
-            "bundle": self.bundle.digest,
-            "machine": self.machine.as_dict(),
-            "contenders": [contender.name for contender in self.contenders],
-            "scenarios": [scenario.name for scenario in self.scenarios],
-        }
-
-    def _report(
-        self,
-        facts: Sequence[ContenderFacts],
-        busy: Sequence[float | None],
-        peaks: Mapping[str, Peaks],
-        health: dict[str, object],
-        notes: Sequence[str],
-    ) -> BenchReport:
-        names = [contender.name for contender in self.contenders]
-        latencies = latency_rows(self.observations, facts, self.scenarios, self.bundle, peaks)
-        return BenchReport(
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=self.request.command,
-            bundle=BundleFacts.of(self.bundle),
-            machine=self.machine,
-            settings=Settings(
-                scenarios=tuple(scenario.name for scenario in self.scenarios),
-                rounds=self.rounds_done,
-                settle_ms=SETTLE_MS,
-                picture=self.question.size,
-                image_size=self.question.image_size,
-            ),
-            contenders=tuple(facts),
-            others_busy=tuple(busy),
-            health=health,
-            peaks={device: found.as_dict() for device, found in peaks.items()},
-            expected_floors_ms=expected_floors(self.bundle.manifest.stages),
-            notes=tuple(notes),
-            latencies=latencies,
-            ratios=ratio_rows(self.observations, names, self.scenarios),
-            shares=share_rows(self.observations, names, self.scenarios),
-            roofline=roofline_rows(latencies, facts, self.bundle, peaks),
-        )
-
-
-def _best(measured: Sequence[Mapping[str, Peaks]]) -> dict[str, Peaks]:
-    """Of several measurements of the same devices."""
-    best: dict[str, Peaks] = {}
-    for found in measured:
-        best |= {device: best[device].or_better(one) if device in best else one for device, one in found.items()}
-    return best
-
-
-def _peaks_of(entry: Mapping[str, Any]) -> dict[str, Peaks]:
-    return {device: Peaks(**values) for device, values in entry["devices"].items()}
-
-
-def _unsettled(fact: ContenderFacts) -> str:
-    return (
-        f"{fact.name} had not settled after {fact.warm_up.passes} passes of warming up: its first rounds may be slower"
+        for runner, startup in zip(runners, startups, strict=True)
+    ]
+    rounds = len(times[runners[0].name, FIRST_PHRASE.name, TOTAL])
+    notes += [*busy_notes(busy), *health.notes(), *_notes(records, peaks, rounds)]
+    return BenchReport(
+        date=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        command=request.command,
+        bundle=str(bundle.root),
+        bundle_digest=bundle.digest,
+        preset=bundle.manifest.preset,
+        random_weights=bundle.manifest.provenance.random_weights,
+        image_size=workload.size,
+        rounds=rounds,
+        machine=this_machine(),
+        runners=records,
+        measurements=list(measurements(times, scenarios, records, correctness, bundle, peaks)),
+        peaks=peaks,
+        expected_rooflines_ms=expected_rooflines(bundle.manifest.stages),
+        others_busy=busy,
+        health=health.as_dict(),
+        notes=notes,
     )
 
 
-def _without_floor(fact: ContenderFacts, peaks: Peaks) -> str:
-    """Nothing where the device has no peak at all, which its own note says."""
-    missing = dict.fromkeys(one for one in fact.precision.values() if one not in peaks.flops_per_s)
-    if not peaks.flops_per_s or not missing:
-        return ""
-    kinds = " and ".join(one.upper() for one in missing)
-    return f"no floor for {fact.name}: no peak of {fact.device} in {kinds} was measured (on a CPU that takes PyTorch)"
+def measurements(
+    times: Times,
+    scenarios: Sequence[Scenario],
+    runners: Sequence[RunnerRecord],
+    correctness: Mapping[str, Mapping[tuple[str, str], Correctness]],
+    bundle: Bundle,
+    peaks: Mapping[str, Peaks],
+) -> Iterator[Measurement]:
+    """Summarise times by scenario, span and runner; ratios are to the first runner."""
+    for scenario, span in ((one, span) for one in scenarios for span in one.spans):
+        for runner in runners:
+            times_ms = times[runner.name, scenario.name, span]
+            summary, reference_ms = summarise(times_ms), times[runners[0].name, scenario.name, span]
+            share = None
+            if span == TOTAL and scenario is not FIRST_PHRASE:
+                first_ms = times[runner.name, FIRST_PHRASE.name, TOTAL]
+                share = median(mine / first for mine, first in zip(times_ms, first_ms, strict=True))
+            stages = [bundle.manifest.stages[stage] for stage in _stages(scenario, span)]
+            roofline = roofline_of(stages, peaks[runner.device], runner.precisions, scenario.phrases)
+            yield Measurement(
+                **msgspec.structs.asdict(summary),
+                runner=runner.name,
+                scenario=scenario.name,
+                span=span,
+                times_ms=times_ms,
+                ratio=paired_ratio(reference_ms, times_ms) if runner is not runners[0] else None,
+                share_of_first=share,
+                phrases_per_s=1e3 * scenario.phrases / summary.p50_ms if span == TOTAL else None,
+                correctness=correctness[runner.name].get((scenario.name, span)),
+                roofline=roofline if stages else None,
+            )
 
 
-def check_report_folder(folder: Path) -> None:
-    """Refuse a place for the report before anything is measured.
-
-    Raises:
-        BadInputError: it is a file, or nothing can be written there.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise BadInputError(f"'{folder}' is a file: give a folder with --report")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BadInputError(f"cannot write a report to '{folder}': {error.strerror or error}") from error
+def _stages(scenario: Scenario, span: str) -> list[Stage]:
+    """The stages that a span runs."""
+    return [stage for stage in Stage if span in (TOTAL, stage) and (scenario.new_image or stage in PHRASE_STAGES)]
 
 
-def write_report(folder: Path, report: BenchReport) -> None:
-    """Write the report as Markdown, JSON and a picture; the picture first: where it fails nothing is changed."""
-    document = report.as_dict()
-    draw_plot(document, folder / _PICTURE)
-    atomic_write_json(folder / "report.json", document)
-    atomic_write_text(folder / "report.md", render_markdown(document, _PICTURE))
+def _notes(runners: Sequence[RunnerRecord], peaks: Mapping[str, Peaks], rounds: int) -> Iterator[str]:
+    """What the reader of the figures has to know."""
+    if rounds < LEAST_ROUNDS:
+        yield f"{rounds} rounds: the brackets are their range, which is less than a 95% interval"
+    for peak in peaks.values():
+        yield from peak.notes()
+    for runner in runners:
+        known = peaks[runner.device].flops_per_s
+        if known and (missing := sorted(set(runner.precisions.values()).difference(known))):
+            kinds = " and ".join(missing).upper()
+            yield f"no roofline for {runner.name}: no peak in {kinds} was measured (on a CPU that takes PyTorch)"

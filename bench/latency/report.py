@@ -1,308 +1,236 @@
-"""What a bench measured, for people and for programs."""
+"""Everything a benchmark measured, as records, and as tables for the terminal and for Markdown."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from typing import Any
 
-from rsrefseg.engines.bundle.bundle import Bundle
+from msgspec import Struct
+from rich.console import Group
+from rich.text import Text
 
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.system.tables import Table, three_digits
+
+from ..records import Record
 from ..system.machine import Machine
-from .agreement import Agreement
-from .rounds import WarmUp
-from .startup import Startup
+from ..system.peaks import Peaks
+from .correctness import Correctness
+from .roofline import Roofline
+from .scenarios import SCENARIOS, TOTAL, Scenario
+from .startup import STARTS, Startup
 from .summary import Ratio, Summary
 
 
-@dataclass(frozen=True, slots=True)
-class BundleFacts:
-    """Which model was measured: ``digest`` is that of ``bundle.json`` and thereby of all its files."""
-
-    path: str
-    digest: str
-    preset: str
-    precision: Mapping[str, str]
-    attention: str | None
-    checkpoint_sha256: str | None
-    random_weights: bool
-    size_mib: float
-
-    @classmethod
-    def of(cls, bundle: Bundle) -> "BundleFacts":
-        """Read them off an opened bundle."""
-        manifest = bundle.manifest
-        graphs = [file for record in manifest.stages.values() for file in (record.graph, *record.data)]
-        attention = next((record.attention for record in manifest.stages.values() if record.attention), None)
-        return cls(
-            path=str(bundle.root),
-            digest=bundle.digest,
-            preset=manifest.preset,
-            precision={stage.value: record.precision for stage, record in manifest.stages.items()},
-            attention=str(attention) if attention is not None else None,
-            checkpoint_sha256=manifest.provenance.checkpoint_sha256,
-            random_weights=manifest.provenance.random_weights,
-            size_mib=sum(file.size_bytes for file in graphs) / 2**20,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How it was measured.
+class Measurement(Summary, frozen=True, kw_only=True):
+    """One span of one scenario on one runner.
 
     Attributes:
-        scenarios: names, in running order.
-        rounds: that were done.
-        settle_ms: pause before each turn.
-        picture: height and width of what was asked about, px.
-        image_size: side of the networks' input, px.
+        runner, scenario, span: what was timed.
+        times_ms: one a round, in order.
+        ratio: times as fast as the first runner, round by round; ``None`` for that one.
+        share_of_first: median of the time as a share of the same runner's first phrase in the same round; ``None`` for
+            a first phrase and for spans within a scenario.
+        phrases_per_s: by the median; ``None`` for spans within a scenario.
+        correctness: of the results, compared with FP32 PyTorch; ``None`` for the host's work.
+        roofline: the least the device can take; ``None`` for the host's work and without a known peak.
     """
 
-    scenarios: tuple[str, ...]
-    rounds: int
-    settle_ms: float
-    picture: tuple[int, int]
-    image_size: int
+    runner: str
+    scenario: str
+    span: str
+    times_ms: list[float]
+    ratio: Ratio | None = None
+    share_of_first: float | None = None
+    phrases_per_s: float | None = None
+    correctness: Correctness | None = None
+    roofline: Roofline | None = None
+
+    @property
+    def is_stage(self) -> bool:
+        """Whether it is one of the five stages, alone."""
+        return self.span in tuple(Stage)
+
+    @property
+    def wrong(self) -> bool:
+        """Whether it is the time of a wrong result."""
+        return self.correctness is not None and bool(self.correctness.failures)
+
+    @property
+    def error(self) -> str:
+        """How far the result is from PyTorch's."""
+        return "" if self.correctness is None else f"{'WRONG ' if self.wrong else ''}{self.correctness.text}"
 
 
-@dataclass(frozen=True, slots=True)
-class ContenderFacts:
-    """One contender besides its timings.
-
-    Attributes:
-        name: as ``--backends`` takes it.
-        device: where it computed, a key of ``peaks``.
-        threads: CPU threads it computed with.
-        providers: what really ran each stage.
-        precision: what each stage multiplied in.
-        startup: times and memory of processes of its own.
-        agreements: with FP32 PyTorch, by scenario and span; empty for a bundle without reference samples.
-        warm_up: before the first round.
-    """
+class RunnerRecord(Struct, frozen=True):
+    """A runner besides its times; ``device`` is a key of ``peaks``, ``providers`` and ``precisions`` are by stage."""
 
     name: str
     device: str
     threads: int
-    providers: Mapping[str, str]
-    precision: Mapping[str, str]
+    providers: dict[Stage, str]
+    precisions: dict[Stage, str]
     startup: Startup
-    agreements: Mapping[tuple[str, str], Agreement]
-    warm_up: WarmUp
-
-    @property
-    def failures(self) -> tuple[tuple[str, Agreement], ...]:
-        """Where it is known to answer otherwise than PyTorch: scenario or stage, and how far off."""
-        return tuple((_place(*key), one) for key, one in self.agreements.items() if not one.holds)
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether it answers otherwise than PyTorch anywhere."""
-        return bool(self.failures)
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "name": self.name,
-            "device": self.device,
-            "threads": self.threads,
-            "providers": dict(self.providers),
-            "precision": dict(self.precision),
-            "startup": self.startup.as_dict(),
-            "agrees": None if not self.agreements else not self.is_wrong,
-            "warm_up": asdict(self.warm_up),
-        }
+    correct: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LatencyRow:
-    """One span of one scenario, of one contender, and whether it counts.
-
-    Attributes:
-        contender, scenario, span: what was timed.
-        summary: of its times.
-        agreement: of what came of it, with FP32 PyTorch; ``None`` where there is nothing to compare.
-        floor_ms: the least it could take by the device's measured peaks, see ``roofline``; ``None`` for the
-            host's work, and where a peak is not known.
-        images_per_s, phrases_per_s: by the median; ``None`` for spans within a scenario, images also where none is
-            encoded.
-    """
-
-    contender: str
-    scenario: str
-    span: str
-    summary: Summary
-    agreement: Agreement | None
-    floor_ms: float | None = None
-    images_per_s: float | None = None
-    phrases_per_s: float | None = None
-
-    @property
-    def wrong(self) -> bool:
-        """Whether it is the time of a wrong answer."""
-        return self.agreement is not None and not self.agreement.holds
-
-    @property
-    def floor_share(self) -> float | None:
-        """The floor in the median: 1 is all that this machine can do."""
-        return self.floor_ms / self.summary.p50_ms if self.floor_ms is not None else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "contender": self.contender,
-            "scenario": self.scenario,
-            "span": self.span,
-            **self.summary.as_dict(),
-            "floor_ms": self.floor_ms,
-            "floor_share": self.floor_share,
-            "images_per_s": self.images_per_s,
-            "phrases_per_s": self.phrases_per_s,
-            "agreement": self.agreement.as_dict() if self.agreement is not None else None,
-            "wrong": self.wrong,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class RatioRow:
-    """How many times faster than the reference contender one is, in one span."""
-
-    contender: str
-    reference: str
-    scenario: str
-    span: str
-    ratio: Ratio
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "contender": self.contender,
-            "reference": self.reference,
-            "scenario": self.scenario,
-            "span": self.span,
-            **self.ratio.as_dict(),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class ShareRow:
-    """How long a scenario takes one contender as a share of its own first phrase."""
-
-    contender: str
-    scenario: str
-    share: Ratio
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {"contender": self.contender, "scenario": self.scenario, **self.share.as_dict()}
-
-
-@dataclass(frozen=True, slots=True)
-class RooflineRow:
-    """A stage's time beside the least this machine could do it in, see ``roofline``.
-
-    Attributes:
-        contender, stage: whose.
-        precision: multiplied in.
-        flops, bytes: of one image and one phrase.
-        floor_ms: by the machine's measured peaks.
-        bound: what sets the floor: ``compute`` or ``memory``.
-        p50_ms: measured.
-        share: of the floor in what was measured; 1 is as fast as this machine can.
-    """
-
-    contender: str
-    stage: str
-    precision: str
-    flops: int
-    bytes: int
-    floor_ms: float
-    bound: str
-    p50_ms: float
-    share: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class BenchReport:
-    """Everything a bench measured and what it was measured on.
+class BenchReport(Record, frozen=True, kw_only=True):
+    """A benchmark.
 
     Attributes:
         date: when it ended, UTC.
-        command: that asks for the same measurement.
-        bundle: which model.
-        machine: on what.
-        settings: how.
-        contenders: whom.
-        others_busy: share of the cores that other programs kept busy, before and after.
-        health: what the device told meanwhile, see ``health``.
-        peaks: what each device can do, see ``peaks``.
-        expected_floors_ms: of these graphs on well-known devices, see ``expected_floors``.
-        notes: who was left out and why; whether the machine was busy, hot or slowed down.
-        latencies: by scenario, contender and span.
-        ratios: to the first contender.
-        shares: of each contender's own first phrase.
-        roofline: by contender and stage.
+        command: the command line of the same measurement.
+        bundle, preset, random_weights: the model.
+        bundle_digest: of ``bundle.json``, which lists the digests of all files.
+        image_size: height and width of the image, px.
+        rounds: that were finished.
+        machine: where it ran.
+        runners: in the order of the tables; ratios are to the first.
+        measurements: by scenario, span and runner.
+        peaks: by device.
+        expected_rooflines_ms: of these graphs on known devices, see ``expected_rooflines``.
+        others_busy: share of the cores that other programs used before and after the rounds.
+        health: of the device during the rounds.
+        notes: what was left out, and what disturbed the measurement.
     """
 
     date: str
     command: str
-    bundle: BundleFacts
+    bundle: str
+    bundle_digest: str
+    preset: str
+    random_weights: bool
+    image_size: tuple[int, int]
+    rounds: int
     machine: Machine
-    settings: Settings
-    contenders: tuple[ContenderFacts, ...]
-    others_busy: tuple[float | None, ...]
-    health: Mapping[str, Any]
-    peaks: Mapping[str, Any]
-    expected_floors_ms: Mapping[str, Mapping[str, float]]
-    notes: tuple[str, ...]
-    latencies: tuple[LatencyRow, ...]
-    ratios: tuple[RatioRow, ...]
-    shares: tuple[ShareRow, ...]
-    roofline: tuple[RooflineRow, ...]
+    runners: list[RunnerRecord]
+    measurements: list[Measurement]
+    peaks: dict[str, Peaks]
+    expected_rooflines_ms: dict[str, dict[str, float]]
+    others_busy: list[float | None]
+    health: dict[str, Any]
+    notes: list[str]
 
-    def latency(self, contender: str, scenario: str, span: str) -> Summary:
-        """One row's figures; ``KeyError`` when there is no such row."""
-        return self.row(contender, scenario, span).summary
+    @property
+    def wrong_runners(self) -> list[str]:
+        """Names of runners that computed something else than FP32 PyTorch."""
+        return [runner.name for runner in self.runners if not runner.correct]
 
-    def row(self, contender: str, scenario: str, span: str) -> LatencyRow:
-        """One row; ``KeyError`` when there is no such row."""
-        return {(row.contender, row.scenario, row.span): row for row in self.latencies}[contender, scenario, span]
+    def render(self) -> Group:
+        """For a terminal."""
+        wrong = [Text(line, "bold red") for line in _wrong_lines(self)]
+        notes = [Text(f"note: {note}", "yellow") for note in self.notes]
+        return Group(*_facts(self), *(table.to_rich() for table in tables(self)), *wrong, *notes)
 
-    def ratio(self, contender: str, scenario: str, span: str) -> Ratio:
-        """One row's figures; ``KeyError`` when there is no such row."""
-        return {(row.contender, row.scenario, row.span): row.ratio for row in self.ratios}[contender, scenario, span]
+    def to_markdown(self, figure: str) -> str:
+        """For GitHub; ``figure`` is the file name of the plot beside it."""
+        parts = [
+            f"# Latency of preset {self.preset}",
+            "\n".join(f"- {line}" for line in _facts(self)),
+            *(f"**{line}**" for line in _wrong_lines(self)),
+            f"![First and next phrase, and the stages beside their rooflines]({figure})",
+            *(f"## {table.to_markdown()}" for table in tables(self)),
+            "\n".join(["## Notes\n", *(f"- {' '.join(note.split())}" for note in self.notes or ["none"])]),
+        ]
+        return "\n\n".join(parts) + "\n"
 
-    def share(self, contender: str, scenario: str) -> Ratio:
-        """One row's figures; ``KeyError`` when there is no such row."""
-        return {(row.contender, row.scenario): row.share for row in self.shares}[contender, scenario]
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "date": self.date,
-            "command": self.command,
-            "bundle": asdict(self.bundle),
-            "machine": self.machine.as_dict(),
-            "settings": asdict(self.settings),
-            "contenders": [contender.as_dict() for contender in self.contenders],
-            "others_busy": list(self.others_busy),
-            "health": dict(self.health),
-            "peaks": dict(self.peaks),
-            "expected_floors_ms": {device: dict(floors) for device, floors in self.expected_floors_ms.items()},
-            "notes": list(self.notes),
-            "latencies": [row.as_dict() for row in self.latencies],
-            "ratios": [row.as_dict() for row in self.ratios],
-            "shares": [row.as_dict() for row in self.shares],
-            "roofline": [row.as_dict() for row in self.roofline],
+def tables(report: BenchReport) -> Iterator[Table]:
+    """All tables of a report."""
+    timed = {one.scenario for one in report.measurements}
+    for scenario in (one for one in SCENARIOS if one.name in timed):
+        yield _scenario_table(report, scenario)
+    known = [
+        {"device": device, **{stage: three_digits(least_ms) for stage, least_ms in by_stage.items()}}
+        for device, by_stage in report.expected_rooflines_ms.items()
+    ]
+    yield _table("Rooflines of known devices, ms, one image and one phrase in FP16: nothing was run there", known)
+    startups = [_startup_row(runner) for runner in report.runners]
+    yield _table(f"Start-up, ms: medians of {STARTS} processes; the first of them answers", startups, words=2)
+
+
+def _facts(report: BenchReport) -> list[str]:
+    """What was measured, on what, when and how."""
+    machine = report.machine
+    height, width = report.image_size
+    weights = ", random weights" if report.random_weights else ""
+    return [
+        f"Machine: {machine.cpu}, {machine.usable_cores} of {machine.cores} cores, GPU: {machine.gpu or 'none'}",
+        f"Software: {machine.system}, Python {machine.python}, "
+        + ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
+        f"Bundle: {report.bundle}, preset {report.preset}, {report.bundle_digest[:12]}{weights}",
+        f"Measured: {report.date}, `{report.command}`",
+        f"Image: {height} x {width} px; {report.rounds} interleaved rounds; in brackets 95% intervals of medians",
+        *(f"Peaks of {device}: {_peaks(peaks)} ({peaks.how})" for device, peaks in report.peaks.items()),
+    ]
+
+
+def _peaks(peaks: Peaks) -> str:
+    figures = [f"{kind.upper()} {three_digits(value / 1e9)} GFLOP/s" for kind, value in peaks.flops_per_s.items()]
+    bandwidth = peaks.bandwidth_bytes_per_s
+    return ", ".join([*figures, *([] if bandwidth is None else [f"{three_digits(bandwidth / 1e9)} GB/s"])])
+
+
+def _wrong_lines(report: BenchReport) -> Iterator[str]:
+    for name in report.wrong_runners:
+        failures = [
+            f"{one.scenario if one.span == TOTAL else one.span}: {failure}"
+            for one in report.measurements
+            if one.runner == name and one.correctness is not None
+            for failure in one.correctness.failures
+        ]
+        yield f"WRONG: {name} differs from FP32 PyTorch, its times do not count ({'; '.join(failures)})"
+
+
+def _scenario_table(report: BenchReport, scenario: Scenario) -> Table:
+    rows = [
+        {
+            **({"span": one.span} if scenario.by_stage else {}),
+            "runner": one.runner,
+            "p50 ms": _with_interval(one.p50_ms, one.p50_low_ms, one.p50_high_ms),
+            "p90": three_digits(one.p90_ms),
+            "p99": three_digits(one.p99_ms),
+            f"vs {report.runners[0].name}": ""
+            if one.ratio is None
+            else _with_interval(one.ratio.median, one.ratio.low, one.ratio.high, "x"),
+            "phrases/s": _figure(one.phrases_per_s),
+            "of first": "" if one.share_of_first is None else f"{one.share_of_first:.1%}",
+            "roofline ms": ""
+            if one.roofline is None
+            else f"{three_digits(one.roofline.least_ms)} {one.roofline.bound}",
+            "of it": "" if one.roofline is None else f"{one.roofline.least_ms / one.p50_ms:.0%}",
+            "error": one.error,
         }
-
-    def render(self) -> Any:
-        """Tables for a person."""
-        from .tables import render_bench
-
-        return render_bench(self)
+        for one in report.measurements
+        if one.scenario == scenario.name
+    ]
+    return _table(scenario.title, rows, words=1 + scenario.by_stage)
 
 
-def _place(scenario: str, span: str) -> str:
-    return scenario if span == "total" else span
+def _startup_row(runner: RunnerRecord) -> dict[str, str]:
+    startup = runner.startup
+    return {
+        "runner": runner.name,
+        "runs on": ", ".join(dict.fromkeys(runner.providers.values())),
+        "import": _figure(startup.import_ms),
+        "open": _figure(startup.open_ms),
+        "load (least - most)": _with_interval(startup.load_ms, startup.load_least_ms, startup.load_most_ms),
+        "first answer": _figure(startup.first_answer_ms),
+        "peak MiB": _figure(startup.peak_memory_mib),
+        "device MiB": _figure(startup.device_memory_mib),
+        "error": startup.error or "",
+    }
+
+
+def _table(title: str, rows: list[dict[str, str]], words: int = 1) -> Table:
+    """A table without the columns that are empty in every row."""
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    return Table(title, columns, [[row[name] for name in columns] for row in rows], words, columns[-1] == "error")
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None, unit: str = "") -> str:
+    if value is None or low is None or high is None:
+        return ""
+    return f"{three_digits(value)}{unit} ({three_digits(low)} - {three_digits(high)})"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else three_digits(value)

@@ -1,171 +1,140 @@
-"""Start-up times and peak memory of contenders, in processes of their own, so that no other's memory is counted."""
+"""Start-up times and peak memory of runners, each measured in processes of its own."""
 
-import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rsrefseg.engines.bundle.bundle import Bundle
+from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.errors import RSRefSegError
 
 from ..system.gpu import gpu_memory_used_mib
 from ..system.machine import peak_memory_mib
-from .runners import open_contender
-from .scenarios import FIRST_PHRASE, NEXT_PHRASE, TOTAL, question_for, timed_pass
+from .measure import timed, timed_pass
+from .runners import make_runner
+from .scenarios import FIRST_PHRASE, NEXT_PHRASE, TOTAL, workload_of
 
-# Imports Python, the runtime and nothing of the folder the user happens to stand in.
-_COMMAND = ("-P", "-m", "rsrefseg.bench.latency.startup")
-_CHUNK_BYTES = 1 << 24
 STARTS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Startup:
-    """Fresh processes up to loading, the first of them up to its second answer; files come from the disk cache.
+class Startup(Struct, frozen=True):
+    """Figures of fresh processes. The steps are the same for every runner.
 
     Attributes:
-        import_ms: importing the runtime and finding the model; their median.
-        load_ms: loading all stages, checks of the files' digests included; their median.
-        load_least_ms: of the quickest of several.
-        load_most_ms: of the slowest of several.
-        first_answer_ms: the first answer ever, cold.
-        memory_before_load_mib: peak resident memory of interpreter and libraries.
-        peak_memory_mib: peak resident memory after a first and a next phrase.
-        device_memory_mib: of an NVIDIA GPU, taken by then: runtimes keep what they once took.
+        import_ms: importing the runtime and checking that it can run here; Python, numpy and this package are imported
+            before.
+        open_ms: finding the model's files and computing their digests, which brings them into the disk cache.
+            ``onnx-naive`` verifies the model that its graphs, in its cache by then, were exported from.
+        load_ms: reading the weights and preparing all stages. What a runtime leaves to the first run, such as
+            ``torch.compile``, is part of ``first_answer_ms``.
+        load_least_ms, load_most_ms: of the quickest and the slowest process; the three times above are medians.
+        first_answer_ms: of the first image and phrase, in the first process.
+        peak_memory_mib: peak resident memory after a first and a next phrase, in the first process.
+        device_memory_mib: memory of an NVIDIA GPU by then, in the first process.
         error: why there are no figures.
     """
 
     import_ms: float | None = None
+    open_ms: float | None = None
     load_ms: float | None = None
     load_least_ms: float | None = None
     load_most_ms: float | None = None
     first_answer_ms: float | None = None
-    memory_before_load_mib: float | None = None
     peak_memory_mib: float | None = None
     device_memory_mib: float | None = None
     error: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
 
 
 def measure_startups(
     names: Sequence[str], bundle: Bundle, run: Path | None, say: Callable[[str], None]
 ) -> list[Startup]:
-    """Start ``STARTS`` processes for each contender, in turn: the first answers, the others only load.
+    """Start ``STARTS`` processes for each runner, interleaved: the first one answers, the others only load.
 
     Args:
-        names: of the contenders.
-        bundle: what all of them load.
-        run: the run that holds its model, for PyTorch.
-        say: gets a line before each start.
+        names: of the runners.
+        bundle: the model.
+        run: the run that holds it, for PyTorch.
+        say: receives a line before each start.
     """
     starts: dict[str, list[Startup]] = {name: [] for name in names}
-    for turn in range(STARTS):
+    for number in range(STARTS):
         for name, mine in starts.items():
             if all(one.error is None for one in mine):
-                say(f"{name}: start-up and memory, process {turn + 1} of {STARTS}")
-                mine.append(measure_startup(name, bundle, run, answers=turn == 0))
+                say(f"{name}: start-up and memory, process {number + 1} of {STARTS}")
+                mine.append(start(name, bundle, run, answers=number == 0))
     return [_joined(mine) for mine in starts.values()]
 
 
 def _joined(starts: Sequence[Startup]) -> Startup:
-    """One for several of a contender; one that failed speaks for all."""
-    failed = next((one for one in starts if one.error is not None), None)
-    if failed is not None:
-        return failed
-    imports = [one.import_ms for one in starts if one.import_ms is not None]
-    loads = [one.load_ms for one in starts if one.load_ms is not None]
+    """One record of several processes of a runner; a failed one stands for all."""
+    if failed := [one for one in starts if one.error is not None]:
+        return failed[0]
+    loads = [one.load_ms or 0.0 for one in starts]
     return replace(
         starts[0],
-        import_ms=median(imports),
+        import_ms=median(one.import_ms or 0.0 for one in starts),
+        open_ms=median(one.open_ms or 0.0 for one in starts),
         load_ms=median(loads),
         load_least_ms=min(loads),
         load_most_ms=max(loads),
     )
 
 
-def measure_startup(name: str, bundle: Bundle, run: Path | None, answers: bool = True) -> Startup:
-    """Start a process that opens, loads and asks one contender; a process that dies is reported, not raised.
+def start(name: str, bundle: Bundle, run: Path | None, answers: bool = True) -> Startup:
+    """Start a process that imports, opens, loads and, if it ``answers``, asks one runner.
 
-    The bundle's files are read before, so that loading is timed from the disk cache, whatever the system has dropped
-    from it meanwhile.
-
-    Args:
-        name: of the contender.
-        bundle: what it loads.
-        run: the run that holds its model, for PyTorch.
-        answers: whether it is asked anything once it is loaded; without, memory is that of loading.
+    A process that fails is reported, not raised.
     """
-    for file in filter(Path.is_file, bundle.root.iterdir()):
-        _read(file)
-    arguments = [
-        name,
-        str(bundle.root.absolute()),
-        str(run.absolute()) if run is not None else "",
-        "answers" if answers else "",
-    ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    arguments = [name, str(bundle.root.absolute()), str(run.absolute()) if run else "", "answers" if answers else ""]
+    path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(
-        [sys.executable, *_COMMAND, *arguments], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "rsrefseg.bench.latency.startup", *arguments],
+        env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         return Startup(error=lines[-1] if lines else f"its process ended with {done.returncode}")
-    return Startup(**json.loads(done.stdout))
+    return msgspec.json.decode(done.stdout, type=Startup)
 
 
-def _read(path: Path) -> None:
-    with path.open("rb", buffering=0) as stream:
-        while stream.read(_CHUNK_BYTES):
-            pass
-
-
-def examine(name: str, bundle_path: Path, run: Path | None, answers: bool) -> Startup:
-    """What ``measure_startup`` runs in the new process.
-
-    Raises:
-        RSRefSegError: the contender cannot run.
-    """
-    bundle = Bundle.open(bundle_path)
-    start = time.perf_counter()
-    contender = open_contender(name, bundle, run)
-    opened = time.perf_counter()
-    question = question_for(bundle)
-    before = peak_memory_mib()
-    loading = time.perf_counter()
-    contender.load()
-    loaded = time.perf_counter()
+def _start_here(name: str, bundle: Bundle, run: Path | None, answers: bool) -> Startup:
+    workload = workload_of(load_reference(bundle))
+    runner, import_ms = timed(lambda: make_runner(name, bundle, run))
+    _, open_ms = timed(runner.open)
+    _, load_ms = timed(runner.load)
     first_answer_ms = None
     if answers:
-        first = timed_pass(contender, FIRST_PHRASE, question, 0, None)
-        timed_pass(contender, NEXT_PHRASE, question, 1, first.features)
-        first_answer_ms = first.spans_ms[TOTAL]
+        spans_ms, features = timed_pass(runner, FIRST_PHRASE, workload, 0, None)
+        first_answer_ms = spans_ms[TOTAL]
+        timed_pass(runner, NEXT_PHRASE, workload, 1, features)
     return Startup(
-        import_ms=(opened - start) * 1e3,
-        load_ms=(loaded - loading) * 1e3,
+        import_ms=import_ms,
+        open_ms=open_ms,
+        load_ms=load_ms,
         first_answer_ms=first_answer_ms,
-        memory_before_load_mib=before,
         peak_memory_mib=peak_memory_mib(),
-        device_memory_mib=gpu_memory_used_mib(),
+        device_memory_mib=gpu_memory_used_mib() if runner.device == "cuda" else None,
     )
 
 
 def main() -> None:
-    """Entry point of the new process: contender, bundle, run and "answers" as arguments, JSON on standard output."""
+    """Entry point of the new process: runner, bundle, run and "answers" as arguments, JSON on standard output."""
     name, bundle, run, answers = sys.argv[1:]
     try:
-        found = examine(name, Path(bundle), Path(run) if run else None, bool(answers))
+        found = _start_here(name, Bundle.open(bundle), Path(run) if run else None, bool(answers))
     except RSRefSegError as error:
         sys.exit(" ".join(str(error).split()))
-    print(json.dumps(found.as_dict()))
+    print(msgspec.json.encode(found).decode())
 
 
 if __name__ == "__main__":

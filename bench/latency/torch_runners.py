@@ -1,8 +1,8 @@
-"""PyTorch as a contender: eager as published, or compiled, on the CPU in float32 or on a GPU in half precision."""
+"""PyTorch: eager as published, or compiled, on the CPU in float32 or on a GPU in half precision."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,160 +11,134 @@ import numpy.typing as npt
 
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.engine import Tensors
 from rsrefseg.engines.errors import MissingPartError
 
-from .runners import TORCH, Answer, Contender, Tensors, failures_told
+from .runner import Prediction, Runner
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from rsrefseg.model.model import RSRefSeg
+TORCH = "torch"
+TORCH_RUNNERS = (TORCH, "torch-compile", "torch-cuda", "torch-compile-cuda")
 
 
-@dataclass(frozen=True, slots=True)
-class Flavour:
-    """One way to run PyTorch: device, whether compiled, and whether autocast to half precision."""
-
-    device: str
-    compiled: bool
-    half: bool
-
-    def __str__(self) -> str:
-        kind = "torch.compile" if self.compiled else "eager"
-        return f"{kind} {'FP16 (autocast)' if self.half else 'FP32'}, {self.device.upper()}"
-
-
-FLAVOURS = {
-    TORCH: Flavour("cpu", compiled=False, half=False),
-    "torch-compile": Flavour("cpu", compiled=True, half=False),
-    "torch-cuda": Flavour("cuda", compiled=False, half=True),
-    "torch-compile-cuda": Flavour("cuda", compiled=True, half=True),
-}
-
-
-class TorchContender(Contender):
-    """The merged model that the bundle was exported from, of segment-anything's and transformers' modules as published.
-
-    On a GPU matrix products are half precision by autocast, which is how PyTorch's users get it, and everything stays
-    on the device from the picture to the masks.
+class PublishedModel(Runner):
+    """A runner of the merged model of a run, built of segment-anything's and transformers' modules as published.
 
     Args:
         bundle: names the model by its digest.
         run: folder of the run that holds it; default is the latest run.
-        name: one of ``FLAVOURS``.
-        flavour: another one under that name, for tests.
 
     Raises:
-        MissingPartError: PyTorch is not installed, or no GPU is there for it.
-        BadInputError: no run holds that model.
+        MissingPartError: PyTorch is not installed.
     """
 
-    def __init__(self, bundle: Bundle, run: Path | None, name: str = TORCH, flavour: Flavour | None = None) -> None:
-        from rsrefseg.evaluation.models import exported_run
-
+    def __init__(self, bundle: Bundle, run: Path | None) -> None:
         super().__init__(bundle)
-        self.name = name
-        self.flavour = flavour or FLAVOURS[name]
-        self._run = exported_run(bundle.root, bundle.manifest.provenance.checkpoint_sha256, run)
+        if find_spec("torch") is None:
+            raise MissingPartError("PyTorch is not installed: pip install 'rsrefseg[train]'")
         import torch
 
-        from rsrefseg.model import model  # noqa: F401 (so that loading is not charged with it)
+        from rsrefseg.model import model  # noqa: F401 (so that loading is not charged with its import)
 
-        if self.flavour.device == "cuda" and not torch.cuda.is_available():
-            raise MissingPartError(f"{name}: this torch {torch.__version__} finds no CUDA GPU here")
-        self._torch = torch
-        self._threads_before = torch.get_num_threads()
-        self._model: RSRefSeg | None = None
+        self._torch, self._run, self._merged = torch, run, Path()
+
+    def open(self) -> None:
+        """Find the run's merged model and verify its digest."""
+        from rsrefseg.evaluation.models import exported_run
+
+        checkpoint = self.bundle.manifest.provenance.checkpoint_sha256
+        self._merged = exported_run(self.bundle.root, checkpoint, self._run).merged_path
+
+
+class TorchRunner(PublishedModel):
+    """PyTorch itself. On a GPU all tensors stay on the device from the image to the masks.
+
+    Args:
+        bundle, run: see ``PublishedModel``.
+        name: one of ``TORCH_RUNNERS``: with or without ``torch.compile``; on a GPU in half precision by autocast.
+        device: another device under that name, for tests.
+
+    Raises:
+        MissingPartError: PyTorch is not installed, or has no GPU.
+    """
+
+    def __init__(self, bundle: Bundle, run: Path | None, name: str = TORCH, device: str = "") -> None:
+        super().__init__(bundle, run)
+        self.name, self._half, self._compiled = name, name.endswith("cuda"), "compile" in name
+        self.device = device or ("cuda" if self._half else "cpu")
+        if self.device == "cuda" and not self._torch.cuda.is_available():
+            raise MissingPartError(f"{name}: torch {self._torch.__version__} finds no CUDA GPU here")
+        self._threads_before = self._torch.get_num_threads()
         self._stages: dict[Stage, Any] = {}
 
-    @property
-    def device(self) -> str:
-        """Of its flavour."""
-        return self.flavour.device
-
     def load(self) -> None:
-        """Build the model and read its weights; compiling happens when a stage runs first."""
+        """Build the model and read its weights; a compiled stage is compiled when it first runs."""
         from rsrefseg.checkpoints.model_file import load_model
 
         self._torch.set_num_threads(self.threads)
-        with failures_told(self.name, "loading"):
-            self._model = load_model(self._run.merged_path)
-            own_weights(self._model)
-            self._model.to(self.flavour.device)
-            publish_layer_norms(self._model)
-            prepared = self._torch.compile if self.flavour.compiled else lambda module: module
-            self._stages = {stage: prepared(self._model.stage(stage)) for stage in Stage}
-
-    def providers(self) -> dict[str, str]:
-        """The same for every stage."""
-        return dict.fromkeys(Stage, str(self.flavour))
-
-    def precision(self, stage: Stage) -> str:
-        """The same for every stage."""
-        return "fp16" if self.flavour.half else "fp32"
+        with self.reporting("loading"):
+            model = load_model(self._merged)
+            copy_weights(model)
+            model.to(self.device)
+            restore_layer_norms(model)
+            prepared = self._torch.compile if self._compiled else lambda module: module
+            self._stages = {stage: prepared(model.stage(stage)) for stage in Stage}
+        kind = f"{'torch.compile' if self._compiled else 'eager'} {'FP16 (autocast)' if self._half else 'FP32'}"
+        self.providers = dict.fromkeys(Stage, f"{kind}, {self.device.upper()}")
+        self.precisions = dict.fromkeys(Stage, "fp16" if self._half else "fp32")
 
     def run(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
         """Run a stage's module and wait for it."""
-        assert self._stages, "load() comes first"
         contract = self.bundle.manifest.stages[stage].contract
-        with failures_told(self.name, f"stage '{stage}'"):
-            given = [self._own(tensors[spec.name]) for spec in contract.inputs]
-            with self._mode():
-                results = self._stages[stage](*given)
-            self._wait()
+        with self.reporting(f"stage '{stage.value}'"), self._inference():
+            results = self._stages[stage](*(self._on_device(tensors[spec.name]) for spec in contract.inputs))
+            if self.device == "cuda":
+                self._torch.cuda.synchronize()
         results = results if isinstance(results, tuple) else (results,)
         return {spec.name: result for spec, result in zip(contract.outputs, results, strict=True)}
 
-    def finish(self, mask_logits: Any, size: tuple[int, int]) -> Answer:
-        """As ``finish``, but by PyTorch, as published."""
+    def finish(self, mask_logits: Any, size: tuple[int, int]) -> Prediction:
+        """Upsample by PyTorch, as published."""
         from torch.nn import functional as F
 
-        with failures_told(self.name, "upsampling masks"), self._mode():
+        with self.reporting("upsampling masks"), self._inference():
             logits = mask_logits.float()
             square = F.interpolate(logits, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
             masks = F.interpolate(square, size, mode="bilinear", align_corners=False) > 0
-            return Answer(self.to_host(logits[:, 0]), self.to_host(masks[:, 0]))
+            return Prediction(self.to_host(logits[:, 0]), self.to_host(masks[:, 0]))
 
     def to_host(self, tensor: Any) -> npt.NDArray[Any]:
-        """Without a copy where it is there already."""
-        array = tensor.cpu().numpy()
-        assert isinstance(array, np.ndarray)
-        return array
+        """Without a copy if it is on the host."""
+        return np.asarray(tensor.cpu())
 
     def close(self) -> None:
-        """Free the model and give PyTorch its thread count back."""
-        self._model = None
+        """Free the model and restore PyTorch's number of threads."""
         self._stages.clear()
         self._torch.set_num_threads(self._threads_before)
 
     @contextlib.contextmanager
-    def _mode(self) -> Iterator[None]:
-        device, half = self.flavour.device, self.flavour.half
-        with self._torch.inference_mode(), self._torch.autocast(device, dtype=self._torch.float16, enabled=half):
+    def _inference(self) -> Iterator[None]:
+        autocast = self._torch.autocast(self.device, dtype=self._torch.float16, enabled=self._half)
+        with self._torch.inference_mode(), autocast:
             yield
 
-    def _own(self, tensor: Any) -> Any:
-        if isinstance(tensor, np.ndarray):
-            return self._torch.from_numpy(tensor).to(self.flavour.device)
-        return tensor
-
-    def _wait(self) -> None:
-        if self.flavour.device == "cuda":
-            self._torch.cuda.synchronize()
+    def _on_device(self, tensor: Any) -> Any:
+        return self._torch.from_numpy(tensor).to(self.device) if isinstance(tensor, np.ndarray) else tensor
 
 
-def own_weights(module: "nn.Module") -> None:
-    """Copy weights out of the file that they are mapped from, as published code loads them.
+def copy_weights(module: "nn.Module") -> None:
+    """Copy weights out of the file they are mapped from.
 
-    A system drops pages of files that nobody has read for some seconds, such as during the turns of other contenders,
-    and reads them again when they are asked for: that time is not PyTorch's.
+    The system may drop mapped pages while other runners are measured; reading them again would count as PyTorch's time.
     """
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()
 
 
-def publish_layer_norms(module: "nn.Module") -> None:
-    """Put segment-anything's own channel layer norms back, in place of those that suit half precision."""
+def restore_layer_norms(module: "nn.Module") -> None:
+    """Replace this project's channel layer norms by segment-anything's own."""
     from segment_anything.modeling.common import LayerNorm2d
 
     from rsrefseg.model.sam import ChannelLayerNorm
@@ -175,4 +149,4 @@ def publish_layer_norms(module: "nn.Module") -> None:
             original.weight, original.bias = child.weight, child.bias
             setattr(module, name, original.eval())
         else:
-            publish_layer_norms(child)
+            restore_layer_norms(child)

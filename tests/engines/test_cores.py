@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rsrefseg.bench.latency.runners import EngineContender
+from rsrefseg.bench.latency.runners import EngineRunner
 from rsrefseg.bench.system.machine import this_machine
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
@@ -115,7 +115,7 @@ def test_on_this_machine_it_is_some() -> None:
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
 
-def test_engines_and_contenders_compute_with_what_a_quota_allows(
+def test_engines_and_runners_compute_with_what_a_quota_allows(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(root, {"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": "200000 100000\n"})
@@ -124,5 +124,5 @@ def test_engines_and_contenders_compute_with_what_a_quota_allows(
     with OnnxRuntimeEngine(bundle) as engine:
         engine.load(Stage.SAM_DECODER)
         assert engine._sessions[Stage.SAM_DECODER].get_session_options().intra_op_num_threads == 2
-        assert EngineContender(engine).threads == 2
+        assert EngineRunner(engine).threads == 2
     assert this_machine().usable_cores == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsrefseg.bench.latency.runners import open_contender
+from rsrefseg.bench.latency.runners import make_runner
 from rsrefseg.bench.parity.parity import run_parity
 from rsrefseg.bench.system.peaks import measure_peaks
 from rsrefseg.engines.backends import Backend, select_backend
@@ -141,8 +141,8 @@ def test_auto_leaves_an_intel_gpu_alone(
 
 
 def test_an_intel_gpu_has_no_floor_by_the_processors_peaks(bundle: Bundle, intel_gpu: IntelGpuDouble) -> None:
-    contender = open_contender(Backend.OPENVINO_GPU, bundle, None)
-    assert contender.device == "intel-gpu"
-    contender.close()
-    peaks = measure_peaks(1, contender.device)
+    runner = make_runner(Backend.OPENVINO_GPU, bundle, None)
+    assert runner.device == "intel-gpu"
+    runner.close()
+    peaks = measure_peaks(1, runner.device)
     assert (peaks.device, peaks.flops_per_s, peaks.bandwidth_bytes_per_s) == ("intel-gpu", {}, None)

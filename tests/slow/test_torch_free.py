@@ -141,7 +141,7 @@ def test_bench_measures_what_is_there_and_says_what_is_not(edge: Edge) -> None:
     done = edge.rsrefseg("bench", "--rounds", "3", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert [contender["name"] for contender in document["contenders"]] == ["onnxruntime"]
+    assert [runner["name"] for runner in document["runners"]] == ["onnxruntime"]
     assert "without torch: PyTorch is not installed" in done.stderr
 
 

@@ -1,0 +1,117 @@
+"""What every runner of a benchmark can do: answer phrases about an image, and run the five stages one by one."""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rsrefseg.engines.bundle.bundle import Bundle
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.engine import IMAGE_STAGES, Tensors
+from rsrefseg.engines.errors import RSRefSegError
+from rsrefseg.engines.images.images import stretch, upsample_logits
+from rsrefseg.engines.system.cores import usable_cores
+from rsrefseg.engines.text import Tokenizer
+
+PHRASE_STAGES = (Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
+_MAX_MESSAGE = 300
+
+
+class Prediction(NamedTuple):
+    """Results of P phrases: mask_logits (P, h, w) float32 on the decoder's grid, masks (P, H, W) bool."""
+
+    mask_logits: npt.NDArray[np.float32]
+    masks: npt.NDArray[np.bool_]
+
+
+class Runner(ABC):
+    """Runs one model in one runtime.
+
+    The constructor imports the runtime and checks that it can run here, ``open`` verifies the model's files, ``load``
+    prepares all stages.
+
+    Attributes:
+        name: as ``--backends`` takes it.
+        bundle: the model, and the contracts of its stages.
+        device: where it computes, as ``measure_peaks`` names it: ``cpu``, ``cuda`` or ``intel-gpu``.
+        threads: CPU threads it computes with; the same number for every runner.
+        providers: what runs each stage, in the runtime's words; set by ``load``.
+        precisions: what each stage multiplies in, ``fp32``, ``fp16`` or ``bf16``; set by ``load``.
+    """
+
+    name: str
+    device: str = "cpu"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.image_size = bundle.manifest.geometry.image_size
+        self.threads = usable_cores()
+        self.providers: dict[Stage, str] = {}
+        self.precisions: dict[Stage, str] = {}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's."""
+        return self.bundle.tokenizer()
+
+    @abstractmethod
+    def open(self) -> None:
+        """Find the model's files and verify their digests.
+
+        Raises:
+            RSRefSegError: they are missing, or not the bundle's model.
+        """
+
+    @abstractmethod
+    def load(self) -> None:
+        """Read the weights and prepare all stages."""
+
+    @abstractmethod
+    def run(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
+        """Run one stage and wait for it; ``tensors`` holds at least its inputs: arrays, or what this returned."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what was loaded."""
+
+    def to_host(self, tensor: Any) -> npt.NDArray[Any]:
+        """An output of ``run`` as an array."""
+        return np.asarray(tensor)
+
+    def encode(self, image: npt.NDArray[np.uint8]) -> Any:
+        """Stretch and encode an image (H, W, 3); returns what ``ask`` takes."""
+        square = {"image": stretch(image, self.image_size)[None]}
+        return {name: tensor for stage in IMAGE_STAGES for name, tensor in self.run(stage, square).items()}
+
+    def ask(self, features: Any, phrases: Sequence[str], size: tuple[int, int]) -> Prediction:
+        """Segment P phrases in an encoded image of ``size`` (H, W)."""
+        tokens = self.tokenizer.encode(phrases)
+        tensors = features | {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
+        for stage in PHRASE_STAGES:
+            tensors |= self.run(stage, tensors)
+        return self.finish(tensors["mask_logits"], size)
+
+    def finish(self, mask_logits: Any, size: tuple[int, int]) -> Prediction:
+        """Upsample mask logits (P, 1, h, w), as ``run`` returned them, to masks of ``size`` (H, W)."""
+        logits = self.to_host(mask_logits)[:, 0]
+        return Prediction(logits, np.stack([upsample_logits(grid, self.image_size, size) > 0 for grid in logits]))
+
+    @contextlib.contextmanager
+    def reporting(self, part: str) -> Iterator[None]:
+        """Turn a library's error into one line; the libraries' errors have no base class but ``Exception`` in common.
+
+        Raises:
+            RSRefSegError: names the runner, the part of its work and the cause.
+        """
+        try:
+            yield
+        except (RSRefSegError, AssertionError):
+            raise
+        except Exception as error:
+            cause = f"{type(error).__name__}: {' '.join(str(error).split())[:_MAX_MESSAGE]}"
+            hint = f"leave {self.name} out of --backends to measure the others"
+            raise RSRefSegError(f"{self.name}: {part} failed ({cause}): {hint}") from error

@@ -1,0 +1,125 @@
+"""A benchmark's report: one set of tables in the terminal and in Markdown, the same figures in JSON and in the plot."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from PIL import Image
+
+from rsrefseg.bench.latency.plot import draw_plot
+from rsrefseg.bench.latency.report import BenchReport, tables
+from rsrefseg.bench.latency.scenarios import STAGES
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.errors import RSRefSegError
+from rsrefseg.engines.system.tables import three_digits
+from tests.support.bench_reports import SPEEDS, WRONG, made_report
+from tests.support.printing import printed
+
+
+@pytest.fixture
+def report() -> BenchReport:
+    return made_report()
+
+
+def rows(report: BenchReport, title: str) -> list[dict[str, str]]:
+    table = next(one for one in tables(report) if one.title.startswith(title))
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+def all_right(report: BenchReport) -> BenchReport:
+    measurements = [
+        replace(one, correctness=one.correctness and replace(one.correctness, failures=()))
+        for one in report.measurements
+    ]
+    return replace(report, measurements=measurements, runners=[replace(one, correct=True) for one in report.runners])
+
+
+def test_a_row_has_time_ratio_and_error(report: BenchReport) -> None:
+    torch, onnxruntime, _ = rows(report, "Next phrase")
+    low, middle, high = (three_digits(factor * 530 / SPEEDS["onnxruntime"]) for factor in (0.95, 1, 1.05))
+    assert onnxruntime["p50 ms"] == f"{middle} ({low} - {high})"
+    assert onnxruntime["vs torch"] == "3.20x (2.88 - 3.52)"
+    assert torch["vs torch"] == ""
+    assert onnxruntime["error"] == "IoU 0.9991"
+    assert onnxruntime["of first"] == "2.9%"
+    assert "of first" not in rows(report, "First phrase")[0], "a column that says nothing"
+    assert len(rows(report, "Stages one by one")) == len(SPEEDS) * len(STAGES.spans)
+
+
+def test_stages_stand_beside_their_rooflines(report: BenchReport) -> None:
+    found = [row for row in rows(report, "Stages one by one") if row["span"] in tuple(Stage)]
+    assert [(row["span"], row["runner"]) for row in found] == [(stage, name) for stage in Stage for name in SPEEDS]
+    torch, onnxruntime, _ = found[:3]
+    assert (torch["roofline ms"], torch["of it"], onnxruntime["of it"]) == ("30.0 compute", "10%", "32%")
+
+
+def test_startup_has_its_steps(report: BenchReport) -> None:
+    row = rows(report, "Start-up")[0]
+    assert (row["import"], row["open"], row["first answer"], row["peak MiB"]) == ("812", "1500", "9100", "5123")
+    assert row["load (least - most)"] == "3100 (2900 - 4400)"
+
+
+@pytest.mark.parametrize("render", [printed, lambda report: report.to_markdown("report.png")])
+def test_a_wrong_runner_is_marked_wherever_its_times_are(report: BenchReport, render: object) -> None:
+    assert callable(render)
+    text = render(report)
+    assert f"WRONG: {WRONG} " in text
+    assert text.count("WRONG") == 1 + 2 + len(Stage), "scenarios and stages"
+    assert "WRONG" not in render(all_right(report))
+
+
+def test_markdown_terminal_and_json_agree(report: BenchReport) -> None:
+    markdown, terminal = report.to_markdown("report.png"), printed(report, width=200)
+    document = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    for table in tables(report):
+        assert f"## {table.to_markdown()}" in markdown
+        assert all(cell in terminal for row in table.rows for cell in row)
+    for one in document["measurements"]:
+        assert three_digits(one["p50_ms"]) in markdown
+    assert [one["runner"] for one in document["measurements"] if one["correctness"] and one["correctness"]["failures"]]
+    for fact in (report.date, report.command, report.bundle_digest[:12], "800 x 1200 px", report.machine.cpu):
+        assert fact in markdown
+        assert fact in terminal
+    assert "](report.png)" in markdown
+    assert "\n- the hypervisor took up to 7% of the cores or more\n" in markdown
+
+
+def pixels(report: BenchReport, folder: Path) -> np.ndarray:
+    draw_plot(report, folder / "report.png")
+    with Image.open(folder / "report.png") as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def blue(image: np.ndarray) -> int:
+    """Pixels of the first series' colour."""
+    return int((image == (0x00, 0x72, 0xB2)).all(-1).sum())
+
+
+def test_the_plot_hatches_wrong_bars(report: BenchReport, tmp_path: Path) -> None:
+    drawn = pixels(report, tmp_path)
+    assert drawn.shape[1] == 1800
+    assert np.array_equal(drawn, pixels(report, tmp_path))
+    assert blue(drawn) < 0.95 * blue(pixels(all_right(report), tmp_path))
+
+
+def test_an_interval_without_end_does_not_shrink_the_bars(report: BenchReport, tmp_path: Path) -> None:
+    first, *others = report.measurements
+    disturbed = replace(report, measurements=[replace(first, p50_high_ms=1e6 * first.p50_high_ms), *others])
+    assert blue(pixels(disturbed, tmp_path)) > 0.9 * blue(pixels(report, tmp_path))
+
+
+def test_a_plot_that_cannot_be_written_is_an_error(report: BenchReport, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RSRefSegError, match=r"report\.png"):
+        draw_plot(report, tmp_path / "file" / "report.png")
+
+
+def test_a_benchmark_imports_neither_torch_nor_matplotlib() -> None:
+    code = "import sys, rsrefseg.bench.latency.bench; print({'torch', 'onnx', 'matplotlib'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
