@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.onnxruntime.cuda import cuda_options, why_not_started
+from rsrefseg.engines.onnxruntime.library import package
 from rsrefseg.engines.openvino import library as openvino_library
 from rsrefseg.engines.system.cores import usable_cores
 
@@ -74,8 +75,7 @@ def chosen_runtimes(names: str | None) -> tuple[BlockRuntime, ...]:
 
 
 def _onnxruntime(path: Path, _: Any, x: Floats) -> Loaded:
-    import onnxruntime
-
+    onnxruntime = package()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     # Threads that wait in a loop would count as work.
@@ -84,14 +84,11 @@ def _onnxruntime(path: Path, _: Any, x: Floats) -> Loaded:
 
 
 def _onnxruntime_cuda(path: Path, _: Any, x: Floats) -> Loaded:
-    import onnxruntime
-
-    return _bound(path, onnxruntime.SessionOptions(), ("CUDAExecutionProvider", cuda_options(0)), ("cuda", 0), x)
+    return _bound(path, package().SessionOptions(), ("CUDAExecutionProvider", cuda_options(0)), ("cuda", 0), x)
 
 
 def _bound(path: Path, options: Any, provider: tuple[str, dict[str, str]], place: tuple[str, int], x: Floats) -> Loaded:
-    import onnxruntime
-
+    onnxruntime = package()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
     binding = session.io_binding()

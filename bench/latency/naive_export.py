@@ -16,6 +16,7 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Dim, Stage, StageContract, TensorSpec
 from rsrefseg.engines.errors import MissingPartError
 from rsrefseg.engines.onnxruntime.engine import FATAL, PROVIDERS, why_unavailable
+from rsrefseg.engines.onnxruntime.library import package
 from rsrefseg.engines.system.files import atomic_directory
 from rsrefseg.engines.tensorrt.secret import cache_folder
 
@@ -45,10 +46,9 @@ class NaiveContender(Contender):
         if (reason := why_unavailable("cpu")) is not None:
             raise MissingPartError(reason)
         source = exported_run(bundle.root, bundle.manifest.provenance.checkpoint_sha256, run)
-        import onnxruntime
         import torch
 
-        self._runtime = onnxruntime
+        self._runtime = package()
         digest = bundle.manifest.provenance.checkpoint_sha256
         self._folder = cache_folder() / "naive" / f"{digest}-torch-{torch.__version__}-rsrefseg-{version('rsrefseg')}"
         if not self._folder.exists():

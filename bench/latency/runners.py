@@ -13,10 +13,9 @@ import numpy.typing as npt
 from rsrefseg.engines.backends import Backend, select_backend
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.engine import IMAGE_STAGES, Engine
+from rsrefseg.engines.engine import IMAGE_STAGES, Engine, one_line
 from rsrefseg.engines.errors import BadInputError, MissingPartError, RSRefSegError
 from rsrefseg.engines.images.images import stretch, upsample_logits
-from rsrefseg.engines.onnxruntime.engine import one_line
 from rsrefseg.engines.segmenter import EncodedImage, Segmenter
 from rsrefseg.engines.system.cores import usable_cores
 from rsrefseg.engines.text import Tokenizer

@@ -145,12 +145,13 @@ def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, share: 
     for phrase, logits, mask in zip(sample.phrases, sample.tensors["mask_logits"][:, 0], sample.masks, strict=True):
         answer = segmenter.segment(encoded, [phrase])[0]
         ties = np.abs(upsample_logits(logits, image_size, sample.original_size)) <= share * np.abs(logits).max()
-        flipped = answer.mask != mask
+        found = answer.mask
+        flipped = found != mask
         rows.append(
             MaskRow(
                 sample=index,
                 phrase=phrase,
-                iou=mask_iou(answer.mask, mask),
+                iou=mask_iou(found, mask),
                 logits=tensor_error(logits, answer.mask_logits),
                 flipped_pixels=int(np.count_nonzero(flipped)),
                 flipped_ties=int(np.count_nonzero(flipped & ties)),

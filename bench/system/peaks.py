@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from rsrefseg.engines.onnxruntime.library import package
+
 from ..latency.timing import take_times
 
 _COMMAND = ("-P", "-m", "rsrefseg.bench.system.peaks")
@@ -121,8 +123,7 @@ def _of_cpu(threads: int) -> Peaks:
     libraries = [f"numpy {np.__version__}"]
     bandwidth = _numpy_bandwidth(threads)
     if find_spec("onnxruntime") is not None:
-        import onnxruntime
-
+        onnxruntime = package()
         libraries.append(f"onnxruntime {onnxruntime.__version__}")
         found["fp32"] = max(found["fp32"], _onnxruntime_flops_per_s(onnxruntime, threads))
     if find_spec("torch") is not None:
