@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import io
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -18,13 +19,18 @@ from ..errors import MissingPartError, RSRefSegError
 from .device_session import RECORDING_OPTIONS, BoundTensor, DeviceSession
 from .engine import FATAL, PROVIDERS, OnnxRuntimeEngine, not_started, why_unavailable
 from .library import package
-from .placement import RECORD_KEY, placement_of
 
 # Stages of many small kernels. SAM's encoder has large ones, and products that must not be recorded.
 RECORDED = (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
 TO_HOST = (Stage.SIGLIP_TEXT, Stage.SAM_DECODER)  # stages whose results are wanted in host memory
 
 _CUDA = "cuda"
+_PLACEMENT_KEY = "session.record_ep_graph_assignment_info"
+# Operators that compute sizes. ONNX Runtime leaves such nodes to the CPU on purpose: they hold a few integers.
+_SIZES = {
+    "Shape", "Size", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Cast", "Range", "ConstantOfShape",
+    "Add", "Sub", "Mul", "Div", "Identity",
+}  # fmt: skip
 
 
 class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
@@ -59,8 +65,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     def provider_of(self, stage: Stage) -> str:
         """The execution provider, the nodes it left to the CPU, and why its runs are not replayed."""
         model: DeviceSession = self._loaded(stage)
-        provider = PROVIDERS[self._device]
-        placement = str(placement_of(model.session, provider) or provider)
+        _, placement = node_placement(model.session, PROVIDERS[self._device])
         return f"{placement}; not replayed: {model.refusal}" if model.refusal else placement
 
     def run(self, stage: Stage, feeds: Mapping[str, Any]) -> Arrays:
@@ -125,7 +130,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         return BoundTensor.of(self._image)
 
     def _load(self, stage: Stage) -> DeviceSession:
-        entries, options = {RECORD_KEY: "1"}, cuda_options(self._place[1]) if self._device == _CUDA else {}
+        entries, options = {_PLACEMENT_KEY: "1"}, cuda_options(self._place[1]) if self._device == _CUDA else {}
         recording = RECORDING_OPTIONS if stage in RECORDED and self._device == _CUDA else {}
         refusal = ""
         try:
@@ -137,8 +142,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             refusal = "ONNX Runtime does not record its graph"
             session = self._session(stage, entries, options)
         provider = PROVIDERS[self._device]
-        placement = placement_of(session, provider)
-        if placement is not None and placement.own == 0:
+        nodes, _ = node_placement(session, provider)
+        if nodes == 0:
             raise MissingPartError(f"{provider} takes no node of stage '{stage}': use --backend onnxruntime")
         return DeviceSession(
             session,
@@ -148,6 +153,22 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             records=stage in RECORDED,
             refusal=refusal,
         )
+
+
+def node_placement(session: Any, provider: str) -> tuple[int | None, str]:
+    """How many nodes of a graph a provider took, and in words where the others run.
+
+    ``None`` and the provider alone before ONNX Runtime 1.24, which does not report it.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None, provider
+    parts = session.get_provider_graph_assignment_info()
+    nodes = sum(len(part.get_nodes()) for part in parts if part.ep_name == provider)
+    others = Counter(node.op_type for part in parts if part.ep_name != provider for node in part.get_nodes())
+    sizes = sum(others.pop(operator, 0) for operator in _SIZES)
+    words = [f"{count} {operator}" for operator, count in sorted(others.items())]
+    words += [f"{sizes} nodes that compute sizes"] if sizes else []
+    return nodes, f"{provider}; on the CPU: {', '.join(words)}" if words else provider
 
 
 def cuda_options(device_id: int) -> dict[str, str]:

@@ -21,6 +21,7 @@ _SHORTEST_LONG_SIDE, _LONGEST_LONG_SIDE, _NARROWEST_LEGEND = 768, 4096, 384
 _TINT = 0.2  # weak, since phrases speak of colours
 _DIMMED, _FADED = 0.55, 0.45
 _SAME_REGION_IOU = 0.7
+_COARSE = (128, 128)  # the grid on which regions are compared
 _TINY_SHARE = 0.0015
 _MOST_TINTS = 255  # what a pixel's counter holds
 
@@ -107,6 +108,7 @@ class _Region:
         spot: the (x, y) farthest from its edges.
         depth: the distance of ``spot`` from the edges, px.
         is_tiny: whether it is too small to catch the eye.
+        coverage: the mask reduced to a coarse grid, shares of area.
         label: its number among all masks, from 1.
     """
 
@@ -115,6 +117,7 @@ class _Region:
     spot: tuple[int, int]
     depth: float
     is_tiny: bool
+    coverage: npt.NDArray[np.float32]
     label: int
     colour: Colour
 
@@ -127,18 +130,13 @@ class _Region:
         distance = cv2.distanceTransform(np.pad(part, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
         _, depth, _, (column, row) = cv2.minMaxLoc(distance)
         is_tiny = cv2.countNonZero(part) < _TINY_SHARE * mask.size
-        return cls(tuple(box), contours, (x + column, y + row), depth, is_tiny, label, colour)
+        coverage = cv2.resize(mask.astype(np.float32), _COARSE, interpolation=cv2.INTER_AREA)
+        return cls(tuple(box), contours, (x + column, y + row), depth, is_tiny, coverage, label, colour)
 
     def is_same_as(self, other: "_Region") -> bool:
         """Whether the IoU of both is above 0.7."""
-        x, y = min(self.box[0], other.box[0]), min(self.box[1], other.box[1])
-        right, bottom = (max(box[axis] + box[axis + 2] for box in (self.box, other.box)) for axis in (0, 1))
-        if max(self.box[2] * self.box[3], other.box[2] * other.box[3]) * 2 < (right - x) * (bottom - y):
-            return False  # two boxes in opposite corners
-        one, two = (np.zeros((bottom - y, right - x), np.uint8) for _ in range(2))
-        cv2.fillPoly(one, self.contours, 1, offset=(-x, -y))
-        cv2.fillPoly(two, other.contours, 1, offset=(-x, -y))
-        return bool(np.count_nonzero(one & two) > _SAME_REGION_IOU * np.count_nonzero(one | two))
+        union = np.maximum(self.coverage, other.coverage).sum()
+        return bool(np.minimum(self.coverage, other.coverage).sum() > _SAME_REGION_IOU * union)
 
 
 class _Drawing:

@@ -20,10 +20,15 @@ from rsrefseg.engines.errors import BundleError, MissingPartError, RSRefSegError
 from rsrefseg.engines.onnxruntime import cuda as onnxruntime_cuda
 from rsrefseg.engines.onnxruntime import device_session
 from rsrefseg.engines.onnxruntime import engine as onnxruntime_engine
-from rsrefseg.engines.onnxruntime.cuda import RECORDED, OnnxRuntimeCudaEngine, cuda_options, why_not_started
+from rsrefseg.engines.onnxruntime.cuda import (
+    RECORDED,
+    OnnxRuntimeCudaEngine,
+    cuda_options,
+    node_placement,
+    why_not_started,
+)
 from rsrefseg.engines.onnxruntime.device_session import BoundTensor, DeviceSession
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
-from rsrefseg.engines.onnxruntime.placement import RECORD_KEY, placement_of
 from tests.support.exported import Exported
 from tests.support.made_bundle import PHRASES, make_bundle
 from tests.support.openvino_answers import asked, picture
@@ -359,39 +364,29 @@ def test_a_gpu_that_fails_is_not_blamed_on_the_bundle(
 
 # Where the nodes are
 
-
-def session_on(path: Path, provider: str) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry(RECORD_KEY, "1")
-    return onnxruntime.InferenceSession(str(path), options, providers=[provider])
-
-
 knows_nodes = pytest.mark.skipif(
     not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"),
-    reason="ONNX Runtime tells where its nodes are from 1.24 on",
+    reason="ONNX Runtime reports where its nodes are from 1.24 on",
 )
 has_idle_provider = pytest.mark.skipif(
     NO_NODE not in onnxruntime.get_available_providers(), reason="this onnxruntime has no provider that takes no node"
 )
 
 
-@knows_nodes
-def test_a_provider_that_runs_every_node_is_named_alone(bundle: Bundle) -> None:
+def test_the_provider_is_named_alone_where_it_runs_every_node(bundle: Bundle) -> None:
     with bound(bundle) as engine:
         assert {engine.provider_of(stage) for stage in Stage} == {"CPUExecutionProvider"}
+    assert node_placement(object(), "CUDAExecutionProvider") == (None, "CUDAExecutionProvider")
 
 
 @knows_nodes
 @has_idle_provider
-def test_nodes_left_to_the_cpu_are_named(folder: Path) -> None:
-    placement = placement_of(session_on(folder / "siglip_vision.onnx", NO_NODE), NO_NODE)
-    assert placement is not None
-    assert placement.own == 0
-    assert placement.elsewhere == {"AveragePool": 1, "MatMul": 1, "Reshape": 1, "Transpose": 1}
-    assert str(placement) == (
-        f"{NO_NODE}; on the CPU: 1 AveragePool, 1 MatMul, 1 Reshape, 1 Transpose, 2 nodes that compute sizes"
-    )
+def test_nodes_left_to_the_cpu_are_named(bundle: Bundle) -> None:
+    with bound(bundle) as engine:
+        engine.load(Stage.SIGLIP_VISION)
+        nodes, words = node_placement(engine._models[Stage.SIGLIP_VISION].session, NO_NODE)
+    assert nodes == 0
+    assert words.startswith(f"{NO_NODE}; on the CPU: 1 AveragePool, 1 MatMul, 1 Reshape, 1 Transpose, 2 nodes that")
 
 
 @knows_nodes
