@@ -95,14 +95,6 @@ def test_the_image_is_uploaded_once_and_only_logits_are_downloaded(
     assert fetched == [logits.shape]
 
 
-def test_features_outlive_the_next_image_and_the_engine(bundle: Bundle) -> None:
-    with bound(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
-        first = engine.encode_image(picture(bundle, 1))
-        engine.encode_image(picture(bundle, 2))
-        wanted = plain.encode_image(picture(bundle, 1))
-    assert_same(engine.to_host(first), wanted)
-
-
 def test_an_upload_does_not_write_into_the_callers_array(bundle: Bundle) -> None:
     """The device's memory is used again, and must not be the caller's where both are host memory."""
     first = picture(bundle, 1)
@@ -145,52 +137,40 @@ def test_answers_outlive_the_next_replay(bundle: Bundle) -> None:
     assert all(isinstance(tensor, np.ndarray) for tensor in stage.values())
 
 
-def test_features_of_a_replayed_encoder_outlive_the_next_image(bundle: Bundle) -> None:
+def test_features_outlive_the_next_image_and_the_engine(bundle: Bundle) -> None:
     with bound(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
-        for seed in range(3):
-            engine.encode_image(picture(bundle, seed))
-        assert recordings(engine)[Stage.SIGLIP_VISION] == 1
-        first, second = (engine.encode_image(picture(bundle, seed)) for seed in (7, 8))
-        assert_same(engine.to_host(first), plain.encode_image(picture(bundle, 7)))
-        assert_same(engine.to_host(second), plain.encode_image(picture(bundle, 8)))
+        features = [engine.encode_image(picture(bundle, seed)) for seed in range(5)]
+        assert recordings(engine)[Stage.SIGLIP_VISION] == 1  # the last three are of the recording
+        wanted = [plain.encode_image(picture(bundle, seed)) for seed in range(5)]
+    for found, alone in zip(features, wanted, strict=True):
+        assert_same(engine.to_host(found), alone)
 
 
-def test_every_stage_runs_in_one_thread(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime keeps handles and recordings for every thread apart: a new thread begins from nothing."""
-    threads: dict[Stage, set[int]] = {stage: set() for stage in Stage}
+def test_a_stage_keeps_its_thread_and_runs_alone_while_it_may_be_recorded(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime keeps handles and recordings for every thread apart: in a new thread a stage would start again."""
+    events: list[tuple[Stage, str, int]] = []
     run = OnnxRuntimeCudaEngine._run_session
 
     def noted(engine: OnnxRuntimeCudaEngine, stage: Stage, model: DeviceSession, feeds: Mapping[str, Any]) -> Any:
-        threads[stage].add(threading.get_ident())
-        return run(engine, stage, model, feeds)
-
-    monkeypatch.setattr(OnnxRuntimeCudaEngine, "_run_session", noted)
-    with bound(bundle) as engine:
-        for seed in range(4):
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(asked, engine, picture(bundle, seed), PHRASES).result()
-    (vision,) = threads.pop(Stage.SIGLIP_VISION)
-    assert len(set.union(*threads.values())) == 1
-    assert vision not in set.union(*threads.values())
-    assert threading.get_ident() != vision
-
-
-def test_no_encoder_runs_beside_one_that_is_recorded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[tuple[Stage, str]] = []
-    run = OnnxRuntimeCudaEngine._run_session
-
-    def noted(engine: OnnxRuntimeCudaEngine, stage: Stage, model: DeviceSession, feeds: Mapping[str, Any]) -> Any:
-        events.append((stage, "begins"))
+        events.append((stage, "begins", threading.get_ident()))
         made = run(engine, stage, model, feeds)
-        events.append((stage, "ends"))
+        events.append((stage, "ends", threading.get_ident()))
         return made
 
     monkeypatch.setattr(OnnxRuntimeCudaEngine, "_run_session", noted)
     with bound(bundle) as engine:
         for seed in range(3):
-            engine.encode_image(picture(bundle, seed))
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(asked, engine, picture(bundle, seed), PHRASES).result()
         assert recordings(engine)[Stage.SIGLIP_VISION] == 1
-    assert events == [(stage, event) for stage in IMAGE_STAGES for event in ("begins", "ends")] * 3
+    threads = {stage: {thread for other, _, thread in events if other is stage} for stage in Stage}
+    vision = threads.pop(Stage.SIGLIP_VISION)
+    assert len(vision) == len(set.union(*threads.values())) == 1
+    assert vision != set.union(*threads.values())
+    encoders = [(stage, event) for stage, event, _ in events if stage in IMAGE_STAGES]
+    assert encoders == [(stage, event) for stage in IMAGE_STAGES for event in ("begins", "ends")] * 3
 
 
 @pytest.mark.parametrize("stage", RECORDED)
@@ -277,16 +257,6 @@ def test_a_run_that_fails_is_one_line_in_cudas_words(bundle: Bundle) -> None:
 # The provider
 
 
-def test_float32_means_float32_on_the_gpu() -> None:
-    # ONNX Runtime's own default computes float32 products in TF32, with three digits.
-    assert cuda_options(1) == {
-        "device_id": "1",
-        "use_tf32": "0",
-        "cudnn_conv_algo_search": "HEURISTIC",
-        "arena_extend_strategy": "kSameAsRequested",
-    }
-
-
 @pytest.mark.skipif(HAS_CUDA, reason="this machine has the provider")
 def test_a_package_without_the_provider_is_reported_with_a_hint() -> None:
     reason = why_not_started()
@@ -295,7 +265,7 @@ def test_a_package_without_the_provider_is_reported_with_a_hint() -> None:
 
 
 def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A double of onnxruntime-gpu where nothing of CUDA is installed: it prints, logs, and goes on with the CPU."""
+    """A double of onnxruntime-gpu where nothing of CUDA is installed: it prints, logs, and continues on the CPU."""
     real = onnxruntime.InferenceSession
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
@@ -353,8 +323,9 @@ def test_a_gpu_that_fails_is_not_blamed_on_the_bundle(
     monkeypatch.setattr(onnxruntime_cuda, "why_not_started", lambda device_id: None)
 
     def fail(*_: Any, **options: Any) -> None:
-        assert options["enable_fallback"] == 0, "with it ONNX Runtime prints and goes on with the CPU"
+        assert options["enable_fallback"] == 0, "with it ONNX Runtime prints and continues on the CPU"
         assert options["providers"] == [("CUDAExecutionProvider", cuda_options(0) | {"enable_cuda_graph": "1"})]
+        assert cuda_options(0)["use_tf32"] == "0"  # by default float32 products have three digits
         raise type(kind, (Exception,), {})("CUDA failure 2: out of memory ; GPU=0")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
