@@ -94,6 +94,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     def _run(self, stage: Stage, model: Any, feeds: Mapping[str, Any]) -> Tensors:
         with self._lock:
+            model = self._loaded(stage)  # `close` may have ended the threads that the given one was recorded in
             return self._submit(stage, model, feeds).result()
 
     def _encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
