@@ -146,14 +146,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         nodes, _ = node_placement(session, provider)
         if nodes == 0:
             raise MissingPartError(f"{provider} takes no node of stage '{stage}': use --backend onnxruntime")
-        return DeviceSession(
-            session,
-            self.contract(stage),
-            self._place,
-            to_host=stage in TO_HOST,
-            records=stage in RECORDED,
-            refusal=refusal,
-        )
+        to_host, records = stage in TO_HOST, stage in RECORDED
+        return DeviceSession(session, self.contract(stage), self._place, to_host, records, refusal)
 
 
 def node_placement(session: Any, provider: str) -> tuple[int | None, str]:

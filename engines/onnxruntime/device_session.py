@@ -61,14 +61,7 @@ class DeviceSession:
     """
 
     def __init__(
-        self,
-        session: Any,
-        contract: StageContract,
-        place: tuple[str, int],
-        *,
-        to_host: bool,
-        records: bool,
-        refusal: str = "",
+        self, session: Any, contract: StageContract, place: tuple[str, int], to_host: bool, records: bool, refusal: str
     ) -> None:
         self.session = session
         self.refusal = refusal

@@ -83,19 +83,14 @@ class Overlay:
         font_px = max(15, round(self._size[0] / 42))
         several = len(self._found) > 1
         drawn = self._drawing.paint(number_px=round(font_px * 0.72) if several else 0)
-        entries = [
-            Entry(
-                phrase,
-                "nothing found" if mean is None else f"probability {mean:.2f}",
-                str(index + 1) if several else "",
-                colour_of(index),
-            )
-            for index, (phrase, mean) in enumerate(self._found)
-        ]
-        left = (width - self._size[0]) // 2
-        right = width - self._size[0] - left
-        drawn = cv2.copyMakeBorder(drawn, 0, 0, left, right, cv2.BORDER_CONSTANT, value=BACKGROUND)
-        return np.vstack([drawn, legend(entries, width, font_px)])
+        entries = []
+        for index, (phrase, mean) in enumerate(self._found):
+            note = "nothing found" if mean is None else f"probability {mean:.2f}"
+            entries.append(Entry(phrase, note, str(index + 1) if several else "", colour_of(index)))
+        canvas = np.full((drawn.shape[0], width, 3), BACKGROUND, np.uint8)
+        left = (width - drawn.shape[1]) // 2
+        canvas[:, left : left + drawn.shape[1]] = drawn
+        return np.vstack([canvas, legend(entries, width, font_px)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,11 +166,10 @@ class _Drawing:
         cv2.copyTo(cv2.addWeighted(self._image, 1 - _TINT, tint, _TINT, 0), self._covers, drawn)
         groups: list[list[_Region]] = []
         for region in self._regions:
-            group = next((group for group in groups if region.is_same_as(group[0])), None)
-            if group is None:
-                groups.append([region])
-            else:
-                group.append(region)
+            group = next((group for group in groups if region.is_same_as(group[0])), [])
+            if not group:
+                groups.append(group)
+            group.append(region)
         for group in groups:
             for rank, region in enumerate(group):
                 _outline(drawn, region, rank, len(group))
