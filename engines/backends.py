@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from .bundle.bundle import Bundle
@@ -67,13 +68,13 @@ def select_backend(name: str, bundle: Bundle, threads: int | None = None) -> Sel
     if threads is not None and threads < 1:
         raise BadInputError(f"the number of threads must be at least 1, got {threads}")
     if backend is not Backend.AUTO:
-        return Selection(_makers(build=True)[backend](bundle, threads), f"{backend}, as asked for")
+        return Selection(_MAKERS[backend](bundle, threads), f"{backend}, as asked for")
     bundle.graph_path(_PROBE)  # an error of the bundle is not one of the backends
-    makers, refusals = _makers(build=False), []
-    for candidate in _AUTO:
+    refusals = []
+    for candidate, make in _AUTO.items():
         engine: Engine | None = None
         try:
-            engine = makers[candidate](bundle, threads)
+            engine = make(bundle, threads)
             engine.load(_PROBE)
         except Exception as error:
             if engine is not None:
@@ -87,27 +88,47 @@ def select_backend(name: str, bundle: Bundle, threads: int | None = None) -> Sel
     raise MissingPartError(f"no backend can run here ({'; '.join(refusals)}): pip install 'rsrefseg[cpu]'")
 
 
-# In order of preference. Less exact ones must be named: OpenVINO in BF16 and on Intel's GPUs. ONNX Runtime comes before
-# OpenVINO in FP32, since exported graphs are checked with it.
-_AUTO = (Backend.TENSORRT, Backend.ONNXRUNTIME_CUDA, Backend.ONNXRUNTIME, Backend.OPENVINO_FP32)
-
-
-def _makers(build: bool) -> dict[Backend, Callable[[Bundle, int | None], Engine]]:
-    """What makes each engine; ``build`` is whether TensorRT may build missing engines, which takes minutes."""
-    from .onnxruntime.cuda import OnnxRuntimeCudaEngine
-    from .onnxruntime.engine import OnnxRuntimeEngine
-    from .openvino.engine import OpenVinoEngine
-    from .openvino.library import GPU
+def _tensorrt(bundle: Bundle, threads: int | None, build: bool = True) -> Engine:
     from .tensorrt.engine import TensorRTEngine
 
-    return {
-        Backend.TENSORRT: lambda bundle, threads: TensorRTEngine(bundle, build=build),
-        Backend.ONNXRUNTIME_CUDA: OnnxRuntimeCudaEngine,
-        Backend.ONNXRUNTIME: OnnxRuntimeEngine,
-        Backend.OPENVINO: OpenVinoEngine,
-        Backend.OPENVINO_FP32: lambda bundle, threads: OpenVinoEngine(bundle, threads, fp32=True),
-        Backend.OPENVINO_GPU: lambda bundle, threads: OpenVinoEngine(bundle, threads, device=GPU),
-    }
+    return TensorRTEngine(bundle, build=build)
+
+
+def _onnxruntime_cuda(bundle: Bundle, threads: int | None) -> Engine:
+    from .onnxruntime.cuda import OnnxRuntimeCudaEngine
+
+    return OnnxRuntimeCudaEngine(bundle, threads)
+
+
+def _onnxruntime(bundle: Bundle, threads: int | None) -> Engine:
+    from .onnxruntime.engine import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(bundle, threads)
+
+
+def _openvino(bundle: Bundle, threads: int | None, fp32: bool = False, device: str = "CPU") -> Engine:
+    from .openvino.engine import OpenVinoEngine
+
+    return OpenVinoEngine(bundle, threads, fp32, device)
+
+
+_MAKERS: dict[Backend, Callable[[Bundle, int | None], Engine]] = {
+    Backend.TENSORRT: _tensorrt,
+    Backend.ONNXRUNTIME_CUDA: _onnxruntime_cuda,
+    Backend.ONNXRUNTIME: _onnxruntime,
+    Backend.OPENVINO: _openvino,
+    Backend.OPENVINO_FP32: partial(_openvino, fp32=True),
+    Backend.OPENVINO_GPU: partial(_openvino, device="GPU"),
+}
+# What `auto` tries, in this order. Less exact ones must be named: OpenVINO in BF16 and on Intel's GPUs. ONNX Runtime
+# comes before OpenVINO in FP32, since exported graphs are checked with it. TensorRT does not build engines here, which
+# would take minutes.
+_AUTO = {
+    Backend.TENSORRT: partial(_tensorrt, build=False),
+    Backend.ONNXRUNTIME_CUDA: _onnxruntime_cuda,
+    Backend.ONNXRUNTIME: _onnxruntime,
+    Backend.OPENVINO_FP32: partial(_openvino, fp32=True),
+}
 
 
 def _reason(error: Exception) -> str:
