@@ -12,6 +12,8 @@ from .bundle.contracts import Stage
 from .engine import Engine, one_line
 from .errors import BadInputError, MissingPartError, NotInstalledError, RSRefSegError
 
+_Make = Callable[[Bundle, int | None], Engine]
+
 _PROBE = Stage.SAM_DECODER  # a small stage, which `auto` loads before it trusts a backend
 
 
@@ -112,7 +114,7 @@ def _openvino(bundle: Bundle, threads: int | None, fp32: bool = False, device: s
     return OpenVinoEngine(bundle, threads, fp32, device)
 
 
-_MAKERS: dict[Backend, Callable[[Bundle, int | None], Engine]] = {
+_MAKERS: dict[Backend, _Make] = {
     Backend.TENSORRT: _tensorrt,
     Backend.ONNXRUNTIME_CUDA: _onnxruntime_cuda,
     Backend.ONNXRUNTIME: _onnxruntime,
@@ -123,7 +125,7 @@ _MAKERS: dict[Backend, Callable[[Bundle, int | None], Engine]] = {
 # What `auto` tries, in this order. Less exact ones must be named: OpenVINO in BF16 and on Intel's GPUs. ONNX Runtime
 # comes before OpenVINO in FP32, since exported graphs are checked with it. TensorRT does not build engines here, which
 # would take minutes.
-_AUTO = {
+_AUTO: dict[Backend, _Make] = {
     Backend.TENSORRT: partial(_tensorrt, build=False),
     Backend.ONNXRUNTIME_CUDA: _onnxruntime_cuda,
     Backend.ONNXRUNTIME: _onnxruntime,
