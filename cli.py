@@ -489,7 +489,7 @@ def infer(
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse images with more pixels.")] = 100_000_000,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Segment what each phrase refers to: mask PNGs, an overlay picture and a JSON."""
+    """Segment what each phrase refers to: mask PNGs, an overlay image and a JSON."""
     from rsrefseg.engines.infer import infer_image
 
     return _print(infer_image(image, phrases, bundle, backend, out, max_pixels), as_json)

@@ -1,17 +1,23 @@
 """The backends by name, and the choice among them."""
 
+import contextlib
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from .bundle.bundle import Bundle
 from .bundle.contracts import Stage
-from .engine import Engine
-from .errors import BadInputError, MissingPartError
+from .engine import Engine, one_line
+from .errors import BadInputError, MissingPartError, NotInstalledError, RSRefSegError
+
+_Make = Callable[[Bundle, int | None], Engine]
+
+_PROBE = Stage.SAM_DECODER  # a small stage, which `auto` loads before it trusts a backend
 
 
-class Backend(StrEnum):
+class Backend(str, Enum):  # noqa: UP042 - Python 3.10 has no StrEnum
     """What ``--backend`` takes."""
 
     AUTO = "auto"
@@ -22,34 +28,21 @@ class Backend(StrEnum):
     OPENVINO_GPU = "openvino-gpu"
     TENSORRT = "tensorrt"
 
+    __str__ = str.__str__
+
 
 class Selection(NamedTuple):
-    """An engine, and in one line why it is this one."""
+    """An engine, and in one line why it was selected."""
 
     engine: Engine
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """How a backend is made.
-
-    ``make`` takes the bundle and the number of threads. ``probe`` is a stage that ``auto`` loads before it trusts a
-    device that says it is there; ``None`` where nothing of the kind can go wrong. ``make_at_once`` is what ``auto``
-    calls instead of ``make``, where that may take minutes. ``by_auto`` is whether that may choose it at all.
-    """
-
-    make: Callable[[Bundle, int | None], Engine]
-    probe: Stage | None = None
-    make_at_once: Callable[[Bundle, int | None], Engine] | None = None
-    by_auto: bool = True
 
 
 def parse_backend(name: str) -> Backend:
     """The backend of that name.
 
     Raises:
-        BadInputError: there is none; the line lists those there are.
+        BadInputError: there is none; the message lists the known ones.
     """
     try:
         return Backend(name)
@@ -58,7 +51,10 @@ def parse_backend(name: str) -> Backend:
 
 
 def select_backend(name: str, bundle: Bundle, threads: int | None = None) -> Selection:
-    """Make the engine that ``name`` asks for; ``auto`` takes the fastest one that works here.
+    """Make the engine of a backend; ``auto`` takes the fastest one that works here and matches FP32.
+
+    ``auto`` continues with the next backend when one fails to start, whatever the error. What is installed but does not
+    start is also reported on stderr, in one line.
 
     Args:
         name: one of ``Backend``.
@@ -67,57 +63,81 @@ def select_backend(name: str, bundle: Bundle, threads: int | None = None) -> Sel
 
     Raises:
         BadInputError: no backend of that name.
+        BundleError: a file of the bundle is missing or changed.
         MissingPartError: the backend cannot run here. A backend asked for by name is never replaced by another one.
     """
     backend = parse_backend(name)
     if threads is not None and threads < 1:
         raise BadInputError(f"the number of threads must be at least 1, got {threads}")
     if backend is not Backend.AUTO:
-        return Selection(_entries()[backend].make(bundle, threads), f"{backend}, as asked for")
-    refusals: list[str] = []
-    for candidate, entry in _entries().items():
-        if not entry.by_auto:
-            continue
+        return Selection(_MAKERS[backend](bundle, threads), f"{backend}, as asked for")
+    bundle.graph_path(_PROBE)  # an error of the bundle is not one of the backends
+    refusals = []
+    for candidate, make in _AUTO.items():
         engine: Engine | None = None
         try:
-            engine = (entry.make_at_once or entry.make)(bundle, threads)
-            if entry.probe is not None:
-                engine.load(entry.probe)
-        except MissingPartError as error:
+            engine = make(bundle, threads)
+            engine.load(_PROBE)
+        except Exception as error:
             if engine is not None:
-                engine.close()  # what it holds of a GPU is missing to the next one
-            refusals.append(f"not {candidate}: {str(error).partition(': ')[0]}")
+                with contextlib.suppress(Exception):
+                    engine.close()  # the next backend may need its memory
+            refusals.append(f"not {candidate}: {_short(error)}")
+            if not isinstance(error, NotInstalledError):
+                print(f"rsrefseg: auto does not use {candidate}: {_reason(error)}", file=sys.stderr)
         else:
-            return Selection(engine, "; ".join([str(candidate), *reversed(refusals)]))
+            return Selection(engine, "; ".join([candidate, *reversed(refusals)]))
     raise MissingPartError(f"no backend can run here ({'; '.join(refusals)}): pip install 'rsrefseg[cpu]'")
 
 
-def _entries() -> dict[Backend, _Entry]:
-    """Every backend but ``auto``, in the order in which that prefers them.
-
-    What is faster because it is less exact is for whoever asks for it: ``auto`` leaves OpenVINO in BF16 and on Intel's
-    GPUs out. In FP32 OpenVINO comes after ONNX Runtime, the runtime that the graphs are checked with when they are
-    exported.
-    """
-    from .onnxruntime.cuda import OnnxRuntimeCudaEngine
-    from .onnxruntime.engine import OnnxRuntimeEngine
-    from .openvino import library as openvino_library
-    from .openvino.engine import OpenVinoEngine
+def _tensorrt(bundle: Bundle, threads: int | None, build: bool = True) -> Engine:
     from .tensorrt.engine import TensorRTEngine
 
-    return {
-        Backend.TENSORRT: _Entry(
-            lambda bundle, threads: TensorRTEngine(bundle),
-            probe=Stage.SAM_DECODER,
-            make_at_once=lambda bundle, threads: TensorRTEngine(bundle, build=False),
-        ),
-        Backend.ONNXRUNTIME_CUDA: _Entry(
-            lambda bundle, threads: OnnxRuntimeCudaEngine(bundle, threads), probe=Stage.SAM_DECODER
-        ),
-        Backend.ONNXRUNTIME: _Entry(lambda bundle, threads: OnnxRuntimeEngine(bundle, threads)),
-        Backend.OPENVINO_FP32: _Entry(lambda bundle, threads: OpenVinoEngine(bundle, threads, fp32=True)),
-        Backend.OPENVINO: _Entry(lambda bundle, threads: OpenVinoEngine(bundle, threads), by_auto=False),
-        Backend.OPENVINO_GPU: _Entry(
-            lambda bundle, threads: OpenVinoEngine(bundle, threads, device=openvino_library.GPU), by_auto=False
-        ),
-    }
+    return TensorRTEngine(bundle, build=build)
+
+
+def _onnxruntime_cuda(bundle: Bundle, threads: int | None) -> Engine:
+    from .onnxruntime.cuda import OnnxRuntimeCudaEngine
+
+    return OnnxRuntimeCudaEngine(bundle, threads)
+
+
+def _onnxruntime(bundle: Bundle, threads: int | None) -> Engine:
+    from .onnxruntime.engine import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(bundle, threads)
+
+
+def _openvino(bundle: Bundle, threads: int | None, fp32: bool = False, device: str = "CPU") -> Engine:
+    from .openvino.engine import OpenVinoEngine
+
+    return OpenVinoEngine(bundle, threads, fp32, device)
+
+
+_MAKERS: dict[Backend, _Make] = {
+    Backend.TENSORRT: _tensorrt,
+    Backend.ONNXRUNTIME_CUDA: _onnxruntime_cuda,
+    Backend.ONNXRUNTIME: _onnxruntime,
+    Backend.OPENVINO: _openvino,
+    Backend.OPENVINO_FP32: partial(_openvino, fp32=True),
+    Backend.OPENVINO_GPU: partial(_openvino, device="GPU"),
+}
+# What `auto` tries, in this order. Less exact ones must be named: OpenVINO in BF16 and on Intel's GPUs. ONNX Runtime
+# comes before OpenVINO in FP32, since exported graphs are checked with it. TensorRT does not build engines here, which
+# would take minutes.
+_AUTO: dict[Backend, _Make] = {
+    Backend.TENSORRT: partial(_tensorrt, build=False),
+    Backend.ONNXRUNTIME_CUDA: _onnxruntime_cuda,
+    Backend.ONNXRUNTIME: _onnxruntime,
+    Backend.OPENVINO_FP32: partial(_openvino, fp32=True),
+}
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line; of an unexpected one also its class."""
+    return str(error) if isinstance(error, RSRefSegError) else f"{type(error).__name__}: {one_line(error)}"
+
+
+def _short(error: Exception) -> str:
+    """The reason without its hint, which follows the first colon in messages of ``RSRefSegError``."""
+    return str(error).partition(": ")[0] if isinstance(error, RSRefSegError) else _reason(error)

@@ -11,6 +11,7 @@ from typing import Any
 from .errors import RSRefSegError
 from .onnxruntime.cuda import why_not_started
 from .onnxruntime.engine import why_unavailable
+from .onnxruntime.library import package as onnxruntime_package
 from .openvino.library import GPU, chosen_device, computes_bf16, computes_fp16, product_name, version
 from .openvino.library import why_unavailable as why_no_openvino
 from .system.cores import usable_cores
@@ -143,9 +144,7 @@ def _version(*packages: str) -> str | None:
 
 
 def _runtime() -> str:
-    import onnxruntime
-
-    return f"onnxruntime {onnxruntime.__version__}"
+    return f"onnxruntime {onnxruntime_package().__version__}"
 
 
 def _has_nvidia_gpu() -> bool:

@@ -15,6 +15,10 @@ class MissingPartError(RSRefSegError):
     """A package, device or file that the command needs and this machine lacks."""
 
 
+class NotInstalledError(MissingPartError):
+    """A package that is not installed, or a build of it without the part that is needed."""
+
+
 class BundleError(RSRefSegError):
     """A bundle that is incomplete, changed, or of another schema version."""
 

@@ -1,14 +1,14 @@
-"""``rsrefseg infer``: one picture, some phrases, files to look at and to go on with."""
+"""``rsrefseg infer``: an image and phrases in, masks, an overlay and a JSON out."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .images.images import read_image
-from .results.results import describe, write_results
-from .segmenter import Segmentation, Segmenter
+from .results.results import write_results
+from .segmenter import Segmenter
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,24 +16,18 @@ class InferReport:
     """What was found and where it was written.
 
     Attributes:
-        image: the picture's path, as given.
-        backend: what ran, and why it was this.
-        answers: one per phrase, in order.
+        image: the image's path, as given.
+        backend: what ran, and why.
+        results: the figures of each phrase; see ``describe``.
         files: masks in the order of the phrases, then overlay and JSON.
-        notes: what to know about the bundle, one line each.
-        results: ``describe``'s figures, one per phrase.
+        notes: about the bundle, one line each.
     """
 
     image: str
     backend: str
-    answers: tuple[Segmentation, ...]
+    results: tuple[dict[str, Any], ...]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
-    results: tuple[dict[str, Any], ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Once: outlining masks of a large picture takes a while.
-        object.__setattr__(self, "results", tuple(describe(answer) for answer in self.answers))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -46,11 +40,11 @@ class InferReport:
         }
 
     def render(self) -> str:
-        """A line for each phrase, then the files, then what to know about the words."""
+        """A line for each phrase, then the files, then notes and warnings."""
         lines = [_line(figures) for figures in self.results]
         lines += [f"  {file}" for file in self.files]
         lines += [f"note: {note}" for note in self.notes]
-        lines += [f"note: {warning}" for answer in self.answers for warning in answer.warnings]
+        lines += [f"note: {warning}" for figures in self.results for warning in figures["warnings"]]
         return "\n".join([*lines, f"ran on {self.backend}"])
 
 
@@ -60,17 +54,17 @@ def infer_image(
     """Segment what each phrase refers to and write masks, an overlay and a JSON into ``out``.
 
     Raises:
-        BadInputError: the picture or a phrase cannot be used, or no backend has that name.
+        BadInputError: the image or a phrase cannot be used, or no backend has that name.
         BundleError: the bundle is missing, not whole or changed.
         MissingPartError: the backend cannot run here.
         RSRefSegError: the output cannot be written.
     """
     with Segmenter.open(bundle, backend) as segmenter:
         image = read_image(image_path, max_pixels)
-        answers = segmenter.segment(image, phrases)
-        files = write_results(out, image_path.stem, image, answers)
+        files = write_results(out, image_path.stem, image, segmenter.segment(image, phrases), image_path)
+        results = json.loads(files[-1].read_bytes())["results"]
         notes = segmenter.bundle.manifest.provenance.notes
-        return InferReport(str(image_path), segmenter.backend_reason, tuple(answers), tuple(files), notes)
+        return InferReport(str(image_path), segmenter.backend_reason, tuple(results), tuple(files), notes)
 
 
 def _line(figures: dict[str, Any]) -> str:
@@ -80,5 +74,5 @@ def _line(figures: dict[str, Any]) -> str:
     x1, y1, x2, y2 = figures["box"]
     return (
         f"{phrase}: box ({x1}, {y1}) to ({x2}, {y2}), {figures['area_px']:,} px "
-        f"({figures['area_share']:.1%} of the picture), mean probability {figures['mean_probability']:.2f}"
+        f"({figures['area_share']:.1%} of the image), mean probability {figures['mean_probability']:.2f}"
     )

@@ -14,6 +14,7 @@ from rsrefseg.engines.bundle.contracts import Dim, Stage, StageContract
 from rsrefseg.engines.engine import Tensors
 from rsrefseg.engines.errors import MissingPartError
 from rsrefseg.engines.onnxruntime.engine import FATAL, PROVIDERS, why_unavailable
+from rsrefseg.engines.onnxruntime.library import package
 from rsrefseg.engines.system.files import atomic_directory
 from rsrefseg.engines.tensorrt.secret import cache_folder
 
@@ -35,6 +36,7 @@ class NaiveRunner(PublishedModel):
         super().__init__(bundle, run)
         if (reason := why_unavailable("cpu")) is not None:
             raise MissingPartError(reason)
+        self._runtime = package()
         digest = bundle.manifest.provenance.checkpoint_sha256
         versions = f"torch-{self._torch.__version__}-rsrefseg-{version('rsrefseg')}"
         self._folder = cache_folder() / "naive" / f"{digest}-{versions}"
@@ -48,14 +50,12 @@ class NaiveRunner(PublishedModel):
 
     def load(self) -> None:
         """Build all sessions."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
+        options = self._runtime.SessionOptions()
         options.log_severity_level = FATAL
         for stage in Stage:
             path = self._folder / f"{stage.value}.onnx"
             with self.reporting(f"loading '{path}'"):
-                self._sessions[stage] = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS["cpu"]])
+                self._sessions[stage] = self._runtime.InferenceSession(path, options, providers=[PROVIDERS["cpu"]])
         self.providers = {stage: session.get_providers()[0] for stage, session in self._sessions.items()}
         self.precisions = dict.fromkeys(Stage, "fp32")
 

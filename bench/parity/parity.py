@@ -138,13 +138,14 @@ def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, tie_sha
     for phrase, logits, mask in zip(sample.phrases, sample.tensors["mask_logits"][:, 0], sample.masks, strict=True):
         answer = segmenter.segment(encoded, [phrase])[0]
         ties = np.abs(upsample_logits(logits, image_size, sample.original_size)) <= tie_share * np.abs(logits).max()
-        flipped = answer.mask != mask
+        found = answer.mask
+        flipped = found != mask
         error = tensor_error(logits, answer.mask_logits)
         rows.append(
             MaskRow(
                 sample=index,
                 phrase=phrase,
-                iou=mask_iou(answer.mask, mask),
+                iou=mask_iou(found, mask),
                 max_logit_error=error.max_abs,
                 share_of_max=error.share_of_max,
                 flipped_pixels=int(np.count_nonzero(flipped)),

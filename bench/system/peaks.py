@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from rsrefseg.engines.onnxruntime.library import package
+
 from ..records import Record
 
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
@@ -104,8 +106,7 @@ def _peaks_of_cpu(threads: int) -> Peaks:
     libraries = [f"numpy {np.__version__}"]
     bandwidth = _numpy_bandwidth(threads)
     if find_spec("onnxruntime") is not None:
-        import onnxruntime
-
+        onnxruntime = package()
         libraries.append(f"onnxruntime {onnxruntime.__version__}")
         found["fp32"] = max(found["fp32"], _onnxruntime_flops_per_s(onnxruntime, threads))
     if find_spec("torch") is not None:

@@ -1,4 +1,4 @@
-"""Image work on the host, the same for training and serving: read, stretch, bring logits back to the picture's size."""
+"""Image work on the host, the same for training and serving: read, stretch, resize logits to the image."""
 
 import functools
 from pathlib import Path
@@ -13,18 +13,18 @@ _ROWS_PER_BLOCK = 32
 
 
 def read_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Read a picture as (H, W, 3) uint8 RGB, turned the right way up by its EXIF orientation.
+    """Read an image as (H, W, 3) uint8 RGB, turned the right way up by its EXIF orientation.
 
-    - Grey, palette, 1-bit and CMYK pictures are converted; embedded colour profiles are not applied; of several frames
+    - Grey, palette, 1-bit and CMYK images are converted; embedded colour profiles are not applied; of several frames
       or pages the first is read.
     - Transparent pixels are composited over black: in overhead imagery alpha marks no-data, and no-data is black.
     - Values of more than 8 bits are scaled by 255 / (2^bits - 1) with the smallest usual depth of 8, 10, 11, 12, 14, 16
-      bits that holds the picture's maximum, one factor for all bands. Floats within 0..1 are scaled by 255, others as
+      bits that holds the image's maximum, one factor for all bands. Floats within 0..1 are scaled by 255, others as
       integers are. Negative values become 0.
     - The size is checked from the header, before anything is decoded.
 
     Raises:
-        BadInputError: the file is missing, a folder, empty, no image, corrupt or cut short, has more than 4 bands,
+        BadInputError: the file is missing, a folder, empty, not an image, corrupt or cut short, has more than 4 bands,
             values that are not finite or beyond 16 bits, or more than ``max_pixels`` pixels.
     """
     from .decode import decode_image
@@ -35,14 +35,17 @@ def read_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.ND
 
 
 def stretch(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Stretch a picture (H, W, 3) uint8 to the networks' square input (3, size, size) uint8.
+    """Stretch an image (H, W, 3) uint8 to the networks' square input (3, size, size) uint8.
 
     Bilinear without antialiasing and without keeping the aspect ratio: OpenCV's INTER_LINEAR, as in the published
     pipeline.
+
+    Raises:
+        BadInputError: the array has another shape or type.
     """
     import cv2
 
-    check_picture(image)
+    _check_image(image)
     planes = np.empty((3, size, size), np.uint8)
     cv2.split(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), list(planes))
     return planes
@@ -51,7 +54,7 @@ def stretch(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 def upsample_logits(
     logits: npt.NDArray[np.float32], stretched_size: int, original: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
-    """Bring mask logits (h, w) float32 to the picture's size (H, W) float32.
+    """Resize mask logits (h, w) float32 to the image's size (H, W) float32.
 
     Two bilinear steps with half-pixel centres and no antialiasing, as published: mask grid -> ``stretched_size`` square
     -> ``original`` (H, W). Equal to ``F.interpolate(mode="bilinear", align_corners=False)`` twice, down to its float32
@@ -61,27 +64,22 @@ def upsample_logits(
     return _stretch_rows(_stretch_rows(logits.T, stretched_size, width).T, stretched_size, height)
 
 
-def check_picture(image: npt.NDArray[np.uint8]) -> None:
-    """Refuse an array that is no (H, W, 3) uint8 picture with at least one pixel.
-
-    Raises:
-        BadInputError: naming the shape and dtype found.
-    """
+def _check_image(image: npt.NDArray[np.uint8]) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise BadInputError(f"a picture must be (height, width, 3) uint8 RGB, got {list(image.shape)} {image.dtype}")
+        raise BadInputError(f"an image must be (height, width, 3) uint8 RGB, got {list(image.shape)} {image.dtype}")
 
 
 def _stretch_rows(values: npt.NDArray[np.float32], between: int, height: int) -> npt.NDArray[np.float32]:
-    """(h, w) to (between, w) to (height, w), both steps in one: what lies between is never made."""
+    """(h, w) to (between, w) to (height, w) in one step, without the array between."""
     resized = np.empty((height, values.shape[1]), np.float32)
     for rows, weights, source in _blocks(values.shape[0], between, height):
         np.matmul(weights, values[source], out=resized[rows])
     return resized
 
 
-@functools.lru_cache(maxsize=16)  # pictures of a size and their phrases come one after the other
+@functools.lru_cache(maxsize=16)  # phrases of an image, and images of one size, come one after the other
 def _blocks(source: int, between: int, height: int) -> tuple[tuple[slice, npt.NDArray[np.float32], slice], ...]:
-    """Blocks of target rows: which, their weights (rows, n), and the n source rows that these belong to."""
+    """For blocks of target rows: the rows, their weights (rows, n), and the n source rows they are sums of."""
     blocks = []
     for start in range(0, height, _ROWS_PER_BLOCK):
         rows = slice(start, min(start + _ROWS_PER_BLOCK, height))
@@ -92,7 +90,7 @@ def _blocks(source: int, between: int, height: int) -> tuple[tuple[slice, npt.ND
 
 
 def _weights(source: int, target: int, rows: slice) -> tuple[npt.NDArray[np.float32], slice]:
-    """What some target rows are made of: their weights (rows, n), and which n source rows these belong to."""
+    """The weights (rows, n) of some target rows, and the n source rows they are sums of."""
     above, below, share = _taps(source, target, rows)
     low, high = int(above[0]), int(below[-1]) + 1
     each = np.arange(len(above))
@@ -105,7 +103,7 @@ def _weights(source: int, target: int, rows: slice) -> tuple[npt.NDArray[np.floa
 def _taps(
     source: int, target: int, rows: slice
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """For some target rows the two source rows that each lies between, and the second one's share, all in float32."""
+    """The two source rows that each target row lies between, and the share of the second, in float32."""
     scale = np.float32(source) / np.float32(target)
     centre = np.maximum(
         scale * (np.arange(rows.start, rows.stop, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0)

@@ -1,12 +1,11 @@
-"""A bundle on ONNX Runtime's CUDA provider: the image and what is made of it stay on the GPU until the mask logits."""
+"""A bundle on ONNX Runtime's CUDA provider: tensors stay on the GPU from the image to the mask logits."""
 
 import contextlib
 import ctypes
 import io
-import threading
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,261 +14,156 @@ import numpy.typing as npt
 
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
-from ..engine import IMAGE_STAGES, Arrays, Tensors, check_one_image
+from ..engine import IMAGE_STAGES, Arrays, Tensors, one_line
 from ..errors import MissingPartError, RSRefSegError
-from .engine import FATAL, PROVIDERS, TYPES, OnnxRuntimeEngine, not_started, one_line, why_unavailable
-from .placement import RECORD_KEY, placement_of
-from .replay import CUDA_OPTIONS, GRAPH_ID, NOT_RECORDED, Replays
+from .device_session import RECORDING_OPTIONS, BoundTensor, DeviceSession
+from .engine import FATAL, PROVIDERS, OnnxRuntimeEngine, not_started, why_unavailable
+from .library import package
 
-# Stages of many small kernels: their runs are recorded and replayed. SAM's encoder has large ones, and products that
-# must not be.
-REPLAYED = (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
-# Those whose results are wanted in host memory.
-TO_HOST = (Stage.SIGLIP_TEXT, Stage.SAM_DECODER)
+# Stages of many small kernels. SAM's encoder has large ones, and products that must not be recorded.
+RECORDED = (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
+TO_HOST = (Stage.SIGLIP_TEXT, Stage.SAM_DECODER)  # stages whose results are wanted in host memory
 
-_CPU, _CUDA = "cpu", "cuda"
-_FAULTS_OF_A_GRAPH = {"InvalidGraph", "InvalidProtobuf", "NoSuchFile"}  # the names of ONNX Runtime's error classes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BoundTensor:
-    """A tensor in the memory of a device, held by ONNX Runtime.
-
-    Attributes:
-        value: the ``OrtValue``.
-        dtype: its numpy name.
-        shape: of the tensor.
-    """
-
-    value: Any
-    dtype: str
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, value: Any) -> "BoundTensor":
-        """Describe an ``OrtValue``."""
-        return cls(value, TYPES.get(value.data_type(), value.data_type()), tuple(value.shape()))
+_CUDA = "cuda"
+_PLACEMENT_KEY = "session.record_ep_graph_assignment_info"
+# Operators that compute sizes. ONNX Runtime leaves such nodes to the CPU on purpose: they hold a few integers.
+_SIZES = {
+    "Shape", "Size", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Cast", "Range", "ConstantOfShape",
+    "Add", "Sub", "Mul", "Div", "Identity",
+}  # fmt: skip
 
 
 class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
-    """Runs every stage on one GPU. The picture crosses the bus once for both encoders, mask logits once per answer.
+    """Runs every stage on one GPU, one call at a time.
 
-    What crosses it besides are the phrases' features, 0.3 MB each: kept on the host they can be put together at will,
-    which costs microseconds beside a text encoder of milliseconds. A stage is done when its run returns. The image
-    encoders run at the same time, for SigLIP's kernels do not fill a large GPU; all but SAM's encoder are replayed, see
-    ``Replays``.
+    An image is uploaded once for both encoders, which run at the same time; mask logits are downloaded once for an
+    answer. Features of phrases are kept on the host, so that any of them can be combined. Stages run in two threads of
+    the engine's own, whichever thread calls: ONNX Runtime keeps handles and recordings for every thread apart.
 
-    Whoever calls, stages run in two threads of the engine's own: ONNX Runtime keeps cuBLAS's and cuDNN's handles and
-    what it recorded for every thread apart. With new threads for each picture preset b took 46 ms for a first phrase on
-    an H200, and 19 with lasting ones (2026-11-27).
-
-    The code knows the device by ONNX Runtime's name for it only. With ``cpu`` all of it runs on any machine: that is
-    what the tests run. Safe among threads, which take turns.
+    With ``device="cpu"`` the same code runs without a GPU.
 
     Args:
         bundle: what to run.
         threads: CPU threads for nodes that compute sizes; default is the cores this process may use.
-        device: ``cuda``, or ``cpu`` to run the same code without a GPU.
-        device_id: number of the GPU, as CUDA counts those that are visible.
+        device: ``cuda`` or ``cpu``.
+        device_id: number of the GPU, as CUDA counts the visible ones.
 
     Raises:
         MissingPartError: ONNX Runtime, its CUDA provider, CUDA's libraries, the driver or the GPU is missing.
     """
 
-    loads_together = False  # a GPU takes one stage after the other in any case
+    loads_together = False  # a GPU loads one stage after the other in any case
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str = _CUDA, device_id: int = 0) -> None:
         super().__init__(bundle, threads, device)
-        self._device_id = device_id
-        self._replays: dict[Stage, Replays] = {}
-        self._unrecordable: dict[Stage, str] = {}
-        # Whoever uses the GPU holds it: while a run is recorded nothing else may. Taken after what guards loading.
-        self._turn = threading.RLock()
-        self._picture: Any = None
+        self._place = (device, device_id)
+        self._image: Any = None
         self._start_threads()
         if device == _CUDA and (reason := why_not_started(device_id)) is not None:
             raise MissingPartError(reason)
 
     def provider_of(self, stage: Stage) -> str:
-        """The execution provider, what of the stage it left to the CPU, and why its runs are not replayed."""
-        self.load(stage)
-        provider = str(placement_of(self._sessions[stage], PROVIDERS[self._device]) or super().provider_of(stage))
-        refusal = self._replays[stage].refusal if stage in self._replays else self._unrecordable.get(stage, "")
-        return f"{provider}; not replayed: {refusal}" if refusal else provider
+        """The execution provider, the nodes it left to the CPU, and why its runs are not replayed."""
+        model: DeviceSession = self._loaded(stage)
+        _, placement = node_placement(model.session, PROVIDERS[self._device])
+        return f"{placement}; not replayed: {model.refusal}" if model.refusal else placement
 
-    def encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
-        """Both image encoders at once on one upload of the picture; what they give stays on the device."""
-        check_one_image(image)
-        contracts = [self.bundle.manifest.stages[stage].contract for stage in IMAGE_STAGES]
-        for contract in contracts:
-            contract.check_inputs({"image": image})
-        self.load(*IMAGE_STAGES)
-        with self._turn:
-            picture = {"image": self._upload(image)}
-            vision = self._submit(Stage.SIGLIP_VISION, picture)
-            replays = self._replays.get(Stage.SIGLIP_VISION)
-            if replays is not None and not replays.is_settled(picture):
-                wait([vision])  # it may be recorded, and no other may use the GPU then
-            sam = self._submit(Stage.SAM_ENCODER, picture)
-            wait([vision, sam])
-        results = [vision.result(), sam.result()]
-        for contract, made in zip(contracts, results, strict=True):
-            contract.check_outputs(made)
-        return {name: tensor for made in results for name, tensor in made.items()}
-
-    def answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
-        """Prompter and decoder; the prompts stay on the device, the mask logits come back.
-
-        Args:
-            image: of ``encode_image``.
-            phrases: of ``encode_text``, at most as many as the contract allows.
-
-        Returns:
-            (P, 1, h, w) mask logits.
-
-        Raises:
-            RSRefSegError: loading or running failed.
-        """
-        text = {name: np.stack([phrase[name] for phrase in phrases]) for name in phrases[0]}
-        prompts = self._run_bound(Stage.ATTN_PROMPTER, image | text)
-        return np.asarray(self._run_bound(Stage.SAM_DECODER, image | prompts)["mask_logits"], np.float32)
-
-    def run_resident(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
-        """As ``run_resident``; what a stage gives stays on the device, but for those in ``TO_HOST``."""
-        return self._run_bound(stage, tensors)
+    def run(self, stage: Stage, feeds: Mapping[str, Any]) -> Arrays:
+        """Run one stage and copy its outputs to the host."""
+        return self.to_host(self.run_resident(stage, feeds))
 
     def to_host(self, tensors: Tensors) -> Arrays:
         """Copies in host memory."""
-        with self._turn:
+        with self._lock:
             return {
                 name: tensor.value.numpy() if isinstance(tensor, BoundTensor) else tensor
                 for name, tensor in tensors.items()
             }
 
     def close(self) -> None:
-        """Free all sessions, and what is kept on the device for them."""
-        self._replays.clear()
-        self._unrecordable.clear()
-        self._picture = None
-        for thread in (self._vision_thread, self._other_thread):
-            thread.shutdown()
-        self._start_threads()
-        super().close()
-
-    def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        with self._turn:
-            return self.to_host(self._submit(stage, feeds).result())
-
-    def _run_bound(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
-        """Run a stage on those of the tensors that its contract asks for, arrays or on the device.
-
-        Its results stay on the device; of stages in ``TO_HOST`` they are arrays.
-        """
-        contract = self.bundle.manifest.stages[stage].contract
-        feeds = {spec.name: tensors[spec.name] for spec in contract.inputs}
-        contract.check_inputs(feeds)
-        self.load(stage)
-        with self._turn:
-            results = self._submit(stage, feeds).result()
-        contract.check_outputs(results)
-        return results
+        """Free all sessions and their memory on the device, once the current call has ended."""
+        with self._lock:
+            self._image = None
+            for thread in (self._vision_thread, self._other_thread):
+                thread.shutdown()
+            self._start_threads()
+            super().close()
 
     def _start_threads(self) -> None:
-        """They start when they first have something to do."""
         self._vision_thread, self._other_thread = (ThreadPoolExecutor(1, self.name) for _ in range(2))
 
-    def _submit(self, stage: Stage, feeds: Mapping[str, Any]) -> Future[Tensors]:
-        """Run a loaded stage on checked feeds in its thread, for whoever has the turn."""
+    def _run(self, stage: Stage, model: Any, feeds: Mapping[str, Any]) -> Tensors:
+        with self._lock:
+            model = self._loaded(stage)  # `close` may have ended the threads that the given one was recorded in
+            return self._submit(stage, model, feeds).result()
+
+    def _encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
+        with self._lock:
+            vision, sam = (self._loaded(stage) for stage in IMAGE_STAGES)
+            feeds = {"image": self._upload(image)}
+            first = self._submit(Stage.SIGLIP_VISION, vision, feeds)
+            if vision.may_record(feeds):
+                wait([first])  # nothing else may use the GPU while a run is recorded
+            second = self._submit(Stage.SAM_ENCODER, sam, feeds)
+            wait([first, second])
+        return first.result() | second.result()
+
+    def _submit(self, stage: Stage, model: DeviceSession, feeds: Mapping[str, Any]) -> Future[Tensors]:
         thread = self._vision_thread if stage is Stage.SIGLIP_VISION else self._other_thread
-        return thread.submit(self._replay_or_run, stage, feeds)
+        return thread.submit(self._run_session, stage, model, feeds)
 
-    def _replay_or_run(self, stage: Stage, feeds: Mapping[str, Any]) -> Tensors:
-        """Results on the device; of stages in ``TO_HOST`` arrays."""
-        replays = self._replays.get(stage)
-        if replays is not None and (replayed := replays.run(feeds)) is not None:
-            return replayed if replays.to_host else {name: BoundTensor.of(value) for name, value in replayed.items()}
-        if stage not in TO_HOST:
-            return self._bind_and_run(stage, feeds, (self._device, self._device_id))
-        found = self._bind_and_run(stage, feeds, (_CPU, 0))
-        return {name: tensor.value.numpy() for name, tensor in found.items()}
-
-    def _bind_and_run(self, stage: Stage, feeds: Mapping[str, Any], place: tuple[str, int]) -> Tensors:
-        """Run a loaded stage on checked feeds, arrays or on the device; its results lie at ``place``."""
-        import onnxruntime
-
-        contract = self.bundle.manifest.stages[stage].contract
-        session = self._sessions[stage]
-        options = onnxruntime.RunOptions()
-        options.add_run_config_entry(GRAPH_ID, NOT_RECORDED)
+    def _run_session(self, stage: Stage, model: DeviceSession, feeds: Mapping[str, Any]) -> Tensors:
         try:
-            binding = session.io_binding()
-            for name, tensor in feeds.items():
-                if isinstance(tensor, BoundTensor):
-                    binding.bind_ortvalue_input(name, tensor.value)
-                else:
-                    binding.bind_cpu_input(name, np.ascontiguousarray(tensor))
-            for spec in contract.outputs:
-                # Without a buffer: every run gets memory of its own, so that results can be kept.
-                binding.bind_output(spec.name, *place)
-            binding.synchronize_inputs()
-            session.run_with_iobinding(binding, options)
-            binding.synchronize_outputs()
-            values = binding.get_outputs()
+            return model.run(feeds)
         except Exception as error:  # ONNX Runtime's error classes share no base but Exception
             raise self._run_error(stage, error) from error
-        return {spec.name: BoundTensor.of(value) for spec, value in zip(contract.outputs, values, strict=True)}
 
     def _upload(self, image: npt.NDArray[np.uint8]) -> BoundTensor:
-        """The picture on the device, in the memory of the one before it: its encoders are done with that."""
-        import onnxruntime
-
+        """The image on the device, in the memory of the image before it, whose encoders are done."""
         try:
-            if self._picture is None:
-                self._picture = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                    image.shape, image.dtype, self._device, self._device_id
-                )
-            self._picture.update_inplace(np.ascontiguousarray(image))
+            if self._image is None:
+                make = package().OrtValue.ortvalue_from_shape_and_type
+                self._image = make(image.shape, image.dtype, *self._place)
+            self._image.update_inplace(np.ascontiguousarray(image))
         except Exception as error:  # as above
-            self._picture = None
+            self._image = None
             raise self._run_error(IMAGE_STAGES[0], error) from error
-        return BoundTensor.of(self._picture)
+        return BoundTensor.of(self._image)
 
-    def _load(self, stage: Stage) -> None:
-        with self._turn:
-            try:
-                super()._load(stage)
-            except RSRefSegError as error:
-                # ONNX Runtime records no graph that it leaves nodes of to the CPU.
-                if stage not in REPLAYED or "graph capture" not in str(error):
-                    raise
-                self._unrecordable[stage] = "ONNX Runtime does not record its graph"
-                super()._load(stage)
-            provider = PROVIDERS[self._device]
-            placement = placement_of(self._sessions[stage], provider)
-            if placement is not None and placement.own == 0:
-                del self._sessions[stage]
-                raise MissingPartError(f"{provider} takes no node of stage '{stage}': use --backend onnxruntime")
-            contract = self.bundle.manifest.stages[stage].contract
-            if self._records(stage):
-                place = (self._device, self._device_id)
-                self._replays[stage] = Replays(self._sessions[stage], contract, *place, stage in TO_HOST)
+    def _load(self, stage: Stage) -> DeviceSession:
+        entries, options = {_PLACEMENT_KEY: "1"}, cuda_options(self._place[1]) if self._device == _CUDA else {}
+        recording = RECORDING_OPTIONS if stage in RECORDED and self._device == _CUDA else {}
+        refusal = ""
+        try:
+            session = self._session(stage, entries, options | recording)
+        except RSRefSegError as error:
+            # ONNX Runtime records no graph that has nodes on the CPU.
+            if not recording or "graph capture" not in str(error):
+                raise
+            refusal = "ONNX Runtime does not record its graph"
+            session = self._session(stage, entries, options)
+        provider = PROVIDERS[self._device]
+        nodes, _ = node_placement(session, provider)
+        if nodes == 0:
+            raise MissingPartError(f"{provider} takes no node of stage '{stage}': use --backend onnxruntime")
+        to_host, records = stage in TO_HOST, stage in RECORDED
+        return DeviceSession(session, self.contract(stage), self._place, to_host, records, refusal)
 
-    def _records(self, stage: Stage) -> bool:
-        return stage in REPLAYED and stage not in self._unrecordable
 
-    def _provider_options(self, stage: Stage) -> dict[str, str]:
-        if self._device != _CUDA:
-            return {}
-        return cuda_options(self._device_id) | (CUDA_OPTIONS if self._records(stage) else {})
+def node_placement(session: Any, provider: str) -> tuple[int | None, str]:
+    """How many nodes of a graph a provider took, and in words where the others run.
 
-    def _session_entries(self) -> dict[str, str]:
-        return super()._session_entries() | {RECORD_KEY: "1"}
-
-    def _load_error(self, path: Path, error: Exception) -> RSRefSegError:
-        """Every file was checked before: what a device without free memory cannot load is no fault of the bundle."""
-        if self._device == _CPU or type(error).__name__ in _FAULTS_OF_A_GRAPH:
-            return super()._load_error(path, error)
-        return MissingPartError(not_started(f"'{path.name}' on {PROVIDERS[self._device]}", one_line(error)))
+    ``None`` and the provider alone before ONNX Runtime 1.24, which does not report it.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None, provider
+    parts = session.get_provider_graph_assignment_info()
+    nodes = sum(len(part.get_nodes()) for part in parts if part.ep_name == provider)
+    others = Counter(node.op_type for part in parts if part.ep_name != provider for node in part.get_nodes())
+    sizes = sum(others.pop(operator, 0) for operator in _SIZES)
+    words = [f"{count} {operator}" for operator, count in sorted(others.items())]
+    words += [f"{sizes} nodes that compute sizes"] if sizes else []
+    return nodes, f"{provider}; on the CPU: {', '.join(words)}" if words else provider
 
 
 def cuda_options(device_id: int) -> dict[str, str]:
@@ -277,9 +171,9 @@ def cuda_options(device_id: int) -> dict[str, str]:
 
     - TF32 is on by default and keeps 11 significant bits of float32: parity with FP32 would not hold, nor would blocks
       that a precision plan keeps in float32.
-    - cuDNN's own choice of a convolution instead of timing all of them: these models have a handful, which take a
-      percent of the time, and a search would be repeated for each number of phrases, with other roundings each time.
-    - Arenas grow by what is asked for instead of by powers of two: there are five, one for each stage.
+    - cuDNN chooses a convolution by heuristics: a search would be repeated for each number of phrases, with other
+      roundings each time.
+    - Arenas grow by what is requested, not by powers of two: there are five, one for each stage.
     """
     return {
         "device_id": str(device_id),
@@ -290,18 +184,16 @@ def cuda_options(device_id: int) -> dict[str, str]:
 
 
 def why_not_started(device_id: int = 0) -> str | None:
-    """Start ONNX Runtime's CUDA provider on a GPU: why that fails, with the way out; ``None`` when it does not.
+    """Start ONNX Runtime's CUDA provider on a GPU: why that fails, with a hint; ``None`` when it does not.
 
-    ONNX Runtime itself goes on with the CPU where a library, the driver or the GPU is missing.
+    ONNX Runtime itself would continue on the CPU where a library, the driver or the GPU is missing.
     """
     if (reason := why_unavailable(_CUDA)) is not None:
         return reason
-    import onnxruntime
-
-    # It tells on standard error what is raised here as well.
-    onnxruntime.set_default_logger_severity(FATAL)
-    # It prints on standard output, which belongs to the commands' reports.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AttributeError):  # before 1.21 there is none
+    onnxruntime = package()
+    onnxruntime.set_default_logger_severity(FATAL)  # stderr would repeat the error below
+    # It prints on standard output, which belongs to the commands' reports. Before 1.21 there is no such function.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AttributeError):
         onnxruntime.preload_dlls()
     try:
         onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), _CUDA, device_id)
@@ -312,7 +204,7 @@ def why_not_started(device_id: int = 0) -> str | None:
 
 
 def _missing_library(provider: Path) -> str | None:
-    """The library that the provider's own file lacks. Only to be asked once ONNX Runtime has failed to load it."""
+    """The library that the provider's own file lacks, once ONNX Runtime has failed to load it."""
     if not provider.exists():
         return None
     try:

@@ -1,11 +1,7 @@
-"""GELU written so that OpenVINO's CPU plugin keeps it apart from the product before it.
+"""GELU written so that OpenVINO's CPU plugin does not fuse it into the product before it.
 
-The plugin computes a GELU that it knows inside the product before it. In FP32 it has faster kernels, but only for
-products that nothing is joined to; and its tanh takes longer than all else in the approximation. A form that it does
-not know becomes one operator of its own. Preset b in FP32 on 2 cores of a Zen 3 (2026-11-27), before and after in turn,
-12 rounds: SigLIP's vision encoder 1.09 times as fast (1.04 - 1.47), SAM's 1.12 times (0.97 - 1.20). In BF16, where
-products have the same kernels with GELU and without, nothing was measured. Products that nothing is joined to are
-packed while a stage loads, the others in its first run.
+In FP32 the plugin has faster kernels for products, but only for those that nothing is fused into, and its tanh is slow.
+A form that it does not recognise as GELU becomes one operator of its own.
 """
 
 from typing import Any
@@ -16,9 +12,9 @@ from .library import package
 
 
 def rewrite_gelus(graph: Any) -> int:
-    """Rewrite the bracket of every GELU in a model that is not compiled yet, in place; the values stay the same.
+    """Rewrite the factor of every GELU in a model that is not compiled yet, in place; the values stay the same.
 
-    1 + tanh(u) becomes 2 / (1 + exp(-2 u)), which keeps what tanh rounds away beside 1 where u is far below 0, and
+    1 + tanh(u) becomes 2 / (1 + exp(-2 u)), which also keeps the digits that 1 + tanh(u) loses for u far below 0, and
     1 + erf(u) becomes 2 (1/2 + erf(u) / 2).
 
     Args:
@@ -31,9 +27,9 @@ def rewrite_gelus(graph: Any) -> int:
     for node in graph.get_ordered_ops():
         kind = node.get_type_name()
         if kind in ("Tanh", "Erf"):
-            for bracket in _sums_with_one(node):
+            for factor in _sums_with_one(node):
                 new = _by_exp(node.input_value(0)) if kind == "Tanh" else _in_halves(node.output(0))
-                bracket.output(0).replace(new.output(0))
+                factor.output(0).replace(new.output(0))
                 rewritten += 1
     return rewritten
 
@@ -59,5 +55,5 @@ def _in_halves(erf: Any) -> Any:
 
 
 def _number(number: float, beside: Any) -> Any:
-    """A constant of the type of what it is computed with."""
+    """A constant of another value's type."""
     return package().opset13.constant(np.array(number, beside.get_element_type().to_dtype()))

@@ -1,4 +1,4 @@
-"""OpenVINO as it is installed: imported without its telemetry, and which devices it can use here."""
+"""OpenVINO as it is installed: imported without its telemetry, and the devices it can use here."""
 
 import sys
 import threading
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MissingPartError
+from ..errors import MissingPartError, NotInstalledError
 
 CPU, GPU = "CPU", "GPU"  # OpenVINO's names; its GPU plugin knows Intel's
 _TELEMETRY = "openvino_telemetry"
@@ -15,20 +15,12 @@ _CORE_LOCK = threading.Lock()
 
 
 def why_unavailable(device: str = CPU) -> str | None:
-    """Why OpenVINO cannot run on a device here, with the way out; ``None`` when it can."""
+    """Why OpenVINO cannot run on a device here, with a hint; ``None`` when it can."""
     try:
-        devices = _core().available_devices
-    except ImportError as error:
-        reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
-        return f"openvino {reason}: pip install 'rsrefseg[openvino]'"
-    except RuntimeError as error:  # a plugin's library is missing, or cannot be loaded
-        return f"openvino cannot start: {' '.join(str(error).split())}"
-    if _of_kind(device, devices):
-        return None
-    if device == CPU:
-        return "this openvino has no CPU plugin: pip install 'rsrefseg[openvino]'"
-    seen = ", ".join(devices) or "nothing"
-    return f"openvino {version()} finds no Intel GPU here, only {seen}: where there is one, install its OpenCL driver"
+        core(device)
+    except MissingPartError as error:
+        return str(error)
+    return None
 
 
 def core(device: str = CPU) -> Any:
@@ -37,18 +29,32 @@ def core(device: str = CPU) -> Any:
     Raises:
         MissingPartError: OpenVINO cannot run on the device here.
     """
-    if (reason := why_unavailable(device)) is not None:
-        raise MissingPartError(reason)
-    return _core()
+    try:
+        found = _core()
+        devices = found.available_devices
+    except ModuleNotFoundError as error:
+        raise NotInstalledError("openvino is not installed: pip install 'rsrefseg[openvino]'") from error
+    except ImportError as error:
+        raise MissingPartError(f"openvino cannot be imported ({error}): pip install 'rsrefseg[openvino]'") from error
+    except RuntimeError as error:  # a plugin's library is missing, or cannot be loaded
+        raise MissingPartError(f"openvino cannot start: {' '.join(str(error).split())}") from error
+    if not _of_kind(device, devices):
+        if device == CPU:
+            raise MissingPartError("this openvino has no CPU plugin: pip install 'rsrefseg[openvino]'")
+        raise MissingPartError(
+            f"openvino {version()} finds no Intel GPU here, only {', '.join(devices) or 'nothing'}:"
+            " where there is one, install its OpenCL driver"
+        )
+    return found
 
 
 def chosen_device(device: str) -> str:
     """OpenVINO's name of the device to use: of several GPUs (``GPU.0``, ...) the first discrete one or the first."""
-    first, *others = _of_kind(device, _core().available_devices)
-    if not others:
-        return first
-    discrete = (name for name in (first, *others) if _core().get_property(name, "DEVICE_TYPE").name == "DISCRETE")
-    return next(discrete, first)
+    names = _of_kind(device, _core().available_devices)
+    if len(names) == 1:
+        return names[0]
+    discrete = (name for name in names if _core().get_property(name, "DEVICE_TYPE").name == "DISCRETE")
+    return next(discrete, names[0])
 
 
 def _of_kind(device: str, found: list[str]) -> list[str]:
@@ -59,11 +65,11 @@ def _core() -> Any:
     """One core for all, which lives as long as the process.
 
     A core that uses OpenVINO's CPU plugin for the first time gives the calling thread another stack for signals, which
-    goes with the last that uses the plugin (seen in OpenVINO 2026.4). Gone on another thread, or after the plugin of a
-    later core, it leaves a thread with a stack that is freed, and the next signal that Python handles, such as Ctrl-C,
-    ends the process. A plugin that never goes frees nothing.
+    is freed with the last user of the plugin (seen in OpenVINO 2026.4). Freed on another thread, or after the plugin of
+    a later core, it leaves a thread with a dangling stack, and the next signal that Python handles, such as Ctrl-C,
+    ends the process. A plugin that is never unloaded frees nothing.
     """
-    library = package()  # also when the core is there: whether OpenVINO can be imported is asked of the import
+    library = package()  # also when the core is there, so that a missing package is noticed
     with _CORE_LOCK:
         if not _CORE:
             _read_a_constant(library)
@@ -72,20 +78,20 @@ def _core() -> Any:
 
 
 def _read_a_constant(library: Any) -> None:
-    """Have the bindings read a constant as an array for the first time while no other thread can.
+    """Read a constant as an array for the first time while no other thread can.
 
-    It makes them a static table of types, and lets go of Python's lock (GIL) in between. A thread that reads one then
-    holds that lock and waits for the table, which waits for the lock: for ever (OpenVINO 2026.4). Stages that load
-    together would hang so, one first load in seven.
+    The first read makes a static table of types in the bindings and releases Python's lock (GIL) meanwhile. A thread
+    that then reads another constant takes that lock and waits for the table, whose maker waits for the lock: a deadlock
+    (OpenVINO 2026.4) for stages that load in parallel.
     """
     library.opset13.constant(np.zeros(1, np.float32)).data.item()
 
 
 def package() -> Any:
-    """The package ``openvino``.
+    """The package ``openvino``, without its telemetry.
 
-    Importing it sends an event to its makers and leaves an identifier in the home folder, both by a package that it
-    does without where that is missing. Running a model is nobody's business, so it is missing during the import.
+    Its import would send an event to its makers and leave an identifier in the home folder, both by the package
+    ``openvino_telemetry``, without which it works as well: that package is hidden during the import.
 
     Raises:
         ImportError: it is not installed, or one of its libraries cannot be loaded.
@@ -94,7 +100,7 @@ def package() -> Any:
         import openvino
 
         return openvino
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # how Python is told that there is no such module
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # makes its import fail
     try:
         import openvino
     finally:
@@ -113,10 +119,10 @@ def computes_bf16() -> bool:
 
 
 def computes_fp16(device: str) -> bool:
-    """Whether a GPU multiplies FP16. Where it does not, its plugin takes the hint all the same and computes in FP32."""
+    """Whether a GPU multiplies FP16. Where it does not, its plugin accepts the hint and computes in FP32."""
     return "FP16" in _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
 
 
 def product_name(device: str) -> str:
-    """What its maker calls a device."""
+    """The product name of a device."""
     return str(_core().get_property(device, "FULL_DEVICE_NAME"))

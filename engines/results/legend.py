@@ -1,15 +1,13 @@
-"""The words of an overlay: numbers in the picture and a legend below it."""
+"""Text under a drawing: the phrases with their colours, in lines that fit."""
 
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
-
-from ..segmenter import Segmentation
 
 Colour = tuple[int, int, int]
 
@@ -17,96 +15,46 @@ BACKGROUND: Colour = (22, 24, 29)
 TEXT: Colour = (240, 241, 244)
 FAINT: Colour = (150, 155, 165)
 
-_NARROWEST_PX = 384
 _TWO_COLUMNS_FROM = 5
 _MAX_LINES = 3
-_BLACK: Colour = (0, 0, 0)
+_ELLIPSIS = "…"
 
 
-@dataclass(frozen=True, slots=True)
-class Badge:
-    """A number in a disc: centre and radius in px of the picture."""
+class Entry(NamedTuple):
+    """A phrase, a note on it, and the number (may be empty) and colour of its regions."""
 
-    text: str
-    x: int
-    y: int
-    radius: int
-    colour: Colour
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A phrase in the legend: its lines as they fit, and what stands beside it in small."""
-
-    lines: tuple[str, ...]
+    phrase: str
     note: str
     number: str
     colour: Colour
 
 
-def with_legend(
-    picture: npt.NDArray[np.uint8],
-    segmentations: Sequence[Segmentation],
-    colours: Sequence[Colour],
-    badges: Sequence[Badge],
-    font_px: int,
-) -> npt.NDArray[np.uint8]:
-    """Put badges on a picture (H, W, 3) uint8 RGB and a legend under it."""
-    height, width = picture.shape[:2]
-    canvas_width = max(width, _NARROWEST_PX)
-    columns = 2 if len(segmentations) >= _TWO_COLUMNS_FROM else 1
-    margin, line_px, gap = round(font_px * 0.8), round(font_px * 1.25), round(font_px * 0.55)
-    column_width = (canvas_width - margin) // columns
-    entries = [
-        _entry(answer, str(index + 1) if len(colours) > 1 else "", colours[index], column_width - margin, font_px)
-        for index, answer in enumerate(segmentations)
+def legend(entries: Sequence[Entry], width: int, font_px: int) -> npt.NDArray[np.uint8]:
+    """Draw entries below each other, in two columns from five on; gives (H, ``width``, 3) uint8 RGB."""
+    columns = 2 if len(entries) >= _TWO_COLUMNS_FROM else 1
+    margin, line_px, gap, note_px = (round(font_px * share) for share in (0.8, 1.25, 0.55, 0.8))
+    column_px = (width - margin) // columns
+    font, note_font, number_font = legend_font(font_px), legend_font(max(12, note_px)), legend_font(note_px)
+    indent = line_px + font_px // 2
+    texts = [
+        wrapped(printable(entry.phrase), column_px - margin - indent - font_px - note_font.getlength(entry.note), font)
+        for entry in entries
     ]
-    rows = [entries[start : start + columns] for start in range(0, len(entries), columns)]
-    heights = [max(len(entry.lines) for entry in row) * line_px + gap for row in rows]
-    legend_height = sum(heights) + 2 * margin - gap if rows else 0
-    canvas = Image.new("RGB", (canvas_width, height + legend_height), BACKGROUND)
-    left = (canvas_width - width) // 2
-    canvas.paste(Image.fromarray(_with_discs(picture, badges)), (left, 0))
+    tops = [margin]
+    for start in range(0, len(entries), columns):
+        tops.append(tops[-1] + max(len(lines) for lines in texts[start : start + columns]) * line_px + gap)
+    height = tops[-1] - gap + margin if entries else 0
+    canvas = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    for badge in badges:
-        draw.text((left + badge.x, badge.y), badge.text, _BLACK, legend_font(round(badge.radius * 1.2)), anchor="mm")
-    top = height + margin
-    for row, row_height in zip(rows, heights, strict=True):
-        for column, entry in enumerate(row):
-            _draw_entry(draw, entry, margin + column * column_width, top, column_width - margin, line_px, font_px)
-        top += row_height
+    for index, (entry, lines) in enumerate(zip(entries, texts, strict=True)):
+        left, top = margin + index % columns * column_px, tops[index // columns]
+        middle = top + line_px / 2
+        draw.rounded_rectangle((left, top, left + line_px, top + line_px), radius=line_px // 4, fill=entry.colour)
+        draw.text((left + line_px / 2, middle), entry.number, (0, 0, 0), number_font, anchor="mm")
+        for number, line in enumerate(lines):
+            draw.text((left + indent, middle + number * line_px), line, TEXT, font, anchor="lm")
+        draw.text((left + column_px - margin, middle), entry.note, FAINT, note_font, anchor="rm")
     return np.array(canvas)
-
-
-def _with_discs(picture: npt.NDArray[np.uint8], badges: Sequence[Badge]) -> npt.NDArray[np.uint8]:
-    import cv2
-
-    drawn = picture.copy()
-    for badge in badges:
-        edge = max(1, badge.radius // 8)
-        cv2.circle(drawn, (badge.x, badge.y), badge.radius + edge, _BLACK, -1, cv2.LINE_AA)
-        cv2.circle(drawn, (badge.x, badge.y), badge.radius, badge.colour, -1, cv2.LINE_AA)
-    return drawn
-
-
-def _draw_entry(
-    draw: ImageDraw.ImageDraw, entry: _Entry, left: int, top: int, width: int, line_px: int, font_px: int
-) -> None:
-    """A swatch with the phrase's number, the phrase beside it, the note at the right."""
-    draw.rounded_rectangle((left, top, left + line_px, top + line_px), radius=line_px // 4, fill=entry.colour)
-    middle, indent, font = top + line_px / 2, left + line_px + font_px // 2, legend_font(font_px)
-    draw.text((left + line_px / 2, middle), entry.number, _BLACK, legend_font(round(font_px * 0.85)), anchor="mm")
-    for number, line in enumerate(entry.lines):
-        draw.text((indent, middle + number * line_px), line, TEXT, font, anchor="lm")
-    draw.text((left + width, middle), entry.note, FAINT, legend_font(_note_px(font_px)), anchor="rm")
-
-
-def _entry(answer: Segmentation, number: str, colour: Colour, width: int, font_px: int) -> _Entry:
-    found = bool(answer.mask.any())
-    note = f"probability {answer.probability[answer.mask].mean():.2f}" if found else "nothing found"
-    note_width = legend_font(_note_px(font_px)).getlength(note)
-    lines = wrapped(printable(answer.phrase), width - note_width - font_px * 2.75, legend_font(font_px))
-    return _Entry(tuple(lines), note, number, colour)
 
 
 def wrapped(text: str, width: float, font: Any) -> list[str]:
@@ -128,27 +76,17 @@ def shortened(text: str, width: float, font: Any) -> str:
     """The longest beginning of a text that fits, with an ellipsis where something is missing."""
     if font.getlength(text) <= width:
         return text
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if font.getlength(text[:middle] + "…") <= width:
-            low = middle
-        else:
-            high = middle - 1
-    return text[:low].rstrip() + "…"
+    too_long = bisect_right(range(len(text)), width, key=lambda end: font.getlength(text[:end] + _ELLIPSIS))
+    return text[: max(0, too_long - 1)].rstrip() + _ELLIPSIS
 
 
 def printable(text: str) -> str:
-    """The text as the font can draw it: it has plain letters only, so accents go, and so do invisible characters."""
+    """The text in what the font has: no accents, no invisible characters, no half characters."""
     clean = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     parts = (mark for mark in unicodedata.normalize("NFKD", clean) if not unicodedata.combining(mark))
     return "".join(mark if mark.isprintable() else " " for mark in parts)
 
 
-def _note_px(font_px: int) -> int:
-    return max(12, round(font_px * 0.8))
-
-
 def legend_font(size_px: int) -> Any:
-    """Pillow's own scalable font: none has to be installed."""
+    """Pillow's own scalable font, which needs no installation."""
     return ImageFont.load_default(size_px)

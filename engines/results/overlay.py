@@ -1,59 +1,29 @@
-"""The overlay: a picture that shows at a glance what each phrase found."""
+"""The overlay: an image on which each phrase's regions are tinted, outlined and numbered, with a legend below."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..images.images import check_picture
-from ..segmenter import Segmentation
-from .legend import Badge, Colour, with_legend
+from .legend import BACKGROUND, Colour, Entry, legend
 
-Picture = npt.NDArray[np.uint8]
+Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-# Okabe and Ito's colours, told apart by colour-blind people too, first those that stand out over soil, grass and water.
+# Okabe and Ito's colours, distinct for colour-blind people too; first those that stand out on soil, grass and water.
 _COLOURS: tuple[Colour, ...] = (
     (240, 228, 66), (86, 180, 233), (230, 159, 0), (204, 121, 167), (0, 158, 115), (213, 94, 0), (0, 114, 178),
 )  # fmt: skip
-_SHORTEST_LONG_SIDE, _LONGEST_LONG_SIDE = 768, 4096
+_BLACK: Colour = (0, 0, 0)
+_SHORTEST_LONG_SIDE, _LONGEST_LONG_SIDE, _NARROWEST_LEGEND = 768, 4096, 384
 _TINT = 0.2  # weak, since phrases speak of colours
 _DIMMED, _FADED = 0.55, 0.45
 _SAME_REGION_IOU = 0.7
+_COARSE = (128, 128)  # the grid on which regions are compared
 _TINY_SHARE = 0.0015
-
-
-def overlay(image: Picture, segmentations: Sequence[Segmentation]) -> Picture:
-    """Draw what phrases found on a picture (H, W, 3) uint8 RGB.
-
-    What nothing refers to is dimmed; each found region is tinted and outlined in the colour of its phrase and, where
-    there are several phrases, numbered. Phrases that mean the same region share its outline in dashes. A legend stands
-    below. Pictures whose long side is under 768 px are enlarged, those over 4096 px reduced.
-
-    Returns:
-        (H', W', 3) uint8 RGB.
-    """
-    check_picture(image)
-    picture = _resized(image, _size_of(image))
-    masks = [_mask_at(answer, picture.shape[:2]) for answer in segmentations]
-    colours = [colour_of(index) for index in range(len(masks))]
-    drawn = draw_regions(picture, masks, colours)
-    font_px = max(15, round(picture.shape[1] / 42))
-    badges = _badges(masks, colours, drawn.shape[:2], round(font_px * 0.72)) if len(masks) > 1 else []
-    return with_legend(drawn, segmentations, colours, badges, font_px)
-
-
-def draw_regions(picture: Picture, masks: Sequence[Mask], colours: Sequence[Colour]) -> Picture:
-    """A picture (H, W, 3) uint8 RGB with each of its regions (H, W) bool tinted and outlined, the rest dimmed.
-
-    Regions that are nearly the same share one outline in dashes. A region too small to catch the eye gets a ring.
-    """
-    drawn = _shade(picture, masks, colours)
-    line = max(2, round(max(picture.shape[:2]) / 420))
-    for rank, count, mask, colour in _shared(masks, colours):
-        _outline(drawn, mask, colour, line, rank, count)
-    return drawn
+_MOST_TINTS = 255  # what a pixel's counter holds
 
 
 def colour_of(index: int) -> Colour:
@@ -63,144 +33,192 @@ def colour_of(index: int) -> Colour:
     return red, green, blue
 
 
-def _size_of(image: Picture) -> tuple[int, int]:
-    """(H, W) the overlay shows the picture at."""
-    height, width = image.shape[:2]
-    longest = max(height, width)
-    scale = min(max(longest, _SHORTEST_LONG_SIDE), _LONGEST_LONG_SIDE) / longest
-    return max(1, round(height * scale)), max(1, round(width * scale))
+def draw_regions(image: Image, masks: Sequence[Mask], colours: Sequence[Colour]) -> Image:
+    """A copy of an image (H, W, 3) with regions (H, W) bool tinted and outlined, the rest dimmed.
 
-
-def _resized(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
-    import cv2
-
-    if values.shape[:2] == size:
-        return values
-    smaller = size[0] * size[1] < values.shape[0] * values.shape[1]
-    enlarge = cv2.INTER_CUBIC if values.ndim == 3 else cv2.INTER_LINEAR
-    way = cv2.INTER_AREA if smaller else enlarge
-    resized: npt.NDArray[Any] = cv2.resize(values, (size[1], size[0]), interpolation=way)
-    return resized
-
-
-def _mask_at(answer: Segmentation, size: tuple[int, int]) -> Mask:
-    """The mask at the overlay's size, smooth where that is larger. A region that exists never vanishes."""
-    if answer.mask.shape == size or not answer.mask.any():
-        return answer.mask if answer.mask.shape == size else np.zeros(size, np.bool_)
-    mask = _resized(answer.probability, size) > 0.5
-    return mask if mask.any() else _resized(answer.mask.astype(np.float32), size) > 0
-
-
-def _shade(picture: Picture, masks: Sequence[Mask], colours: Sequence[Colour]) -> Picture:
-    """Dim and fade what is in no mask, tint what is in one. Where several meet, their mean colour tints."""
-    import cv2
-
-    if not any(mask.any() for mask in masks):
-        return picture.copy()
-    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    shaded: Picture = cv2.addWeighted(picture, (1 - _FADED) * _DIMMED, grey, _FADED * _DIMMED, 0)
-    windows = [_window(mask) for mask in masks]
-    for mask, window in zip(masks, windows, strict=True):
-        np.copyto(shaded[window], picture[window], where=mask[window][..., None])
-    covers = np.zeros(picture.shape[:2], np.uint16)
-    for mask in masks:
-        covers += mask
-    for mask, window, colour in zip(masks, windows, colours, strict=True):
-        share = np.where(mask[window], _TINT / np.maximum(covers[window], 1), 0).astype(np.float32)[..., None]
-        towards = np.array(colour, np.float32) - picture[window]
-        shaded[window] = np.clip(np.rint(shaded[window] + share * towards), 0, 255).astype(np.uint8)
-    return shaded
-
-
-def _shared(masks: Sequence[Mask], colours: Sequence[Colour]) -> list[tuple[int, int, Mask, Colour]]:
-    """Each mask with its rank among, and the number of, those that mean the same region."""
-    groups: list[list[int]] = []
-    for index, mask in enumerate(masks):
-        group = next((group for group in groups if _iou(masks[group[0]], mask) > _SAME_REGION_IOU), None)
-        if group is None:
-            groups.append([index])
-        else:
-            group.append(index)
-    return [(rank, len(group), masks[index], colours[index]) for group in groups for rank, index in enumerate(group)]
-
-
-def _iou(one: Mask, other: Mask) -> float:
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 0.0
-
-
-def _outline(drawn: Picture, mask: Mask, colour: Colour, line: int, rank: int, count: int) -> None:
-    """A crisp line in the phrase's colour on a dark one, so that it shows on any ground. Drawn in place.
-
-    Of ``count`` phrases that mean one region each draws its share of dashes. A region too small to catch the eye gets a
-    ring around it.
+    Regions that are nearly the same share one outline in dashes. A region too small to catch the eye gets a ring.
     """
-    import cv2
+    drawing = _Drawing(image)
+    for mask, colour in zip(masks, colours, strict=True):
+        drawing.add(mask, colour)
+    return drawing.paint()
 
-    if not mask.any():
-        return
-    window = _window(mask)
-    corner = (window[1].start, window[0].start)
-    contours, _ = cv2.findContours(mask[window].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=corner)
-    if np.count_nonzero(mask) < _TINY_SHARE * mask.size:
-        contours = (*contours, _ring(window, 10 * line))
+
+class Overlay:
+    """Draws phrases on an image one after another; memory does not grow with their number.
+
+    Images whose long side is under 768 px are enlarged, those over 4096 px reduced.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+    """
+
+    def __init__(self, image: Image) -> None:
+        longest = max(image.shape[:2])
+        scale = min(max(longest, _SHORTEST_LONG_SIDE), _LONGEST_LONG_SIDE) / longest
+        self._size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))  # (W', H')
+        self._drawing = _Drawing(cv2.resize(image, self._size, interpolation=_interpolation(scale, cv2.INTER_CUBIC)))
+        self._scale = scale
+        self._found: list[tuple[str, float | None]] = []
+
+    def add(self, phrase: str, logits: npt.NDArray[np.float32], mean_probability: float | None) -> None:
+        """Draw a phrase's region.
+
+        Args:
+            phrase: for the legend.
+            logits: (H, W), above 0 inside the region.
+            mean_probability: of the region; ``None`` where there is none.
+        """
+        resized = cv2.resize(logits, self._size, interpolation=_interpolation(self._scale, cv2.INTER_LINEAR))
+        mask = resized > 0
+        if mean_probability is not None and not mask.any():  # too thin for the smaller grid
+            share = cv2.resize((logits > 0).astype(np.float32), self._size, interpolation=cv2.INTER_AREA)
+            mask = share > 0
+        self._drawing.add(mask, colour_of(len(self._found)))
+        self._found.append((phrase, mean_probability))
+
+    def render(self) -> Image:
+        """(H', W', 3) uint8 RGB with the legend."""
+        width = max(self._size[0], _NARROWEST_LEGEND)
+        font_px = max(15, round(self._size[0] / 42))
+        several = len(self._found) > 1
+        drawn = self._drawing.paint(number_px=round(font_px * 0.72) if several else 0)
+        entries = []
+        for index, (phrase, mean) in enumerate(self._found):
+            note = "nothing found" if mean is None else f"probability {mean:.2f}"
+            entries.append(Entry(phrase, note, str(index + 1) if several else "", colour_of(index)))
+        canvas = np.full((drawn.shape[0], width, 3), BACKGROUND, np.uint8)
+        left = (width - drawn.shape[1]) // 2
+        canvas[:, left : left + drawn.shape[1]] = drawn
+        return np.vstack([canvas, legend(entries, width, font_px)])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Region:
+    """A mask as it is outlined.
+
+    Attributes:
+        box: (x, y, width, height) of the mask.
+        contours: its outlines.
+        spot: the (x, y) farthest from its edges.
+        depth: the distance of ``spot`` from the edges, px.
+        is_tiny: whether it is too small to catch the eye.
+        coverage: the mask reduced to a coarse grid, shares of area.
+        label: its number among all masks, from 1.
+    """
+
+    box: tuple[int, int, int, int]
+    contours: Sequence[npt.NDArray[np.int32]]
+    spot: tuple[int, int]
+    depth: float
+    is_tiny: bool
+    coverage: npt.NDArray[np.float32]
+    label: int
+    colour: Colour
+
+    @classmethod
+    def of(cls, mask: Mask, label: int, colour: Colour) -> "_Region":
+        pixels = mask.astype(np.uint8)
+        x, y, width, height = box = cv2.boundingRect(pixels)
+        part = pixels[y : y + height, x : x + width]
+        contours, _ = cv2.findContours(part, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y))
+        distance = cv2.distanceTransform(np.pad(part, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        _, depth, _, (column, row) = cv2.minMaxLoc(distance)
+        is_tiny = cv2.countNonZero(part) < _TINY_SHARE * mask.size
+        coverage = cv2.resize(mask.astype(np.float32), _COARSE, interpolation=cv2.INTER_AREA)
+        return cls(tuple(box), contours, (x + column, y + row), depth, is_tiny, coverage, label, colour)
+
+    def is_same_as(self, other: "_Region") -> bool:
+        """Whether the IoU of both is above 0.7."""
+        union = np.maximum(self.coverage, other.coverage).sum()
+        return bool(np.minimum(self.coverage, other.coverage).sum() > _SAME_REGION_IOU * union)
+
+
+class _Drawing:
+    """Collects the regions of an image (H, W, 3) and paints them."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._tints = np.zeros(image.shape, np.uint16)  # sums of the colours that meet
+        self._covers = np.zeros(image.shape[:2], np.uint8)
+        self._regions: list[_Region] = []
+        self._masks = 0
+
+    def add(self, mask: Mask, colour: Colour) -> None:
+        self._masks += 1
+        if not mask.any():
+            return
+        region = _Region.of(mask, self._masks, colour)
+        x, y, width, height = region.box
+        window = np.s_[y : y + height, x : x + width]
+        tinted = mask[window] & (self._covers[window] < _MOST_TINTS)
+        self._covers[window] += tinted
+        self._tints[window] += tinted[..., None] * np.array(colour, np.uint16)
+        self._regions.append(region)
+
+    def paint(self, number_px: int = 0) -> Image:
+        """The drawing; with ``number_px`` each region has its number in a disc of that radius."""
+        if not self._regions:
+            return self._image.copy()
+        grey = cv2.cvtColor(cv2.cvtColor(self._image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        drawn: Image = cv2.addWeighted(self._image, (1 - _FADED) * _DIMMED, grey, _FADED * _DIMMED, 0)
+        tint = (self._tints // np.maximum(self._covers, 1)[..., None]).astype(np.uint8)
+        cv2.copyTo(cv2.addWeighted(self._image, 1 - _TINT, tint, _TINT, 0), self._covers, drawn)
+        groups: list[list[_Region]] = []
+        for region in self._regions:
+            group = next((group for group in groups if region.is_same_as(group[0])), [])
+            if not group:
+                groups.append(group)
+            group.append(region)
+        for group in groups:
+            for rank, region in enumerate(group):
+                _outline(drawn, region, rank, len(group))
+        if number_px:
+            self._number(drawn, number_px)
+        return drawn
+
+    def _number(self, drawn: Image, radius: int) -> None:
+        """Number regions: in the thickest part, or beside it where that is too thin; no number on another."""
+        height, width = drawn.shape[:2]
+        taken: list[tuple[int, int]] = []
+        for region in self._regions:
+            x, y = region.spot
+            if region.depth < 1.5 * radius:
+                above, below = region.box[1] - 2 * radius, region.box[1] + region.box[3] + 2 * radius
+                y = above if above >= radius else below
+            while any(np.hypot(x - other_x, y - other_y) < 2 * radius for other_x, other_y in taken):
+                x += round(2.2 * radius)
+                if x > width - radius:
+                    x, y = radius, y + round(2.2 * radius)
+            x, y = (min(max(at, radius), max(radius, end - radius - 1)) for at, end in ((x, width), (y, height)))
+            taken.append((x, y))
+            cv2.circle(drawn, (x, y), radius + max(1, radius // 8), _BLACK, -1, cv2.LINE_AA)
+            cv2.circle(drawn, (x, y), radius, region.colour, -1, cv2.LINE_AA)
+            text, scale, weight = str(region.label), radius / 18, max(1, radius // 8)
+            (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, weight)
+            corner = (x - text_width // 2, y + text_height // 2)
+            cv2.putText(drawn, text, corner, cv2.FONT_HERSHEY_SIMPLEX, scale, _BLACK, weight, cv2.LINE_AA)
+
+
+def _outline(drawn: Image, region: _Region, rank: int, count: int) -> None:
+    """A line in the region's colour on a wider dark one; of ``count`` equal regions each draws its share of dashes."""
+    line = max(2, round(max(drawn.shape[:2]) / 420))
+    contours = list(region.contours)
+    x, y, width, height = region.box
+    if region.is_tiny:
+        radius = max(width, height) // 2 + 10 * line
+        ring = cv2.ellipse2Poly((x + width // 2, y + height // 2), (radius, radius), 0, 0, 360, 2)
+        contours.append(np.array(ring, np.int32)[:, None])
     if rank == 0:
-        cv2.polylines(drawn, contours, True, (0, 0, 0), line + max(2, line // 2), cv2.LINE_AA)
+        cv2.polylines(drawn, contours, True, _BLACK, line + max(2, line // 2), cv2.LINE_AA)
     if count == 1:
-        cv2.polylines(drawn, contours, True, colour, line, cv2.LINE_AA)
+        cv2.polylines(drawn, contours, True, region.colour, line, cv2.LINE_AA)
         return
     for contour in contours:
         dash = max(2, min(12 * line, len(contour) // (2 * count)))
         for start in range(rank * dash, len(contour), count * dash):
-            cv2.polylines(drawn, [contour[start : start + dash + 1]], False, colour, line, cv2.LINE_AA)
+            cv2.polylines(drawn, [contour[start : start + dash + 1]], False, region.colour, line, cv2.LINE_AA)
 
 
-def _ring(window: tuple[slice, slice], gap: int) -> npt.NDArray[np.int32]:
-    """A circle around a window, as a contour (n, 1, 2)."""
-    rows, columns = window
-    radius = max(rows.stop - rows.start, columns.stop - columns.start) / 2 + gap
-    angles = np.linspace(0, 2 * np.pi, max(64, int(radius * 4)), endpoint=False)
-    x = (columns.start + columns.stop - 1) / 2 + radius * np.cos(angles)
-    y = (rows.start + rows.stop - 1) / 2 + radius * np.sin(angles)
-    ring: npt.NDArray[np.int32] = np.rint(np.stack([x, y], axis=1)).astype(np.int32)[:, None]
-    return ring
-
-
-def _badges(masks: Sequence[Mask], colours: Sequence[Colour], size: tuple[int, int], radius: int) -> list[Badge]:
-    """A number for each region found: in its thickest part, or beside it where it is too small; none over another."""
-    badges: list[Badge] = []
-    for index, (mask, colour) in enumerate(zip(masks, colours, strict=True)):
-        if not mask.any():
-            continue
-        x, y = _badge_place(mask, radius)
-        while any((x - other.x) ** 2 + (y - other.y) ** 2 < (2 * radius) ** 2 for other in badges):
-            x += round(2.2 * radius)
-            if x > size[1] - radius:
-                x, y = radius, y + round(2.2 * radius)
-        x, y = _within(x, radius, size[1]), _within(y, radius, size[0])
-        badges.append(Badge(str(index + 1), x, y, radius, colour))
-    return badges
-
-
-def _badge_place(mask: Mask, radius: int) -> tuple[int, int]:
-    import cv2
-
-    rows, columns = window = _window(mask)
-    depth = cv2.distanceTransform(np.pad(mask[window], 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = (int(value) for value in np.unravel_index(int(np.argmax(depth)), depth.shape))
-    if depth[y, x] >= 1.5 * radius:
-        return columns.start + x, rows.start + y
-    above, below = rows.start - 2 * radius, rows.stop + 2 * radius
-    return columns.start + x, above if above >= radius else below
-
-
-def _within(value: int, radius: int, size: int) -> int:
-    return min(max(value, radius), max(radius, size - radius - 1))
-
-
-def _window(mask: Mask) -> tuple[slice, slice]:
-    """The rows and columns a mask lies in."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        return slice(0, 0), slice(0, 0)
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+def _interpolation(scale: float, enlarging: int) -> int:
+    return int(cv2.INTER_AREA) if scale < 1 else enlarging

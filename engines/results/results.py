@@ -1,5 +1,7 @@
-"""From answers to files: one mask per phrase, an overlay, and a JSON with the figures."""
+"""From segmentations to files: one mask per phrase, an overlay, and a JSON with the figures."""
 
+import hashlib
+import json
 import os
 import re
 import unicodedata
@@ -7,53 +9,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..segmenter import Segmentation
+from ..segmenter import Segmentation, sigmoid
 from ..system.files import atomic_file, atomic_write_json
+from .overlay import Overlay
 
 RESULT_SCHEMA_VERSION = 1
 _SLUG_CHARACTERS = 40
 _STEM_BYTES = 120
+_DIGEST_CHARACTERS = 8
 _FAST = 1  # zlib level: an overlay is written once and looked at, its size matters less than the wait
 
 
-def describe(segmentation: Segmentation) -> dict[str, Any]:
-    """The figures of one answer, as plain JSON values.
-
-    - ``phrase``
-    - ``box``: ``[x1, y1, x2, y2]`` in px, half-open: columns x1 up to but not x2, so the width is x2 - x1; ``None``
-      for an empty mask.
-    - ``area_px``, ``area_share``: of the picture, 0..1.
-    - ``mean_probability``: over the pixels of the mask, 0..1; ``None`` for an empty mask.
-    - ``polygons``: one for each connected region, ``{"outer": ring, "holes": [ring, ...]}``; a ring is a list of
-      ``[x, y]``, the boundary pixels of the mask that are its corners. Filling all rings of a polygon together
-      (``cv2.fillPoly``) gives back the region.
-    - ``warnings``: lines about words that were cut or are not known.
-    """
-    mask = segmentation.mask
-    area = int(np.count_nonzero(mask))
-    return {
-        "phrase": segmentation.phrase,
-        "box": _box(mask) if area else None,
-        "area_px": area,
-        "area_share": round(area / mask.size, 6),
-        "mean_probability": round(float(segmentation.probability[mask].mean(dtype=np.float64)), 6) if area else None,
-        "polygons": _polygons(mask),
-        "warnings": list(segmentation.warnings),
-    }
-
-
 def write_results(
-    out_dir: Path, stem: str, image: npt.NDArray[np.uint8], segmentations: Sequence[Segmentation]
+    out_dir: Path,
+    stem: str,
+    image: npt.NDArray[np.uint8],
+    segmentations: Sequence[Segmentation],
+    source: Path | None = None,
 ) -> list[Path]:
-    """Write what phrases found in a picture (H, W, 3) uint8 RGB.
+    """Write what phrases found in an image.
 
-    In ``out_dir``: for each phrase ``<stem>_<phrase>_mask.png`` (0 and 255, the picture's size), ``<stem>_overlay.png``
-    and, last, ``<stem>.json`` with ``describe``'s figures and the names of the others. Each file appears whole or
-    not at all.
+    In ``out_dir``: for each phrase ``<stem>_<phrase>_mask.png`` (0 and 255, the image's size), ``<stem>_overlay.png``
+    and, last, ``<stem>.json`` with ``describe``'s figures and the names of the others. Each file appears whole or not
+    at all. Masks are written one after another, so memory does not grow with the number of phrases.
+
+    Args:
+        out_dir: the folder, made if need be.
+        stem: beginning of the file names.
+        image: (H, W, 3) uint8 RGB.
+        segmentations: of that image.
+        source: the image's file. Results of another file that have the stem already are kept: these get a digest of
+            the source's path in their names.
 
     Returns:
         The files written: masks in the order of the phrases, overlay, JSON.
@@ -61,20 +52,25 @@ def write_results(
     Raises:
         RSRefSegError: the disk is full or the folder cannot be written.
     """
-    from .overlay import overlay
-
     stem = _safe_stem(stem)
-    masks = [out_dir / f"{stem}_{slug}_mask.png" for slug in _slugs([answer.phrase for answer in segmentations])]
-    for path, answer in zip(masks, segmentations, strict=True):
-        _write_png(path, answer.mask.astype(np.uint8) * np.uint8(255))
+    path = str(source.resolve()) if source is not None else None
+    if path is not None and _source_of(out_dir / f"{stem}.json") not in (None, path):
+        stem += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:_DIGEST_CHARACTERS]
+    masks = [out_dir / f"{stem}_{slug}_mask.png" for slug in _slugs([found.phrase for found in segmentations])]
     overlay_path, json_path = out_dir / f"{stem}_overlay.png", out_dir / f"{stem}.json"
-    _write_png(overlay_path, overlay(image, segmentations))
-    results = [describe(answer) | {"mask_file": path.name} for answer, path in zip(segmentations, masks, strict=True)]
-    height, width = image.shape[:2]
+    overlay, results = Overlay(image), []
+    for mask_path, segmentation in zip(masks, segmentations, strict=True):
+        logits = segmentation.full_size_logits()
+        _write_png(mask_path, (logits > 0).astype(np.uint8) * np.uint8(255))
+        figures = describe(segmentation, logits)
+        overlay.add(segmentation.phrase, logits, figures["mean_probability"])
+        results.append(figures | {"mask_file": mask_path.name})
+    _write_png(overlay_path, overlay.render())
     document = {
         "schema_version": RESULT_SCHEMA_VERSION,
-        "width": width,
-        "height": height,
+        "source": path,
+        "width": image.shape[1],
+        "height": image.shape[0],
         "overlay_file": overlay_path.name,
         "results": results,
     }
@@ -83,27 +79,58 @@ def write_results(
     return [*masks, overlay_path, json_path]
 
 
-def _box(mask: npt.NDArray[np.bool_]) -> list[int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+def describe(segmentation: Segmentation, logits: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """The figures of one phrase, as plain JSON values.
+
+    - ``phrase``
+    - ``box``: ``[x1, y1, x2, y2]`` in px, half-open: columns x1 up to but not x2, so the width is x2 - x1; ``None``
+      for an empty mask.
+    - ``area_px``, ``area_share``: of the image, 0..1.
+    - ``mean_probability``: over the pixels of the mask, 0..1; ``None`` for an empty mask.
+    - ``polygons``: one for each connected region, ``{"outer": ring, "holes": [ring, ...]}``; a ring is a list of
+      ``[x, y]``, the boundary pixels of the mask that are its corners. Filling all rings of a polygon together
+      (``cv2.fillPoly``) gives back the region.
+    - ``warnings``: lines about words that were cut or are not known.
+
+    Args:
+        segmentation: of the phrase.
+        logits: its ``full_size_logits``.
+    """
+    mask = logits > 0
+    pixels = mask.astype(np.uint8)
+    area = cv2.countNonZero(pixels)
+    x, y, width, height = cv2.boundingRect(pixels)
+    return {
+        "phrase": segmentation.phrase,
+        "box": [x, y, x + width, y + height] if area else None,
+        "area_px": area,
+        "area_share": round(area / mask.size, 6),
+        "mean_probability": round(float(sigmoid(logits[mask]).mean(dtype=np.float64)), 6) if area else None,
+        "polygons": _polygons(pixels),
+        "warnings": list(segmentation.warnings),
+    }
 
 
-def _polygons(mask: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
-    import cv2
-
-    contours, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+def _polygons(pixels: npt.NDArray[np.uint8]) -> list[dict[str, Any]]:
+    contours, hierarchy = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings = [contour.reshape(-1, 2).tolist() for contour in contours]
-    polygons: list[dict[str, Any]] = []
-    for index, ring in enumerate(rings):
-        _, _, child, parent = hierarchy[0][index]
+    parents = [] if hierarchy is None else hierarchy[0][:, 3].tolist()
+    polygons: dict[int, dict[str, Any]] = {
+        index: {"outer": ring, "holes": []} for index, ring in enumerate(rings) if parents[index] < 0
+    }
+    for ring, parent in zip(rings, parents, strict=True):
         if parent >= 0:
-            continue
-        holes = []
-        while child >= 0:
-            holes.append(rings[child])
-            child = hierarchy[0][child][0]
-        polygons.append({"outer": ring, "holes": holes})
-    return polygons
+            polygons[parent]["holes"].append(ring)
+    return list(polygons.values())
+
+
+def _source_of(path: Path) -> str | None:
+    """The source that a JSON of results names, empty where it names none; ``None`` where there is no such file."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return "" if path.exists() else None
+    return str(document.get("source") or "") if isinstance(document, dict) else ""
 
 
 def _slugs(phrases: Sequence[str]) -> list[str]:

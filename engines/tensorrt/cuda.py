@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import MissingPartError, RSRefSegError
+from ..errors import MissingPartError, NotInstalledError, RSRefSegError
 
 _SUCCESS, _OUT_OF_MEMORY, _DRIVER_TOO_OLD, _NO_DEVICE = 0, 2, 35, 100
 _DRIVER_VERSION = Path("/sys/module/nvidia/version")
@@ -193,7 +193,8 @@ def _import_runtime() -> Any:
         except ImportError:
             missing = isinstance(error, ModuleNotFoundError)
             problem = "is not installed" if missing else f"cannot be imported ({' '.join(str(error).split())})"
-            raise MissingPartError(f"cuda-python {problem}: {_EXTRA}") from error
+            kind = NotInstalledError if missing else MissingPartError
+            raise kind(f"cuda-python {problem}: {_EXTRA}") from error
 
 
 def _version(number: int) -> str:

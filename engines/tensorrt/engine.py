@@ -1,6 +1,5 @@
 """A bundle on TensorRT: engines built on this machine, tensors that stay on the GPU from pixels to mask logits."""
 
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +9,8 @@ import numpy.typing as npt
 
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
-from ..engine import Arrays, Engine, Tensors, check_one_image
-from ..errors import BadInputError, BundleError, MissingPartError, RSRefSegError
+from ..engine import IMAGE_STAGES, Arrays, Engine, Tensors
+from ..errors import BundleError, MissingPartError, RSRefSegError
 from .library import Library
 from .memory import DeviceTensor
 from .phrases import PHRASE_STAGES, PhraseRunner
@@ -43,7 +42,6 @@ class TensorRTEngine(Engine):
     def __init__(self, bundle: Bundle, build: bool = True) -> None:
         super().__init__(bundle)
         self._library = Library()
-        self._lock = threading.RLock()
         self._session: Session | None = None
         self._image: DeviceTensor | None = None
         self._image_read: Any = None
@@ -58,13 +56,10 @@ class TensorRTEngine(Engine):
         platform = self._library.platform
         return f"TensorRT {platform.tensorrt} on {platform.gpu.name}, {self._stored[stage].record.precision}"
 
-    def encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
+    def _encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
         """Both image encoders at the same time; gives before they are done."""
-        check_one_image(image)
-        for stage in (Stage.SIGLIP_VISION, Stage.SAM_ENCODER):
-            self.bundle.manifest.stages[stage].contract.check_inputs({"image": image})
-        self.load(Stage.SIGLIP_VISION, Stage.SAM_ENCODER)
         with self._lock, self._opened().settled():
+            self.load(*IMAGE_STAGES)
             session, cuda = self._opened(), self._library.cuda
             sizes = {"images": 1}
             if self._image is None:
@@ -103,18 +98,10 @@ class TensorRTEngine(Engine):
                 tensor.written(session.main)  # whoever is given this memory next must wait for the copies as well
             return rows
 
-    def answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
-        """Prompter and decoder, replayed as one CUDA graph once a number of phrases was asked twice.
-
-        Raises:
-            BadInputError: no phrases, or more than the contract allows.
-            RSRefSegError: loading or running failed.
-        """
-        (dim,) = self.bundle.manifest.stages[Stage.SAM_DECODER].contract.dims
-        if not dim.min <= len(phrases) <= dim.max:
-            raise BadInputError(f"{len(phrases)} phrases at once: {dim.min} to {dim.max} are possible")
-        self.load(*PHRASE_STAGES)
+    def _answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
+        """Prompter and decoder, replayed as one CUDA graph once a number of phrases was asked twice."""
         with self._lock, self._opened().settled():
+            self.load(*PHRASE_STAGES)
             session, count = self._opened(), len(phrases)
             self._gather(session, image, phrases)
             self._runner(session, count).run()
@@ -173,17 +160,16 @@ class TensorRTEngine(Engine):
             self._session = Session(self._library, self._stored, contracts)
         return self._session
 
-    def _load(self, stage: Stage) -> None:
-        with self._lock:
-            self.bundle.graph_path(stage)
-            try:
-                self._opened().load(stage)
-            except BundleError:  # an engine that somebody changed: nothing to step around quietly
-                raise
-            except RSRefSegError as error:
-                raise MissingPartError(str(error)) from error
+    def _load(self, stage: Stage) -> Any:
+        self.bundle.graph_path(stage)
+        try:
+            return self._opened().load(stage)
+        except BundleError:  # an engine that somebody changed: nothing to step around quietly
+            raise
+        except RSRefSegError as error:
+            raise MissingPartError(str(error)) from error
 
-    def _run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    def _run(self, stage: Stage, model: Any, feeds: Mapping[str, Any]) -> Arrays:
         with self._lock:
             return self._opened().run(stage, feeds)
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..errors import MissingPartError
+from ..errors import MissingPartError, NotInstalledError
 from .cuda import Cuda, Gpu
 from .errors import Words
 
@@ -60,7 +60,8 @@ class Library:
         except ImportError as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == "tensorrt"
             problem = "is not installed" if missing else f"cannot be imported ({' '.join(str(error).split())})"
-            raise MissingPartError(f"tensorrt {problem}: {_EXTRA}") from error
+            kind = NotInstalledError if missing else MissingPartError
+            raise kind(f"tensorrt {problem}: {_EXTRA}") from error
         version = str(getattr(tensorrt, "__version__", "unknown"))
         numbers = re.match(r"(\d+)\.(\d+)", version)
         if numbers is None or (int(numbers[1]), int(numbers[2])) < _OLDEST:

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +247,7 @@ def _build(
             "fingerprint": _wanted(bundle, stage, library.platform, options),
             "precision": built.precision,
             "activation_bytes": built.activation_bytes,
-            "built_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "built_at": datetime.now(timezone.utc).isoformat(timespec="microseconds"),  # noqa: UP017 - Python 3.10
             "build_seconds": round(seconds, 3),
         },
     )

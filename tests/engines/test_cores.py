@@ -122,7 +122,6 @@ def test_engines_and_runners_compute_with_what_a_quota_allows(
     monkeypatch.setattr(usable_cores, "__defaults__", (root,))
     bundle = make_bundle(tmp_path / "bundle")
     with OnnxRuntimeEngine(bundle) as engine:
-        engine.load(Stage.SAM_DECODER)
-        assert engine._sessions[Stage.SAM_DECODER].get_session_options().intra_op_num_threads == 2
+        assert engine._loaded(Stage.SAM_DECODER).get_session_options().intra_op_num_threads == 2
         assert EngineRunner(engine).threads == 2
     assert this_machine().usable_cores == 2

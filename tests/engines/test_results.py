@@ -2,7 +2,10 @@
 
 import json
 import os
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +17,7 @@ from PIL import Image
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
-from rsrefseg.engines.results.overlay import colour_of, overlay
+from rsrefseg.engines.results.overlay import Overlay, colour_of
 from rsrefseg.engines.results.results import describe, write_results
 from rsrefseg.engines.segmenter import Segmentation
 
@@ -30,9 +33,30 @@ ODD_PHRASES = (
 )
 
 
+class Given(Segmentation):
+    """A segmentation whose mask is given, with probability 0.9 inside and 0.1 outside."""
+
+    given: np.ndarray
+
+    def full_size_logits(self) -> np.ndarray:
+        return np.where(self.given, np.log(9), -np.log(9)).astype(np.float32)
+
+
 def found(mask: np.ndarray, phrase: str = "the stadium", warnings: tuple[str, ...] = ()) -> Segmentation:
-    probability = np.where(mask, 0.9, 0.1).astype(np.float32)
-    return Segmentation(phrase, np.zeros((4, 4), np.float32), probability, mask, warnings)
+    segmentation = Given(phrase, np.zeros((4, 4), np.float32), mask.shape, 32, warnings)
+    object.__setattr__(segmentation, "given", mask)
+    return segmentation
+
+
+def figures(segmentation: Segmentation) -> dict[str, Any]:
+    return describe(segmentation, segmentation.full_size_logits())
+
+
+def overlay(image: np.ndarray, segmentations: Sequence[Segmentation]) -> np.ndarray:
+    drawing = Overlay(image)
+    for one in segmentations:
+        drawing.add(one.phrase, one.full_size_logits(), figures(one)["mean_probability"])
+    return drawing.render()
 
 
 def disc(height: int = 60, width: int = 80, radius: float = 15, hole: float = 0) -> np.ndarray:
@@ -44,7 +68,7 @@ def disc(height: int = 60, width: int = 80, radius: float = 15, hole: float = 0)
 def test_the_figures_of_a_mask() -> None:
     mask = np.zeros((10, 20), np.bool_)
     mask[2:5, 7:9] = True
-    told = describe(found(mask, warnings=("cut",)))
+    told = figures(found(mask, warnings=("cut",)))
     assert told == {
         "phrase": "the stadium", "box": [7, 2, 9, 5], "area_px": 6, "area_share": 0.03, "mean_probability": 0.9,
         "polygons": [{"outer": [[7, 2], [7, 4], [8, 4], [8, 2]], "holes": []}], "warnings": ["cut"],
@@ -53,20 +77,15 @@ def test_the_figures_of_a_mask() -> None:
 
 
 def test_an_empty_mask_has_no_box_and_no_polygon() -> None:
-    told = describe(found(np.zeros((3, 4), np.bool_)))
+    told = figures(found(np.zeros((3, 4), np.bool_)))
     assert (told["box"], told["area_px"], told["area_share"]) == (None, 0, 0)
     assert (told["mean_probability"], told["polygons"]) == (None, [])
-
-
-def test_a_full_mask_has_the_pictures_box() -> None:
-    told = describe(found(np.ones((3, 4), np.bool_)))
-    assert (told["box"], told["area_share"]) == ([0, 0, 4, 3], 1)
 
 
 def test_holes_belong_to_their_polygon() -> None:
     mask = disc(hole=8)
     mask[0, 0] = True
-    polygons = sorted(describe(found(mask))["polygons"], key=lambda polygon: len(polygon["holes"]))
+    polygons = sorted(figures(found(mask))["polygons"], key=lambda polygon: len(polygon["holes"]))
     assert [len(polygon["holes"]) for polygon in polygons] == [0, 1]
     assert polygons[0]["outer"] == [[0, 0]]
 
@@ -75,7 +94,7 @@ def test_holes_belong_to_their_polygon() -> None:
 @given(mask=arrays.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_filling_the_polygons_gives_back_the_mask(mask: np.ndarray) -> None:
     drawn = np.zeros(mask.shape, np.uint8)
-    for polygon in describe(found(mask))["polygons"]:
+    for polygon in figures(found(mask))["polygons"]:
         region = np.zeros(mask.shape, np.uint8)
         cv2.fillPoly(region, [np.array(ring, np.int32) for ring in (polygon["outer"], *polygon["holes"])], 1)
         drawn |= region
@@ -103,8 +122,36 @@ def test_files_for_each_phrase_an_overlay_and_the_figures(tmp_path: Path) -> Non
     assert (document["width"], document["height"], document["overlay_file"]) == (80, 60, "scene_overlay.png")
     assert [result["mask_file"] for result in document["results"]] == [path.name for path in paths[:3]]
     assert [result["phrase"] for result in document["results"]] == [answer.phrase for answer in answers]
-    assert document["results"][0]["box"] == describe(answers[0])["box"]
+    assert document["results"][0]["box"] == figures(answers[0])["box"]
     assert read_image(paths[3]).shape[1] == 768
+
+
+def test_memory_does_not_grow_with_the_number_of_phrases(tmp_path: Path) -> None:
+    logits = np.tile(np.linspace(-1, 1, 16, dtype=np.float32), (16, 1))
+
+    def peak_mib(count: int) -> float:
+        segmentations = [Segmentation(f"phrase {index}", logits, (1000, 1500), 32) for index in range(count)]
+        tracemalloc.start()
+        write_results(tmp_path, "a", np.zeros((1000, 1500, 3), np.uint8), segmentations)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak / 2**20
+
+    assert peak_mib(8) < peak_mib(2) + 1  # a mask alone takes 1.4 MiB
+
+
+def test_results_of_another_image_are_not_overwritten(tmp_path: Path) -> None:
+    image, out = np.zeros((60, 80, 3), np.uint8), tmp_path / "out"
+    sources = [tmp_path / "a" / "1.png", tmp_path / "b" / "1.png"]
+    written = [write_results(out, "1", image, [found(disc())], source) for source in (*sources, *sources)]
+    assert not set(written[0]) & set(written[1])
+    assert written[:2] == written[2:]
+    assert written[0][-1] == out / "1.json"
+    for source, files in zip(sources, written, strict=False):
+        assert json.loads(files[-1].read_bytes())["source"] == str(source)
+    (out / "1.json").write_text("[]")  # a file of somebody else's
+    assert write_results(out, "1", image, [found(disc())], sources[0])[-1] != out / "1.json"
+    assert (out / "1.json").read_text() == "[]"
 
 
 def test_odd_and_equal_phrases_have_files_of_their_own(tmp_path: Path) -> None:
@@ -153,7 +200,7 @@ def test_the_overlay_is_large_enough_to_read_and_small_enough_to_show(
 
 
 @pytest.mark.parametrize("size", [(1, 500), (500, 1), (3, 5000)])
-def test_narrow_pictures_get_a_legend_all_the_same(size: tuple[int, int]) -> None:
+def test_narrow_images_get_a_legend(size: tuple[int, int]) -> None:
     mask = np.zeros(size, np.bool_)
     mask[0, 0] = True
     drawn = overlay(np.zeros((*size, 3), np.uint8), [found(mask), found(~mask)])
@@ -161,7 +208,7 @@ def test_narrow_pictures_get_a_legend_all_the_same(size: tuple[int, int]) -> Non
     assert drawn.shape[1] >= 384
 
 
-def test_what_was_not_meant_is_dimmed_and_what_was_meant_keeps_its_look() -> None:
+def test_regions_keep_their_look_and_the_rest_is_dimmed() -> None:
     picture = np.random.default_rng(0).integers(100, 200, (768, 768, 3), dtype=np.uint8)
     mask = np.zeros((768, 768), np.bool_)
     mask[200:600, 200:600] = True
@@ -172,14 +219,12 @@ def test_what_was_not_meant_is_dimmed_and_what_was_meant_keeps_its_look() -> Non
     assert (np.abs(drawn[200, 250:550] - colour_of(0)).max(axis=1) < 10).all()  # the outline
 
 
-def test_where_nothing_is_found_the_picture_stays_as_it_is() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8)
-    drawn = overlay(picture, [found(np.zeros((800, 800), np.bool_))])
-    assert np.array_equal(drawn[:800], picture)
-    assert len(drawn) > 800
+def test_an_image_without_regions_is_unchanged() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8)
+    assert np.array_equal(overlay(image, [found(np.zeros((800, 800), np.bool_))])[:800], image)
 
 
-def test_the_picture_given_is_left_alone() -> None:
+def test_arguments_are_not_changed() -> None:
     picture = np.full((800, 800, 3), 90, np.uint8)
     mask = disc(800, 800, 200)
     overlay(picture, [found(mask), found(mask), found(~mask)])
@@ -187,29 +232,23 @@ def test_the_picture_given_is_left_alone() -> None:
     assert np.array_equal(mask, disc(800, 800, 200))
 
 
-def test_phrases_that_mean_the_same_region_all_show() -> None:
+def test_phrases_that_share_a_region_all_show() -> None:
     picture = np.full((800, 800, 3), 90, np.uint8)
     drawn = overlay(picture, [found(disc(800, 800, 200), phrase) for phrase in ("a", "b", "c")])[:800].astype(int)
     for index in range(3):
         assert (np.abs(drawn - colour_of(index)).max(axis=2) < 8).sum() > 500
 
 
-def test_one_pixel_in_a_large_picture_is_still_shown() -> None:
-    mask = np.zeros((6000, 6000), np.bool_)
+def test_one_pixel_in_a_large_image_is_shown() -> None:
+    mask = np.zeros((5000, 5000), np.bool_)
     mask[4000, 1000] = True
-    drawn = overlay(np.full((6000, 6000, 3), 90, np.uint8), [found(mask)])[:4096].astype(int)
+    drawn = overlay(np.full((5000, 5000, 3), 90, np.uint8), [found(mask)])[:4096].astype(int)
     shown = np.argwhere(np.abs(drawn - colour_of(0)).max(axis=2) < 8)
     assert len(shown) > 500
-    assert np.abs(shown.mean(axis=0) - (4000 * 4096 / 6000, 1000 * 4096 / 6000)).max() < 3
+    assert np.abs(shown.mean(axis=0) - (4000 * 4096 / 5000, 1000 * 4096 / 5000)).max() < 3
 
 
 def test_every_kind_of_phrase_can_be_drawn() -> None:
     picture = np.zeros((60, 80, 3), np.uint8)
     assert overlay(picture, [found(disc(), phrase) for phrase in ODD_PHRASES]).shape[1] == 768
     assert overlay(picture, []).shape == (576, 768, 3)
-
-
-def test_colours_are_distinct() -> None:
-    colours = [colour_of(index) for index in range(32)]
-    assert len(set(colours)) == 32
-    assert all(0 <= part <= 255 for colour in colours for part in colour)

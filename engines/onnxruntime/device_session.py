@@ -1,0 +1,161 @@
+"""A session whose tensors stay on a device, and whose repeated runs ONNX Runtime records as CUDA graphs and replays.
+
+A replay is one launch for the whole graph instead of one for every node: what many small kernels cost the host goes,
+and cuDNN keeps its plan for a number of phrases.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..bundle.contracts import Dim, StageContract
+from ..engine import Tensors, one_line
+from .engine import TYPES
+from .library import package
+
+RECORDING_OPTIONS = {"enable_cuda_graph": "1"}  # of the CUDA provider
+_GRAPH_ID, _NOT_RECORDED = "gpu_graph_id", "-1"  # of a run, by ONNX Runtime's own key
+_RECORDED_FROM = 3  # runs of a shape: recording one that comes once costs more than it saves
+_MOST_RECORDINGS = 8
+
+_Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundTensor:
+    """A tensor in the memory of a device: its ``OrtValue``, numpy dtype name and shape."""
+
+    value: Any
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, value: Any) -> "BoundTensor":
+        """Describe an ``OrtValue``."""
+        return cls(value, TYPES.get(value.data_type(), value.data_type()), tuple(value.shape()))
+
+
+class DeviceSession:
+    """Runs a session on arrays and tensors of its device.
+
+    Runs are recorded by the shapes of their inputs, that is, by the number of phrases. A recording reads and writes the
+    same memory each time, so its results are copied. A recorded graph must not contain products whose batches are
+    broadcast: ONNX Runtime gives cuBLAS the addresses of their parts in host memory that it reuses after the recording.
+
+    Not safe among threads, and nothing else may use the GPU while a run is recorded.
+
+    Args:
+        session: the ``InferenceSession``; made with ``RECORDING_OPTIONS`` where it is recorded on CUDA.
+        contract: of its stage.
+        place: the device, as ONNX Runtime names it, and its number.
+        to_host: whether results are wanted as arrays.
+        records: whether repeated runs are recorded.
+        refusal: why they are not, for reports.
+
+    Attributes:
+        refusal: why no run is recorded any more; empty as long as they are.
+        recordings: by the shapes of their inputs.
+    """
+
+    def __init__(
+        self, session: Any, contract: StageContract, place: tuple[str, int], to_host: bool, records: bool, refusal: str
+    ) -> None:
+        self.session = session
+        self.refusal = refusal
+        self.recordings: dict[_Shapes, _Recording] = {}
+        self._contract, self._place, self._to_host = contract, place, to_host
+        self._records = records and not refusal
+        self._seen: Counter[_Shapes] = Counter()
+
+    def may_record(self, feeds: Mapping[str, Any]) -> bool:
+        """Whether the next run of such feeds may be recorded."""
+        return self._records and self._shapes(feeds) not in self.recordings
+
+    def run(self, feeds: Mapping[str, Any]) -> Tensors:
+        """Run on feeds that fit the contract: arrays or ``BoundTensor``. Raises what ONNX Runtime raises."""
+        if self._records:
+            try:
+                if (recording := self._recording(feeds)) is not None:
+                    return recording.run(feeds, self._to_host)
+            except Exception as error:  # ONNX Runtime's error classes share no base but Exception
+                # A real failure, such as too little memory, also fails the run without recording below.
+                self.refusal = one_line(error) or type(error).__name__
+                self._records = False
+                self.recordings.clear()
+        options = package().RunOptions()
+        options.add_run_config_entry(_GRAPH_ID, _NOT_RECORDED)
+        binding = self.session.io_binding()
+        for name, tensor in feeds.items():
+            if isinstance(tensor, BoundTensor):
+                binding.bind_ortvalue_input(name, tensor.value)
+            else:
+                binding.bind_cpu_input(name, np.ascontiguousarray(tensor))
+        for spec in self._contract.outputs:
+            # Without a buffer every run allocates its own results, so they can be kept.
+            binding.bind_output(spec.name, *(("cpu", 0) if self._to_host else self._place))
+        binding.synchronize_inputs()
+        self.session.run_with_iobinding(binding, options)
+        binding.synchronize_outputs()
+        values = zip(self._contract.outputs, binding.get_outputs(), strict=True)
+        return {spec.name: value.numpy() if self._to_host else BoundTensor.of(value) for spec, value in values}
+
+    def _recording(self, feeds: Mapping[str, Any]) -> "_Recording | None":
+        """The recording for such feeds, made once they come often enough."""
+        shapes = self._shapes(feeds)
+        if shapes not in self.recordings:
+            self._seen[shapes] += 1
+            if self._seen[shapes] < _RECORDED_FROM or len(self.recordings) == _MOST_RECORDINGS:
+                return None
+            number = len(self.recordings) + 1
+            self.recordings[shapes] = _Recording(self.session, self._contract, feeds, self._place, number)
+        return self.recordings[shapes]
+
+    def _shapes(self, feeds: Mapping[str, Any]) -> _Shapes:
+        return tuple(tuple(feeds[spec.name].shape) for spec in self._contract.inputs)
+
+
+class _Recording:
+    """A run with fixed memory for its inputs and outputs; the first ``run`` records it, later ones replay it."""
+
+    def __init__(
+        self, session: Any, contract: StageContract, feeds: Mapping[str, Any], place: tuple[str, int], number: int
+    ) -> None:
+        shapes = [(spec.shape, feeds[spec.name].shape) for spec in contract.inputs]
+        pairs = [pair for shape, found in shapes for pair in zip(shape, found, strict=True)]
+        sizes = {dim.name: size for dim, size in pairs if isinstance(dim, Dim)}
+        self._session, self._place = session, place
+        self._binding = session.io_binding()
+        self._options = package().RunOptions()
+        self._options.add_run_config_entry(_GRAPH_ID, str(number))
+        self._inputs, self._outputs = (
+            {spec.name: _empty(spec.sized(**sizes), spec.dtype, place) for spec in specs}
+            for specs in (contract.inputs, contract.outputs)
+        )
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+
+    def run(self, feeds: Mapping[str, Any], to_host: bool) -> Tensors:
+        """Copies of the results."""
+        for name, value in self._inputs.items():
+            feed = feeds[name]
+            value.update_inplace(np.ascontiguousarray(feed) if isinstance(feed, np.ndarray) else feed.value)
+        self._session.run_with_iobinding(self._binding, self._options)
+        if to_host:
+            # On a CPU ``numpy`` gives a view of the recording's own memory.
+            return {name: np.array(value.numpy()) for name, value in self._outputs.items()}
+        return {name: self._copy(value) for name, value in self._outputs.items()}
+
+    def _copy(self, value: Any) -> BoundTensor:
+        copy = _empty(value.shape(), TYPES[value.data_type()], self._place)
+        copy.update_inplace(value)
+        return BoundTensor.of(copy)
+
+
+def _empty(shape: tuple[int, ...], dtype: str, place: tuple[str, int]) -> Any:
+    """An ``OrtValue`` on the device, not initialised."""
+    return package().OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype), *place)
