@@ -146,16 +146,23 @@ def data_check(
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json or spiece.model to count tokens by; words by default.")
     ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Check this split alone (repeatable); all by default.")
+    ] = None,
+    resize_masks: Annotated[
+        bool, typer.Option("--resize-masks", help="Judge the data as train and eval do with it.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that read.")] = os.cpu_count() or 1,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Read every image and mask once and report what would spoil training."""
+    """Read every image and mask once and report what would spoil training or evaluation."""
     from rsrefseg.data.check import check_dataset
     from rsrefseg.data.phrase_length import phrase_rule
     from rsrefseg.engines.system.progress import ProgressLine
 
     with ProgressLine("checking") as progress:
-        report = check_dataset(path, workers, progress.update, phrase_rule(tokenizer), images)
+        rule = phrase_rule(tokenizer)
+        report = check_dataset(path, workers, progress.update, rule, images, tuple(split or ()), resize_masks)
     document = _print(report, as_json)
     if report.faults:
         raise CheckFailedError(f"'{path}' has {len(report.faults)} kinds of faults that would spoil training")
@@ -170,8 +177,8 @@ def data_convert(
     as_json: JsonFlag = False,
 ) -> Any:
     """Write a data set's annotations as JSON lines."""
+    from rsrefseg.data.formats import open_dataset
     from rsrefseg.data.jsonl import export_jsonl
-    from rsrefseg.data.samples import open_dataset
     from rsrefseg.engines.system.terminal import print_document
 
     count = export_jsonl(open_dataset(path, images), out)

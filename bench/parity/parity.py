@@ -194,12 +194,10 @@ class _DataComparison:
         self.torch: TorchModel = merged_model(
             exported_run(engine.bundle.root, engine.bundle.manifest.provenance.checkpoint_sha256, run)
         )
-        from rsrefseg.data.loading import verify_images
-        from rsrefseg.data.samples import open_dataset
+        from rsrefseg.data.formats import open_dataset
+        from rsrefseg.data.verify import verify_samples
 
-        dataset = open_dataset(data)
-        self.samples = dataset.split(split)
-        verify_images(dataset, [split])
+        (self.samples,) = verify_samples(open_dataset(data), [split], resize_masks=True)
         self.data, self.split = data, split
         self.limits = tolerances(_precision(engine, Stage), Scope.DATA)
 

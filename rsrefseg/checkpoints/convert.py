@@ -1,4 +1,4 @@
-"""``rsrefseg convert``: somebody else's RSRefSeg checkpoint becomes a run that can be exported."""
+"""``rsrefseg convert``: an RSRefSeg checkpoint in the public layout becomes a run that can be exported."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from rsrefseg.engines.text import Padding
 from ..model.config import ModelConfig
 from ..model.model import build_model
 from ..train.base import converted
-from .imported_run import check_new, reference_inputs, write_brought_run
+from .imported_run import check_new, reference_inputs, write_imported_run
 from .key_matching import fill
 from .tensor_files import read_wrapped
 from .tokenizer_file import tokenizer_bytes
@@ -109,7 +109,7 @@ def convert_checkpoint(request: ConvertRequest) -> ConvertReport:
         "merge": {"adapters": checkpoint.adapters},
         "source": {"base": base.to_dict(), "dropped": matches.dropped},
     }
-    run = write_brought_run(request.out, model, base, tokenizer, inputs, header)
+    run = write_imported_run(request.out, model, base, tokenizer, inputs, header)
     return ConvertReport(
         run=str(run.path),
         preset=str(config.preset),

@@ -15,7 +15,8 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_directory
 
 from . import rrsisd
-from .masks import BoolMask, encode_mask, mask_box
+from .masks import BoolMask, encode_mask, rle_box
+from .refs import INSTANCES_FILE, REFS_FILE
 
 JPEG_QUALITY = 95
 # Protocol 2 is what the oldest readers of this format take.
@@ -105,14 +106,15 @@ class RRSISDWriter:
 
     def _add_referral(self, split: str, image_id: int, file_name: str, referral: Referral) -> None:
         identity = len(self._refs) + 1
+        rle = encode_mask(referral.mask)
         self._annotations.append(
             {
                 "id": identity,
                 "image_id": image_id,
                 "category": referral.category,
-                "bbox": list(mask_box(referral.mask)),
+                "bbox": list(rle_box(rle)),
                 "area": int(np.count_nonzero(referral.mask)),
-                "segmentation": [encode_mask(referral.mask)],
+                "segmentation": [rle],
                 "iscrowd": 0,
             }
         )
@@ -146,10 +148,10 @@ class RRSISDWriter:
             "categories": [{"id": number, "name": name, "supercategory": "object"} for name, number in numbers.items()],
         }
         folder = self._folder / rrsisd.ANNOTATION_FOLDER
-        (folder / rrsisd.INSTANCES_FILE).write_text(json.dumps(instances, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / INSTANCES_FILE).write_text(json.dumps(instances, ensure_ascii=False) + "\n", encoding="utf-8")
         # Pickle's bytes tell which equal strings are one object; a pass through JSON makes that the same every time.
         refs = json.loads(json.dumps(self._refs))
-        (folder / rrsisd.REFS_FILE).write_bytes(pickle.dumps(refs, protocol=_PICKLE_PROTOCOL))
+        (folder / REFS_FILE).write_bytes(pickle.dumps(refs, protocol=_PICKLE_PROTOCOL))
 
     @staticmethod
     def _save_jpeg(path: Path, image: npt.NDArray[np.uint8]) -> None:

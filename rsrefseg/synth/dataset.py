@@ -1,7 +1,6 @@
 """A whole data set of made scenes in the RRSIS-D layout."""
 
-import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from rsrefseg.engines.errors import BadInputError
 
+from ..data.parallel import in_processes
 from ..data.rrsisd_writer import RRSISDWriter
 from .domain import Domain
 from .scene import Scene, render_scene
@@ -84,7 +84,7 @@ def synthesize(
     categories: dict[str, int] = {}
     draw = partial(_draw, domain=domain, size=size, max_referrals=max_referrals)
     with RRSISDWriter(out, overwrite=overwrite) as writer:
-        for done, (split, scene) in enumerate(_rendered(draw, jobs, workers), start=1):
+        for done, (split, scene) in enumerate(in_processes(draw, jobs, workers, jobs_per_process=1), start=1):
             writer.add(split, scene.image, scene.referrals)
             expressions[split] += len(scene.referrals)
             for referral in scene.referrals:
@@ -102,21 +102,3 @@ def scene_seed(seed: int, split: str, index: int) -> int:
 def _draw(job: tuple[str, int], *, domain: Domain, size: int, max_referrals: int) -> tuple[str, Scene]:
     split, seed = job
     return split, render_scene(seed, domain, size, max_referrals)
-
-
-def _rendered(
-    draw: Callable[[tuple[str, int]], tuple[str, Scene]], jobs: list[tuple[str, int]], workers: int
-) -> Iterator[tuple[str, Scene]]:
-    """Scenes in the order of their jobs."""
-    if workers == 1:
-        yield from map(draw, jobs)
-        return
-    # Spawned, not forked: the caller may have threads (torch, OpenCV) that do not survive a fork.
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), initializer=_one_thread) as pool:
-        yield from pool.imap(draw, jobs, chunksize=4)
-
-
-def _one_thread() -> None:
-    import cv2
-
-    cv2.setNumThreads(1)
