@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from rsrefseg.bench.accuracy.accuracy import EvaluationRequest, run_evaluation
-from rsrefseg.data.samples import Sample, open_dataset
+from rsrefseg.data.formats import open_dataset
+from rsrefseg.data.samples import Sample
 from rsrefseg.engines.errors import BadInputError, BundleError
 from rsrefseg.engines.images.images import read_image
 from rsrefseg.evaluation.answers import Ask, answer_samples, score

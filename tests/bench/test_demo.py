@@ -11,7 +11,7 @@ import typer
 from rsrefseg import cli
 from rsrefseg.bench.demo import FULL, QUICK, DemoStoppedError, demo_steps, run_demo
 from rsrefseg.bench.demo_report import DemoReport
-from rsrefseg.data.samples import open_dataset
+from rsrefseg.data.formats import open_dataset
 from rsrefseg.synth import Domain, synthesize
 from tests.support.printing import printed
 

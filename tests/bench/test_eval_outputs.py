@@ -13,9 +13,9 @@ from PIL import Image
 from rsrefseg.bench.accuracy.accuracy import EvaluationRequest, run_evaluation
 from rsrefseg.bench.accuracy.predictions import PredictionFolder
 from rsrefseg.bench.accuracy.worst_cases import WorstCases, contact_sheet
-from rsrefseg.data.mask_sources import NoTarget, RleMask
+from rsrefseg.data.formats import open_dataset
 from rsrefseg.data.masks import decode_rle, encode_mask
-from rsrefseg.data.samples import Sample, open_dataset
+from rsrefseg.data.samples import Sample
 from rsrefseg.engines.errors import BadInputError, RSRefSegError
 from rsrefseg.engines.system.files import sha256_file
 from rsrefseg.evaluation.answers import Answer
@@ -52,8 +52,7 @@ def lines(folder: Path) -> list[dict]:
 def made_answer(
     image: Path, truth: np.ndarray, prediction: np.ndarray, phrase: str = "the box", name: str = "1"
 ) -> tuple[Answer, Overlap]:
-    source = RleMask(encode_mask(truth)) if truth.any() else NoTarget(*truth.shape)
-    sample = Sample(name, "val", image, phrase, "box", source)
+    sample = Sample(name, "val", image, phrase, "box", encode_mask(truth), has_target=bool(truth.any()))
     logits = np.zeros((4, 4), np.float32)
     return Answer(sample, phrase, logits, prediction, truth, False), Protocol.RSREFSEG.overlap(prediction, truth)
 
@@ -77,7 +76,7 @@ def test_every_sample_has_a_mask_picture_and_a_line(evaluated: Evaluated, export
             pixels = np.array(picture)
         assert set(np.unique(pixels)) <= {0, 255}
         prediction = pixels > 0
-        np.testing.assert_array_equal(decode_rle(line["segmentation"][0], "x"), prediction)
+        np.testing.assert_array_equal(decode_rle(line["segmentation"][0]), prediction)
         overlap = Protocol.RSREFSEG.overlap(prediction, sample.mask())
         assert (line["iou"], line["intersection"], line["union"]) == (overlap.iou, overlap.intersection, overlap.union)
         assert (line["sent"], line["category_name"], line["split"]) == (sample.phrase, "box", "val")

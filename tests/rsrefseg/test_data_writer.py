@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rsrefseg.data.formats import open_dataset
 from rsrefseg.data.rrsisd_writer import RRSISDWriter
-from rsrefseg.data.samples import open_dataset
 from rsrefseg.engines.system.files import sha256_file
 from tests.support.made_data import (
     HEIGHT,

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rsrefseg.data.samples import open_dataset
+from rsrefseg.data.formats import open_dataset
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.synth import Domain, Referral, Scene, render_scene, synthesize
 from rsrefseg.synth.canvas import Brush, Canvas, Pose
