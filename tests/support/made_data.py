@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rsrefseg.data.rrsisd import IMAGE_FOLDER, INSTANCES_FILE, REFS_FILE
+from rsrefseg.data.refs import INSTANCES_FILE, REFS_FILE
+from rsrefseg.data.rrsisd import IMAGE_FOLDER
 from rsrefseg.data.rrsisd_writer import RRSISDWriter
 from rsrefseg.engines.errors import BadInputError
 
