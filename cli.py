@@ -53,6 +53,8 @@ def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
         return fail("interrupted", 130), None
     except Exception as error:
         return fail(*explain(error)), None
+    if result == 130:  # what Typer makes of Ctrl-C
+        return fail("interrupted", 130), None
     # A command that ends by typer.Exit makes its code the result.
     return (result, None) if isinstance(result, int) else (0, result)
 

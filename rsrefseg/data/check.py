@@ -207,7 +207,8 @@ def _shared_images(groups_by_digest: dict[str, list[tuple[Sample, ...]]]) -> Fou
     """Images that are in several splits, or under several names in one."""
     for groups in groups_by_digest.values():
         splits = dict.fromkeys(sample.split for group in groups for sample in group)
-        names = " = ".join(dict.fromkeys(f"'{group[0].image_path.name}'" for group in groups))
+        copies = list(dict.fromkeys(f"'{group[0].image_path.name}'" for group in groups))
+        names = " = ".join(copies[:EXAMPLES]) + (" = …" if len(copies) > EXAMPLES else "")
         if len(splits) > 1:
             yield Problem.SHARED_BETWEEN_SPLITS, f"{names} in {' and '.join(splits)}"
         elif len(groups) > 1:

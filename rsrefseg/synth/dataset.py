@@ -1,6 +1,6 @@
 """A whole data set of made scenes in the RRSIS-D layout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from rsrefseg.engines.errors import BadInputError
 
 from ..data.parallel import in_processes
-from ..data.rrsisd_writer import RRSISDWriter
+from ..data.rrsisd_writer import WrittenScene, write_rrsisd
 from .domain import Domain
 from .scene import Scene, render_scene
 
@@ -83,14 +83,18 @@ def synthesize(
     expressions = dict.fromkeys(_SPLITS, 0)
     categories: dict[str, int] = {}
     draw = partial(_draw, domain=domain, size=size, max_referrals=max_referrals)
-    with RRSISDWriter(out, overwrite=overwrite) as writer:
-        for done, (split, scene) in enumerate(in_processes(draw, jobs, workers, jobs_per_process=1), start=1):
-            writer.add(split, scene.image, scene.referrals)
+
+    def scenes() -> Iterator[WrittenScene]:
+        drawn = in_processes(draw, jobs, workers, jobs_per_process=1)
+        for done, (split, scene) in enumerate(drawn, start=1):
             expressions[split] += len(scene.referrals)
             for referral in scene.referrals:
                 categories[referral.category] = categories.get(referral.category, 0) + 1
+            yield split, scene.image, scene.referrals
             if progress is not None:
                 progress(done, len(jobs))
+
+    write_rrsisd(out, scenes(), overwrite)
     return SynthSummary(out, domain, size, counts, expressions, dict(sorted(categories.items())))
 
 

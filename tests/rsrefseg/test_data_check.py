@@ -19,7 +19,7 @@ from rsrefseg.data.formats import open_dataset
 from rsrefseg.data.masks import encode_mask
 from rsrefseg.data.parallel import in_processes
 from rsrefseg.data.phrase_length import phrase_rule
-from rsrefseg.data.rrsisd_writer import RRSISDWriter
+from rsrefseg.data.rrsisd_writer import write_rrsisd
 from rsrefseg.data.verify import Problem, verify_samples
 from rsrefseg.engines.errors import RSRefSegError
 from rsrefseg.model.tokenizer import write_word_tokenizer
@@ -233,9 +233,8 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     peaks = []
     noise = np.random.default_rng(0)
     for images in (20, 120):
-        with RRSISDWriter(tmp_path / f"{images}") as writer:
-            for _ in range(images):
-                writer.add("train", noise.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8), [referral()])
+        pictures = (noise.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) for _ in range(images))
+        write_rrsisd(tmp_path / f"{images}", (("train", image, [referral()]) for image in pictures))
         check_dataset(tmp_path / f"{images}")
         tracemalloc.start()
         check_dataset(tmp_path / f"{images}")

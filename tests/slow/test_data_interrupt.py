@@ -10,16 +10,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from rsrefseg.data.rrsisd_writer import RRSISDWriter
+from rsrefseg.data.rrsisd_writer import write_rrsisd
 from tests.support import ROOT
 from tests.support.made_data import HEIGHT, WIDTH, referral
 
 
 def test_an_interrupted_check_ends_in_one_line(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    with RRSISDWriter(tmp_path / "set") as writer:
-        for _ in range(3000):
-            writer.add("train", image, [referral()])
+    write_rrsisd(tmp_path / "set", [("train", image, [referral()])] * 3000)
     command = [sys.executable, "-m", "rsrefseg", "data", "check", str(tmp_path / "set"), "--workers", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     started = psutil.Process(process.pid)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rsrefseg.data.rrsisd_writer import RRSISDWriter
+from rsrefseg.data.rrsisd_writer import write_rrsisd
 from rsrefseg.model.config import ModelConfig, SamConfig, SiglipConfig, TransformerConfig
 from rsrefseg.train.base import BaseWeights, from_file
 from rsrefseg.train.config import LoraSettings, LossWeights, Precision, TrainConfig
@@ -72,10 +72,12 @@ def small_training(**overrides: Any) -> TrainConfig:
 def write_boxes(root: Path, train: int = 10, val: int = 2, seed: int = 0) -> Path:
     """An RRSIS-D folder of dark pictures, each with two boxes of different colours."""
     noise = np.random.default_rng(seed)
-    with RRSISDWriter(root) as writer:
-        for split in ["train"] * train + ["val"] * val:
-            image = noise.integers(0, 60, (*SIZE, 3), dtype=np.uint8)
-            writer.add(split, image, list(_boxes(image, noise)))
+    scenes = []
+    for split in ["train"] * train + ["val"] * val:
+        image = noise.integers(0, 60, (*SIZE, 3), dtype=np.uint8)
+        boxes = list(_boxes(image, noise))  # painted into the image
+        scenes.append((split, image, boxes))
+    write_rrsisd(root, scenes)
     return root
 
 
