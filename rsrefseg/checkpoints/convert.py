@@ -1,6 +1,6 @@
 """``rsrefseg convert``: an RSRefSeg checkpoint in the public layout becomes a run that can be exported."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,13 +59,7 @@ class ConvertReport:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {
-            "run": self.run,
-            "preset": self.preset,
-            "tensors": self.tensors,
-            "adapters": self.adapters,
-            "dropped": list(self.dropped),
-        }
+        return {name: value for name, value in asdict(self).items() if name != "notes"}
 
     def render(self) -> str:
         """A few lines for a person."""
@@ -81,12 +75,11 @@ def convert_checkpoint(request: ConvertRequest) -> ConvertReport:
         RSRefSegError: the folder cannot be written.
     """
     if not request.file.is_file():
-        kind = "is a folder" if request.file.is_dir() else "does not exist"
-        raise BadInputError(f"the checkpoint '{request.file}' {kind}: give a .safetensors or .pth file")
+        raise BadInputError(f"the checkpoint '{request.file}' is not a file: give a .safetensors or .pth file")
     check_new(request.out)
     if request.tokenizer is None:
         raise BadInputError(
-            "the checkpoint brings no tokenizer: give that of its SigLIP with --tokenizer (tokenizer.json or "
+            "the checkpoint has no tokenizer: give that of its SigLIP with --tokenizer (tokenizer.json or "
             f"spiece.model of {_SIGLIP})"
         )
     checkpoint = plain_checkpoint(read_wrapped(request.file), request.lora_alpha, request.file)

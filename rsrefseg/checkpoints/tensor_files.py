@@ -1,6 +1,5 @@
 """Weights of others, as a file or Hugging Face folder, become tensors by name; the files are not trusted."""
 
-import json
 import pickletools
 import re
 import warnings
@@ -14,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rsrefseg.engines.errors import BadInputError
+
+from ..data.annotation_files import parse_object, read_text
 
 State = dict[str, Tensor]
 
@@ -109,28 +110,18 @@ def read_wrapped(path: Path) -> State:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """A small JSON file that holds an object.
 
     Raises:
         BadInputError: it is missing, too large, or something else.
     """
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise BadInputError(f"'{path}' has more than {_MAX_JSON_BYTES >> 20} MiB, which no such file has: refused")
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadInputError(f"'{path}' cannot be read as JSON ({reason}): download it again") from error
-    if not isinstance(value, dict):
-        raise BadInputError(f"'{path}' is not a JSON object: download it again")
-    return value
+    return parse_object(read_text(path, _MAX_JSON_BYTES), f"'{path}'")
 
 
 def _read_file(path: Path) -> Any:
     """What a file holds, its tensors mapped, not read."""
     if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
-        raise BadInputError(f"'{path}' {kind}: give a .safetensors or .pth file")
+        raise BadInputError(f"'{path}' is not a file: give a .safetensors or .pth file")
     try:
         with path.open("rb") as stream:
             head = stream.read(9)

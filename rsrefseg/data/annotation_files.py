@@ -25,14 +25,14 @@ def read_bytes(path: Path, limit: int = MAX_ANNOTATION_BYTES) -> bytes:
         raise BadInputError(f"cannot read '{path}': {error.strerror or error}") from error
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, limit: int = MAX_ANNOTATION_BYTES) -> str:
     """The content of an annotation file as UTF-8 text, with or without a byte-order mark.
 
     Raises:
         BadInputError: it cannot be read, is too large, or is not UTF-8.
     """
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInputError(f"'{path}' is not UTF-8 text ({error.reason})") from error
 

@@ -122,7 +122,7 @@ def test_convert_says_what_it_took_and_what_it_left(
     converted: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ("convert", converted / "public.pth", "--out", tmp_path / "run", "--preset", "b")
-    assert_refused(run_here(capsys, *given), "brings no tokenizer", "--tokenizer")
+    assert_refused(run_here(capsys, *given), "has no tokenizer", "--tokenizer")
     ran = run_here(capsys, *given, "--tokenizer", converted / "tokenizer.json")
     assert ran.code == 0, ran.err
     assert "19 LoRA adapters folded" in ran.out
