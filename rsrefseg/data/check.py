@@ -17,8 +17,9 @@ from .samples import Sample, group_by_image
 from .verify import Problem, mask_problems
 
 EXAMPLES = 5
-# What `train` reads, and what `eval` does by default.
-SPLITS = ("train", "val", "test")
+# What `train` reads, and what `eval` reads by default.
+TRAINING_SPLITS = ("train", "val")
+EVALUATION_SPLITS = ("test",)
 
 Progress = Callable[[int, int], None]
 Found = Iterator[tuple[Problem, str]]
@@ -132,7 +133,8 @@ def check_dataset(
         progress: called with (images done, images in all) after each image.
         rule: how long a phrase may be; in words by default.
         images: folder of the images where it is not the format's own.
-        splits: the only ones to check; by default all, and those that ``train`` and ``eval`` read must be there.
+        splits: the only ones to check, and all of them must exist; by default every split is checked, and a data set
+            must have what ``train`` reads or, without a split to train on, what ``eval`` reads.
         resize_masks: whether ``train`` and ``eval`` will resize masks of another size than their image.
 
     Raises:
@@ -153,7 +155,8 @@ def check_dataset(
             progress(done, len(groups))
     for problem, example in (*_shared_images(groups_by_digest), *_repetitions(samples)):
         found[problem].append(example)
-    found[Problem.MISSING_SPLIT] += [f"'{name}'" for name in splits or SPLITS if name not in dataset.splits]
+    needed = splits or (TRAINING_SPLITS if TRAINING_SPLITS[0] in dataset.splits else EVALUATION_SPLITS)
+    found[Problem.MISSING_SPLIT] += [f"'{name}'" for name in needed if name not in dataset.splits]
     longest = 0
     for sample in samples:
         try:
