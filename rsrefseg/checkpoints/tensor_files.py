@@ -121,7 +121,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def _read_file(path: Path) -> Any:
     """What a file holds, its tensors mapped, not read."""
     if not path.is_file():
-        raise BadInputError(f"'{path}' is not a file: give a .safetensors or .pth file")
+        raise BadInputError(f"'{path}' does not exist or is not a file: give a .safetensors or .pth file")
     try:
         with path.open("rb") as stream:
             head = stream.read(9)

@@ -158,6 +158,8 @@ def test_splits_that_train_and_eval_need_are_missed_unless_others_are_named(root
     assert found(root, splits=["mine", "test"]) == {}
     assert check_dataset(root, splits=["mine"]).splits.keys() == {"mine"}
     assert found(root, splits=["nowhere"])[Problem.MISSING_SPLIT] == (1, ("'nowhere'",))
+    change_refs(root, lambda refs: [ref.update(split="test") for ref in refs])
+    assert found(root) == {}, "data to evaluate on alone"
 
 
 # How long a phrase is
