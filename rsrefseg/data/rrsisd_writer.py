@@ -3,8 +3,9 @@
 import json
 import pickle
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +23,13 @@ JPEG_QUALITY = 95
 _PICKLE_PROTOCOL = 2
 
 
-class Referral(Protocol):
-    """One expression, the class of the object it refers to, and that object's mask, (H, W) bool."""
+@dataclass(frozen=True, slots=True)
+class Referral:
+    """A phrase, the class of the one object it means, and that object's pixels, (H, W) bool."""
 
-    @property
-    def phrase(self) -> str:
-        """The expression."""
-
-    @property
-    def category(self) -> str:
-        """Class name."""
-
-    @property
-    def mask(self) -> BoolMask:
-        """Where the object is, (H, W) bool."""
+    phrase: str
+    category: str
+    mask: BoolMask
 
 
 # A split, an image (H, W, 3) uint8 RGB, and what is said of it.

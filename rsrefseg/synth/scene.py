@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from rsrefseg.engines.errors import BadInputError
 
+from ..data.rrsisd_writer import Referral
 from .canvas import Brush, Canvas, Mask
 from .domain import LOOKS, Domain, Look
 from .expressions import Expression, express
@@ -18,15 +19,6 @@ from .sensor import expose
 from .solver import Item
 
 _ATTEMPTS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Referral:
-    """A phrase and the pixels of the one object it means, (H, W) bool."""
-
-    phrase: str
-    category: str
-    mask: Mask
 
 
 @dataclass(frozen=True, slots=True)

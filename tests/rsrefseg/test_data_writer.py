@@ -11,12 +11,11 @@ import pytest
 from PIL import Image
 
 from rsrefseg.data.formats import open_dataset
-from rsrefseg.data.rrsisd_writer import write_rrsisd
+from rsrefseg.data.rrsisd_writer import Referral, write_rrsisd
 from rsrefseg.engines.system.files import sha256_file
 from tests.support.made_data import (
     HEIGHT,
     WIDTH,
-    Referral,
     image_path,
     instances_path,
     referral,

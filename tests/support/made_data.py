@@ -3,7 +3,6 @@
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,11 @@ import pytest
 
 from rsrefseg.data.refs import INSTANCES_FILE, REFS_FILE
 from rsrefseg.data.rrsisd import IMAGE_FOLDER
-from rsrefseg.data.rrsisd_writer import write_rrsisd
+from rsrefseg.data.rrsisd_writer import Referral, write_rrsisd
 from rsrefseg.engines.errors import BadInputError
 
 SPLITS = ("train", "train", "val", "test")
 HEIGHT, WIDTH = 40, 56
-
-
-@dataclass(frozen=True)
-class Referral:
-    phrase: str
-    category: str
-    mask: np.ndarray
 
 
 def referral(
