@@ -333,7 +333,7 @@ def merge(
 def convert(
     file: Annotated[Path, typer.Argument(help="RSRefSeg checkpoint in the public layout.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    preset: Annotated[str | None, typer.Option(help="b or l; told by the checkpoint's SAM by default.")] = None,
+    preset: Annotated[str | None, typer.Option(help="b or l; by default the one with the checkpoint's width of SAM.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json or spiece.model of its SigLIP, or the folder.")
     ] = None,
@@ -347,7 +347,7 @@ def convert(
     ] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Bring in somebody else's RSRefSeg checkpoint as a run that can be exported."""
+    """Convert an RSRefSeg checkpoint in the public layout to a run that can be exported."""
     from rsrefseg.checkpoints.convert import ConvertRequest, convert_checkpoint
     from rsrefseg.model.config import model_config
 
