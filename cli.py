@@ -333,7 +333,7 @@ def merge(
 def convert(
     file: Annotated[Path, typer.Argument(help="RSRefSeg checkpoint in the public layout.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    preset: Annotated[str | None, typer.Option(help="b or l; by default the one with the checkpoint's width of SAM.")] = None,
+    preset: Annotated[str | None, typer.Option(help="b or l; by default by the width of its SAM.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json or spiece.model of its SigLIP, or the folder.")
     ] = None,
