@@ -53,6 +53,8 @@ def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
         return fail("interrupted", 130), None
     except Exception as error:
         return fail(*explain(error)), None
+    if result == 130:  # what Typer makes of Ctrl-C
+        return fail("interrupted", 130), None
     # A command that ends by typer.Exit makes its code the result.
     return (result, None) if isinstance(result, int) else (0, result)
 
@@ -146,16 +148,23 @@ def data_check(
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json or spiece.model to count tokens by; words by default.")
     ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Check this split alone (repeatable); all by default.")
+    ] = None,
+    resize_masks: Annotated[
+        bool, typer.Option("--resize-masks", help="Judge the data as train and eval do with it.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that read.")] = os.cpu_count() or 1,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Read every image and mask once and report what would spoil training."""
+    """Read every image and mask once and report what would spoil training or evaluation."""
     from rsrefseg.data.check import check_dataset
     from rsrefseg.data.phrase_length import phrase_rule
     from rsrefseg.engines.system.progress import ProgressLine
 
     with ProgressLine("checking") as progress:
-        report = check_dataset(path, workers, progress.update, phrase_rule(tokenizer), images)
+        rule = phrase_rule(tokenizer)
+        report = check_dataset(path, workers, progress.update, rule, images, tuple(split or ()), resize_masks)
     document = _print(report, as_json)
     if report.faults:
         raise CheckFailedError(f"'{path}' has {len(report.faults)} kinds of faults that would spoil training")
@@ -170,8 +179,8 @@ def data_convert(
     as_json: JsonFlag = False,
 ) -> Any:
     """Write a data set's annotations as JSON lines."""
+    from rsrefseg.data.formats import open_dataset
     from rsrefseg.data.jsonl import export_jsonl
-    from rsrefseg.data.samples import open_dataset
     from rsrefseg.engines.system.terminal import print_document
 
     count = export_jsonl(open_dataset(path, images), out)
@@ -325,7 +334,7 @@ def merge(
 def convert(
     file: Annotated[Path, typer.Argument(help="RSRefSeg checkpoint in the public layout.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    preset: Annotated[str | None, typer.Option(help="b or l; told by the checkpoint's SAM by default.")] = None,
+    preset: Annotated[str | None, typer.Option(help="b or l; by default by the width of its SAM.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json or spiece.model of its SigLIP, or the folder.")
     ] = None,
@@ -339,7 +348,7 @@ def convert(
     ] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Bring in somebody else's RSRefSeg checkpoint as a run that can be exported."""
+    """Convert an RSRefSeg checkpoint in the public layout to a run that can be exported."""
     from rsrefseg.checkpoints.convert import ConvertRequest, convert_checkpoint
     from rsrefseg.model.config import model_config
 

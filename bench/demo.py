@@ -195,7 +195,8 @@ def _measurement(bench: Mapping[str, Any], backend: str, scenario: str) -> dict[
 
 def _images(scenes: Path, count: int) -> list[tuple[Path, list[str]]]:
     """The test images that show most classes, each with a phrase for some of them."""
-    from rsrefseg.data.samples import group_by_image, open_dataset
+    from rsrefseg.data.formats import open_dataset
+    from rsrefseg.data.samples import group_by_image
 
     groups = group_by_image(open_dataset(scenes).split(SPLIT))
     by_class = [{sample.category: sample for sample in reversed(group)} for group in groups]

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from rsrefseg.checkpoints.imported_run import make_random_run
 from rsrefseg.checkpoints.model_file import TensorFile, config_of, digest, load_stage, load_tensors
-from rsrefseg.checkpoints.random_run import make_random_run
 from rsrefseg.engines.bundle.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundle, default_bundle_path, file_record
 from rsrefseg.engines.bundle.contracts import Stage, StageContract, stage_contracts
 from rsrefseg.engines.bundle.manifest import (

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checkpoints.model_file import load_model
-    from .data.samples import Dataset, Sample, open_dataset
+    from .data.formats import open_dataset
+    from .data.samples import Dataset, Sample
     from .engines.backends import Backend, select_backend
     from .engines.bundle.bundle import Bundle
     from .engines.bundle.contracts import Geometry, Stage, StageContract, stage_contracts
@@ -74,7 +75,7 @@ _HOMES = {
     "build_model": ".model.model",
     "load_model": ".checkpoints.model_file",
     "model_config": ".model.config",
-    "open_dataset": ".data.samples",
+    "open_dataset": ".data.formats",
     "read_image": ".engines.images.images",
     "select_backend": ".engines.backends",
     "stage_contracts": ".engines.bundle.contracts",

@@ -22,7 +22,7 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_base(tmp_path_factory: pytest.TempPathFactory, boxes: Path) -> Path:
     """Model file of a small untrained model, its tokenizer beside it. Not to be changed."""
     from rsrefseg.checkpoints.model_file import save_model
-    from rsrefseg.data.samples import open_dataset
+    from rsrefseg.data.formats import open_dataset
     from rsrefseg.model.model import build_model
     from rsrefseg.model.tokenizer import write_word_tokenizer
     from tests.support.small import small_config

@@ -27,15 +27,13 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationReport:
         BundleError: the bundle is not whole.
         RSRefSegError: the disk is full.
     """
-    from rsrefseg.data.loading import verify_images, verify_phrases
-    from rsrefseg.data.samples import open_dataset
+    from rsrefseg.data.formats import open_dataset
+    from rsrefseg.data.verify import verify_samples
     from rsrefseg.evaluation.answers import answer_samples, score
     from rsrefseg.evaluation.metrics import Protocol
 
     dataset = open_dataset(request.data, request.images)
-    samples = dataset.split(request.split)
-    verify_images(dataset, [request.split])
-    verify_phrases(samples)
+    (samples,) = verify_samples(dataset, [request.split], request.resize_masks)
     with contextlib.ExitStack() as stack:
         worst, predictions, sheet, resized = WorstCases(), None, None, 0
         if request.save_predictions is not None:

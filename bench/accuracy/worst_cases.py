@@ -188,7 +188,7 @@ def _masks(case: WorstCase) -> tuple[BoolMask, BoolMask]:
 
     resized: list[BoolMask] = []
     for rle in (case.truth, case.prediction):
-        mask = decode_rle(rle, f"sample '{case.sample.sample_id}'")
+        mask = decode_rle(rle)
         share = np.array(Image.fromarray(mask.astype(np.float32)).resize(_size(*mask.shape), Image.Resampling.BILINEAR))
         resized.append(share > 0.5 if (share > 0.5).any() else share > 0)
     return resized[0], resized[1]

@@ -170,15 +170,12 @@ def _precision(engine: Engine, stages: Iterable[Stage]) -> str:
 
 def _open_data(bundle: Bundle, data: Path, split: str, run: Path | None) -> "tuple[TorchModel, tuple[Sample, ...]]":
     """The model that the bundle was exported from, and the samples of a split whose images can all be read."""
+    from rsrefseg.data.formats import open_dataset
+    from rsrefseg.data.verify import verify_samples
     from rsrefseg.evaluation.models import exported_run, merged_model
 
     torch = merged_model(exported_run(bundle.root, bundle.manifest.provenance.checkpoint_sha256, run))
-    from rsrefseg.data.loading import verify_images
-    from rsrefseg.data.samples import open_dataset
-
-    dataset = open_dataset(data)
-    samples = dataset.split(split)
-    verify_images(dataset, [split])
+    (samples,) = verify_samples(open_dataset(data), [split], resize_masks=True)
     return torch, samples
 
 

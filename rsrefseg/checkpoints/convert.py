@@ -1,6 +1,6 @@
-"""``rsrefseg convert``: somebody else's RSRefSeg checkpoint becomes a run that can be exported."""
+"""``rsrefseg convert``: an RSRefSeg checkpoint in the public layout becomes a run that can be exported."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ from rsrefseg.engines.text import Padding
 from ..model.config import ModelConfig
 from ..model.model import build_model
 from ..train.base import converted
-from .imported_run import check_new, reference_inputs, write_brought_run
+from .imported_run import check_new, reference_inputs, write_imported_run
 from .key_matching import fill
 from .tensor_files import read_wrapped
 from .tokenizer_file import tokenizer_bytes
@@ -59,13 +59,7 @@ class ConvertReport:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {
-            "run": self.run,
-            "preset": self.preset,
-            "tensors": self.tensors,
-            "adapters": self.adapters,
-            "dropped": list(self.dropped),
-        }
+        return {name: value for name, value in asdict(self).items() if name != "notes"}
 
     def render(self) -> str:
         """A few lines for a person."""
@@ -81,12 +75,11 @@ def convert_checkpoint(request: ConvertRequest) -> ConvertReport:
         RSRefSegError: the folder cannot be written.
     """
     if not request.file.is_file():
-        kind = "is a folder" if request.file.is_dir() else "does not exist"
-        raise BadInputError(f"the checkpoint '{request.file}' {kind}: give a .safetensors or .pth file")
+        raise BadInputError(f"the checkpoint '{request.file}' is not a file: give a .safetensors or .pth file")
     check_new(request.out)
     if request.tokenizer is None:
         raise BadInputError(
-            "the checkpoint brings no tokenizer: give that of its SigLIP with --tokenizer (tokenizer.json or "
+            "the checkpoint has no tokenizer: give that of its SigLIP with --tokenizer (tokenizer.json or "
             f"spiece.model of {_SIGLIP})"
         )
     checkpoint = plain_checkpoint(read_wrapped(request.file), request.lora_alpha, request.file)
@@ -109,7 +102,7 @@ def convert_checkpoint(request: ConvertRequest) -> ConvertReport:
         "merge": {"adapters": checkpoint.adapters},
         "source": {"base": base.to_dict(), "dropped": matches.dropped},
     }
-    run = write_brought_run(request.out, model, base, tokenizer, inputs, header)
+    run = write_imported_run(request.out, model, base, tokenizer, inputs, header)
     return ConvertReport(
         run=str(run.path),
         preset=str(config.preset),

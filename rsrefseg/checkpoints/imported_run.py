@@ -1,4 +1,4 @@
-"""A run folder for a model that nobody trained here: what ``export``, ``eval`` and ``train --base`` take."""
+"""A run folder for a model that was not trained here: what ``export``, ``eval`` and ``train --base`` take."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,12 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import stretch
 from rsrefseg.engines.system.files import atomic_directory, atomic_write_bytes
 
-from ..data.samples import open_dataset
+from ..data.formats import open_dataset
+from ..model.config import ModelConfig
 from ..model.model import RSRefSeg
+from ..model.tokenizer import build_word_tokenizer
 from ..synth import Domain, Scene, render_scene
-from ..train.base import BaseWeights
+from ..train.base import BaseWeights, random_weights
 from ..train.reference_inputs import (
     IMAGES,
     PHRASES_PER_IMAGE,
@@ -24,6 +26,7 @@ from ..train.reference_inputs import (
 from ..train.run import Run
 from ..train.setup import open_tokenizer, versions
 from .model_file import save_model
+from .tokenizer_file import tokenizer_bytes
 
 _SCENE_SIZE = 256
 _SPLITS = ("val", "test", "train")
@@ -45,7 +48,7 @@ def made_scenes() -> tuple[Scene, ...]:
 
 
 def reference_inputs(data: Path | None, image_size: int) -> tuple[ReferenceInput, ...]:
-    """Images and phrases for the proofs of exporting: of a data set where there is one, else of rendered scenes.
+    """Images and phrases that prove an export: of a data set where one is given, else of rendered scenes.
 
     Raises:
         BadInputError: the data set cannot be read or is empty.
@@ -53,13 +56,13 @@ def reference_inputs(data: Path | None, image_size: int) -> tuple[ReferenceInput
     if data is None:
         return tuple(_scene_input(scene, image_size) for scene in made_scenes())
     dataset = open_dataset(data)
-    samples: Sequence[Any] = next((found for split in _SPLITS if (found := _samples(dataset, split))), ())
-    if not samples:
+    split = next((split for split in _SPLITS if split in dataset.splits), None)
+    if split is None:
         raise BadInputError(f"'{data}' has no samples in its splits {', '.join(_SPLITS)}: give another --data")
-    return pick_reference_inputs(samples, image_size)
+    return pick_reference_inputs(dataset.split(split), image_size)
 
 
-def write_brought_run(
+def write_imported_run(
     out: Path,
     model: RSRefSeg,
     base: BaseWeights,
@@ -104,14 +107,32 @@ def write_brought_run(
     return Run(out)
 
 
+def make_random_run(out: Path, config: ModelConfig, seed: int = 0, tokenizer: Path | None = None) -> Run:
+    """Write a run of random weights that can be exported and measured, stamped as random.
+
+    Args:
+        out: new or empty folder.
+        config: what to build.
+        seed: decides the weights.
+        tokenizer: SigLIP's; without one, words of rendered scenes.
+
+    Raises:
+        BadInputError: the folder is not empty, or the tokenizer does not fit.
+        RSRefSegError: the folder cannot be written.
+    """
+    check_new(out)
+    base = random_weights()
+    if tokenizer is not None:
+        content = tokenizer_bytes(tokenizer, config)
+    else:
+        phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
+        content = build_word_tokenizer(phrases, config.siglip.vocab_size).to_str(pretty=True).encode() + b"\n"
+    inputs = reference_inputs(None, config.sam.image_size)
+    header = {"random_weights": True, "merge": {"adapters": 0}, "source": {"base": base.to_dict(), "seed": seed}}
+    return write_imported_run(out, base.build(config, seed), base, content, inputs, header)
+
+
 def _scene_input(scene: Scene, image_size: int) -> ReferenceInput:
     image = scene.image
     phrases = tuple(dict.fromkeys(referral.phrase for referral in scene.referrals))
     return ReferenceInput(torch.from_numpy(stretch(image, image_size)), (image.shape[0], image.shape[1]), phrases)
-
-
-def _samples(dataset: Any, split: str) -> Sequence[Any]:
-    try:
-        return tuple(dataset.split(split))
-    except BadInputError:  # it has no such split
-        return ()

@@ -1,6 +1,6 @@
-"""Every tensor of a foreign file accounted for: found, missing, surplus, misshapen, or dropped and said so."""
+"""Every tensor of a foreign file accounted for: found, missing, surplus, misshapen, or left out and reported."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,9 @@ class Matches:
         """One line about what was left out, if anything was."""
         if not self.dropped:
             return ()
-        return (f"'{self.path}': left out what RSRefSeg does not use: {shorten(self.dropped)}",)
+        more = f" and {len(self.dropped) - _SHOWN_NAMES} more" if len(self.dropped) > _SHOWN_NAMES else ""
+        shown = ", ".join(self.dropped[:_SHOWN_NAMES])
+        return (f"'{self.path}': left out what RSRefSeg does not use: {shown}{more}",)
 
 
 def match(
@@ -47,7 +49,7 @@ def match(
     path: Path,
     what: str,
 ) -> Matches:
-    """Pair every tensor of ours with one of a file.
+    """Pair every tensor of ours with one of a file. Half precision is taken and widened later.
 
     Args:
         expected: tensors of ours, by our names; only their shapes and dtypes matter.
@@ -62,30 +64,22 @@ def match(
     """
     sources = {source_name(name): name for name in expected}
     dropped = tuple(sorted(name for name in state.keys() - sources.keys() if is_unused(name)))
-    if missing := sorted(sources.keys() - state.keys()):
-        raise BadInputError(f"'{path}' misses tensor {_first(missing)}: it is no {what}")
-    if surplus := sorted(state.keys() - sources.keys() - set(dropped)):
-        raise BadInputError(f"'{path}' has the unknown tensor {_first(surplus)}: it is no {what}")
-    pairs = tuple(Match(name, source, state[source]) for source, name in sources.items())
-    for pair in pairs:
-        check_tensor(pair.tensor, expected[pair.name], pair.source_name, path, what)
-    return Matches(path, pairs, dropped)
-
-
-def check_tensor(found: Tensor, wanted: Tensor, name: str, path: Path, what: str) -> None:
-    """Refuse a tensor of another shape or kind of numbers; half precision is taken and widened.
-
-    Raises:
-        BadInputError: names it.
-    """
-    if found.shape != wanted.shape:
-        raise BadInputError(
-            f"'{path}': tensor '{name}' has shape {tuple(found.shape)}, a {what} has {tuple(wanted.shape)}"
-        )
-    allowed = FLOAT_DTYPES if wanted.is_floating_point() else (wanted.dtype,)
-    if found.dtype not in allowed:
-        names = " or ".join(_dtype_name(dtype) for dtype in allowed)
-        raise BadInputError(f"'{path}': tensor '{name}' is {_dtype_name(found.dtype)}, it must be {names}")
+    missing, surplus = sources.keys() - state.keys(), state.keys() - sources.keys() - set(dropped)
+    for names, verb in ((sorted(missing), "misses"), (sorted(surplus), "has the unknown")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise BadInputError(f"'{path}' {verb} tensor '{names[0]}'{more}: it is not a {what}")
+    for source, name in sources.items():
+        found, wanted = state[source], expected[name]
+        if found.shape != wanted.shape:
+            shapes = f"{tuple(found.shape)}, a {what} has {tuple(wanted.shape)}"
+            raise BadInputError(f"'{path}': tensor '{source}' has shape {shapes}")
+        allowed = FLOAT_DTYPES if wanted.is_floating_point() else (wanted.dtype,)
+        if found.dtype not in allowed:
+            kinds = " or ".join(str(dtype) for dtype in allowed)
+            message = f"'{path}': tensor '{source}' is {found.dtype}, it must be {kinds}"
+            raise BadInputError(message.replace("torch.", ""))
+    return Matches(path, tuple(Match(name, source, state[source]) for source, name in sources.items()), dropped)
 
 
 @torch.no_grad()
@@ -101,18 +95,3 @@ def fill(module: nn.Module, matches: Matches) -> None:
         target.copy_(pair.tensor)
         if not bool(torch.isfinite(target).all()):
             raise BadInputError(f"'{matches.path}': tensor '{pair.source_name}' holds values that are not finite")
-
-
-def shorten(names: Iterable[str]) -> str:
-    """Dropped names for one line: numbered parts and long lists folded."""
-    listed = sorted(names)
-    more = f" and {len(listed) - _SHOWN_NAMES} more" if len(listed) > _SHOWN_NAMES else ""
-    return ", ".join(listed[:_SHOWN_NAMES]) + more
-
-
-def _first(names: list[str]) -> str:
-    return f"'{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""The pair of files most users have, SAM's and SigLIP's, as the weights that training starts from."""
+"""SAM's file and SigLIP's folder, as published, as the weights that training starts from."""
 
 import hashlib
 import json
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from rsrefseg.engines.errors import BadInputError
 
@@ -45,15 +47,9 @@ class PublicFiles:
             BadInputError: a field is missing or of another kind.
         """
         try:
-            files = cls(PinnedPath(**value["sam"]), PinnedPath(**value["siglip"]))
-        except (KeyError, TypeError) as error:
+            return msgspec.convert(value, cls)
+        except msgspec.ValidationError as error:
             raise BadInputError(f"the record of the SAM and SigLIP files cannot be read: {error}") from error
-        for pinned in (files.sam, files.siglip):
-            if not isinstance(pinned.path, str) or not isinstance(pinned.sha256, str):
-                raise BadInputError(
-                    "the record of the SAM and SigLIP files cannot be read: a path or digest is no text"
-                )
-        return files
 
     def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
         """A model with both towers from these files; its prompter is random, as ``seed`` decides.
@@ -79,8 +75,7 @@ def pin_public_files(sam: Path, siglip: Path) -> PublicFiles:
     Raises:
         BadInputError: one of them is missing.
     """
-    pins = (PinnedPath(str(path.resolve()), weights_digest(path)) for path in (sam, siglip))
-    return PublicFiles(*pins)
+    return PublicFiles(*(PinnedPath(str(path.resolve()), weights_digest(path)) for path in (sam, siglip)))
 
 
 def check_public_files(config: ModelConfig, sam: Path, siglip: Path) -> tuple[str, ...]:

@@ -1,6 +1,9 @@
-"""A file or Hugging Face folder of weights becomes tensors by name, nothing believed and nothing read in vain."""
+"""Weights of others, as a file or Hugging Face folder, become tensors by name; the files are not trusted."""
 
-import json
+import pickletools
+import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,16 @@ from torch import Tensor
 
 from rsrefseg.engines.errors import BadInputError
 
-from .torch_zip import ZIP_MAGIC, load_torch_zip
+from ..data.annotation_files import parse_object, read_text
 
 State = dict[str, Tensor]
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MAX_JSON_BYTES = 16 << 20
+# The pickle holds names and sizes only; that of a 1,600-tensor RSRefSeg has 0.2 MiB and 60,000 opcodes.
+MAX_PICKLE_BYTES = 16 << 20
+_MAX_PICKLE_OPCODES = 2_000_000
+_ZIP_START, _ZIP_END, _ZIP_END_BYTES = b"PK\x03\x04", b"PK\x05\x06", 22
+_MAX_JSON_BYTES = 16 << 20
 # In the order they are looked for: safetensors first, for it cannot hold code.
 _FOLDER_FILES = (
     "model.safetensors",
@@ -28,10 +35,17 @@ _INDEX_SUFFIX = ".index.json"
 # How trainers wrap a state dict: DeepSpeed, mmengine, plain loops.
 _WRAPPINGS = ("module", "state_dict", "model_state_dict")
 _PARALLEL_PREFIX = "module."
+# What a state dict needs. PyTorch's own list is longer: it has `bytearray`, which takes any amount of memory.
+_ALLOWED_GLOBALS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch Size|torch device"
+    r"|torch\.storage UntypedStorage|torch \w+Storage|torch (b?float|u?int)\d+|torch bool"
+)
+# Other ways to name a global, and whatever calls one with more than its arguments.
+_FORBIDDEN_OPCODES = frozenset({"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"})
 
 
 def read_weights(path: Path) -> State:
-    """Tensors by name, in whatever of the two formats: a file, or a Hugging Face folder (sharded or not).
+    """Tensors by name of a safetensors or PyTorch file, or of a Hugging Face folder, sharded or not.
 
     The tensors are views of mapped files: memory is taken where they are copied.
 
@@ -43,15 +57,13 @@ def read_weights(path: Path) -> State:
     files = weight_files(path)
     if not files[0].name.endswith(_INDEX_SUFFIX):
         return _plain_state(_read_file(files[0]), files[0])
-    homes = _read_index(files[0])
+    file_of = _read_index(files[0])
     state: State = {}
     for file in files[1:]:
         part = _plain_state(_read_file(file), file)
-        promised = {name for name, home in homes.items() if home == file.name}
+        promised = {name for name, shard in file_of.items() if shard == file.name}
         if different := sorted(promised ^ part.keys()):
-            raise BadInputError(
-                f"'{files[0]}' and '{file.name}' disagree about tensor '{different[0]}': download again"
-            )
+            raise BadInputError(f"'{files[0]}' and '{file.name}' disagree about tensor '{different[0]}'")
         state |= part
     return state
 
@@ -79,7 +91,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def read_wrapped(path: Path) -> State:
-    """As ``read_weights`` for one file, the state dict wrapped or not as trainers do.
+    """As ``read_weights`` for one file, whose state dict may be wrapped as trainers do.
 
     Known are a flat dict, ``{"module": ...}`` (DeepSpeed), ``{"state_dict": ...}`` (mmengine) and
     ``{"model_state_dict": ...}``, and the prefix ``module.`` that data-parallel training puts before every name.
@@ -90,7 +102,7 @@ def read_wrapped(path: Path) -> State:
     document = _read_file(path)
     wrapped = [key for key in _WRAPPINGS if isinstance(document, Mapping) and isinstance(document.get(key), Mapping)]
     if len(wrapped) > 1:
-        raise BadInputError(f"'{path}' holds both '{wrapped[0]}' and '{wrapped[1]}': save the one that is meant alone")
+        raise BadInputError(f"'{path}' holds both '{wrapped[0]}' and '{wrapped[1]}': save the right one alone")
     state = _plain_state(document[wrapped[0]] if wrapped else document, path)
     if all(name.startswith(_PARALLEL_PREFIX) for name in state):
         return {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in state.items()}
@@ -98,79 +110,91 @@ def read_wrapped(path: Path) -> State:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """A small JSON file that holds an object.
 
     Raises:
         BadInputError: it is missing, too large, or something else.
     """
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise BadInputError(f"'{path}' has more than {MAX_JSON_BYTES >> 20} MiB, which no such file has: refused")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadInputError(f"'{path}' cannot be read as JSON ({reason}): download it again") from error
-    if not isinstance(value, dict):
-        raise BadInputError(f"'{path}' holds no JSON object: download it again")
-    return value
+    return parse_object(read_text(path, _MAX_JSON_BYTES), f"'{path}'")
 
 
 def _read_file(path: Path) -> Any:
+    """What a file holds, its tensors mapped, not read."""
     if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
-        raise BadInputError(f"'{path}' {kind}: give a .safetensors or .pth file")
+        raise BadInputError(f"'{path}' does not exist or is not a file: give a .safetensors or .pth file")
     try:
         with path.open("rb") as stream:
             head = stream.read(9)
-    except OSError as error:
-        raise BadInputError(f"'{path}' cannot be read: {error.strerror}") from error
-    if head.startswith(ZIP_MAGIC):
-        return load_torch_zip(path)
-    if head[8:] == b"{":
-        return _read_safetensors(path)
-    if head.startswith(b"\x80"):
-        raise BadInputError(
-            f"'{path}' is a bare pickle, which may hold code: refused; save its state dict with torch.save of "
-            "PyTorch 1.6 or later, or as safetensors"
-        )
-    raise BadInputError(f"'{path}' is neither a safetensors file nor a PyTorch checkpoint: download or copy it again")
+        if head[8:] == b"{":
+            with safe_open(path, framework="pt") as tensors:
+                return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a mapping)
+        if not head.startswith(_ZIP_START):
+            raise BadInputError(
+                f"'{path}' is neither a safetensors file nor a checkpoint of PyTorch 1.6 or later (bare pickles may "
+                "hold code and are refused): download it again, or save its state dict with torch.save"
+            )
+        _check_archive(path)
+        with warnings.catch_warnings(action="ignore"):
+            # Mapped storages are slices of the file, so none can be larger than what is there.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except BadInputError:
+        raise
+    # Damaged files end in almost any exception (SafetensorError, BadZipFile, UnpicklingError, RuntimeError, ...).
+    except (Exception, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise BadInputError(f"'{path}' cannot be read in full ({reason}): download or copy it again") from error
 
 
-def _read_safetensors(path: Path) -> State:
-    try:
-        with safe_open(path, framework="pt") as stream:
-            return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
-    # Its reader says most faults by SafetensorError, an unknown dtype by others.
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise BadInputError(f"'{path}' is no whole safetensors file ({reason}): download or copy it again") from error
+def _check_archive(path: Path) -> None:
+    """Refuse a PyTorch file that holds more than tensors, or more than its size. No code of it is executed."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        stream.seek(max(0, size - _ZIP_END_BYTES))
+        if not stream.read().startswith(_ZIP_END):  # else Python and PyTorch may find different archives in it
+            raise BadInputError(f"'{path}' is not a whole PyTorch checkpoint (its end is missing): download it again")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if packed or sum(max(entry.file_size, entry.compress_size) for entry in entries) > size:
+            raise BadInputError(
+                f"'{path}' unpacks to more than its own size, which no PyTorch checkpoint does: refused"
+            )
+        pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
+        if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
+            raise BadInputError(f"'{path}' is an archive, but not a state dict that torch.save wrote: refused")
+        data = archive.read(pickles[0])
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        named = str(argument) if opcode.name == "GLOBAL" else None
+        strange = named is not None and not _ALLOWED_GLOBALS.fullmatch(named)
+        if strange or opcode.name in _FORBIDDEN_OPCODES or count > _MAX_PICKLE_OPCODES:
+            what = f"code or objects ('{named.replace(' ', '.')}')" if named and strange else "objects"
+            raise BadInputError(f"'{path}' holds {what} besides tensors: refused; save its state dict alone")
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    homes = read_json_object(path).get("weight_map")
-    if not isinstance(homes, dict) or not homes:
+    file_of = read_json_object(path).get("weight_map")
+    if not isinstance(file_of, dict) or not file_of:
         raise BadInputError(f"'{path}' has no weight_map: download it again")
-    for name in homes.values():
-        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise BadInputError(f"'{path}' names the shard {name!r}, which is no file beside it: refused")
-    return homes
+    for name in file_of.values():
+        if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+            raise BadInputError(f"'{path}' names the shard {name!r}, which is not a file beside it: refused")
+    return file_of
 
 
 def _plain_state(value: Any, path: Path) -> State:
     """Make sure that every entry is an ordinary dense tensor whose numbers are really in the file."""
     if not isinstance(value, Mapping) or not value:
-        raise BadInputError(f"'{path}' holds no state dict, but {_kind(value)}: save the state dict alone")
+        raise BadInputError(
+            f"'{path}' does not hold a state dict, but {type(value).__name__}: save the state dict alone"
+        )
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise BadInputError(
-                f"'{path}': entry {str(name)[:80]!r} is no tensor but {_kind(tensor)}: save tensors alone"
-            )
+            kind = type(tensor).__name__
+            raise BadInputError(f"'{path}': entry {str(name)[:80]!r} is not a tensor but {kind}: save tensors alone")
         ordinary = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         # A tensor that is larger than its storage repeats a few numbers: copying it may take any amount of memory.
         if not ordinary or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise BadInputError(f"'{path}': tensor '{name}' is no ordinary dense tensor: save it with .contiguous()")
+            raise BadInputError(
+                f"'{path}': tensor '{name}' is not an ordinary dense tensor: save it with .contiguous()"
+            )
     return {name: tensor.detach() for name, tensor in value.items()}
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None or (isinstance(value, Mapping) and not value) else f"a {type(value).__name__}"

@@ -1,6 +1,6 @@
-"""The public RSRefSeg layout: whose tensor is whose, under peft's wrappers and the Hugging Face names of SAM.
+"""The public RSRefSeg layout: its names under peft's wrappers and the Hugging Face names of SAM, adapters folded.
 
-Derived from how that model is put together (its wrappers name what they hold ``model``); with adapters merged or not.
+Derived from how that model is put together (its wrappers name what they hold ``model``).
 """
 
 import re
@@ -15,22 +15,32 @@ from rsrefseg.engines.errors import BadInputError
 
 from ..model.config import ModelConfig, Preset, model_config
 from . import siglip_folder
-from .adapters import fold_adapters
 from .key_matching import Matches, match
-from .sam_file import OWN_CONSTANTS
-from .sam_names import hugging_face_name, join_shared_encoding
-from .tensor_files import State
+from .sam_file import OWN_CONSTANTS, hugging_face_name, join_shared_encoding
+from .tensor_files import FLOAT_DTYPES, State
 
 # peft puts this behind the module it wraps; merging removes it.
 _PEFT = re.compile(r"^(backbone|clip_vision_encoder|clip_text_encoder)\.base_model\.model\.")
 # Adapted layers keep their own weights under this name until they are merged.
 _BASE_LAYER = ".base_layer."
+_ADAPTER = re.compile(r"^(?P<module>.+)\.lora_(?P<half>[AB])(\.\w+)?\.weight$")
 # Older releases of transformers have one more level in each SigLIP tower.
 _TOWER = re.compile(r"^(clip_(?:vision|text)_encoder\.model)\.(?:vision|text)_model\.")
 _SHARED = "backbone.shared_image_embedding.positional_embedding"
 _OTHER = "sam_prompt_encoder.model.shared_embedding.positional_embedding"
 _CONSTANTS = (*OWN_CONSTANTS, "attn_prompter.grid_encoding")
 _PATCHES = "backbone.model.patch_embed.projection.weight"
+# From our names, SAM's parts as the Hugging Face port calls them, to the public ones.
+_PUBLIC_PREFIXES = {
+    "vision_encoder.": "backbone.model.",
+    "shared_image_embedding.": "backbone.shared_image_embedding.",
+    "prompt_encoder.": "sam_prompt_encoder.model.",
+    "mask_decoder.": "sam_mask_decoder.model.",
+    "siglip_vision.": "clip_vision_encoder.model.",
+    "siglip_text.": "clip_text_encoder.model.",
+    "attn_prompter.logit_": "clip_text_encoder.logit_",
+    "attn_prompter.down_spatial.2.": "prompter_down_spatial.2.conv.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,11 @@ class PublishedCheckpoint:
 def plain_checkpoint(state: State, alpha: float | None, path: Path) -> PublishedCheckpoint:
     """Take peft's wrappers off and fold the adapters.
 
+    Args:
+        state: the file's tensors.
+        alpha: LoRA alpha of the training; None where it equalled the rank, as published.
+        path: the file, for messages.
+
     Raises:
         BadInputError: two tensors come out under one name, or an adapter cannot be folded.
     """
@@ -56,12 +71,12 @@ def plain_checkpoint(state: State, alpha: float | None, path: Path) -> Published
         plain[short] = tensor
     # The adapter of a part that is left out is left out with it.
     unused = {name: tensor for name, tensor in plain.items() if _is_left_out(name)}
-    folded = fold_adapters({name: tensor for name, tensor in plain.items() if name not in unused}, alpha, path)
-    tensors = folded.tensors
+    used = {name: tensor for name, tensor in plain.items() if name not in unused}
+    adapters = _fold_adapters(used, alpha, path)
     # Only points and boxes read the prompt encoder's own copy, so nothing kept the two alike.
-    if _SHARED not in tensors or _OTHER not in tensors or torch.equal(tensors[_SHARED], tensors[_OTHER]):
-        tensors = join_shared_encoding(tensors, _SHARED, _OTHER, path)
-    return PublishedCheckpoint(path, tensors | unused, folded.adapters)
+    if _SHARED not in used or _OTHER not in used or torch.equal(used[_SHARED], used[_OTHER]):
+        used = join_shared_encoding(used, _SHARED, _OTHER, path)
+    return PublishedCheckpoint(path, used | unused, adapters)
 
 
 def match_published(checkpoint: PublishedCheckpoint, config: ModelConfig, expected: Mapping[str, Tensor]) -> Matches:
@@ -72,41 +87,18 @@ def match_published(checkpoint: PublishedCheckpoint, config: ModelConfig, expect
     """
     ours = {name: tensor for name, tensor in expected.items() if name not in _CONSTANTS}
     what = f"RSRefSeg of preset '{config.preset}' in the public layout"
-    return match(ours, published_name, checkpoint.tensors, is_unused, checkpoint.path, what)
+    return match(ours, published_name, checkpoint.tensors, _is_unused, checkpoint.path, what)
 
 
 def published_name(name: str) -> str:
     """The public name of one of our tensors."""
     stage, _, rest = name.partition(".")
     if stage in ("sam_encoder", "sam_decoder"):
-        port = hugging_face_name(rest)
-        for prefix, public in (
-            ("vision_encoder.", "backbone.model."),
-            ("shared_image_embedding.", "backbone.shared_image_embedding."),
-            ("prompt_encoder.", "sam_prompt_encoder.model."),
-        ):
-            if port.startswith(prefix):
-                return public + port.removeprefix(prefix)
-        return "sam_mask_decoder.model." + port.removeprefix("mask_decoder.")
-    if stage == "siglip_vision":
-        return f"clip_vision_encoder.model.{rest}"
-    if stage == "siglip_text":
-        return f"clip_text_encoder.model.{rest}"
-    if rest.startswith("logit_"):
-        return f"clip_text_encoder.{rest}"
-    return re.sub(r"^prompter_down_spatial\.2\.", "prompter_down_spatial.2.conv.", f"prompter_{rest}")
-
-
-def is_unused(name: str) -> bool:
-    """Whether a plain public name is known and not needed: the vision pooling head, positions, a second encoding."""
-    return name == _OTHER or _is_left_out(name)
-
-
-def _is_left_out(name: str) -> bool:
-    for prefix, tower in (("clip_vision_encoder.model.", "vision_model."), ("clip_text_encoder.model.", "text_model.")):
+        name = hugging_face_name(rest)
+    for prefix, public in _PUBLIC_PREFIXES.items():
         if name.startswith(prefix):
-            return siglip_folder.is_unused(tower + name.removeprefix(prefix))
-    return False
+            return public + name.removeprefix(prefix)
+    return "prompter_" + rest
 
 
 def guess_config(checkpoint: PublishedCheckpoint) -> ModelConfig:
@@ -115,15 +107,59 @@ def guess_config(checkpoint: PublishedCheckpoint) -> ModelConfig:
     Raises:
         BadInputError: it has no SAM, or one of another width.
     """
+    path = checkpoint.path
     if _PATCHES not in checkpoint.tensors:
-        raise BadInputError(
-            f"'{checkpoint.path}' is no RSRefSeg checkpoint in the public layout: it lacks '{_PATCHES}'"
-        )
-    width = checkpoint.tensors[_PATCHES].shape[:1]
-    configs = [model_config(preset) for preset in (Preset.B, Preset.L)]
-    for config in configs:
-        if tuple(width) == (config.sam.embed_dim,):
+        raise BadInputError(f"'{path}' is not an RSRefSeg checkpoint in the public layout: it lacks '{_PATCHES}'")
+    width = tuple(checkpoint.tensors[_PATCHES].shape[:1])
+    for config in map(model_config, (Preset.B, Preset.L)):
+        if width == (config.sam.embed_dim,):
             return config
-    raise BadInputError(
-        f"'{checkpoint.path}' has a SAM of width {tuple(width)}, neither ViT-B nor ViT-L: give --preset"
-    )
+    raise BadInputError(f"'{path}' has a SAM of width {width}, neither ViT-B nor ViT-L: give --preset")
+
+
+def _is_unused(name: str) -> bool:
+    """Whether a plain public name is known and not needed: the vision pooling head, positions, a second encoding."""
+    return name == _OTHER or _is_left_out(name)
+
+
+def _is_left_out(name: str) -> bool:
+    tower = re.sub(r"^clip_(vision|text)_encoder\.model\.", r"\1_model.", name)
+    return tower != name and siglip_folder.is_unused(tower)
+
+
+def _fold_adapters(state: State, alpha: float | None, path: Path) -> int:
+    """Add every ``lora_B @ lora_A`` to its weight, scaled by alpha / rank (Hu et al. 2021, section 4.1), in place.
+
+    Linear layers have A (r, in) and B (out, r); convolutions A (r, in, h, w) and B (out, r, 1, 1), the same product.
+
+    Returns:
+        How many there were.
+    """
+    adapters: dict[str, State] = {}
+    for name in list(state):
+        if (found := _ADAPTER.match(name)) is None:
+            continue
+        halves = adapters.setdefault(found["module"], {})
+        if found["half"] in halves:
+            raise BadInputError(f"'{path}': '{found['module']}' has two LoRA adapters: merge them where it was trained")
+        halves[found["half"]] = state.pop(name)
+    for module, halves in adapters.items():
+        name = f"{module}.weight"
+        if len(halves) < 2 or name not in state:
+            missing = name if len(halves) == 2 else f"{module}.lora_{'B' if 'A' in halves else 'A'}"
+            raise BadInputError(f"'{path}' has a LoRA adapter without '{missing}': the checkpoint is not whole")
+        state[name] = _folded(state[name], halves["A"], halves["B"], alpha, f"'{path}': the LoRA adapter of '{name}'")
+    return len(adapters)
+
+
+def _folded(weight: Tensor, a: Tensor, b: Tensor, alpha: float | None, what: str) -> Tensor:
+    rank = a.shape[0] if a.ndim else 0
+    is_pair = min(weight.ndim, a.ndim, b.ndim) >= 2 and rank >= 1 and a.shape[1:] == weight.shape[1:]
+    if not is_pair or b.numel() != weight.shape[0] * rank or b.shape[:2] != (weight.shape[0], rank):
+        raise BadInputError(
+            f"{what} has shapes {tuple(b.shape)} and {tuple(a.shape)}, its weight {tuple(weight.shape)}"
+        )
+    if any(tensor.dtype not in FLOAT_DTYPES for tensor in (weight, a, b)):
+        raise BadInputError(f"{what} or its weight is not floating-point: save it as float32")
+    scale = 1.0 if alpha is None else alpha / rank
+    return weight.float() + scale * (b.float().flatten(1) @ a.float().flatten(1)).view_as(weight)

@@ -1,58 +1,28 @@
-"""Reads a whole data set once and says what would spoil a training run, before the run."""
+"""Reads a whole data set once and reports what would spoil a training run, before the run."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.images.images import read_image
 
+from .formats import open_dataset
 from .parallel import in_processes
-from .phrase_length import PhraseLengths, PhraseRule
-from .samples import Dataset, Sample, group_by_image, open_dataset
+from .phrase_length import PhraseRule, phrase_rule
+from .samples import Sample, group_by_image
+from .verify import Problem, mask_problems
 
 EXAMPLES = 5
+# What `train` reads, and what `eval` reads by default.
+TRAINING_SPLITS = ("train", "val")
+EVALUATION_SPLITS = ("test",)
 
 Progress = Callable[[int, int], None]
-
-
-class Problem(StrEnum):
-    """What can be wrong with a data set; a fault spoils training or its figures, the rest is worth knowing."""
-
-    MISSING_IMAGE = "missing images"
-    UNREADABLE_IMAGE = "unreadable images"
-    MISSING_MASK = "missing masks"
-    BROKEN_MASK = "broken masks"
-    SHARED_BETWEEN_SPLITS = "images that stand in more than one split"
-    REPEATED_ID = "sample ids used more than once"
-    EMPTY_PHRASE = "empty phrases"
-    SIZE_DIFFERENCE = "masks of another size than their image (train and eval need --resize-masks)"
-    EMPTY_MASK = "empty masks"
-    NO_TARGET = "expressions that refer to nothing, as annotated (their masks are empty)"
-    LONG_PHRASE = "phrases longer than the model reads (their end is cut off)"
-    REPEATED_SAMPLE = "samples that repeat an image and phrase of their split"
-    REPEATED_IMAGE = "images whose pixels equal another's of their split"
-
-    @property
-    def is_fault(self) -> bool:
-        """Whether it spoils training or the figures taken on the data."""
-        return self in _FAULTS
-
-
-_FAULTS = frozenset(
-    {
-        Problem.MISSING_IMAGE,
-        Problem.UNREADABLE_IMAGE,
-        Problem.MISSING_MASK,
-        Problem.BROKEN_MASK,
-        Problem.SHARED_BETWEEN_SPLITS,
-        Problem.REPEATED_ID,
-        Problem.EMPTY_PHRASE,
-    }
-)
+Found = Iterator[tuple[Problem, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +64,17 @@ class DatasetReport:
         format: the format it was recognised as.
         splits: samples and images of each split.
         categories: samples of each class, most frequent first.
-        phrases: how the length of phrases was counted; None where it was not.
-        findings: every kind of problem met.
+        longest_phrase: the length of the longest phrase.
+        phrase_rule: how phrases were measured.
+        findings: every kind of problem met, in the order of ``Problem``.
     """
 
     root: Path
     format: str
     splits: dict[str, SplitCount]
     categories: dict[str, int]
-    phrases: PhraseLengths | None
+    longest_phrase: int
+    phrase_rule: PhraseRule
     findings: tuple[Finding, ...]
 
     @property
@@ -117,36 +89,41 @@ class DatasetReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+        rule = self.phrase_rule
         return {
             "root": str(self.root),
             "format": self.format,
-            "splits": {name: {"samples": split.samples, "images": split.images} for name, split in self.splits.items()},
+            "splits": {name: asdict(split) for name, split in self.splits.items()},
             "categories": dict(self.categories),
-            "phrase_lengths": None if self.phrases is None else self.phrases.as_dict(),
+            "phrase_lengths": {"longest": self.longest_phrase, "limit": rule.limit, "counted": rule.unit},
             "faults": [finding.as_dict() for finding in self.faults],
             "notes": [finding.as_dict() for finding in self.notes],
         }
 
     def render(self) -> str:
         """Counts, then faults, then notes, a line each."""
-        lines = [f"{self.root}: {self.format}, {len(self.categories)} classes"]
-        lines += [
-            f"  {name}: {split.samples} expressions on {split.images} images" for name, split in self.splits.items()
-        ]
-        lines.append(f"  classes: {', '.join(f'{name} {count}' for name, count in self.categories.items())}")
-        if self.phrases is not None:
-            lines.append(f"  {self.phrases}")
-        lines += [f"FAULT  {finding}" for finding in self.faults]
-        lines += [f"note   {finding}" for finding in self.notes]
-        return "\n".join([*lines, "no faults" if not self.faults else f"{len(self.faults)} kinds of faults"])
+        rule = self.phrase_rule
+        return "\n".join(
+            [
+                f"{self.root}: {self.format}, {len(self.categories)} classes",
+                *(f"  {name}: {n.samples} expressions on {n.images} images" for name, n in self.splits.items()),
+                f"  classes: {', '.join(f'{name} {count}' for name, count in self.categories.items())}",
+                f"  longest phrase: {self.longest_phrase} of {rule.limit} ({rule.unit})",
+                *(f"FAULT  {finding}" for finding in self.faults),
+                *(f"note   {finding}" for finding in self.notes),
+                f"{len(self.faults)} kinds of faults" if self.faults else "no faults",
+            ]
+        )
 
 
 def check_dataset(
     path: Path | str,
     workers: int = 1,
     progress: Progress | None = None,
-    phrase_rule: PhraseRule | None = None,
+    rule: PhraseRule | None = None,
     images: Path | None = None,
+    splits: Sequence[str] = (),
+    resize_masks: bool = False,
 ) -> DatasetReport:
     """Read every image and mask of a data set once and report.
 
@@ -154,144 +131,102 @@ def check_dataset(
         path: the data set.
         workers: processes at most.
         progress: called with (images done, images in all) after each image.
-        phrase_rule: what makes a phrase longer than the model reads; without it that is not checked.
+        rule: how long a phrase may be; in words by default.
         images: folder of the images where it is not the format's own.
+        splits: the only ones to check, and all of them must exist; by default every split is checked, and a data set
+            must have what ``train`` reads or, without a split to train on, what ``eval`` reads.
+        resize_masks: whether ``train`` and ``eval`` will resize masks of another size than their image.
 
     Raises:
         BadInputError: the data set cannot be opened at all. What is wrong with single samples is reported, not raised.
     """
-    dataset = open_dataset(path, images)
-    groups = group_by_image(dataset.samples)
-    findings = _Findings()
-    images_by_digest: dict[str, list[tuple[Sample, ...]]] = {}
-    looks = in_processes(_look, groups, workers)
-    for done, (group, seen) in enumerate(zip(groups, looks, strict=True), start=1):
-        for problem, example in seen.problems:
-            findings.add(problem, example)
-        # What cannot be read has no pixels to compare; its path still tells whether splits share it.
-        images_by_digest.setdefault(seen.digest or str(group[0].image_path), []).append(group)
+    dataset, rule = open_dataset(path, images), rule or phrase_rule()
+    samples = [sample for sample in dataset.samples if not splits or sample.split in splits]
+    groups = group_by_image(samples)
+    found: dict[Problem, list[str]] = {problem: [] for problem in Problem}
+    groups_by_digest: dict[str, list[tuple[Sample, ...]]] = {}
+    for done, (group, look) in enumerate(zip(groups, in_processes(_look, groups, workers), strict=True), start=1):
+        for problem, example in look.problems:
+            if resize_masks and problem is Problem.SIZE_DIFFERENCE:
+                problem = Problem.RESIZED_MASK
+            found[problem].append(example)
+        groups_by_digest.setdefault(look.digest, []).append(group)
         if progress is not None:
             progress(done, len(groups))
-    for same_image in images_by_digest.values():
-        _compare_splits(same_image, findings)
-    longest = _look_at_phrases(dataset, phrase_rule, findings)
+    for problem, example in (*_shared_images(groups_by_digest), *_repetitions(samples)):
+        found[problem].append(example)
+    needed = splits or (TRAINING_SPLITS if TRAINING_SPLITS[0] in dataset.splits else EVALUATION_SPLITS)
+    found[Problem.MISSING_SPLIT] += [f"'{name}'" for name in needed if name not in dataset.splits]
+    longest = 0
+    for sample in samples:
+        try:
+            length = rule.count(sample.phrase)
+        except BadInputError as error:
+            found[Problem.UNUSABLE_PHRASE].append(f"sample '{sample.sample_id}': {error}")
+            continue
+        longest = max(longest, length)
+        if length > rule.limit:
+            found[Problem.LONG_PHRASE].append(f"sample '{sample.sample_id}' ({length})")
+    per_split = {name: [s for s in samples if s.split == name] for name in dict.fromkeys(s.split for s in samples)}
     return DatasetReport(
         root=dataset.root,
         format=dataset.name,
-        splits={name: _split_count(dataset.split(name)) for name in dataset.splits},
-        categories=dict(Counter(sample.category for sample in dataset.samples).most_common()),
-        phrases=None if phrase_rule is None else PhraseLengths(longest, phrase_rule.limit, phrase_rule.unit),
-        findings=findings.as_tuple(),
+        splits={name: SplitCount(len(part), len(group_by_image(part))) for name, part in per_split.items()},
+        categories=dict(Counter(sample.category for sample in samples).most_common()),
+        longest_phrase=longest,
+        phrase_rule=rule,
+        findings=tuple(Finding(kind, len(all_), tuple(all_[:EXAMPLES])) for kind, all_ in found.items() if all_),
     )
 
 
-class _Findings:
-    """Counts problems and keeps the first few cases of each."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[Problem] = Counter()
-        self._examples: dict[Problem, list[str]] = {}
-
-    def add(self, problem: Problem, example: str) -> None:
-        self._counts[problem] += 1
-        examples = self._examples.setdefault(problem, [])
-        if len(examples) < EXAMPLES:
-            examples.append(example)
-
-    def as_tuple(self) -> tuple[Finding, ...]:
-        """In the order of ``Problem``: the same data gives the same report."""
-        return tuple(
-            Finding(problem, self._counts[problem], tuple(self._examples[problem]))
-            for problem in Problem
-            if self._counts[problem]
-        )
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Look:
-    """What one image and its masks showed."""
+    """What one image and its masks showed; ``digest`` is that of its pixels, or its path where it cannot be read."""
 
-    digest: str | None = None
-    problems: list[tuple[Problem, str]] = field(default_factory=list)
+    digest: str
+    problems: tuple[tuple[Problem, str], ...]
 
 
 def _look(group: tuple[Sample, ...]) -> _Look:
     """Read one image and the masks of its samples."""
-    from rsrefseg.engines.images.images import read_image
-
-    look = _Look()
-    path = group[0].image_path
-    size: tuple[int, int] | None = None
+    path, size, digest = group[0].image_path, None, str(group[0].image_path)
+    problems: list[tuple[Problem, str]] = []
     if not path.is_file():
-        look.problems.append((Problem.MISSING_IMAGE, f"'{path}'"))
+        problems.append((Problem.MISSING_IMAGE, f"'{path}'"))
     else:
         try:
             image = read_image(path)
             size = (image.shape[0], image.shape[1])
-            # Pixels, not file bytes: a copy that was written anew without loss is the same image.
-            look.digest = sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+            # Pixels, not file bytes: a copy that was compressed again without loss is the same image.
+            digest = sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         except BadInputError as error:
-            look.problems.append((Problem.UNREADABLE_IMAGE, str(error)))
+            problems.append((Problem.UNREADABLE_IMAGE, str(error)))
     for sample in group:
-        look.problems.extend(_mask_problems(sample, size))
-    return look
+        problems += mask_problems(sample, size, decode=True)
+    return _Look(digest, tuple(problems))
 
 
-def _mask_problems(sample: Sample, image_size: tuple[int, int] | None) -> Iterator[tuple[Problem, str]]:
-    file = sample.mask_source.file
-    if file is not None and not file.is_file():
-        yield Problem.MISSING_MASK, f"'{file}'"
-        return
-    try:
-        mask = sample.mask()
-    except BadInputError as error:
-        yield Problem.BROKEN_MASK, str(error)
-        return
-    if image_size is not None and mask.shape != image_size:
-        mask_height, mask_width = mask.shape
-        height, width = image_size
-        yield (
-            Problem.SIZE_DIFFERENCE,
-            f"sample '{sample.sample_id}' ({mask_height}x{mask_width}, image {height}x{width})",
-        )
-    if not mask.any():
-        problem = Problem.EMPTY_MASK if sample.mask_source.has_target else Problem.NO_TARGET
-        yield problem, f"sample '{sample.sample_id}'"
+def _shared_images(groups_by_digest: dict[str, list[tuple[Sample, ...]]]) -> Found:
+    """Images that are in several splits, or under several names in one."""
+    for groups in groups_by_digest.values():
+        splits = dict.fromkeys(sample.split for group in groups for sample in group)
+        copies = list(dict.fromkeys(f"'{group[0].image_path.name}'" for group in groups))
+        names = " = ".join(copies[:EXAMPLES]) + (" = …" if len(copies) > EXAMPLES else "")
+        if len(splits) > 1:
+            yield Problem.SHARED_BETWEEN_SPLITS, f"{names} in {' and '.join(splits)}"
+        elif len(groups) > 1:
+            yield Problem.REPEATED_IMAGE, names
 
 
-def _compare_splits(same_image: list[tuple[Sample, ...]], findings: _Findings) -> None:
-    """Report one picture that stands in several splits, or under several names in one."""
-    splits = dict.fromkeys(sample.split for group in same_image for sample in group)
-    names = " = ".join(dict.fromkeys(f"'{group[0].image_path.name}'" for group in same_image))
-    if len(splits) > 1:
-        findings.add(Problem.SHARED_BETWEEN_SPLITS, f"{names} in {' and '.join(splits)}")
-    elif len(same_image) > 1:
-        findings.add(Problem.REPEATED_IMAGE, names)
-
-
-def _look_at_phrases(dataset: Dataset, rule: PhraseRule | None, findings: _Findings) -> int:
-    """Report what is wrong with phrases and ids; gives the length of the longest phrase."""
-    longest = 0
+def _repetitions(samples: Sequence[Sample]) -> Found:
+    """Ids that are used twice, and samples of one image, phrase and split."""
     ids: set[str] = set()
     seen: set[tuple[str, Path, str]] = set()
-    for sample in dataset.samples:
-        name = f"sample '{sample.sample_id}'"
+    for sample in samples:
         key = (sample.split, sample.image_path, sample.phrase)
         if sample.sample_id in ids:
-            findings.add(Problem.REPEATED_ID, name)
-        if not sample.phrase.strip():
-            findings.add(Problem.EMPTY_PHRASE, name)
-        elif rule is not None:
-            length = rule.count(sample.phrase)
-            longest = max(longest, length)
-            if length > rule.limit:
-                findings.add(Problem.LONG_PHRASE, f"{name} ({length})")
+            yield Problem.REPEATED_ID, f"sample '{sample.sample_id}'"
         if key in seen:
-            findings.add(Problem.REPEATED_SAMPLE, name)
+            yield Problem.REPEATED_SAMPLE, f"sample '{sample.sample_id}'"
         ids.add(sample.sample_id)
         seen.add(key)
-    return longest
-
-
-def _split_count(samples: tuple[Sample, ...]) -> SplitCount:
-    return SplitCount(samples=len(samples), images=len({sample.image_path for sample in samples}))

@@ -9,23 +9,21 @@ from typing import Any
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_file
 
-from .mask_sources import MaskSource, NoTarget, RleMask
-from .masks import Rle, as_rle, mask_size, rle_box
-from .paths import image_file_name
+from .annotation_files import image_file_name, parse_object
+from .masks import Rle, annotated_mask, checked_size, empty_rle, rle_box
 from .samples import Dataset, Sample
 
 NAME = "JSONL"
 LAYOUT = "FILE.jsonl with its images in a folder beside it"
-_SUFFIX = ".jsonl"
 # Where the images of a JSON-lines file are looked for, beside it.
 _IMAGE_FOLDERS = ("images", "images/rrsisd/JPEGImages", "JPEGImages", "img_rgb", "image/image", "image", ".")
-# Nothing sensible needs more for one expression; it bounds what a file without line ends can take.
+# One expression never needs more; it bounds what a file without line ends can take.
 _MAX_LINE_CHARACTERS = 64 << 20
 
 
 def matches(path: Path) -> bool:
     """Whether a path is a JSON-lines file."""
-    return path.is_file() and path.suffix == _SUFFIX
+    return path.is_file() and path.suffix == ".jsonl"
 
 
 def read(path: Path, images: Path | None = None) -> Dataset:
@@ -59,7 +57,7 @@ def export_jsonl(dataset: Dataset, path: Path) -> int:
     folder = common_image_folder(dataset.samples)
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
         for sample in dataset.samples:
-            no_target = {} if sample.mask_source.has_target else {"no_target": True}
+            no_target = {} if sample.has_target else {"no_target": True}
             stream.write(json_line(jsonl_record(sample, folder, sample.rle) | no_target))
     return len(dataset.samples)
 
@@ -100,50 +98,41 @@ def _sample(record: dict[str, Any], number: int, path: Path, folder: Path) -> Sa
     for key in ("split", "sent"):
         if not isinstance(record.get(key), str):
             raise BadInputError(f"{name} has no text '{key}'")
+    segmentation, has_target = record.get("segmentation"), record.get("no_target") is not True
+    if isinstance(segmentation, list) and len(segmentation) == 1:
+        segmentation = segmentation[0]
+    if not isinstance(segmentation, dict):
+        raise BadInputError(f"{name}: its segmentation is not a run-length mask (a dict, or a list of one)")
     return Sample(
         sample_id=str(record.get("sample_id", number)),
         split=record["split"],
         image_path=folder / image_file_name(record.get("file_name"), name),
         phrase=record["sent"],
         category=str(record.get("category_name", "unknown")),
-        mask_source=_mask_source(record, name),
+        mask_source=annotated_mask([segmentation], name)
+        if has_target
+        else empty_rle(*checked_size(segmentation.get("size"), name)),
+        has_target=has_target,
     )
-
-
-def _mask_source(record: dict[str, Any], name: str) -> MaskSource:
-    rle = as_rle(record.get("segmentation"), name)
-    return NoTarget(*mask_size(rle, name)) if record.get("no_target") is True else RleMask(rle)
 
 
 def _image_folder(path: Path, records: list[tuple[int, dict[str, Any]]]) -> Path:
     """The first folder beside the file that holds any of its first images: a missing one must not hide the folder."""
-    for folder in _IMAGE_FOLDERS:
-        for number, record in records[:100]:
-            if (
-                path.parent / folder / image_file_name(record.get("file_name"), f"line {number} of '{path}'")
-            ).is_file():
-                return path.parent / folder
+    names = [image_file_name(record.get("file_name"), f"line {number} of '{path}'") for number, record in records[:100]]
+    for folder in (path.parent / name for name in _IMAGE_FOLDERS):
+        if any((folder / name).is_file() for name in names):
+            return folder
     raise BadInputError(f"no image of '{path}' lies beside it or in 'images' there: name their folder with --images")
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of every line that is not blank."""
     try:
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding="utf-8-sig") as stream:
             for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE_CHARACTERS), ""), start=1):
                 if line.strip():
-                    yield number, _parse(line, f"line {number} of '{path}'")
+                    yield number, parse_object(line, f"line {number} of '{path}'")
     except OSError as error:
         raise BadInputError(f"cannot read '{path}': {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise BadInputError(f"'{path}' is no UTF-8 text ({error.reason})") from error
-
-
-def _parse(line: str, name: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{name} is cut off or not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise BadInputError(f"{name} is no JSON object")
-    return record
+        raise BadInputError(f"'{path}' is not UTF-8 text ({error.reason})") from error

@@ -1,6 +1,7 @@
-"""Masks as run lengths: the one place that encodes, decodes and resizes them."""
+"""Masks: run lengths and polygons of annotations become one COCO run-length mask, and that a boolean array."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,52 +9,65 @@ import numpy.typing as npt
 
 from rsrefseg.engines.errors import BadInputError
 
-# A run-length mask of a few bytes can claim any size, so the claim is checked before memory is asked for.
-MAX_MASK_PIXELS = 1 << 28
-
 BoolMask = npt.NDArray[np.bool_]
 Rle = dict[str, Any]
+Polygon = Sequence[float]
+
+# A run-length mask of a few bytes can state any size, so the size is checked before memory is allocated.
+MAX_MASK_PIXELS = 1 << 28
+# The C code keeps five points for each pixel that an outline passes; real outlines pass some ten thousand.
+_MAX_OUTLINE_PIXELS = 1 << 22
 
 
-def encode_mask(mask: BoolMask) -> Rle:
-    """Compress a mask, (H, W) bool, to ``{"size": [H, W], "counts": str}``, ready for JSON."""
-    from pycocotools import mask as coco
+@dataclass(frozen=True, slots=True)
+class BrokenMask:
+    """Stands for the mask of an annotation that cannot be read, and says why."""
 
-    rle = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": rle["counts"].decode("ascii")}
+    reason: str
 
 
-def decode_rle(rle: Rle, name: str) -> BoolMask:
-    """Unpack a run-length mask.
+def annotated_mask(parts: Sequence[Rle | list[Polygon]], name: str, size: Sequence[Any] = ()) -> Rle | BrokenMask:
+    """The union of an annotation's parts as one checked mask, ``{"size": [H, W], "counts": str}``.
 
     Args:
-        rle: ``{"size": [H, W], "counts": ...}``; counts compressed (str or bytes) or a list of run lengths.
+        parts: run-length masks (counts compressed, as str or bytes, or a list of run lengths) and lists of polygons
+            (x1, y1, x2, y2, ...); at least one.
         name: what the mask belongs to, for the error line.
+        size: height and width of the image that polygons are drawn on.
+    """
+    try:
+        if len(parts) == 1 and isinstance(parts[0], dict):
+            return checked_rle(parts[0], name)
+        height, width = checked_size(size, name)
+        rles: list[Rle] = []
+        for part in parts:
+            if isinstance(part, dict):
+                rles.append(checked_rle(part, name))
+                if rles[-1]["size"] != [height, width]:
+                    found, wanted = rles[-1]["size"], [height, width]
+                    raise BadInputError(f"{name}: one part has the size {found}, its image {wanted} (height, width)")
+            else:
+                # One by one: pycocotools takes a list that begins with four numbers for boxes.
+                for polygon in part:
+                    rles += _coco().frPyObjects([_checked_polygon(polygon, height, width, name)], height, width)
+        return {"size": [height, width], "counts": _coco().merge(rles)["counts"].decode("ascii")}
+    except BadInputError as error:
+        return BrokenMask(str(error))
 
-    Returns:
-        (H, W) bool.
+
+def checked_rle(rle: Any, name: str) -> Rle:
+    """A run-length mask of an annotation as ``{"size": [H, W], "counts": str}``, its runs known to fill the size.
 
     Raises:
-        BadInputError: the run lengths are broken or do not fill the stated size.
+        BadInputError: it is something else, too large, or broken.
     """
-    from pycocotools import mask as coco
-
-    return np.ascontiguousarray(coco.decode(compressed_rle(rle, name))).astype(np.bool_)
-
-
-def compressed_rle(rle: Rle, name: str) -> Rle:
-    """A run-length mask of any kind as ``{"size": [H, W], "counts": str}``, compressed, checked, ready for JSON.
-
-    Raises:
-        BadInputError: as ``decode_rle``.
-    """
-    from pycocotools import mask as coco
-
-    height, width = mask_size(rle, name)
+    if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
+        raise BadInputError(f"{name} is not a run-length mask (needs 'size' and 'counts')")
+    height, width = checked_size(rle["size"], name)
     counts = rle["counts"]
     try:
         if isinstance(counts, list | tuple):
-            counts = coco.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)["counts"]
+            counts = _coco().frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)["counts"]
         elif isinstance(counts, str):
             counts = counts.encode("ascii")
         _check_runs(counts, height * width)
@@ -62,71 +76,53 @@ def compressed_rle(rle: Rle, name: str) -> Rle:
     return {"size": [height, width], "counts": counts.decode("ascii")}
 
 
-def rle_box(rle: Rle) -> tuple[int, int, int, int]:
-    """Box of a mask that ``compressed_rle`` gave, without decoding it; as ``mask_box``."""
-    from pycocotools import mask as coco
-
-    x, y, width, height = (int(value) for value in coco.toBbox(rle))
-    return x, y, x + width, y + height
-
-
-def mask_size(rle: Rle, name: str) -> tuple[int, int]:
-    """Height and width that a run-length mask states.
-
-    Raises:
-        BadInputError: the size is missing, not two positive whole numbers, or beyond ``MAX_MASK_PIXELS``.
-    """
-    size = rle.get("size") if isinstance(rle, dict) else None
-    if not isinstance(size, list | tuple) or len(size) != 2 or "counts" not in rle:
-        raise BadInputError(f"{name}: its mask is no run-length mask (needs 'size' and 'counts')")
-    return checked_size(size, f"{name}: its mask")
-
-
-def checked_size(size: Sequence[Any], what: str) -> tuple[int, int]:
+def checked_size(size: Any, name: str) -> tuple[int, int]:
     """Height and width as a file states them.
 
-    Args:
-        size: the two.
-        what: whose, for the error line.
-
     Raises:
-        BadInputError: they are not positive whole numbers, or beyond ``MAX_MASK_PIXELS``.
+        BadInputError: they are not two positive integers, or beyond ``MAX_MASK_PIXELS``.
     """
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise BadInputError(f"{name} states the size {size!r}, which is not a height and width in pixels")
     height, width = size
-    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
-        raise BadInputError(f"{what} states the size {height!r} x {width!r}, which no image has")
     if height * width > MAX_MASK_PIXELS:
-        raise BadInputError(f"{what} states {height} x {width} pixels, beyond the limit of {MAX_MASK_PIXELS}")
+        raise BadInputError(f"{name} states {height} x {width} pixels, beyond the limit of {MAX_MASK_PIXELS}")
     return height, width
 
 
-def as_rle(segmentation: Any, name: str) -> Rle:
-    """The one run-length mask of an annotation, which files hold as a dict or as a list of one dict.
+def _coco() -> Any:
+    """pycocotools, which only training and data sets need: metrics are computed without it."""
+    from pycocotools import mask
 
-    Raises:
-        BadInputError: it is something else.
-    """
-    if isinstance(segmentation, list) and len(segmentation) == 1:
-        segmentation = segmentation[0]
-    if not isinstance(segmentation, dict):
-        raise BadInputError(f"{name}: its segmentation is no run-length mask (a dict, or a list of one)")
-    mask_size(segmentation, name)
-    return segmentation
+    return mask
 
 
-def mask_box(mask: BoolMask) -> tuple[int, int, int, int]:
-    """Box ``(x1, y1, x2, y2)`` of a mask, (H, W) bool; x2 and y2 one past the last pixel; zeros if empty."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+def encode_mask(mask: BoolMask) -> Rle:
+    """Compress a mask, (H, W) bool, to ``{"size": [H, W], "counts": str}``, ready for JSON."""
+    rle = _coco().encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_rle(rle: Rle) -> BoolMask:
+    """The mask, (H, W) bool, of run lengths that ``encode_mask`` or ``checked_rle`` gave."""
+    return np.ascontiguousarray(_coco().decode(rle)).astype(np.bool_)
+
+
+def empty_rle(height: int, width: int) -> Rle:
+    """The run lengths of a mask without any foreground."""
+    return encode_mask(np.zeros((height, width), np.bool_))
+
+
+def rle_box(rle: Rle) -> tuple[int, int, int, int]:
+    """Box ``(x1, y1, x2, y2)`` of a checked mask; x2 and y2 one past the last pixel; zeros if empty."""
+    x, y, width, height = (int(value) for value in _coco().toBbox(rle))
+    return x, y, x + width, y + height
 
 
 def resize_nearest(mask: BoolMask, height: int, width: int) -> BoolMask:
     """Resize a mask, (h, w) bool, to (height, width) bool, taking the pixel under the centre of each new one.
 
-    That is Pillow's NEAREST, computed in whole numbers: a centre on the border of two pixels takes the later one, where
+    That is Pillow's NEAREST, computed in integers: a centre on the border of two pixels takes the later one, where
     Pillow's running sum of floats takes either.
     """
     if mask.shape == (height, width):
@@ -137,31 +133,47 @@ def resize_nearest(mask: BoolMask, height: int, width: int) -> BoolMask:
     return resized
 
 
+def _checked_polygon(polygon: Polygon, height: int, width: int, name: str) -> list[float]:
+    """The numbers x1, y1, x2, y2, ... of one polygon, fit for the C code, which does not check them."""
+    try:
+        numbers = np.asarray(polygon, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadInputError(f"{name}: one of its polygons does not hold numbers only") from error
+    if numbers.ndim != 1 or numbers.size < 6 or numbers.size % 2:
+        raise BadInputError(f"{name}: one of its polygons is not a list of at least three points x, y")
+    points = numbers.reshape(-1, 2)
+    size = np.array([width, height])
+    if not np.isfinite(points).all() or (points < -size).any() or (points > 2 * size).any():
+        raise BadInputError(f"{name}: one of its polygons lies far outside its image of {height}x{width}")
+    length = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+    if length > _MAX_OUTLINE_PIXELS:
+        raise BadInputError(f"{name}: one of its polygons has an outline of {length:.0f} pixels: too long")
+    return [float(number) for number in numbers]
+
+
 def _check_runs(counts: bytes, pixels: int) -> None:
     """Refuse compressed run lengths that do not add up to the mask: the C decoder leaves the rest of it unset memory.
 
     The code is that of the COCO API: six bits a byte (offset 48, bit 5 says that more follow, bit 4 of the last one is
     the sign); from the fourth run on, the difference to the run two before.
     """
-    runs: list[int] = []
-    value = shift = 0
-    for byte in counts:
-        chunk = byte - 48
-        if not 0 <= chunk < 64 or shift > 35:
-            raise ValueError("an unknown character")
-        value |= (chunk & 31) << shift
-        shift += 5
-        if chunk & 32:
-            continue
-        if chunk & 16:
-            value -= 1 << shift
-        if len(runs) > 2:
-            value += runs[-2]
-        if value < 0:
-            raise ValueError("a negative run")
-        runs.append(value)
-        value = shift = 0
-    if shift:
+    chunks = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if ((chunks < 0) | (chunks > 63)).any():
+        raise ValueError("an unknown character")
+    last = (chunks & 32) == 0
+    if chunks.size and not last[-1]:
         raise ValueError("cut off in the middle")
-    if sum(runs) != pixels:
-        raise ValueError(f"{sum(runs)} pixels where the size says {pixels}")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])[: ends.size]
+    lengths = ends - starts + 1
+    if (lengths > 8).any():
+        raise ValueError("a run of too many characters")
+    shifts = 5 * (np.arange(chunks.size) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((chunks & 31) << shifts, starts) if ends.size else chunks
+    runs[(chunks[ends] & 16) != 0] -= 1 << (5 * lengths[(chunks[ends] & 16) != 0])
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    if (runs < 0).any():
+        raise ValueError("a negative run")
+    if runs.sum() != pixels:
+        raise ValueError(f"{runs.sum()} pixels where the size says {pixels}")

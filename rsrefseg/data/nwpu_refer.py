@@ -7,11 +7,9 @@ from typing import Any
 from rsrefseg.engines.errors import BadInputError
 
 from . import rrsisd
-from .coco import INSTANCES_FILE, REFS_FILE, Id, Instances, Ref, read_refs
-from .mask_sources import MaskSource, NoTarget, OutlineMask, RleMask
-from .masks import checked_size
-from .outlines import Segmentation, as_segmentation
-from .paths import image_file_name
+from .annotation_files import image_file_name
+from .masks import Polygon, Rle, annotated_mask, checked_size, empty_rle
+from .refs import INSTANCES_FILE, REFS_FILE, Id, Instances, Ref, read_refs
 from .samples import Dataset, Sample
 
 NAME = "NWPU-Refer"
@@ -22,11 +20,13 @@ IMAGE_FOLDER = "image"
 _PREFIXES = ("new_", "")
 _IMAGE_FOLDERS = (f"{IMAGE_FOLDER}/image", IMAGE_FOLDER)
 
+Segmentation = Rle | list[Polygon]
+
 
 def matches(path: Path) -> bool:
     """Whether a folder looks like NWPU-Refer, even where one of its parts is missing.
 
-    Without their prefix the annotation files are named as RRSIS-D's are; then the image folder tells.
+    Without their prefix the annotation files are named as RRSIS-D's are; then the image folder decides.
     """
     files = (REFS_FILE, INSTANCES_FILE)
     if any((path / f"new_{file}").is_file() for file in files):
@@ -37,7 +37,7 @@ def matches(path: Path) -> bool:
 
 
 def read(root: Path, images: Path | None = None) -> Dataset:
-    """Read every expression of an NWPU-Refer folder; no image is opened and no polygon drawn.
+    """Read every expression of an NWPU-Refer folder; no image is opened.
 
     Entries of one image and split with the same sentence are one sample, whose mask is their union; its id is that of
     the first of them, its class too. An entry whose ``ann_id`` is None or -1, or whose annotation has an empty
@@ -51,35 +51,23 @@ def read(root: Path, images: Path | None = None) -> Dataset:
         BadInputError: a file is missing, broken or contains code, or an expression points at nothing.
     """
     refs_path, instances_path = _annotation_files(root)
-    refs = tuple(read_refs(refs_path))
-    instances = Instances(instances_path)
+    refs, instances = tuple(read_refs(refs_path)), Instances(instances_path)
     folder = images or _image_folder(root, instances)
     merged: dict[tuple[str, Id, str], _Merged] = {}
     for ref in refs:
-        image = instances.image(ref)
         category, parts = _target(ref, instances)
         for order, phrase in enumerate(ref.phrases):
             key = (ref.split, ref.image_id, phrase)
             if key not in merged:
-                merged[key] = _Merged(ref, ref.sample_id(order), image, category)
+                merged[key] = _Merged(ref, ref.sample_id(order), instances.image(ref), category)
             merged[key].parts.update(parts)
-    samples = tuple(
-        Sample(
-            sample_id=group.sample_id,
-            split=split,
-            image_path=folder / image_file_name(group.image.get("file_name", group.first.file_name), str(group.first)),
-            phrase=phrase,
-            category=group.category,
-            mask_source=_mask_source(group, instances),
-        )
-        for (split, _, phrase), group in merged.items()
-    )
-    return Dataset(root=root, name=NAME, samples=samples)
+    samples = (_sample(group, split, phrase, folder, instances) for (split, _, phrase), group in merged.items())
+    return Dataset(root, NAME, tuple(samples))
 
 
 @dataclass(slots=True)
 class _Merged:
-    """What becomes one sample: the first entry of its sentence, and the outlines of all, by annotation id."""
+    """What becomes one sample: the first entry of its sentence, and the segmentations of all, by annotation id."""
 
     first: Ref
     sample_id: str
@@ -88,44 +76,51 @@ class _Merged:
     parts: dict[Id, Segmentation] = field(default_factory=dict)
 
 
+def _sample(group: _Merged, split: str, phrase: str, folder: Path, instances: Instances) -> Sample:
+    first, parts = group.first, tuple(group.parts.values())
+    path = folder / image_file_name(group.image.get("file_name", first.file_name), str(first))
+    size = (group.image.get("height"), group.image.get("width"))
+    if parts:
+        mask = annotated_mask(parts, f"annotation {', '.join(map(str, group.parts))} of '{instances.path}'", size)
+    else:
+        mask = empty_rle(*checked_size(size, f"image {first.image_id} of '{instances.path}'"))
+    return Sample(group.sample_id, split, path, phrase, group.category, mask, has_target=bool(parts))
+
+
 def _target(ref: Ref, instances: Instances) -> tuple[str, dict[Id, Segmentation]]:
-    """Class name and outlines of what an entry refers to; none where it refers to nothing."""
-    identities = ref.ann_id if isinstance(ref.ann_id, list) else [ref.ann_id]
-    category = instances.category(None, ref)
+    """Class name and segmentations of what an entry refers to; none where it refers to nothing."""
+    category = instances.category({}, ref)
     parts: dict[Id, Segmentation] = {}
-    for identity in identities:
+    for identity in ref.ann_id if isinstance(ref.ann_id, list) else [ref.ann_id]:
         if identity is None or (identity == -1 and -1 not in instances.annotations):
             continue
-        if not isinstance(identity, Id):
-            raise BadInputError(f"{ref}: its 'ann_id' is neither number nor text")
         annotation = instances.annotation(identity, ref)
-        name = instances.annotation_name(identity)
         if not parts:
             category = instances.category(annotation, ref)
-        if "segmentation" not in annotation:
-            raise BadInputError(f"{name} has no 'segmentation'")
-        segmentation = as_segmentation(annotation["segmentation"], name)
-        if segmentation is not None:
+        if segmentation := _segmentation(annotation, instances.annotation_name(identity)):
             parts[identity] = segmentation
-        elif _has_extent(annotation.get("bbox")):
-            raise BadInputError(f"{name} has a box but no outline: get the annotations again")
     return category, parts
 
 
-def _has_extent(box: Any) -> bool:
-    """Whether a COCO box ``[x, y, width, height]`` encloses anything."""
-    return (
-        isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) and side > 0 for side in box[2:])
-    )
-
-
-def _mask_source(group: _Merged, instances: Instances) -> MaskSource:
-    parts = tuple(group.parts.values())
-    if len(parts) == 1 and isinstance(parts[0], dict):
-        return RleMask(parts[0])
-    size = (group.image.get("height"), group.image.get("width"))
-    height, width = checked_size(size, f"image {group.first.image_id} of '{instances.path}'")
-    return OutlineMask(parts, height, width) if parts else NoTarget(height, width)
+def _segmentation(annotation: dict[str, Any], name: str) -> Segmentation | None:
+    """Polygons or a run-length mask, as the annotation has them; None where it is there but empty."""
+    value = annotation.get("segmentation", "nothing")
+    if isinstance(value, list):
+        value = [part for part in value if part != []]
+        if len(value) == 1 and isinstance(value[0], dict):
+            value = value[0]
+    if value is None or value == []:
+        box = annotation.get("bbox")
+        if (
+            isinstance(box, list)
+            and len(box) == 4
+            and all(isinstance(side, int | float) and side > 0 for side in box[2:])
+        ):
+            raise BadInputError(f"{name} has a box but no outline: get the annotations again")
+        return None
+    if not isinstance(value, dict) and not (isinstance(value, list) and all(isinstance(part, list) for part in value)):
+        raise BadInputError(f"{name}: its 'segmentation' is neither polygons nor a run-length mask")
+    return value
 
 
 def _annotation_files(root: Path) -> tuple[Path, Path]:

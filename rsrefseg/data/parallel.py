@@ -1,4 +1,4 @@
-"""Runs one function over many images, in processes of its own where that pays."""
+"""Runs one function over many images, in several processes where that pays."""
 
 import multiprocessing
 import signal
@@ -9,48 +9,54 @@ from typing import TypeVar
 
 from rsrefseg.engines.errors import RSRefSegError
 
-# Starting a process takes as long as reading some dozens of pictures.
-_LEAST_JOBS_A_PROCESS = 50
-_JOBS_A_TURN = 16
+# Starting a process takes as long as reading some dozens of images.
+JOBS_PER_PROCESS = 50
+_CHUNK = 4
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
 
-def in_processes(work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int) -> Iterator[_Result]:
+def in_processes(
+    work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, jobs_per_process: int = JOBS_PER_PROCESS
+) -> Iterator[_Result]:
     """The results of all jobs, in their order.
 
-    Processes, since half the time of reading a picture is spent under the interpreter's lock.
+    Processes, since half the time of reading an image is spent under the interpreter's lock.
 
     Args:
         work: a function of a module, so that another process finds it.
         jobs: what it is called with.
-        workers: processes at most; for few jobs this one does it alone.
+        workers: processes at most.
+        jobs_per_process: jobs that make another process worth its start; for fewer this process does all.
 
     Raises:
-        RSRefSegError: a process was killed from outside.
+        RSRefSegError: a process was killed.
     """
-    workers = min(workers, len(jobs) // _LEAST_JOBS_A_PROCESS)
+    workers = min(workers, len(jobs) // jobs_per_process)
     if workers <= 1:
         yield from map(work, jobs)
         return
     # Spawned, not forked: the caller may have threads (torch, OpenCV, a progress bar) that do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_settle) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        # The processes inherit this mask: an interruption reaches the process that started them alone.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            yield from pool.map(work, jobs, chunksize=_JOBS_A_TURN)
+            results = pool.map(work, jobs, chunksize=_CHUNK)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            yield from results
         except BrokenProcessPool as error:
             raise RSRefSegError(
-                "a process that reads images was ended from outside, most likely for want of memory: "
-                "try again with fewer --workers"
+                "a process was killed, most likely because memory ran out: try again with fewer --workers"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _settle() -> None:
-    """One thread each, and the interruption of a command left to the process that started it."""
+def _one_thread() -> None:
     import cv2
 
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

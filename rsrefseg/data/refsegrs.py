@@ -11,10 +11,10 @@ _FILES = phrase_lists.Layout(NAME, ("images",), ("masks",), ".tif")
 
 
 def matches(path: Path) -> bool:
-    """Whether a folder looks like RefSegRS, even where one of its parts is missing; RISBench is asked before it."""
-    return phrase_lists.has_lists(path)
+    """Whether a folder looks like RefSegRS, even where one of its parts is missing; RISBench comes before it."""
+    return bool(phrase_lists.phrase_lists(path))
 
 
 def read(root: Path, images: Path | None = None) -> Dataset:
-    """Read every expression of a RefSegRS folder; see ``read``."""
+    """Read every expression of a RefSegRS folder; see ``phrase_lists.read``."""
     return phrase_lists.read(_FILES, root, images)

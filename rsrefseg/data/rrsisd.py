@@ -5,19 +5,15 @@ from pathlib import Path
 
 from rsrefseg.engines.errors import BadInputError
 
-from . import coco
-from .coco import Instances, Ref, read_refs
-from .mask_sources import RleMask
-from .masks import as_rle
-from .paths import image_file_name
+from .annotation_files import image_file_name
+from .masks import annotated_mask
+from .refs import INSTANCES_FILE, REFS_FILE, Instances, Ref, read_refs
 from .samples import Dataset, Sample
 
 NAME = "RRSIS-D"
 LAYOUT = "rrsisd/refs(unc).p, rrsisd/instances.json, images/rrsisd/JPEGImages/"
 ANNOTATION_FOLDER = "rrsisd"
 IMAGE_FOLDER = "images/rrsisd/JPEGImages"
-REFS_FILE = coco.REFS_FILE
-INSTANCES_FILE = coco.INSTANCES_FILE
 
 # Some downloads put both annotation files straight into the root.
 _ANNOTATION_FOLDERS = (ANNOTATION_FOLDER, ".")
@@ -25,10 +21,9 @@ _ANNOTATION_FOLDERS = (ANNOTATION_FOLDER, ".")
 
 def matches(path: Path) -> bool:
     """Whether a folder looks like RRSIS-D, even where one of its parts is missing."""
-    if (path / IMAGE_FOLDER).is_dir():
-        return True
     files = (REFS_FILE, INSTANCES_FILE)
-    return any((path / folder / file).is_file() for folder in _ANNOTATION_FOLDERS for file in files)
+    annotated = any((path / folder / file).is_file() for folder in _ANNOTATION_FOLDERS for file in files)
+    return annotated or (path / IMAGE_FOLDER).is_dir()
 
 
 def read(root: Path, images: Path | None = None) -> Dataset:
@@ -41,30 +36,25 @@ def read(root: Path, images: Path | None = None) -> Dataset:
     Raises:
         BadInputError: a file is missing, broken or contains code, or an expression points at nothing.
     """
-    refs_path = _find(root, REFS_FILE)
-    instances_path = _find(root, INSTANCES_FILE)
-    image_folder = images or root / IMAGE_FOLDER
-    if not image_folder.is_dir():
-        raise BadInputError(
-            f"the image folder '{image_folder}' is missing: complete the download, or name it with --images"
-        )
-    refs = tuple(read_refs(refs_path))
-    instances = Instances(instances_path)
-    samples = (sample for ref in refs for sample in _samples(ref, instances, image_folder))
-    return Dataset(root=root, name=NAME, samples=tuple(samples))
+    refs_path, instances_path = _find(root, REFS_FILE), _find(root, INSTANCES_FILE)
+    folder = images or root / IMAGE_FOLDER
+    if not folder.is_dir():
+        raise BadInputError(f"the image folder '{folder}' is missing: complete the download, or name it with --images")
+    refs, instances = tuple(read_refs(refs_path)), Instances(instances_path)
+    return Dataset(root, NAME, tuple(sample for ref in refs for sample in _samples(ref, instances, folder)))
 
 
-def _samples(ref: Ref, instances: Instances, image_folder: Path) -> Iterator[Sample]:
-    """The samples of one ref: one for each of its sentences."""
-    if not isinstance(ref.ann_id, int | str):
-        raise BadInputError(f"{ref}: its 'ann_id' is neither number nor text")
+def _samples(ref: Ref, instances: Instances, folder: Path) -> Iterator[Sample]:
+    """One sample for each of an entry's sentences."""
     image, annotation = instances.image(ref), instances.annotation(ref.ann_id, ref)
-    image_path = image_folder / image_file_name(image.get("file_name", ref.file_name), str(ref))
+    image_path = folder / image_file_name(image.get("file_name", ref.file_name), str(ref))
     name, segmentation = instances.annotation_name(ref.ann_id), annotation.get("segmentation")
-    if isinstance(segmentation, list) and segmentation and isinstance(segmentation[0], list):
-        known_by = "which is known by its folder 'image' or its file names with 'new_'"
-        raise BadInputError(f"{name} has polygons, as NWPU-Refer has, {known_by}, and {NAME} has not")
-    mask = RleMask(as_rle(segmentation, name))
+    if isinstance(segmentation, list) and len(segmentation) == 1:
+        segmentation = segmentation[0]
+    if not isinstance(segmentation, dict):
+        other = "polygons, as in NWPU-Refer, are read from its folder 'image' or its file names with 'new_'"
+        raise BadInputError(f"{name} has no run-length mask (a dict, or a list of one); {other}")
+    mask = annotated_mask([segmentation], name)
     category = instances.category(annotation, ref)
     for order, phrase in enumerate(ref.phrases):
         yield Sample(ref.sample_id(order), ref.split, image_path, phrase, category, mask)
@@ -72,7 +62,6 @@ def _samples(ref: Ref, instances: Instances, image_folder: Path) -> Iterator[Sam
 
 def _find(root: Path, file: str) -> Path:
     for folder in _ANNOTATION_FOLDERS:
-        candidate = root / folder / file
-        if candidate.is_file():
-            return candidate
+        if (root / folder / file).is_file():
+            return root / folder / file
     raise BadInputError(f"the annotation file '{root / ANNOTATION_FOLDER / file}' is missing (nor is it in '{root}')")

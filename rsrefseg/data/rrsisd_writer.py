@@ -1,158 +1,112 @@
-"""Writes the layout of the RRSIS-D data set, quirks included, so that made scenes test the reader real files meet."""
+"""Writes the layout of the RRSIS-D data set, quirks included, so that made scenes test the reader of real files."""
 
-import contextlib
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_directory
 
 from . import rrsisd
-from .masks import BoolMask, encode_mask, mask_box
+from .masks import BoolMask, encode_mask, rle_box
+from .refs import INSTANCES_FILE, REFS_FILE
 
 JPEG_QUALITY = 95
 # Protocol 2 is what the oldest readers of this format take.
 _PICKLE_PROTOCOL = 2
 
 
-class Referral(Protocol):
-    """What the writer asks of one expression and its mask."""
+@dataclass(frozen=True, slots=True)
+class Referral:
+    """A phrase, the class of the one object it means, and that object's pixels, (H, W) bool."""
 
-    @property
-    def phrase(self) -> str:
-        """The expression."""
-
-    @property
-    def category(self) -> str:
-        """Class name of the object it refers to."""
-
-    @property
-    def mask(self) -> BoolMask:
-        """Where that object is, (H, W) bool."""
+    phrase: str
+    category: str
+    mask: BoolMask
 
 
-class RRSISDWriter:
-    """Writes a data set in the RRSIS-D layout; the folder appears whole when the ``with`` block ends, or not at all.
+# A split, an image (H, W, 3) uint8 RGB, and what is said of it.
+WrittenScene = tuple[str, npt.NDArray[np.uint8], Sequence[Referral]]
 
-    The same scenes give the same bytes in every file.
+
+def write_rrsisd(root: Path, scenes: Iterable[WrittenScene], overwrite: bool = False) -> None:
+    """Write a data set in the RRSIS-D layout, whole or not at all. The same scenes give the same bytes in every file.
 
     Args:
         root: folder to make. An existing one that holds anything is refused, unless ``overwrite``.
+        scenes: taken one by one.
         overwrite: replace an RRSIS-D folder that is already there; any other folder is refused all the same.
+
+    Raises:
+        BadInputError: the folder is refused.
+        RSRefSegError: the disk is full or the folder cannot be written.
     """
-
-    def __init__(self, root: Path, overwrite: bool = False) -> None:
-        self._root = Path(root)
-        self._overwrite = overwrite
-        self._stack = contextlib.ExitStack()
-        self._folder: Path | None = None
-        self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
-        self._refs: list[dict[str, Any]] = []
-
-    def __enter__(self) -> Self:
-        occupied = self._root.exists() and (not self._root.is_dir() or any(self._root.iterdir()))
-        if occupied and not (self._overwrite and rrsisd.matches(self._root)):
-            raise BadInputError(f"'{self._root}' already holds something: name another folder or remove it first")
-        self._folder = self._stack.enter_context(atomic_directory(self._root))
-        (self._folder / rrsisd.IMAGE_FOLDER).mkdir(parents=True)
-        (self._folder / rrsisd.ANNOTATION_FOLDER).mkdir()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            # Inside the stack's reach: a disk that is full now must remove the folder too.
-            with self._stack:
-                self._write_annotations()
-        else:
-            self._stack.__exit__(kind, error, traceback)
-
-    def add(self, split: str, image: npt.NDArray[np.uint8], referrals: Sequence[Referral]) -> None:
-        """Write one image with its expressions.
-
-        Args:
-            split: "train", "val" or "test".
-            image: (H, W, 3) uint8, RGB.
-            referrals: its expressions, each with ``phrase``, ``category`` and ``mask`` (H, W) bool.
-
-        Raises:
-            ValueError: an array of another shape or type, or no ``with`` block around the call.
-        """
-        if self._folder is None:
-            raise ValueError("RRSISDWriter.add outside its with block")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"an image must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
-        image_id = len(self._images) + 1
-        file_name = f"{image_id:05d}.jpg"
-        height, width = image.shape[:2]
-        for referral in referrals:
-            mask = referral.mask
-            if mask.shape != (height, width) or mask.dtype != np.bool_:
-                raise ValueError(f"a mask must be {(height, width)} bool like its image, not {mask.shape} {mask.dtype}")
-        self._save_jpeg(self._folder / rrsisd.IMAGE_FOLDER / file_name, image)
-        self._images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        for referral in referrals:
-            self._add_referral(split, image_id, file_name, referral)
-
-    def _add_referral(self, split: str, image_id: int, file_name: str, referral: Referral) -> None:
-        identity = len(self._refs) + 1
-        self._annotations.append(
-            {
-                "id": identity,
-                "image_id": image_id,
-                "category": referral.category,
-                "bbox": list(mask_box(referral.mask)),
-                "area": int(np.count_nonzero(referral.mask)),
-                "segmentation": [encode_mask(referral.mask)],
-                "iscrowd": 0,
-            }
-        )
-        phrase = referral.phrase
-        sentence = {"tokens": phrase.split(), "raw": phrase, "sent_id": identity, "sent": phrase}
-        self._refs.append(
-            {
-                "image_id": image_id,
-                "split": split,
-                "sentences": [sentence],
-                "file_name": file_name,
-                "category": referral.category,
-                "ann_id": identity,
-                "sent_ids": [identity],
-                "ref_id": identity,
-            }
-        )
-
-    def _write_annotations(self) -> None:
-        """Number the classes by name, now that all are known, and write both annotation files."""
-        assert self._folder is not None
-        names = sorted({annotation["category"] for annotation in self._annotations})
+    occupied = root.exists() and (not root.is_dir() or any(root.iterdir()))
+    if occupied and not (overwrite and rrsisd.matches(root)):
+        raise BadInputError(f"'{root}' already holds something: name another folder or remove it first")
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    refs: list[dict[str, Any]] = []
+    with atomic_directory(root) as folder:
+        (folder / rrsisd.IMAGE_FOLDER).mkdir(parents=True)
+        for image_id, (split, pixels, referrals) in enumerate(scenes, start=1):
+            file_name = f"{image_id:05d}.jpg"
+            height, width = pixels.shape[:2]
+            image = Image.fromarray(pixels)
+            image.save(folder / rrsisd.IMAGE_FOLDER / file_name, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+            images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+            for referral in referrals:
+                if referral.mask.shape != (height, width):
+                    raise ValueError(f"a mask must be {(height, width)} like its image, not {referral.mask.shape}")
+                annotations.append(_annotation(len(annotations) + 1, image_id, referral))
+                refs.append(_ref(len(refs) + 1, image_id, split, file_name, referral))
+        # The classes are numbered by name, once all are known.
+        names = sorted({annotation["category"] for annotation in annotations})
         numbers = {name: number for number, name in enumerate(names, start=1)}
-        for annotation in self._annotations:
+        for annotation, ref in zip(annotations, refs, strict=True):
             annotation["categories_id"] = numbers[annotation.pop("category")]
-        for ref in self._refs:
             ref["category_id"] = numbers[ref.pop("category")]
-        instances = {
-            "images": self._images,
-            "annotations": self._annotations,
-            "categories": [{"id": number, "name": name, "supercategory": "object"} for name, number in numbers.items()],
-        }
-        folder = self._folder / rrsisd.ANNOTATION_FOLDER
-        (folder / rrsisd.INSTANCES_FILE).write_text(json.dumps(instances, ensure_ascii=False) + "\n", encoding="utf-8")
-        # Pickle's bytes tell which equal strings are one object; a pass through JSON makes that the same every time.
-        refs = json.loads(json.dumps(self._refs))
-        (folder / rrsisd.REFS_FILE).write_bytes(pickle.dumps(refs, protocol=_PICKLE_PROTOCOL))
+        categories = [{"id": number, "name": name, "supercategory": "object"} for name, number in numbers.items()]
+        instances = json.dumps(
+            {"images": images, "annotations": annotations, "categories": categories}, ensure_ascii=False
+        )
+        annotation_folder = folder / rrsisd.ANNOTATION_FOLDER
+        annotation_folder.mkdir()
+        (annotation_folder / INSTANCES_FILE).write_text(instances + "\n", encoding="utf-8")
+        # Pickle's bytes depend on which equal strings are one object; a pass through JSON makes that the same always.
+        plain = json.loads(json.dumps(refs))
+        (annotation_folder / REFS_FILE).write_bytes(pickle.dumps(plain, protocol=_PICKLE_PROTOCOL))
 
-    @staticmethod
-    def _save_jpeg(path: Path, image: npt.NDArray[np.uint8]) -> None:
-        from PIL import Image
 
-        Image.fromarray(image).save(path, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+def _annotation(identity: int, image_id: int, referral: Referral) -> dict[str, Any]:
+    rle = encode_mask(referral.mask)
+    return {
+        "id": identity,
+        "image_id": image_id,
+        "category": referral.category,
+        "bbox": list(rle_box(rle)),
+        "area": int(np.count_nonzero(referral.mask)),
+        "segmentation": [rle],
+        "iscrowd": 0,
+    }
+
+
+def _ref(identity: int, image_id: int, split: str, file_name: str, referral: Referral) -> dict[str, Any]:
+    phrase = referral.phrase
+    return {
+        "image_id": image_id,
+        "split": split,
+        "sentences": [{"tokens": phrase.split(), "raw": phrase, "sent_id": identity, "sent": phrase}],
+        "file_name": file_name,
+        "category": referral.category,
+        "ann_id": identity,
+        "sent_ids": [identity],
+        "ref_id": identity,
+    }

@@ -1,13 +1,16 @@
 """What every data set looks like to the rest: samples of one image, one phrase and one mask."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rsrefseg.engines.errors import BadInputError
+import numpy as np
 
-from .mask_sources import MaskSource
-from .masks import BoolMask, Rle
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.images.images import read_image
+
+from .masks import BoolMask, BrokenMask, Rle, decode_rle, encode_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,9 @@ class Sample:
         image_path: the image's file.
         phrase: the expression, as the data set gives it.
         category: class name of the object referred to.
-        mask_source: its mask, not yet read: run lengths, polygons, or a file. Samples of one object have equal ones.
+        mask_source: its mask: checked run lengths, an image file whose pixels that are not black are foreground, or
+            why the annotation cannot be read. Samples of one object have equal ones.
+        has_target: false where the annotation says that the expression refers to nothing; its mask is empty.
     """
 
     sample_id: str
@@ -28,16 +33,22 @@ class Sample:
     image_path: Path
     phrase: str
     category: str
-    mask_source: MaskSource = field(repr=False, hash=False)
+    mask_source: Rle | Path | BrokenMask = field(repr=False, hash=False)
+    has_target: bool = True
 
     @property
     def mask_size(self) -> tuple[int, int]:
-        """Height and width of the mask, without decoding it where that can be avoided.
+        """Height and width of the mask; a file is only decoded where its header does not state them.
 
         Raises:
             BadInputError: the mask is missing or broken.
         """
-        return self.mask_source.size(self._name)
+        if isinstance(self.mask_source, Path):
+            stated = size_in_header(self.mask_source)
+            height, width = self.mask().shape if stated is None else stated
+        else:
+            height, width = self.rle["size"]
+        return height, width
 
     @property
     def rle(self) -> Rle:
@@ -46,16 +57,24 @@ class Sample:
         Raises:
             BadInputError: the mask is missing or broken.
         """
-        return self.mask_source.rle(self._name)
+        if isinstance(self.mask_source, BrokenMask):
+            raise BadInputError(f"sample '{self.sample_id}': {self.mask_source.reason}")
+        return encode_mask(self.mask()) if isinstance(self.mask_source, Path) else self.mask_source
 
     @property
     def mask_fingerprint(self) -> str:
-        """A text that changes when the mask does; of a mask that is a file, from the file's bytes.
+        """A text that changes when the mask does; for a file, the SHA-256 of its bytes.
 
         Raises:
-            BadInputError: the mask's file is missing.
+            BadInputError: the mask is missing or broken.
         """
-        return self.mask_source.fingerprint(self._name)
+        if not isinstance(self.mask_source, Path):
+            return str(self.rle["counts"])
+        try:
+            return hashlib.sha256(self.mask_source.read_bytes()).hexdigest()
+        except OSError as error:
+            reason = f"cannot read its mask '{self.mask_source}': {error.strerror or error}"
+            raise BadInputError(f"sample '{self.sample_id}': {reason}") from error
 
     def mask(self) -> BoolMask:
         """The mask, (H, W) bool.
@@ -63,11 +82,12 @@ class Sample:
         Raises:
             BadInputError: the mask is missing or broken.
         """
-        return self.mask_source.decode(self._name)
-
-    @property
-    def _name(self) -> str:
-        return f"sample '{self.sample_id}'"
+        if not isinstance(self.mask_source, Path):
+            return decode_rle(self.rle)
+        try:
+            return np.asarray(read_image(self.mask_source).any(axis=2))
+        except BadInputError as error:
+            raise BadInputError(f"sample '{self.sample_id}': its mask cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +109,6 @@ class Dataset:
         """Names of the splits, in order of first appearance."""
         return tuple(dict.fromkeys(sample.split for sample in self.samples))
 
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Class names, sorted."""
-        return tuple(sorted({sample.category for sample in self.samples}))
-
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of one split.
 
@@ -107,24 +122,22 @@ class Dataset:
         return chosen
 
 
-def open_dataset(path: Path | str, images: Path | None = None) -> Dataset:
-    """Open a data set of any known format, recognised from what lies there. Reads annotations only, no image.
-
-    Args:
-        path: the data set's folder, or its file for formats that are one file.
-        images: folder of the images where it is not the format's own.
-
-    Raises:
-        BadInputError: nothing is there, it is of no known format, or its annotations are broken.
-    """
-    from .formats import read_dataset
-
-    return read_dataset(Path(path), images)
-
-
 def group_by_image(samples: Iterable[Sample]) -> tuple[tuple[Sample, ...], ...]:
     """Samples that share an image, together; images in order of first appearance, samples in the given order."""
     groups: dict[Path, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.image_path, []).append(sample)
     return tuple(tuple(group) for group in groups.values())
+
+
+def size_in_header(path: Path) -> tuple[int, int] | None:
+    """Height and width as an image file states them; None where Pillow cannot tell or EXIF turns the image."""
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(path) as image:
+            may_be_turned = image.format == "TIFF" or "exif" in image.info
+            turned = may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            return None if turned else (image.height, image.width)
+    except Exception:  # a broken header ends in almost any exception; reading the image names the fault
+        return None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import sports, structures, vehicles
+from . import shapes
 from .canvas import Brush
 from .domain import RGB, Range
 
@@ -54,47 +54,39 @@ class Category:
     names: tuple[str, ...]
     rgb: RGB = (150, 150, 150)
 
-    def __post_init__(self) -> None:
-        if not 0 < self.aspect <= 1 or not 0 < self.length[0] <= self.length[1]:
-            raise ValueError(f"category {self.name!r}: aspect must lie in (0, 1] and length must be an ascending pair")
 
+_TANK_PAINTS = ("white", "gray", "brown", "green", "blue")
+_ROOFS = ("red", "gray", "white", "brown", "blue")
+_CARS = ("white", "black", "red", "blue", "yellow", "gray", "green")
+_CATEGORIES = (
+    Category("airplane", shapes.airplane, 0.94, (0.22, 0.35), 0.10, ("white", "gray", "blue", "red", "yellow"),
+             ("airplane", "plane", "aircraft")),
+    Category("runway", shapes.runway, 0.115, (1.1, 1.5), 0.0, (), ("runway", "airport runway"),
+             (112, 112, 114)),
+    Category("terminal", shapes.terminal, 0.26, (0.42, 0.58), 0.10, (), ("terminal", "airport terminal"),
+             (208, 206, 200)),
+    Category("ship", shapes.ship, 0.26, (0.26, 0.52), 0.06, ("white", "gray", "red", "blue", "green", "black"),
+             ("ship", "vessel")),
+    Category("storage tank", shapes.storage_tank, 1.0, (0.13, 0.32), 0.32, _TANK_PAINTS,
+             ("storage tank", "tank")),
+    Category("building", shapes.building, 0.68, (0.16, 0.34), 0.22, _ROOFS, ("building", "house")),
+    Category("bridge", shapes.bridge, 0.16, (0.3, 0.5), 0.05, ("gray", "white", "red", "brown"), ("bridge",)),
+    Category("dam", shapes.dam, 0.4, (0.4, 0.6), 0.08, (), ("dam",), (176, 174, 168)),
+    Category("tennis court", shapes.tennis_court, 0.54, (0.2, 0.34), 0.0, ("green", "blue", "red"),
+             ("tennis court",)),
+    Category("basketball court", shapes.basketball_court, 0.56, (0.18, 0.30), 0.0, ("blue", "red", "gray", "green"),
+             ("basketball court",)),
+    Category("baseball field", shapes.baseball_field, 1.0, (0.24, 0.42), 0.0, (),
+             ("baseball field", "baseball diamond")),
+    Category("track field", shapes.track_field, 0.6, (0.32, 0.52), 0.0, (), ("track field", "ground track field")),
+    Category("stadium", shapes.stadium, 0.82, (0.34, 0.56), 0.12, (), ("stadium",), (190, 190, 190)),
+    Category("swimming pool", shapes.swimming_pool, 0.58, (0.15, 0.28), 0.0, (), ("swimming pool", "pool")),
+    Category("roundabout", shapes.roundabout, 1.0, (0.28, 0.42), 0.0, (), ("roundabout",), (112, 112, 116)),
+    Category("vehicle", shapes.vehicle, 0.43, (0.17, 0.27), 0.12, _CARS, ("vehicle", "car")),
+    Category("pond", shapes.pond, 0.8, (0.2, 0.36), 0.0, (), ("pond",)),
+    Category("field", shapes.field, 0.72, (0.28, 0.46), 0.0, ("green", "yellow", "brown"),
+             ("field", "farmland")),
+    Category("solar panel", shapes.solar_panel, 0.66, (0.18, 0.32), 0.03, (), ("solar panel",)),
+)  # fmt: skip
 
-def _categories() -> tuple[Category, ...]:
-    tank_paints = ("white", "gray", "brown", "green", "blue")
-    roofs = ("red", "gray", "white", "brown", "blue")
-    cars = ("white", "black", "red", "blue", "yellow", "gray", "green")
-    return (
-        Category("airplane", vehicles.airplane, 0.94, (0.22, 0.35), 0.10, ("white", "gray", "blue", "red", "yellow"),
-                 ("airplane", "plane", "aircraft")),
-        Category("runway", structures.runway, 0.115, (1.1, 1.5), 0.0, (), ("runway", "airport runway"),
-                 (112, 112, 114)),
-        Category("terminal", structures.terminal, 0.26, (0.42, 0.58), 0.10, (), ("terminal", "airport terminal"),
-                 (208, 206, 200)),
-        Category("ship", vehicles.ship, 0.26, (0.26, 0.52), 0.06, ("white", "gray", "red", "blue", "green", "black"),
-                 ("ship", "vessel")),
-        Category("storage tank", structures.storage_tank, 1.0, (0.13, 0.32), 0.32, tank_paints,
-                 ("storage tank", "tank")),
-        Category("building", structures.building, 0.68, (0.16, 0.34), 0.22, roofs, ("building", "house")),
-        Category("bridge", structures.bridge, 0.16, (0.3, 0.5), 0.05, ("gray", "white", "red", "brown"), ("bridge",)),
-        Category("dam", structures.dam, 0.4, (0.4, 0.6), 0.08, (), ("dam",), (176, 174, 168)),
-        Category("tennis court", sports.tennis_court, 0.54, (0.2, 0.34), 0.0, ("green", "blue", "red"),
-                 ("tennis court",)),
-        Category("basketball court", sports.basketball_court, 0.56, (0.18, 0.30), 0.0, ("blue", "red", "gray", "green"),
-                 ("basketball court",)),
-        Category("baseball field", sports.baseball_field, 1.0, (0.24, 0.42), 0.0, (),
-                 ("baseball field", "baseball diamond")),
-        Category("track field", sports.track_field, 0.6, (0.32, 0.52), 0.0, (), ("track field", "ground track field")),
-        Category("stadium", sports.stadium, 0.82, (0.34, 0.56), 0.12, (), ("stadium",), (190, 190, 190)),
-        Category("swimming pool", sports.swimming_pool, 0.58, (0.15, 0.28), 0.0, (), ("swimming pool", "pool")),
-        Category("roundabout", structures.roundabout, 1.0, (0.28, 0.42), 0.0, (), ("roundabout",), (112, 112, 116)),
-        Category("vehicle", vehicles.vehicle, 0.43, (0.17, 0.27), 0.12, cars, ("vehicle", "car")),
-        Category("pond", structures.pond, 0.8, (0.2, 0.36), 0.0, (), ("pond",)),
-        Category("field", structures.field, 0.72, (0.28, 0.46), 0.0, ("green", "yellow", "brown"),
-                 ("field", "farmland")),
-        Category("solar panel", structures.solar_panel, 0.66, (0.18, 0.32), 0.03, (), ("solar panel",)),
-    )  # fmt: skip
-
-
-def categories() -> dict[str, Category]:
-    """All categories by name."""
-    return {category.name: category for category in _categories()}
+CATEGORIES = {category.name: category for category in _CATEGORIES}

@@ -1,6 +1,5 @@
 """A whole data set of made scenes in the RRSIS-D layout."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,7 +8,8 @@ from typing import Any
 
 from rsrefseg.engines.errors import BadInputError
 
-from ..data.rrsisd_writer import RRSISDWriter
+from ..data.parallel import in_processes
+from ..data.rrsisd_writer import WrittenScene, write_rrsisd
 from .domain import Domain
 from .scene import Scene, render_scene
 
@@ -83,14 +83,18 @@ def synthesize(
     expressions = dict.fromkeys(_SPLITS, 0)
     categories: dict[str, int] = {}
     draw = partial(_draw, domain=domain, size=size, max_referrals=max_referrals)
-    with RRSISDWriter(out, overwrite=overwrite) as writer:
-        for done, (split, scene) in enumerate(_rendered(draw, jobs, workers), start=1):
-            writer.add(split, scene.image, scene.referrals)
+
+    def scenes() -> Iterator[WrittenScene]:
+        drawn = in_processes(draw, jobs, workers, jobs_per_process=1)
+        for done, (split, scene) in enumerate(drawn, start=1):
             expressions[split] += len(scene.referrals)
             for referral in scene.referrals:
                 categories[referral.category] = categories.get(referral.category, 0) + 1
+            yield split, scene.image, scene.referrals
             if progress is not None:
                 progress(done, len(jobs))
+
+    write_rrsisd(out, scenes(), overwrite)
     return SynthSummary(out, domain, size, counts, expressions, dict(sorted(categories.items())))
 
 
@@ -102,21 +106,3 @@ def scene_seed(seed: int, split: str, index: int) -> int:
 def _draw(job: tuple[str, int], *, domain: Domain, size: int, max_referrals: int) -> tuple[str, Scene]:
     split, seed = job
     return split, render_scene(seed, domain, size, max_referrals)
-
-
-def _rendered(
-    draw: Callable[[tuple[str, int]], tuple[str, Scene]], jobs: list[tuple[str, int]], workers: int
-) -> Iterator[tuple[str, Scene]]:
-    """Scenes in the order of their jobs."""
-    if workers == 1:
-        yield from map(draw, jobs)
-        return
-    # Spawned, not forked: the caller may have threads (torch, OpenCV) that do not survive a fork.
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), initializer=_one_thread) as pool:
-        yield from pool.imap(draw, jobs, chunksize=4)
-
-
-def _one_thread() -> None:
-    import cv2
-
-    cv2.setNumThreads(1)

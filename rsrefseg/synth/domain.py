@@ -54,18 +54,10 @@ class Look:
     speckle: Range  # multiplicative noise
     stripes: Range  # column offsets of a push-broom sensor
 
-    def __post_init__(self) -> None:
-        for name in ("texture", "tree_density", "shadow", "sun_length", "haze", "contrast", "saturation", "gamma"):
-            low, high = getattr(self, name)
-            if not 0 <= low <= high:
-                raise ValueError(f"Look.{name} must be an ascending pair of non-negative numbers, not {(low, high)}")
-        if not 0 <= self.haze[1] < 1:
-            raise ValueError("Look.haze is a share of the light and must stay below 1")
 
-
-def _temperate() -> Look:
-    """Domain A: a temperate country under a well-behaved RGB aerial camera."""
-    return Look(
+LOOKS = {
+    # A temperate country under a well-behaved RGB aerial camera.
+    Domain.A: Look(
         ground=Ground(
             grass=((96, 122, 70), (84, 112, 66), (110, 130, 78), (78, 104, 60)),
             soil=((140, 124, 98), (128, 116, 92), (150, 136, 108)),
@@ -93,12 +85,9 @@ def _temperate() -> Look:
         noise=(1.5, 3.5),
         speckle=(0.0, 0.01),
         stripes=(0.0, 0.0),
-    )
-
-
-def _arid() -> Look:
-    """Domain B: a dry country under a coarser push-broom sensor: warm cast, less contrast, stripes, speckle."""
-    return Look(
+    ),
+    # A dry country under a coarser push-broom sensor: warm cast, less contrast, stripes, speckle.
+    Domain.B: Look(
         ground=Ground(
             grass=((157, 152, 105), (145, 140, 96), (169, 162, 116), (137, 129, 88)),
             soil=((180, 150, 112), (166, 136, 102), (188, 164, 127)),
@@ -126,9 +115,5 @@ def _arid() -> Look:
         noise=(2.3, 4.8),
         speckle=(0.015, 0.04),
         stripes=(0.8, 2.0),
-    )
-
-
-def look_of(domain: Domain) -> Look:
-    """The look of a domain."""
-    return _temperate() if domain is Domain.A else _arid()
+    ),
+}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .catalog import categories
+from .catalog import CATEGORIES
 from .solver import Item, Query, Relation, comparison_set, solve
 
 # Weight of each kind among those a scene allows. Kinds that few objects allow weigh more, so that phrases come out at
@@ -15,6 +15,16 @@ _MIX = {"class": 0.62, "color": 0.28, "place": 0.20, "size": 0.30, "relation": 0
 _PLACES = ("left", "right", "upper", "lower", "upper left", "upper right", "lower left", "lower right", "middle")
 _SIDES = ("left", "right", "upper", "lower")
 _SIDE_WORDS = {"upper": ("upper", "top"), "lower": ("lower", "bottom"), "left": ("left",), "right": ("right",)}
+_MOST = {"upper": ("topmost", "uppermost"), "lower": ("bottommost", "lowest")}
+_RELATION_WORDS = {
+    "left": ("to the left of", "on the left of"),
+    "right": ("to the right of", "on the right of"),
+    "upper": ("above",),
+    "lower": ("below",),
+    "nearest": ("nearest to", "closest to"),
+    "farthest": ("farthest from",),
+    "next": ("next to", "beside"),
+}
 _MIN_AREA = 0.008  # of the image; smaller ones are never asked for
 _PER_TARGET = 2
 
@@ -125,14 +135,14 @@ def _say(items: Sequence[Item], query: Query, rng: np.random.Generator) -> str:
         article = "an" if phrase[0] in "aeiou" else "a"
     phrase = f"{article} {phrase}"
     if query.relation is not None:
-        phrase += f" {_relation_words(query.relation.kind, rng)} the {_anchor(query.relation, rng)}"
+        phrase += f" {rng.choice(_RELATION_WORDS[query.relation.kind])} the {_anchor(query.relation, rng)}"
     if query.place is not None:
         phrase += f" {_place_words(query.place, rng)}"
     return phrase[0].upper() + phrase[1:] if rng.random() < 0.3 else phrase
 
 
 def _name(category: str, rng: np.random.Generator) -> str:
-    names = categories()[category].names
+    names = CATEGORIES[category].names
     return names[0] if len(names) == 1 or rng.random() < 0.65 else str(rng.choice(names[1:]))
 
 
@@ -152,8 +162,7 @@ def _size_word(size: str, compared: int, rng: np.random.Generator) -> str:
 def _rank_words(direction: str, rng: np.random.Generator) -> tuple[list[str], str]:
     if direction in ("left", "right"):
         return ([f"{direction}most"], "") if rng.random() < 0.6 else ([], f" farthest to the {direction}")
-    most = {"upper": ["topmost", "uppermost"], "lower": ["bottommost", "lowest"]}[direction]
-    return [str(rng.choice(most))], ""
+    return [str(rng.choice(_MOST[direction]))], ""
 
 
 def _place_words(place: str, rng: np.random.Generator) -> str:
@@ -162,24 +171,11 @@ def _place_words(place: str, rng: np.random.Generator) -> str:
     parts = [str(rng.choice(_SIDE_WORDS[word])) for word in place.split()]
     spot = " ".join(parts)
     if len(parts) == 2:
-        return str(rng.choice([f"in the {spot}", f"at the {spot}", f"in the {spot} corner", f"on the {spot}"]))
-    if place in ("left", "right"):
-        return str(
-            rng.choice([f"on the {spot}", f"on the {spot} side", f"at the {spot}", f"on the {spot} of the image"])
-        )
-    if spot in ("upper", "lower"):
-        return str(rng.choice([f"in the {spot} part", f"in the {spot} half"]))
-    return str(rng.choice([f"at the {spot}", f"on the {spot}", f"at the {spot} of the image"]))
-
-
-def _relation_words(kind: str, rng: np.random.Generator) -> str:
-    ways = {
-        "left": ["to the left of", "on the left of"],
-        "right": ["to the right of", "on the right of"],
-        "upper": ["above"],
-        "lower": ["below"],
-        "nearest": ["nearest to", "closest to"],
-        "farthest": ["farthest from"],
-        "next": ["next to", "beside"],
-    }
-    return str(rng.choice(ways[kind]))
+        ways = ["in the {}", "at the {}", "in the {} corner", "on the {}"]
+    elif place in ("left", "right"):
+        ways = ["on the {}", "on the {} side", "at the {}", "on the {} of the image"]
+    elif spot in ("upper", "lower"):
+        ways = ["in the {} part", "in the {} half"]
+    else:
+        ways = ["at the {}", "on the {}", "at the {} of the image"]
+    return str(rng.choice(ways)).format(spot)

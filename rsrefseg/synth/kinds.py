@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .arranging import away, clutter, right_angles, several, turned
 from .canvas import Pose
 from .ground import Patch, Road
-from .layout import Layout, strip
+from .layout import Layout, away, clutter, right_angles, several, strip, turned
 
 Compose = Callable[[Layout, float], None]
 
@@ -97,10 +96,7 @@ def _tank_farm(layout: Layout, trees: float) -> None:
     angle = float(rng.uniform(0, math.pi))
     layout.plan.base = str(rng.choice(["concrete", "soil", "grass"]))
     if rng.random() < 0.7:
-        path = np.array([turned(angle, -1, a := float(rng.uniform(-0.3, 0.3))), turned(angle, 1, a)])
-        layout.plan.layers.append(Road(path, 0.07))
-        x, y = turned(angle, 0, a)
-        layout.reserve(strip(x, y, angle, 0.09))
+        _road(layout, angle, float(rng.uniform(-0.3, 0.3)), 0.07, 0.09)
     yard = strip(0.5, 0.5, angle, 0.8, 0.8)
     layout.plan.layers.insert(0, Patch("concrete", yard))
     several(layout, "storage tank", int(rng.integers(4, 8)), margin=0.025)
@@ -120,10 +116,7 @@ def _sports_park(layout: Layout, trees: float) -> None:
     layout.plan.base = "grass"
     grid = right_angles(angle)
     if rng.random() < 0.6:
-        across = float(rng.uniform(-0.45, 0.45))
-        layout.plan.layers.append(Road(np.array([turned(angle, -1, across), turned(angle, 1, across)]), 0.06))
-        x, y = turned(angle, 0, across)
-        layout.reserve(strip(x, y, angle, 0.08))
+        _road(layout, angle, float(rng.uniform(-0.45, 0.45)), 0.06, 0.08)
     for name, chance in (("stadium", 0.4), ("track field", 0.4), ("swimming pool", 0.25)):
         if rng.random() < chance:
             layout.place(name, angles=grid)
@@ -145,9 +138,7 @@ def _residential(layout: Layout, trees: float) -> None:
     if rng.random() < 0.5:
         lines.append((angle + math.pi / 2, float(rng.uniform(-0.3, 0.3))))
     for turn, offset in lines:
-        layout.plan.layers.append(Road(np.array([turned(turn, -1, offset), turned(turn, 1, offset)]), 0.075))
-        x, y = turned(turn, 0, offset)
-        layout.reserve(strip(x, y, turn, 0.1))
+        _road(layout, turn, offset, 0.075, 0.1)
     several(layout, "building", int(rng.integers(3, 6)), None, grid, 0.05)
     several(layout, "swimming pool", int(rng.integers(0, 4)), None, grid, 0.4)
     if rng.random() < 0.25:
@@ -252,14 +243,19 @@ def _farmland(layout: Layout, trees: float) -> None:
                 material = str(rng.choice(["fallow", "soil", "grass"]))
                 layout.plan.layers.append(Patch(material, outline, rows=angle + float(rng.choice([0, math.pi / 2]))))
     if rng.random() < 0.6:
-        across = float(rng.uniform(-0.4, 0.4))
-        layout.plan.layers.append(Road(np.array([turned(angle, -1, across), turned(angle, 1, across)]), 0.045, "soil",
-                                       marked=False))  # fmt: skip
-        x, y = turned(angle, 0, across)
-        layout.reserve(strip(x, y, angle, 0.06))
+        _road(layout, angle, float(rng.uniform(-0.4, 0.4)), 0.045, 0.06, "soil", marked=False)
     several(layout, "field", int(rng.integers(2, 5)), None, grid, 0.03)
     several(layout, "pond", int(rng.integers(0, 4)))
     if rng.random() < 0.45:
         several(layout, "solar panel", int(rng.integers(1, 4)), None, grid)
     several(layout, "building", int(rng.integers(0, 3)), None, grid, scale=0.85)
     layout.forest(int(50 * trees), (0.014, 0.03))
+
+
+def _road(layout: Layout, angle: float, across: float, width: float, kept_free: float, material: str = "asphalt",
+          marked: bool = True) -> None:  # fmt: skip
+    """A straight road through the whole image, ``across`` from its centre, with a strip free of objects."""
+    path = np.array([turned(angle, -1, across), turned(angle, 1, across)])
+    layout.plan.layers.append(Road(path, width, material, marked))
+    x, y = turned(angle, 0, across)
+    layout.reserve(strip(x, y, angle, kept_free))

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .canvas import F64, Pose
-from .catalog import PAINTS, Category, categories
+from .catalog import CATEGORIES, PAINTS, Category
 from .domain import RGB, Range
 from .ground import GroundPlan, Tree
 
 _CELLS = 96
+_TRIES = 40
 Grid = NDArray[np.uint8]
 
 
@@ -32,7 +33,6 @@ class Layout:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.catalog = categories()
         self.plan = GroundPlan()
         self.placed: list[Placed] = []
         self.taken: Grid = np.zeros((_CELLS, _CELLS), np.uint8)
@@ -47,11 +47,10 @@ class Layout:
         """Keep a polygon free of objects."""
         self.taken |= self.area(outline)
 
-    def put(self, name: str, pose: Pose, color: str | None = None, margin: float = 0.015) -> None:
+    def put(self, name: str, pose: Pose, margin: float = 0.015) -> None:
         """Add an object at a fixed pose, whatever is there."""
-        category = self.catalog[name]
-        if color is None and category.paints:
-            color = str(self.rng.choice(category.paints))
+        category = CATEGORIES[name]
+        color = str(self.rng.choice(category.paints)) if category.paints else None
         base = np.array(PAINTS[color] if color else category.rgb, np.float64)
         tone = base * self.rng.uniform(0.92, 1.08) + self.rng.uniform(-6, 6, 3)
         rgb: RGB = (float(tone[0]), float(tone[1]), float(tone[2]))
@@ -63,34 +62,30 @@ class Layout:
         name: str,
         *,
         within: F64 | None = None,
-        color: str | None = None,
         length: Range | None = None,
         angles: tuple[float, ...] | None = None,
         jitter: float = 0.0,
         margin: float = 0.02,
-        tries: int = 40,
     ) -> bool:
         """Find a free place and put an object there.
 
         Args:
             name: Category.
             within: Polygon the whole object must lie in; the image if None.
-            color: Colour word; one of the category's if None.
             length: Range of lengths; the category's own if None. It shrinks a little as tries fail.
             angles: Angles to choose from; any if None.
             jitter: Spread added to a chosen angle, radians.
             margin: Free space around the object.
-            tries: How many places to try.
 
         Returns:
             Whether a place was found.
         """
-        category = self.catalog[name]
+        category = CATEGORIES[name]
         allowed = None if within is None else self.area(within)
         low, high = (np.zeros(2), np.ones(2)) if within is None else (within.min(axis=0), within.max(axis=0))
         low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-        for attempt in range(tries):
-            size = self.rng.uniform(*(length or category.length)) * (1 - 0.15 * attempt / tries)
+        for attempt in range(_TRIES):
+            size = self.rng.uniform(*(length or category.length)) * (1 - 0.15 * attempt / _TRIES)
             angle = self.rng.uniform(0, 2 * math.pi)
             if angles is not None:
                 angle = float(self.rng.choice(angles)) + self.rng.uniform(-jitter, jitter)
@@ -103,7 +98,7 @@ class Layout:
                 continue
             if (self.area(pose.corners(category.aspect, margin)) & self.taken).any():
                 continue
-            self.put(name, pose, color, margin=0.004)
+            self.put(name, pose, margin=0.004)
             return True
         return False
 
@@ -130,3 +125,44 @@ def strip(x: float, y: float, angle: float, width: float, length: float = 3.0) -
     return np.stack(
         [center - along - across, center + along - across, center + along + across, center - along + across]
     )
+
+
+def turned(angle: float, along: float, across: float) -> tuple[float, float]:
+    """A point in a frame centred on the image and turned by ``angle``."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return 0.5 + along * cos - across * sin, 0.5 + along * sin + across * cos
+
+
+def right_angles(angle: float) -> tuple[float, ...]:
+    """An angle and its three quarter turns."""
+    return tuple(angle + quarter * math.pi / 2 for quarter in range(4))
+
+
+def _ladder(rng: np.random.Generator, count: int, low: float, high: float) -> list[float]:
+    """Lengths in falling order. Mostly one stands out as the largest, one as the smallest: size words need that."""
+    if rng.random() < 0.25:
+        return sorted(map(float, rng.uniform(low, high, count)), reverse=True)
+    ends = [high * rng.uniform(0.94, 1.0), low * rng.uniform(1.0, 1.06)]
+    inner = sorted(rng.uniform(low * 1.26, max(high * 0.76, low * 1.28), max(count - 2, 0)), reverse=True)
+    return [float(length) for length in [ends[0], *inner, ends[1]][: max(count, 0)]]
+
+
+def several(layout: Layout, name: str, count: int, within: F64 | None = None, angles: tuple[float, ...] | None = None,
+             jitter: float = 0.0, scale: float = 1.0, margin: float = 0.02) -> None:  # fmt: skip
+    """Several objects of one category in contrasting sizes; colours repeat now and then."""
+    low, high = CATEGORIES[name].length
+    for length in _ladder(layout.rng, count, low * scale, high * scale):
+        layout.place(name, within=within, length=(length, length), angles=angles, jitter=jitter, margin=margin)
+
+
+def away(rng: np.random.Generator) -> float:
+    """A coordinate off the image's border."""
+    return float(rng.uniform(0.05, 0.95))
+
+
+def clutter(layout: Layout, pose: Pose) -> None:
+    """A shed or crate nobody asks for, where there is room."""
+    corners = pose.corners(0.6, 0.02)
+    if corners.min() > 0 and corners.max() < 1 and not (layout.area(corners) & layout.taken).any():
+        layout.plan.clutter.append(pose)
+        layout.reserve(corners)

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from rsrefseg.engines.errors import BadInputError
 
+from ..data.rrsisd_writer import Referral
 from .canvas import Brush, Canvas, Mask
-from .domain import Domain, Look, look_of
+from .domain import LOOKS, Domain, Look
 from .expressions import Expression, express
 from .ground import GroundPainter
 from .kinds import compose
@@ -18,15 +19,6 @@ from .sensor import expose
 from .solver import Item
 
 _ATTEMPTS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Referral:
-    """A phrase and the pixels of the one object it means, (H, W) bool."""
-
-    phrase: str
-    category: str
-    mask: Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +54,17 @@ def render_scene(seed: int, domain: Domain, size: int = 256, max_referrals: int 
     return render(seed, domain, size, max_referrals).scene
 
 
-def render(seed: int, domain: Domain, size: int = 256, max_referrals: int = 6, look: Look | None = None) -> Rendering:
-    """As ``render_scene``, with all that is known of the scene; ``look`` replaces the domain's own."""
+def render(seed: int, domain: Domain, size: int = 256, max_referrals: int = 6) -> Rendering:
+    """As ``render_scene``, with all that is known of the scene."""
     if seed < 0 or not 64 <= size <= 4096 or max_referrals < 1:
         raise BadInputError(
             f"scene seed {seed}, size {size}, max_referrals {max_referrals}: the seed must not be negative, the size "
             "must lie in 64 to 4096, and at least one referral must be allowed"
         )
-    look = look or look_of(domain)
     for attempt in range(_ATTEMPTS):
         # Not the same geometry under both domains: a test scene of one must not be a training scene of the other.
         root = np.random.SeedSequence([seed, *domain.encode(), attempt])
-        rendering = _render(root, look, size, max_referrals)
+        rendering = _render(root, LOOKS[domain], size, max_referrals)
         if len(rendering.scene.referrals) >= min(2, max_referrals) or attempt == _ATTEMPTS - 1:
             break
     return rendering

@@ -14,14 +14,14 @@ import torch
 from peft import LoraModel
 
 from rsrefseg.engines.errors import BadInputError
-from rsrefseg.engines.images.images import read_image
 from rsrefseg.engines.system.files import atomic_write_bytes, unwritable
 from rsrefseg.engines.text import Tokenizer
 
 from ..checkpoints.tokenizer_file import tokenizer_bytes
-from ..data.headers import size_in_header
-from ..data.loading import SizeMismatch, fit_mask, verify_images
-from ..data.samples import Sample, group_by_image, open_dataset
+from ..data.formats import open_dataset
+from ..data.loading import SizeMismatch
+from ..data.samples import Sample
+from ..data.verify import verify_samples
 from ..model.config import ModelConfig
 from ..model.lora import add_lora, train_everything
 from ..model.model import RSRefSeg
@@ -60,26 +60,9 @@ def read_samples(choice: DataChoice) -> tuple[tuple[Sample, ...], tuple[Sample, 
     Raises:
         BadInputError: the data set cannot be used as it is.
     """
-    dataset = open_dataset(choice.path, choice.images)
     splits = [choice.train_split, *([choice.validation_split] if choice.validation_split else [])]
-    verify_images(dataset, splits)
-    samples = [dataset.split(split) for split in splits]
-    if not choice.resize_masks:
-        for split in samples:
-            _refuse_size_differences(split)
+    samples = verify_samples(open_dataset(choice.path, choice.images), splits, choice.resize_masks)
     return samples[0], samples[1] if len(samples) > 1 else ()
-
-
-def _refuse_size_differences(samples: Iterable[Sample]) -> None:
-    """Compare sizes by the images' headers alone: a whole data set takes seconds."""
-    for group in group_by_image(samples):
-        size = size_in_header(group[0].image_path)
-        different = [sample for sample in group if sample.mask_size != size]
-        if not different:
-            continue
-        image = read_image(group[0].image_path)  # turned upright, as training will see it
-        for sample in different:
-            fit_mask(sample, (image.shape[0], image.shape[1]))
 
 
 def check_phrases(samples: Iterable[Sample], tokenizer: Tokenizer) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ import pytest
 
 from rsrefseg.bench.accuracy.accuracy import run_evaluation
 from rsrefseg.bench.accuracy.report import EvaluationRequest
-from rsrefseg.data.samples import Sample, open_dataset
+from rsrefseg.data.formats import open_dataset
+from rsrefseg.data.samples import Sample
 from rsrefseg.engines.errors import BadInputError, BundleError
 from rsrefseg.engines.images.images import read_image
 from rsrefseg.evaluation.answers import Ask, answer_samples, score

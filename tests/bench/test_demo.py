@@ -10,7 +10,7 @@ import typer
 
 from rsrefseg import cli
 from rsrefseg.bench.demo import FULL, QUICK, DemoStoppedError, demo_report, demo_steps, run_demo
-from rsrefseg.data.samples import open_dataset
+from rsrefseg.data.formats import open_dataset
 from rsrefseg.synth import Domain, synthesize
 from tests.support.printing import printed
 

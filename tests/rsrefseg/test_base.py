@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rsrefseg.checkpoints.model_file import load_model
-from rsrefseg.data.samples import open_dataset
+from rsrefseg.data.formats import open_dataset
 from rsrefseg.engines.text import Tokenizer
 from rsrefseg.evaluation.evaluate import evaluate
 from rsrefseg.synth import Domain, render_scene, synthesize

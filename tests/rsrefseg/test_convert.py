@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from rsrefseg.checkpoints.convert import ConvertReport, ConvertRequest, convert_checkpoint
-from rsrefseg.checkpoints.imported_run import made_scenes
+from rsrefseg.checkpoints.imported_run import made_scenes, make_random_run
 from rsrefseg.checkpoints.model_file import is_random, load_model, load_tensors
-from rsrefseg.checkpoints.random_run import make_random_run
 from rsrefseg.checkpoints.upstream_layout import guess_config, plain_checkpoint, published_name
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Tokenizer
@@ -246,7 +245,7 @@ def test_what_cannot_be_used_is_refused_before_the_work(
     with pytest.raises(BadInputError, match="no tokenizer in"):
         convert(file, tmp_path)
     torch.save({"a": torch.ones(3)}, file)
-    with pytest.raises(BadInputError, match="no RSRefSeg checkpoint in the public layout"):
+    with pytest.raises(BadInputError, match="not an RSRefSeg checkpoint in the public layout"):
         convert(file, tokenizer, config=None)
     assert not (tmp_path / "run").exists()
 

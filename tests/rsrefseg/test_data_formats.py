@@ -1,20 +1,48 @@
-"""Every format: known by its folder, told from its neighbours, sound to the check, and the same as JSON lines."""
+"""Every data set format: recognised, read in full against known masks, equal as JSON lines, refused if broken."""
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from PIL import Image
+from pycocotools import mask as coco
 
-from rsrefseg.data.check import check_dataset
+from rsrefseg.data.formats import open_dataset
 from rsrefseg.data.jsonl import export_jsonl
-from rsrefseg.data.loading import load_pair, verify_images
-from rsrefseg.data.samples import open_dataset
-from tests.support.made_data import refusal, write_scenes
-from tests.support.made_formats import write_nwpu, write_refsegrs, write_risbench
+from rsrefseg.data.masks import encode_mask
+from rsrefseg.data.rrsisd import IMAGE_FOLDER
+from rsrefseg.data.samples import Dataset, group_by_image
+from rsrefseg.data.verify import verify_samples
+from tests.support.made_data import (
+    change_instances,
+    change_refs,
+    instances_path,
+    referral,
+    refusal,
+    write_scenes,
+)
+from tests.support.made_formats import (
+    HEIGHT,
+    LINES,
+    LOW,
+    SQUARE,
+    TRIANGLE,
+    WIDTH,
+    annotation,
+    mask_of,
+    nwpu_instances,
+    nwpu_refs,
+    ref,
+    write_lists,
+    write_nwpu,
+    write_refsegrs,
+    write_risbench,
+)
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "RRSIS-D": write_scenes,
@@ -22,88 +50,245 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "RISBench": write_risbench,
     "NWPU-Refer": write_nwpu,
 }
+ALL_SPLITS = ("train", "val", "test")
+
+
+def drawn(*polygons: list[float]) -> np.ndarray:
+    """As the COCO API draws them."""
+    return coco.decode(coco.merge(coco.frPyObjects(list(polygons), HEIGHT, WIDTH))).astype(bool)
+
+
+def assert_masks(dataset: Dataset, expected: list[np.ndarray]) -> None:
+    for sample, mask in zip(dataset.samples, expected, strict=True):
+        np.testing.assert_array_equal(sample.mask(), mask)
+        assert sample.mask().dtype == np.bool_
+        assert sample.mask_size == mask.shape
+    assert [len(part) for part in verify_samples(dataset, dataset.splits)]
+
+
+# Read in full
+
+
+@pytest.mark.parametrize("annotations", ["rrsisd", "."])
+def test_rrsisd(tmp_path: Path, annotations: str) -> None:
+    root = tmp_path / "set"
+    written = write_scenes(root)
+    if annotations == ".":
+        for path in list((root / "rrsisd").iterdir()):
+            shutil.move(path, root / path.name)
+        (root / "image").mkdir()  # a stray folder does not make it NWPU-Refer
+    dataset = open_dataset(root)
+    assert (dataset.name, dataset.splits) == ("RRSIS-D", ALL_SPLITS)
+    assert [(sample.phrase, sample.category) for sample in dataset.samples] == [
+        (expected.phrase, expected.category) for expected in written
+    ]
+    assert_masks(dataset, [expected.mask for expected in written])
+    assert len({sample.sample_id for sample in dataset.samples}) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "masks", "suffix", "named"),
+    [
+        ("RefSegRS", "images", "masks", ".tif", ""),
+        ("RefSegRS", "images", "masks", ".tif", ".tif"),
+        ("RISBench", "img_rgb", "mask", ".png", ".png"),
+        ("RISBench", "images", "mask", ".png", ""),
+        ("RISBench", "images", "masks", ".png", ""),
+    ],
+)
+def test_refsegrs_and_risbench(tmp_path: Path, name: str, images: str, masks: str, suffix: str, named: str) -> None:
+    dataset = open_dataset(write_lists(tmp_path / "set", images, masks, suffix, named))
+    assert (dataset.name, dataset.splits) == (name, ALL_SPLITS)
+    assert tuple((sample.split, sample.image_path.stem, sample.phrase) for sample in dataset.samples) == LINES
+    assert [sample.sample_id for sample in dataset.samples] == ["train-1", "train-2", "val-1", "test-1"]
+    assert_masks(dataset, [mask_of(int(number)) for _, number, _ in LINES])
+    first, second, other, _ = dataset.samples
+    assert first.mask_source == second.mask_source != other.mask_source
+    before = first.mask_fingerprint
+    Image.fromarray(mask_of(9)).save(first.mask_source)
+    assert first.mask_fingerprint == second.mask_fingerprint != before
+
+
+@pytest.mark.parametrize("prefix", ["new_", ""])
+@pytest.mark.parametrize("images", ["image", "image/image"])
+def test_nwpu_refer(tmp_path: Path, prefix: str, images: str) -> None:
+    dataset = open_dataset(write_nwpu(tmp_path / "set", prefix, images))
+    assert dataset.name == "NWPU-Refer"
+    assert [(s.sample_id, s.split, s.phrase, s.category, s.has_target) for s in dataset.samples] == [
+        ("1", "train", "all ships", "ship", True),
+        ("2-1", "train", "the pair", "bridge", True),
+        ("3", "val", "the left edge", "ship", True),
+        ("4", "test", "the absent plane", "ship", False),
+        ("5", "test", "the absent car", "bridge", False),
+    ]
+    left_edge, nothing = np.zeros((2, HEIGHT, WIDTH), dtype=bool)
+    left_edge[:, :2] = True
+    union = drawn(SQUARE, TRIANGLE, LOW)
+    assert_masks(dataset, [union, drawn(TRIANGLE, LOW), left_edge, nothing, nothing])
+
+
+def test_json_lines_of_other_tools(tmp_path: Path) -> None:
+    mask = referral().mask
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", mask.shape[::-1]).save(tmp_path / "images" / "a.png")
+    line = {"split": "test", "image_id": 5, "sent": "it", "file_name": "a.png", "segmentation": encode_mask(mask)}
+    (tmp_path / "set.jsonl").write_text(f"{json.dumps(line)}\n\n{json.dumps(line)}\n", encoding="utf-8-sig")
+    dataset = open_dataset(tmp_path / "set.jsonl")
+    assert [sample.sample_id for sample in dataset.samples] == ["1", "3"]
+    assert_masks(dataset, [mask, mask])
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_format_is_known_by_its_folder(tmp_path: Path, name: str) -> None:
-    WRITERS[name](tmp_path / "set")
-    assert open_dataset(tmp_path / "set").name == name
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_a_sound_data_set_has_no_faults(tmp_path: Path, name: str) -> None:
-    WRITERS[name](tmp_path / "set")
-    report = check_dataset(tmp_path / "set", workers=2)
-    assert report.format == name
-    assert report.faults == ()
-    assert set(report.splits) == {"train", "val", "test"}
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_a_data_set_goes_through_json_lines_unchanged(tmp_path: Path, name: str) -> None:
+def test_every_format_is_equal_as_json_lines_and_in_other_processes(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / "set")
     dataset = open_dataset(tmp_path / "set")
-    export_jsonl(dataset, tmp_path / "set" / "all.jsonl")
+    assert pickle.loads(pickle.dumps(dataset)) == dataset
+    assert export_jsonl(dataset, tmp_path / "set" / "all.jsonl") == len(dataset.samples)
     again = open_dataset(tmp_path / "set" / "all.jsonl")
-    verify_images(again, again.splits)
     for before, after in zip(dataset.samples, again.samples, strict=True):
-        assert (after.sample_id, after.split, after.image_path) == (before.sample_id, before.split, before.image_path)
-        assert (after.phrase, after.category) == (before.phrase, before.category)
-        assert after.mask_source.has_target == before.mask_source.has_target
-        assert after.rle == before.rle
-        np.testing.assert_array_equal(load_pair(after).mask, load_pair(before).mask)
+        for field in ("sample_id", "split", "image_path", "phrase", "category", "has_target", "rle", "mask_size"):
+            assert getattr(after, field) == getattr(before, field)
+    boxes = [json.loads(line)["bbox"] for line in (tmp_path / "set" / "all.jsonl").read_text().splitlines()]
+    for box, sample in zip(boxes, dataset.samples, strict=True):
+        rows, columns = np.nonzero(sample.mask())
+        known = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0, 0, 0, 0]
+        assert box == known
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_samples_cross_to_other_processes(tmp_path: Path, name: str) -> None:
-    WRITERS[name](tmp_path / "set")
-    samples = open_dataset(tmp_path / "set").samples
-    assert pickle.loads(pickle.dumps(samples)) == samples
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_the_command_checks_every_format(tmp_path: Path, name: str) -> None:
-    from rsrefseg.cli import app
-
-    WRITERS[name](tmp_path / "set")
-    result = CliRunner().invoke(app, ["data", "check", str(tmp_path / "set")])
-    assert result.exit_code == 0, result.output
-    assert name in result.output
-    assert "no faults" in result.output
-
-
-def move_annotations_to_the_root(root: Path) -> None:
-    for path in (root / "rrsisd").iterdir():
-        shutil.move(path, root / path.name)
-    (root / "rrsisd").rmdir()
+# Told apart
 
 
 def test_annotation_files_of_the_same_names_are_told_apart_by_the_image_folder(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "a")
-    move_annotations_to_the_root(tmp_path / "a")
-    write_nwpu(tmp_path / "b", prefix="")
-    names = [{path.name for path in (tmp_path / folder).iterdir() if path.is_file()} for folder in "ab"]
-    assert names[0] == names[1] == {"refs(unc).p", "instances.json"}
-    assert [open_dataset(tmp_path / folder).name for folder in "ab"] == ["RRSIS-D", "NWPU-Refer"]
-
-
-def test_a_stray_folder_does_not_turn_rrsisd_into_nwpu_refer(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "set")
-    move_annotations_to_the_root(tmp_path / "set")
-    (tmp_path / "set" / "image").mkdir()
-    assert open_dataset(tmp_path / "set").name == "RRSIS-D"
-
-
-def test_nwpu_refer_without_its_marks_is_not_read_as_rrsisd(tmp_path: Path) -> None:
     root = write_nwpu(tmp_path / "set", prefix="")
+    assert open_dataset(root).name == "NWPU-Refer"
     moved = (root / "image").rename(tmp_path / "pictures")
-    line = refusal(lambda: open_dataset(root, images=moved))
-    assert "annotation 1" in line
-    assert "NWPU-Refer" in line
+    assert "NWPU-Refer" in refusal(lambda: open_dataset(root, images=moved))
 
 
-def test_a_folder_of_no_format_is_told_them_all(tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
-    line = refusal(lambda: open_dataset(tmp_path / "set"))
-    for name in (*WRITERS, "JSONL"):
-        assert name in line
+def test_what_is_not_a_data_set_names_every_format(tmp_path: Path) -> None:
+    line = refusal(lambda: open_dataset(tmp_path))
+    assert all(name in line for name in (*WRITERS, "JSONL"))
+    assert "does not exist" in refusal(lambda: open_dataset(tmp_path / "nowhere"))
+
+
+# Variants that real files have
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_scenes(tmp_path / "scenes")
+    return tmp_path / "scenes"
+
+
+def test_class_names_are_found_by_either_key_and_else_by_number(root: Path) -> None:
+    def rename(content: dict[str, Any]) -> None:
+        first, second = content["annotations"][:2]
+        first["category_id"] = first.pop("categories_id")
+        second["categories_id"] = 99
+
+    change_instances(root, rename)
+    assert [sample.category for sample in open_dataset(root).samples[:2]] == ["ship", "class 99"]
+
+
+def test_a_ref_with_two_sentences_gives_two_samples_of_one_mask(root: Path) -> None:
+    change_refs(root, lambda refs: refs[0]["sentences"].append({"raw": "that vessel", "tokens": [], "sent_id": 99}))
+    first, second = open_dataset(root).samples[:2]
+    assert (first.phrase, second.phrase) == ("the ship 0", "that vessel")
+    assert first.sample_id != second.sample_id
+    assert first.mask_source == second.mask_source
+
+
+def test_numpy_numbers_byte_order_marks_and_backslashes_are_read(root: Path) -> None:
+    expected = open_dataset(root).samples
+
+    def with_numpy(refs: list[dict[str, Any]]) -> None:
+        for entry in refs:
+            entry |= {key: np.int64(entry[key]) for key in ("ref_id", "image_id", "ann_id", "category_id")}
+
+    def with_folders(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image["file_name"] = f"deep\\{image['file_name']}"
+
+    change_refs(root, with_numpy)
+    (root / IMAGE_FOLDER / "deep").mkdir()
+    for path in (root / IMAGE_FOLDER).glob("*.jpg"):
+        path.rename(path.parent / "deep" / path.name)
+    change_instances(root, with_folders)
+    instances_path(root).write_text(instances_path(root).read_text(), encoding="utf-8-sig")
+    found = open_dataset(root)
+    assert [(s.sample_id, s.phrase, s.rle) for s in found.samples] == [(s.sample_id, s.phrase, s.rle) for s in expected]
+    verify_samples(found, found.splits)
+
+
+def test_samples_are_grouped_by_image_in_a_stable_order(root: Path) -> None:
+    samples = open_dataset(root).samples
+    groups = group_by_image(samples[::2] + samples[1::2])
+    assert [group[0].image_path.name for group in groups] == [f"{number:05d}.jpg" for number in (1, 2, 3, 4)]
+    assert [[sample.sample_id for sample in group] for group in groups[:2]] == [["1", "2"], ["3", "4"]]
+
+
+@pytest.mark.parametrize("ann_id", [None, -1, [], [-1]])
+@pytest.mark.parametrize("segmentation", [[], [[]], None])
+def test_no_target_comes_in_several_forms(tmp_path: Path, ann_id: Any, segmentation: Any) -> None:
+    instances = nwpu_instances()
+    instances["annotations"][3].update(segmentation=segmentation, bbox=[0, 0, 0, 0])
+    refs = [*nwpu_refs()[:4], ref(5, "test", 3, ann_id, "the absent car")]
+    samples = open_dataset(write_nwpu(tmp_path / "set", instances=instances, refs=refs)).split("test")
+    assert [(sample.has_target, sample.mask().any(), sample.mask_size) for sample in samples] == [
+        (False, False, (HEIGHT, WIDTH))
+    ] * 2
+
+
+def test_one_sentence_is_merged_within_its_split_and_image_only(tmp_path: Path) -> None:
+    refs = [ref(1, "train", 1, 1, "it"), ref(2, "val", 1, 2, "it"), ref(3, "train", 2, 3, "it")]
+    samples = open_dataset(write_nwpu(tmp_path / "set", refs=refs)).samples
+    assert [sample.sample_id for sample in samples] == ["1", "2", "3"]
+    np.testing.assert_array_equal(samples[0].mask(), drawn(SQUARE))
+
+
+def test_entries_of_one_sentence_may_mix_polygons_and_run_lengths(tmp_path: Path) -> None:
+    instances, mask = nwpu_instances(), drawn(LOW)
+    instances["annotations"][1]["segmentation"] = [encode_mask(mask)]
+    instances["annotations"].append(annotation(9, 1, [[-3, -2, WIDTH + 4, -2, WIDTH + 4, 10, -3, 10]]))
+    refs = [*nwpu_refs(), ref(9, "val", 1, 9, "over the edge")]
+    samples = open_dataset(write_nwpu(tmp_path / "set", instances=instances, refs=refs)).samples
+    np.testing.assert_array_equal(samples[0].mask(), drawn(SQUARE) | mask)
+    assert samples[-1].mask()[:9].all()
+    assert not samples[-1].mask()[11:].any()
+    instances["annotations"][1]["segmentation"] = encode_mask(mask[:-1])
+    broken = open_dataset(write_nwpu(tmp_path / "other", instances=instances)).samples[0]
+    assert f"[{HEIGHT - 1}, {WIDTH}]" in refusal(broken.mask)
+
+
+def test_a_file_of_the_corrected_pair_is_never_used_with_one_of_the_other(tmp_path: Path) -> None:
+    root = write_nwpu(tmp_path / "set")
+    for name in ("refs(unc).p", "instances.json"):
+        shutil.copy(root / f"new_{name}", root / name)
+    (root / "new_instances.json").unlink()
+    assert "belongs to 'new_refs(unc).p'" in refusal(lambda: open_dataset(root))
+
+
+def test_lists_come_with_windows_line_ends_marks_and_blank_lines(tmp_path: Path) -> None:
+    root = write_refsegrs(tmp_path / "set")
+    (root / "output_phrase_train.txt").write_bytes("\ufeff7  the ship \r\n\r\n  13\tit\r\n4 last".encode())
+    (root / "masks" / "7.tif").rename(root / "masks" / "7.png")
+    samples = open_dataset(root).split("train")
+    assert [(sample.sample_id, sample.image_path.name, sample.phrase) for sample in samples] == [
+        ("train-1", "7.tif", "the ship"),
+        ("train-3", "13.tif", "it"),
+        ("train-4", "4.tif", "last"),
+    ]
+    assert samples[0].mask_source == root / "masks" / "7.png"
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_images_that_lie_elsewhere_are_named_with_an_option(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / "set")
+    dataset = open_dataset(tmp_path / "set")
+    if name == "RRSIS-D":
+        export_jsonl(dataset, tmp_path / "all.jsonl")
+        assert "--images" in refusal(lambda: open_dataset(tmp_path / "all.jsonl"))
+        verify_samples(open_dataset(tmp_path / "all.jsonl", tmp_path / "set" / IMAGE_FOLDER), ALL_SPLITS)
+    moved = dataset.samples[0].image_path.parent.rename(tmp_path / "pictures")
+    assert "--images" in refusal(lambda: open_dataset(tmp_path / "set"))
+    verify_samples(open_dataset(tmp_path / "set", images=moved), ALL_SPLITS)

@@ -1,4 +1,4 @@
-"""Masks as run lengths: every form they come in, and every way they break."""
+"""Masks: every form they come in, and every way they break."""
 
 from pathlib import Path
 from typing import Any
@@ -7,22 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsrefseg.data.loading import load_pair
-from rsrefseg.data.mask_sources import RleMask
-from rsrefseg.data.masks import MAX_MASK_PIXELS, decode_rle, encode_mask, mask_box
-from rsrefseg.data.samples import Sample, open_dataset
-from tests.support.made_data import HEIGHT, WIDTH, change_instances, image_path, referral, refusal, write_scenes
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    write_scenes(tmp_path / "scenes")
-    return tmp_path / "scenes"
+from rsrefseg.data.formats import open_dataset
+from rsrefseg.data.loading import fit_mask
+from rsrefseg.data.masks import MAX_MASK_PIXELS, BrokenMask, annotated_mask, checked_rle, decode_rle, encode_mask
+from rsrefseg.data.samples import Sample
+from tests.support.made_data import HEIGHT, WIDTH, change_instances, refusal, write_scenes
+from tests.support.made_formats import HEIGHT as LIST_HEIGHT
+from tests.support.made_formats import WIDTH as LIST_WIDTH
+from tests.support.made_formats import mask_of, write_refsegrs
 
 
 @pytest.mark.parametrize("form", ["dict", "list", "runs"])
-def test_masks_come_as_a_dict_a_list_of_one_or_plain_runs(root: Path, form: str) -> None:
-    expected = [sample.mask() for sample in open_dataset(root).samples]
+def test_masks_come_as_a_dict_a_list_of_one_or_plain_runs(tmp_path: Path, form: str) -> None:
+    expected = [written.mask for written in write_scenes(tmp_path / "scenes")]
 
     def rewrite(content: dict[str, Any]) -> None:
         for annotation, mask in zip(content["annotations"], expected, strict=True):
@@ -32,21 +29,19 @@ def test_masks_come_as_a_dict_a_list_of_one_or_plain_runs(root: Path, form: str)
                 rle = {"size": rle["size"], "counts": np.diff(edges, prepend=0).tolist()}
             annotation["segmentation"] = [rle] if form == "list" else rle
 
-    change_instances(root, rewrite)
-    for sample, mask in zip(open_dataset(root).samples, expected, strict=True):
+    change_instances(tmp_path / "scenes", rewrite)
+    for sample, mask in zip(open_dataset(tmp_path / "scenes").samples, expected, strict=True):
         np.testing.assert_array_equal(sample.mask(), mask)
+        assert sample.rle == encode_mask(mask)
 
 
-def test_counts_may_be_bytes() -> None:
-    mask = referral().mask
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+def test_run_lengths_of_any_mask_are_accepted(density: float) -> None:
+    mask = np.random.default_rng(3).random((HEIGHT, 300)) < density
     rle = encode_mask(mask)
-    np.testing.assert_array_equal(decode_rle({**rle, "counts": rle["counts"].encode()}, "a mask"), mask)
-
-
-def test_the_box_is_that_of_the_mask() -> None:
-    assert mask_box(referral(box=(3, 5, 20, 30)).mask) == (3, 5, 20, 30)
-    assert mask_box(referral(box=(0, 0, WIDTH, HEIGHT)).mask) == (0, 0, WIDTH, HEIGHT)
-    assert mask_box(np.zeros((4, 4), dtype=bool)) == (0, 0, 0, 0)
+    for counts in (rle["counts"], rle["counts"].encode()):
+        assert checked_rle({"size": rle["size"], "counts": counts}, "a mask") == rle
+    np.testing.assert_array_equal(decode_rle(rle), mask)
 
 
 @pytest.mark.parametrize(
@@ -57,36 +52,75 @@ def test_the_box_is_that_of_the_mask() -> None:
         ({"size": [10, 10], "counts": b"\xff\xff"}, "unknown character"),
         ({"size": [10, 10], "counts": "5o"}, "cut off"),
         ({"size": [10, 10], "counts": "O"}, "negative run"),
-        ({"size": [10, 10], "counts": "o" * 40 + "0"}, "unknown character"),
+        ({"size": [10, 10], "counts": "o" * 40 + "0"}, "too many characters"),
         ({"size": [10, 10], "counts": [5, -3, 98]}, "broken"),
         ({"size": [10, 10], "counts": [1, 2]}, "3 pixels"),
         ({"size": [10, 10], "counts": None}, "broken"),
-        ({"size": [10, 10]}, "no run-length mask"),
-        ({"size": [10, 0], "counts": "0"}, "no image has"),
-        ({"size": ["10", 10], "counts": "0"}, "no image has"),
+        ({"size": [10, 10]}, "not a run-length mask"),
+        ({"size": [10, 0], "counts": "0"}, "not a height and width"),
+        ({"size": ["10", 10], "counts": "0"}, "not a height and width"),
         ({"size": [MAX_MASK_PIXELS, 2], "counts": "0"}, "beyond the limit"),
     ],
 )
-def test_broken_masks_name_their_sample(rle: dict[str, Any], expected: str) -> None:
-    sample = Sample("s7", "train", Path("a.jpg"), "the ship", "ship", RleMask(rle))
-    line = refusal(sample.mask)
-    assert expected in line
-    assert "'s7'" in line
+def test_broken_run_lengths_are_named(rle: dict[str, Any], expected: str) -> None:
+    mask = annotated_mask([rle], "annotation 7")
+    assert isinstance(mask, BrokenMask)
+    line = refusal(Sample("s7", "train", Path("a.jpg"), "the ship", "ship", mask).mask)
+    for part in (expected, "'s7'", "annotation 7"):
+        assert part in line
 
 
-def test_a_mask_of_another_size_is_refused_or_resized_as_asked(root: Path) -> None:
-    Image.new("RGB", (2 * WIDTH, 2 * HEIGHT)).save(image_path(root, 1))
-    sample = open_dataset(root).samples[0]
-    line = refusal(lambda: load_pair(sample))
+@pytest.mark.parametrize(
+    ("polygon", "expected"),
+    [
+        ([1, 2, 3, 4], "three points"),  # pycocotools would take it for a box
+        ([1, 2, 3, 4, 5, 6, 7], "three points"),
+        ([1, 2, 3, 4, 5, "six"], "numbers only"),
+        ([1, 2, 3, 4, 5, [6, 7]], "numbers only"),
+        ([[1, 2], [3, 4], [5, 6]], "three points"),
+        ([1, 2, 3, 4, 5, float("nan")], "far outside"),
+        ([1, 2, 3, 4, 5, 1e9], "far outside"),
+        ([0, 0, 30, 20] * 200_000, "too long"),
+    ],
+)
+def test_broken_polygons_are_named(polygon: list[Any], expected: str) -> None:
+    mask = annotated_mask([[polygon]], "annotation 7", (24, 32))
+    assert isinstance(mask, BrokenMask)
+    assert expected in mask.reason
+
+
+@pytest.mark.parametrize("form", ["three channels", "one bit", "ones", "alpha", "palette", "16 bits"])
+def test_every_pixel_of_a_mask_file_that_is_not_black_is_foreground(tmp_path: Path, form: str) -> None:
+    root, mask = write_refsegrs(tmp_path / "set"), mask_of(7)
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    path = root / "masks" / "7.tif"
+    if form == "three channels":
+        Image.fromarray(np.stack([mask * 0, mask * 3, mask * 0], axis=2).astype(np.uint8)).save(path)
+    elif form == "one bit":
+        grey.convert("1").save(path)
+    elif form == "ones":
+        Image.fromarray(mask.astype(np.uint8)).save(path)
+    elif form == "alpha":
+        path.unlink()
+        grey.convert("RGBA").save(path.with_suffix(".png"))
+    elif form == "palette":
+        indexed = Image.frombytes("P", (LIST_WIDTH, LIST_HEIGHT), mask.astype(np.uint8).tobytes())
+        indexed.putpalette([0, 0, 0, 128, 0, 0])
+        indexed.save(path)
+    else:
+        Image.fromarray(mask.astype(np.uint16) * 65535).save(path)
+    np.testing.assert_array_equal(open_dataset(root).samples[0].mask(), mask)
+
+
+def test_a_mask_of_another_size_is_refused_or_resized_as_asked(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes")
+    sample = open_dataset(tmp_path / "scenes").samples[0]
+    line = refusal(lambda: fit_mask(sample, (2 * HEIGHT, 2 * WIDTH)))
     for part in ("'1'", "00001.jpg", f"{HEIGHT}x{WIDTH}", f"{2 * HEIGHT}x{2 * WIDTH}", "--resize-masks"):
         assert part in line
-    pair = load_pair(sample, on_size_mismatch="resize")
-    assert pair.resized
-    np.testing.assert_array_equal(pair.mask, sample.mask().repeat(2, axis=0).repeat(2, axis=1))
-
-
-def test_a_pair_of_equal_sizes_is_left_alone(root: Path) -> None:
-    pair = load_pair(open_dataset(root).samples[1], on_size_mismatch="resize")
-    assert not pair.resized
-    assert pair.image.shape == (HEIGHT, WIDTH, 3)
-    assert pair.mask.shape == (HEIGHT, WIDTH)
+    mask, resized = fit_mask(sample, (2 * HEIGHT, 2 * WIDTH), "resize")
+    assert resized
+    np.testing.assert_array_equal(mask, sample.mask().repeat(2, axis=0).repeat(2, axis=1))
+    mask, resized = fit_mask(sample, (HEIGHT, WIDTH), "resize")
+    assert not resized
+    np.testing.assert_array_equal(mask, sample.mask())

@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 
 from rsrefseg.data import safe_pickle
-from rsrefseg.data.rrsisd import REFS_FILE
 from rsrefseg.data.safe_pickle import MAX_PICKLE_BYTES, load_plain_pickle
-from rsrefseg.data.samples import open_dataset
-from tests.support.made_data import refs_path, refusal, write_scenes
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    write_scenes(tmp_path / "scenes")
-    return tmp_path / "scenes"
+from tests.support.made_data import refusal
 
 
 class Bomb:
@@ -29,34 +21,54 @@ class Bomb:
         return os.system, (f"touch {self.target}",)
 
 
+def load(folder: Path, data: bytes) -> Any:
+    path = folder / "values.p"
+    path.write_bytes(data)
+    return load_plain_pickle(path)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_values_and_numpy_numbers_come_back_from_every_protocol(tmp_path: Path, protocol: int) -> None:
+    values = [{"a": 1, "b": [None, True, -(10**30), 2.5, ("x", "y")], "ü": "ÿ", "again": "a"}]
+    assert load(tmp_path, pickle.dumps(values, protocol=protocol)) == values
+    kinds = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64, np.float16)
+    numbers = [kind(number) for kind in (*kinds, np.float32, np.float64) for number in (0, 5, 127)]
+    numbers += [np.int64(-(2**60)), np.float64(0.1), np.array([1000], ">i4")[0], np.array([-2.5], ">f8")[0]]
+    found = load(tmp_path, pickle.dumps(numbers, protocol=protocol))
+    assert found == [number.item() for number in numbers]
+    assert {type(number) for number in found} == {int, float}
+
+
+def test_the_older_name_of_numpys_module_and_python_2_are_read(tmp_path: Path) -> None:
+    data = pickle.dumps([np.int64(300)], protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    assert load(tmp_path, data) == [300]
+    assert load(tmp_path, b"(lp1\nS'the ship'\np2\na.") == ["the ship"]
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_pickle_with_code_is_refused_and_the_code_not_run(root: Path, tmp_path: Path, protocol: int) -> None:
-    refs_path(root).write_bytes(pickle.dumps([Bomb(tmp_path / "ran")], protocol=protocol))
-    line = refusal(lambda: open_dataset(root))
-    assert str(refs_path(root)) in line
+def test_code_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
+    line = refusal(lambda: load(tmp_path, pickle.dumps([Bomb(tmp_path / "ran")], protocol=protocol)))
+    assert "values.p" in line
     assert "contains code (posix.system): refused" in line
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("value", [np.int64(3), {1, 2}, frozenset({1}), bytearray(b"x"), Path("x"), 1 + 2j])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1, 2},
+        frozenset({1}),
+        bytearray(b"x"),
+        Path("x"),
+        1 + 2j,
+        np.bool_(True),
+        np.str_("x"),
+        np.arange(3),
+        np.dtype("V9"),
+    ],
+)
 def test_only_plain_values_are_read(tmp_path: Path, value: object) -> None:
-    path = tmp_path / "values.p"
-    path.write_bytes(pickle.dumps([value], protocol=2))
-    assert "refused" in refusal(lambda: load_plain_pickle(path))
-
-
-def test_plain_values_come_back_from_every_protocol(tmp_path: Path) -> None:
-    values = [{"a": 1, "b": [None, True, -(10**30), 2.5, ("x", "y")], "ü": "ÿ", "again": "a"}]
-    path = tmp_path / "values.p"
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        path.write_bytes(pickle.dumps(values, protocol=protocol))
-        assert load_plain_pickle(path) == values
-
-
-def test_strings_of_python_2_are_text(tmp_path: Path) -> None:
-    path = tmp_path / "values.p"
-    path.write_bytes(b"(lp1\nS'the ship'\np2\na.")
-    assert load_plain_pickle(path) == ["the ship"]
+    refusal(lambda: load(tmp_path, pickle.dumps([value], protocol=2)))
 
 
 @pytest.mark.parametrize(
@@ -70,54 +82,38 @@ def test_strings_of_python_2_are_text(tmp_path: Path) -> None:
         b"]N}ub.",  # a stack that does not fit
         b"\x80\x02]K\x01b.",  # attributes set on a list
         b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fx.",  # a string longer than the file
+        b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b"\xff.",
         b"Ppersistent\n.",
         b"\x80\x02K\x01Q.",
         b"\x80\x02\x82\x01.",  # an extension code
-    ],
-)
-def test_corrupt_pickles_are_refused(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "values.p"
-    path.write_bytes(data)
-    assert "values.p" in refusal(lambda: load_plain_pickle(path))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
         b"\x80\x02]r\xff\xff\xff\x7f.",  # a memo index that would take 32 GiB
         b"\x80\x02]r\xff\xff\x0f\x00.",  # and one of 16 MiB, which any machine would give
         b"]p2000000000\n.",
+        b"cnumpy\ndtype\n(S'i800000000'\ntR.",
+        b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR.",
+        b"cnumpy._core.multiarray\nscalar\n(I1\nI2\ntR.",
     ],
 )
-def test_greedy_pickles_are_refused_before_they_are_served(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "values.p"
-    path.write_bytes(data)
-    assert "asks for far more memory" in refusal(lambda: load_plain_pickle(path))
+def test_corrupt_and_greedy_pickles_are_refused(tmp_path: Path, data: bytes) -> None:
+    assert "values.p" in refusal(lambda: load(tmp_path, data))
 
 
-def test_more_objects_than_annotations_have_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+    data = pickle.dumps([{"sent": "the ship", "ids": [np.int64(7)] * 9}], protocol=2)
+    for end in range(len(data)):
+        assert "values.p" in refusal(lambda end=end: load(tmp_path, data[:end]))
+
+
+def test_what_a_pickle_sets_on_its_globals_ends_with_it(tmp_path: Path) -> None:
+    scalar = b"cnumpy.core.multiarray\nscalar\n"
+    load(tmp_path, b"\x80\x02" + scalar + b"N}X\x0c\x00\x00\x00__defaults__Ns\x86b.")
+    assert load(tmp_path, pickle.dumps([np.int64(3)], protocol=2)) == [3]
+
+
+def test_more_than_annotations_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safe_pickle, "MAX_PICKLE_OBJECTS", 1000)
-    path = tmp_path / "values.p"
-    path.write_bytes(b"\x80\x02(" + b"]" * 1000 + b"l.")
-    assert "asks for far more memory" in refusal(lambda: load_plain_pickle(path))
-    path.write_bytes(b"\x80\x02]q\0" + b"(" + b"h\0" * 5000 + b"l.")  # one object, named often
-    assert len(load_plain_pickle(path)) == 5000
-
-
-def test_a_truncated_pickle_is_refused_wherever_it_ends(root: Path) -> None:
-    data = refs_path(root).read_bytes()
-    for end in range(0, len(data), 37):
-        refs_path(root).write_bytes(data[:end])
-        assert "cut off or corrupt" in refusal(lambda: open_dataset(root))
-
-
-def test_deep_nesting_is_refused_without_a_crash(root: Path) -> None:
-    refs_path(root).write_bytes(b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".")
-    assert REFS_FILE in refusal(lambda: open_dataset(root))
-
-
-def test_a_huge_pickle_is_refused_unread(tmp_path: Path) -> None:
-    path = tmp_path / "values.p"
-    with path.open("wb") as stream:
+    assert "far more memory" in refusal(lambda: load(tmp_path, b"\x80\x02(" + b"]" * 1000 + b"l."))
+    assert len(load(tmp_path, b"\x80\x02]q\0" + b"(" + b"h\0" * 5000 + b"l.")) == 5000, "one object, named often"
+    with (tmp_path / "large.p").open("wb") as stream:
         stream.truncate(MAX_PICKLE_BYTES + 1)
-    assert "MiB" in refusal(lambda: load_plain_pickle(path))
+    assert "MiB" in refusal(lambda: load_plain_pickle(tmp_path / "large.p"))

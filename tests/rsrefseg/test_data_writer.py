@@ -2,20 +2,20 @@
 
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rsrefseg.data.rrsisd_writer import RRSISDWriter
-from rsrefseg.data.samples import open_dataset
+from rsrefseg.data.formats import open_dataset
+from rsrefseg.data.rrsisd_writer import Referral, write_rrsisd
 from rsrefseg.engines.system.files import sha256_file
 from tests.support.made_data import (
     HEIGHT,
-    SPLITS,
     WIDTH,
-    Referral,
     image_path,
     instances_path,
     referral,
@@ -24,16 +24,13 @@ from tests.support.made_data import (
     write_scenes,
 )
 
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    write_scenes(tmp_path / "scenes")
-    return tmp_path / "scenes"
+IMAGE = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-def test_written_files_have_the_layout_and_quirks_of_the_real_ones(root: Path) -> None:
-    refs = pickle.loads(refs_path(root).read_bytes())
-    content = json.loads(instances_path(root).read_text())
+def test_written_files_have_the_layout_and_quirks_of_the_real_ones(tmp_path: Path) -> None:
+    write_scenes(tmp_path)
+    refs = pickle.loads(refs_path(tmp_path).read_bytes())
+    content = json.loads(instances_path(tmp_path).read_text())
     assert set(refs[0]) == {
         *("image_id", "split", "sentences", "file_name", "category_id", "ann_id", "sent_ids", "ref_id"),
     }
@@ -44,64 +41,45 @@ def test_written_files_have_the_layout_and_quirks_of_the_real_ones(root: Path) -
     assert annotation["bbox"] == [3, 5, 20, 30]
     assert annotation["area"] == 17 * 25
     assert [set(part) for part in annotation["segmentation"]] == [{"size", "counts"}]
-    assert refs[0]["file_name"] == "00001.jpg"
-    with Image.open(image_path(root, 1)) as image:
+    with Image.open(image_path(tmp_path, 1)) as image:
         assert (image.format, image.size) == ("JPEG", (WIDTH, HEIGHT))
         assert {component[1:3] for component in image.layer} == {(1, 1)}  # no chroma subsampling
 
 
-def test_the_same_scenes_give_the_same_bytes(tmp_path: Path) -> None:
-    digests = []
-    for name in ("first", "second"):
-        write_scenes(tmp_path / name)
-        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
-        digests.append({str(path.relative_to(tmp_path / name)): sha256_file(path) for path in files})
-    assert len(digests[0]) == len(SPLITS) + 2
-    assert digests[0] == digests[1]
-
-
-def test_equal_phrases_give_the_same_bytes_whether_or_not_they_are_one_object(tmp_path: Path) -> None:
-    image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+def test_equal_scenes_give_the_same_bytes_whether_or_not_their_texts_are_one_object(tmp_path: Path) -> None:
     shared = "the ship"
     rebuilt = "".join(["the", " ship"])
     assert shared is not rebuilt
+    digests = []
     for name, second in (("shared", shared), ("rebuilt", rebuilt)):
-        with RRSISDWriter(tmp_path / name) as writer:
-            writer.add("train", image, [referral(shared), referral(second)])
-    assert sha256_file(refs_path(tmp_path / "shared")) == sha256_file(refs_path(tmp_path / "rebuilt"))
+        write_rrsisd(tmp_path / name, [("train", IMAGE, [referral(shared), referral(second)])])
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        digests.append({path.name: sha256_file(path) for path in files})
+    assert len(digests[0]) == 3
+    assert digests[0] == digests[1]
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    def fail() -> None:
-        with RRSISDWriter(tmp_path / "scenes") as writer:
-            writer.add("train", np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8), [referral()])
-            raise RuntimeError("the renderer failed")
+    def scenes() -> Iterator[Any]:
+        yield "train", IMAGE, [referral()]
+        raise RuntimeError("the renderer failed")
 
     with pytest.raises(RuntimeError):
-        fail()
+        write_rrsisd(tmp_path / "scenes", scenes())
+    small = Referral("the ship", "ship", np.zeros((HEIGHT, WIDTH + 1), dtype=bool))
+    with pytest.raises(ValueError, match="a mask must be"):
+        write_rrsisd(tmp_path / "scenes", [("train", IMAGE, [small])])
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("mask", [np.zeros((HEIGHT, WIDTH + 1), dtype=bool), np.zeros((HEIGHT, WIDTH), dtype=np.uint8)])
-def test_masks_that_do_not_fit_their_image_are_not_written(tmp_path: Path, mask: np.ndarray) -> None:
-    with RRSISDWriter(tmp_path / "scenes") as writer:
-        image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
-        with pytest.raises(ValueError, match="a mask must be"):
-            writer.add("train", image, [Referral("the ship", "ship", mask)])
-        writer.add("train", image, [referral()])
+def test_only_a_data_set_is_replaced_and_only_when_asked(tmp_path: Path) -> None:
+    scenes = [("train", IMAGE, [referral()])]
+    write_scenes(tmp_path / "scenes")
+    refusal(lambda: write_rrsisd(tmp_path / "scenes", scenes))
+    write_rrsisd(tmp_path / "scenes", scenes, overwrite=True)
     assert len(open_dataset(tmp_path / "scenes").samples) == 1
-
-
-def test_a_folder_with_something_in_it_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("precious")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
     for overwrite in (False, True):
-        line = refusal(RRSISDWriter(tmp_path, overwrite=overwrite).__enter__)
-        assert "already holds something" in line
-    assert (tmp_path / "notes.txt").read_text() == "precious"
-
-
-def test_a_data_set_is_replaced_when_asked(root: Path) -> None:
-    refusal(RRSISDWriter(root).__enter__)
-    with RRSISDWriter(root, overwrite=True) as writer:
-        writer.add("train", np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8), [referral()])
-    assert len(open_dataset(root).samples) == 1
+        refusal(lambda overwrite=overwrite: write_rrsisd(tmp_path / "mine", scenes, overwrite))
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rsrefseg.checkpoints.model_file import load_tensors
-from rsrefseg.data.samples import group_by_image, open_dataset
+from rsrefseg.data.formats import open_dataset
+from rsrefseg.data.samples import group_by_image
 from rsrefseg.engines.text import Tokenizer
 from rsrefseg.model.config import model_config
 from rsrefseg.model.lora import add_lora, train_everything, trainable_parameters

@@ -217,7 +217,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "not finite": (lambda state: state["mask_decoder.iou_token.weight"].fill_(torch.nan), "not finite"),
     "nothing of SAM": (
         lambda state: [state.pop(name) for name in list(state) if name.startswith("image_encoder.")],
-        "no SAM checkpoint",
+        "not a SAM checkpoint",
     ),
     "one block less": (
         lambda state: [state.pop(name) for name in list(state) if ".blocks.1." in name],
@@ -263,9 +263,9 @@ def test_a_siglip_of_another_configuration_is_refused_by_name(
 def test_files_are_checked_before_any_model_is_built(folder: Path) -> None:
     notes = check_public_files(CONFIG, folder / "sam.pth", folder / "siglip")
     assert len(notes) == 1
-    with pytest.raises(BadInputError, match="is no folder"):
+    with pytest.raises(BadInputError, match="is not a folder"):
         check_public_files(CONFIG, folder / "sam.pth", folder / "siglip" / "model.safetensors")
-    with pytest.raises(BadInputError, match="no SAM checkpoint"):
+    with pytest.raises(BadInputError, match="not a SAM checkpoint"):
         check_public_files(CONFIG, folder / "siglip", folder / "siglip")
     with pytest.raises(BadInputError, match="does not exist"):
         pin_public_files(folder / "none.pth", folder / "siglip")

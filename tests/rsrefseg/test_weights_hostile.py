@@ -13,20 +13,21 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from rsrefseg.checkpoints.sam_file import match_sam
-from rsrefseg.checkpoints.tensor_files import read_weights, read_wrapped
-from rsrefseg.checkpoints.torch_zip import MAX_PICKLE_BYTES, load_torch_zip
+from rsrefseg.checkpoints.tensor_files import MAX_PICKLE_BYTES, read_weights, read_wrapped
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.model.model import build_model
 from tests.support.upstream import brought_config, segment_anything_sam
 
 CONFIG = brought_config()
 GIB = 1 << 30
+Make = Callable[[Path], Path]
 
 
 class Runs:
@@ -61,40 +62,53 @@ def rewrite(
     return target
 
 
-def code_in_zip(folder: Path) -> Path:
-    torch.save({"a": torch.ones(3), "b": Runs(folder / "ran")}, folder / "x.pth")
-    return folder / "x.pth"
+def saved(value: Any, **options: Any) -> Make:
+    """A file that ``torch.save`` wrote; ``value`` may be made for the folder."""
+
+    def make(folder: Path) -> Path:
+        torch.save(value(folder) if callable(value) else value, folder / "x.pth", **options)
+        return folder / "x.pth"
+
+    return make
 
 
-def code_in_bare_pickle(folder: Path) -> Path:
-    (folder / "x.pth").write_bytes(pickle.dumps({"a": Runs(folder / "ran")}))
-    return folder / "x.pth"
+def written(content: bytes) -> Make:
+    def make(folder: Path) -> Path:
+        (folder / "x.pth").write_bytes(content)
+        return folder / "x.pth"
+
+    return make
 
 
-def code_in_old_format(folder: Path) -> Path:
-    torch.save({"b": Runs(folder / "ran")}, folder / "x.pth", _use_new_zipfile_serialization=False)
-    return folder / "x.pth"
+def changed(name: str, change: Callable[[bytes], bytes]) -> Make:
+    """A sound archive with one entry changed."""
+    return lambda folder: rewrite(
+        plain(folder), folder / "x.pth", lambda entry, data: change(data) if entry.endswith(name) else data
+    )
 
 
-def memory_in_pickle(folder: Path) -> Path:
-    torch.save({"a": torch.ones(3), "b": Allocates()}, folder / "x.pth")
-    return folder / "x.pth"
+def safetensors_header(header: object, data: bytes = b"", length: int | None = None) -> Make:
+    text = json.dumps(header).encode()
+    return written(struct.pack("<Q", len(text) if length is None else length) + text + data)
 
 
-def repeated_number(folder: Path) -> Path:
-    torch.save({"a": torch.ones(1).expand(1 << 36)}, folder / "x.pth")
-    return folder / "x.pth"
+def index(home: object) -> Make:
+    """A sharded folder whose shards are one small file and a folder."""
+
+    def make(folder: Path) -> Path:
+        text = home if isinstance(home, str) else json.dumps({"weight_map": home})
+        (folder / "model.safetensors.index.json").write_text(text)
+        save_file({"a": torch.ones(3)}, folder / "x.safetensors")
+        (folder / "y").mkdir()
+        return folder
+
+    return make
 
 
-def beyond_storage(folder: Path) -> Path:
-    """A tensor whose sizes say 30 GiB over a storage of 40 kB."""
-
-    def change(name: str, data: bytes) -> bytes:
-        # The storage's number of elements (10000 as BININT2) and the sizes (100 as BININT1, twice), made large.
-        large = b"J" + struct.pack("<i", 90_000)
-        return data.replace(b"M\x10\x27", b"J" + struct.pack("<i", 2**31 - 1)).replace(b"KdKd", large + large)
-
-    return rewrite(plain(folder), folder / "x.pth", lambda name, data: change(name, data) if "pkl" in name else data)
+def beyond_storage(data: bytes) -> bytes:
+    """Sizes that say 30 GiB over a storage of 40 kB: its number of elements (10000) and its sizes (100, twice)."""
+    large = b"J" + struct.pack("<i", 90_000)
+    return data.replace(b"M\x10\x27", b"J" + struct.pack("<i", 2**31 - 1)).replace(b"KdKd", large + large)
 
 
 def zip_bomb(folder: Path) -> Path:
@@ -119,37 +133,13 @@ def overlapping_zip(folder: Path) -> Path:
     path = plain(folder)
     with zipfile.ZipFile(path, "a") as archive:
         shared = archive.getinfo("plain/data/0")
-        for index in range(100):
-            entry = zipfile.ZipInfo(f"plain/data/{index + 10}")
+        for number in range(100):
+            entry = zipfile.ZipInfo(f"plain/data/{number + 10}")
             for name in ("header_offset", "compress_size", "file_size", "CRC"):
                 setattr(entry, name, getattr(shared, name))
             archive.filelist.append(entry)
         archive._didModify = True  # type: ignore[attr-defined]
     return path
-
-
-def fat_pickle(folder: Path) -> Path:
-    def change(name: str, data: bytes) -> bytes:
-        return data + bytes(MAX_PICKLE_BYTES) if name.endswith("data.pkl") else data
-
-    return rewrite(plain(folder), folder / "x.pth", change)
-
-
-def many_objects(folder: Path) -> Path:
-    def change(name: str, data: bytes) -> bytes:
-        return b"\x80\x02" + b"]" * (MAX_PICKLE_BYTES - 100) + b"." if name.endswith("data.pkl") else data
-
-    return rewrite(plain(folder), folder / "x.pth", change)
-
-
-def cut_zip(folder: Path) -> Path:
-    path = plain(folder)
-    path.write_bytes(path.read_bytes()[:-500])
-    return path
-
-
-def cut_record(folder: Path) -> Path:
-    return rewrite(plain(folder), folder / "x.pth", lambda name, data: data[:99] if name.endswith("/data/0") else data)
 
 
 def some_zip(folder: Path) -> Path:
@@ -158,69 +148,17 @@ def some_zip(folder: Path) -> Path:
     return folder / "x.pth"
 
 
-def sparse(folder: Path) -> Path:
-    torch.save({"a": torch.eye(3).to_sparse()}, folder / "x.pth")
-    return folder / "x.pth"
+def cut(make: Make, size: int) -> Make:
+    def made(folder: Path) -> Path:
+        path = make(folder)
+        path.write_bytes(path.read_bytes()[:-size])
+        return path
+
+    return made
 
 
-def meta(folder: Path) -> Path:
-    torch.save({"a": torch.ones(1 << 30, device="meta")}, folder / "x.pth")
-    return folder / "x.pth"
-
-
-def no_tensors(folder: Path) -> Path:
-    torch.save({"a": torch.ones(3), "epoch": 3}, folder / "x.pth")
-    return folder / "x.pth"
-
-
-def a_list(folder: Path) -> Path:
-    torch.save([torch.ones(3)], folder / "x.pth")
-    return folder / "x.pth"
-
-
-def safetensors_bytes(folder: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
-    text = json.dumps(header).encode()
-    (folder / "x.safetensors").write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
-    return folder / "x.safetensors"
-
-
-def header_of_10_gb(folder: Path) -> Path:
-    return safetensors_bytes(folder, {"a": 1}, length=10 * GIB)
-
-
-def data_of_10_gb(folder: Path) -> Path:
-    entry = {"dtype": "F32", "shape": [10 * GIB // 4], "data_offsets": [0, 10 * GIB]}
-    return safetensors_bytes(folder, {"a": entry}, bytes(100))
-
-
-def overflowing_shape(folder: Path) -> Path:
-    entry = {"dtype": "F32", "shape": [2**33, 2**33], "data_offsets": [0, 4]}
-    return safetensors_bytes(folder, {"a": entry}, bytes(4))
-
-
-def overlapping_tensors(folder: Path) -> Path:
-    entry = {"dtype": "F32", "shape": [25], "data_offsets": [0, 100]}
-    return safetensors_bytes(folder, {"a": entry, "b": entry}, bytes(100))
-
-
-def unknown_dtype(folder: Path) -> Path:
-    return safetensors_bytes(folder, {"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))
-
-
-def cut_safetensors(folder: Path) -> Path:
-    path = folder / "x.safetensors"
-    save_file({"a": torch.ones(100)}, path)
-    path.write_bytes(path.read_bytes()[:-10])
-    return path
-
-
-def empty(folder: Path) -> Path:
-    (folder / "x.pth").touch()
-    return folder / "x.pth"
-
-
-def a_web_page(folder: Path) -> Path:
-    (folder / "x.pth").write_text("<!DOCTYPE html><html>Not Found</html>")
+def a_pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "x.pth")
     return folder / "x.pth"
 
 
@@ -229,72 +167,48 @@ def a_folder(folder: Path) -> Path:
     return folder / "x.pth"
 
 
-def a_pipe(folder: Path) -> Path:
-    os.mkfifo(folder / "x.pth")
-    return folder / "x.pth"
+def dtype(name: str, shape: list[int], end: int) -> dict[str, object]:
+    return {"dtype": name, "shape": shape, "data_offsets": [0, end]}
 
 
-def index_out_of_the_folder(folder: Path) -> Path:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
-    return folder
+HOSTILE: dict[str, Make] = {
+    "code": saved(lambda folder: {"a": torch.ones(3), "b": Runs(folder / "ran")}),
+    "code in the old format": saved(lambda folder: {"b": Runs(folder / "ran")}, _use_new_zipfile_serialization=False),
+    "code in a bare pickle": lambda folder: written(pickle.dumps({"a": Runs(folder / "ran")}))(folder),
+    "memory that PyTorch allows": saved({"a": torch.ones(3), "b": Allocates()}),
+    "a repeated number": saved({"a": torch.ones(1).expand(1 << 36)}),
+    "beyond its storage": changed("data.pkl", beyond_storage),
+    "zip bomb": zip_bomb,
+    "overlapping zip": overlapping_zip,
+    "fat pickle": changed("data.pkl", lambda data: data + bytes(MAX_PICKLE_BYTES)),
+    "many objects": changed("data.pkl", lambda data: b"\x80\x02" + b"]" * (MAX_PICKLE_BYTES - 100) + b"."),
+    "cut zip": cut(plain, 500),
+    "cut record": changed("/data/0", lambda data: data[:99]),
+    "another zip": some_zip,
+    "sparse": saved({"a": torch.eye(3).to_sparse()}),
+    "meta": saved({"a": torch.ones(1 << 30, device="meta")}),
+    "more than tensors": saved({"a": torch.ones(3), "epoch": 3}),
+    "a list": saved([torch.ones(3)]),
+    "header of 10 GB": safetensors_header({"a": 1}, length=10 * GIB),
+    "data of 10 GB": safetensors_header({"a": dtype("F32", [10 * GIB // 4], 10 * GIB)}, bytes(100)),
+    "overflowing shape": safetensors_header({"a": dtype("F32", [2**33, 2**33], 4)}, bytes(4)),
+    "overlapping tensors": safetensors_header(dict.fromkeys("ab", dtype("F32", [25], 100)), bytes(100)),
+    "unknown dtype": safetensors_header({"a": dtype("F99", [1], 4)}, bytes(4)),
+    "cut safetensors": cut(safetensors_header({"a": dtype("F32", [25], 100)}, bytes(100)), 10),
+    "empty": written(b""),
+    "a web page": written(b"<!DOCTYPE html><html>Not Found</html>"),
+    "a folder": a_folder,
+    "a pipe": a_pipe,
+    "index out of the folder": index({"a": "../../etc/passwd"}),
+    "index of a folder": index({"a": "y"}),
+    "index that lies": index({"a": "x.safetensors", "b": "x.safetensors"}),
+    "deep index": index("[" * 100_000),
+}
 
 
-def index_of_folders(folder: Path) -> Path:
-    (folder / "x").mkdir()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x"}}))
-    return folder
-
-
-def deep_index(folder: Path) -> Path:
-    (folder / "model.safetensors.index.json").write_text("[" * 100_000)
-    return folder
-
-
-def lying_index(folder: Path) -> Path:
-    save_file({"a": torch.ones(3)}, folder / "x.safetensors")
-    home = {"a": "x.safetensors", "b": "x.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": home}))
-    return folder
-
-
-HOSTILE = [
-    code_in_zip,
-    code_in_bare_pickle,
-    code_in_old_format,
-    memory_in_pickle,
-    repeated_number,
-    beyond_storage,
-    zip_bomb,
-    overlapping_zip,
-    fat_pickle,
-    many_objects,
-    cut_zip,
-    cut_record,
-    some_zip,
-    sparse,
-    meta,
-    no_tensors,
-    a_list,
-    header_of_10_gb,
-    data_of_10_gb,
-    overflowing_shape,
-    overlapping_tensors,
-    unknown_dtype,
-    cut_safetensors,
-    empty,
-    a_web_page,
-    a_folder,
-    a_pipe,
-    index_out_of_the_folder,
-    index_of_folders,
-    deep_index,
-    lying_index,
-]
-
-
-@pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
-def test_a_hostile_file_is_refused_in_one_line(tmp_path: Path, make: Callable[[Path], Path]) -> None:
-    path = make(tmp_path)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    path = HOSTILE[name](tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(BadInputError) as refusal:
         read_weights(path)
@@ -304,12 +218,6 @@ def test_a_hostile_file_is_refused_in_one_line(tmp_path: Path, make: Callable[[P
     grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown_mib < 300, "memory out of proportion"
     assert not path.is_file() or path.stat().st_size < 40 << 20
-
-
-def test_the_bytes_that_pytorch_would_allow_are_ours_to_refuse(tmp_path: Path) -> None:
-    """If PyTorch ever refuses them too, our own list can go."""
-    with pytest.raises(BadInputError, match=r"bytearray"):
-        load_torch_zip(memory_in_pickle(tmp_path))
 
 
 def test_what_torch_save_writes_is_read(tmp_path: Path) -> None:
@@ -357,7 +265,7 @@ def test_a_real_file_is_mapped_not_read(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(64 << 20)}, tmp_path / "x.pth")
     save_file({"a": torch.ones(64 << 20)}, tmp_path / "x.safetensors")
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom rsrefseg.weights.reading import read_weights\n"
+        "import resource, sys\nfrom pathlib import Path\nfrom rsrefseg.checkpoints.tensor_files import read_weights\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"
         "kept = [read_weights(Path(name)) for name in sys.argv[1:]]\nprint(peak() - before)"
     )
@@ -370,5 +278,5 @@ def test_a_sam_with_a_repeated_number_never_reaches_the_model(tmp_path: Path) ->
     state = dict(segment_anything_sam(CONFIG).state_dict())
     state["image_encoder.pos_embed"] = torch.ones(1).expand(1, 4, 4, 24)
     torch.save(state, tmp_path / "sam.pth")
-    with pytest.raises(BadInputError, match="no ordinary dense tensor"):
+    with pytest.raises(BadInputError, match="not an ordinary dense tensor"):
         match_sam(tmp_path / "sam.pth", CONFIG, build_model(CONFIG, device="meta").state_dict())

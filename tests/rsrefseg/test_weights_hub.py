@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,7 +90,7 @@ def test_a_run_takes_both_models_by_name_and_remembers_where_they_lie(
 
 def test_the_cache_is_found_where_the_environment_says(home: Path, nowhere: str, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from rsrefseg.weights.hub import folder_of;"
+        "import sys; from pathlib import Path; from rsrefseg.checkpoints.hub import folder_of;"
         "print(folder_of(Path(sys.argv[1]), [['config.json'], ['model.safetensors']], print))"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE"))}
@@ -107,14 +106,14 @@ def test_what_is_not_cached_is_refused_quickly_with_both_ways_out(place: Path, b
     started = time.monotonic()
     ran = run_here(capsys, *given)
     assert time.monotonic() - started < 5
-    told = ("'made/other'", "not in the cache", "does not answer", "give a path", "hf download made/other")
+    told = ("'made/other'", "not in the cache", "cannot be downloaded", "give a path", "hf download made/other")
     assert_refused(ran, *told)
     assert not Path("run/run.json").exists()
 
 
 def test_offline_by_choice_nobody_is_asked(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with refused("'made/other'", "HF_HUB_OFFLINE", "give a path", kind=MissingPartError):
+    with refused("'made/other'", "OfflineMode", "give a path", kind=MissingPartError):
         folder_of(Path("made/other"), SIGLIP_FILES, print)
     assert folder_of(Path(SIGLIP), SIGLIP_FILES, print).is_dir()
 
@@ -146,54 +145,39 @@ def test_a_folder_of_that_name_comes_first(place: Path) -> None:
 
 @dataclass
 class HubDouble:
-    """A double for the hub and its network: knows one model's files and notes what is fetched."""
+    """Stands for the hub: knows the model 'made/new', gives its files in a folder and records what is fetched."""
 
-    files: Sequence[str]
     folder: Path
     fetched: list[str] = field(default_factory=list)
 
-    def model_info(self, api: Any, name: str, **options: Any) -> Any:
-        assert options["timeout"] <= 10
+    def model_info(self, api: Any, name: str, timeout: float) -> None:
+        assert timeout <= 10
         if name != "made/new":
             response = SimpleNamespace(headers={}, request=None, status_code=404)
             raise RepositoryNotFoundError("404", response=response)  # type: ignore[arg-type]
-        siblings = [SimpleNamespace(rfilename=name, size=600_000_000) for name in self.files]
-        return SimpleNamespace(sha="1" * 40, siblings=siblings)
 
-    def snapshot_download(self, name: str, *, local_files_only: bool = False, **options: Any) -> str:
+    def snapshot_download(self, name: str, *, local_files_only: bool = False, allow_patterns: list[str]) -> str:
         if local_files_only:
             raise FileNotFoundError(name)
-        self.fetched += options["allow_patterns"]
+        self.fetched += allow_patterns
         return str(self.folder)
 
 
-def install(double: HubDouble, monkeypatch: pytest.MonkeyPatch) -> HubDouble:
-    def asked(*given: Any, **options: Any) -> Any:
-        return double.model_info(*given, **options)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", asked)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", double.snapshot_download)
-    return double
-
-
-def test_a_download_is_told_and_takes_only_what_is_needed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = ("config.json", "model.safetensors", "pytorch_model.bin", "README.md", "spiece.model", "tokenizer.json")
-    double = install(HubDouble(files, place), monkeypatch)
-    told: list[str] = []
-    assert folder_of(Path("made/new"), SIGLIP_FILES, told.append) == place
-    assert sorted(double.fetched) == ["config.json", "model.safetensors", "spiece.model", "tokenizer.json"]
-    assert told == ["downloading 'made/new' (2.4 GB: config.json, model.safetensors, tokenizer.json, spiece.model)"]
-    double.fetched.clear()
-    folder_of(Path("made/new"), SAM_FILES, told.append)
-    assert double.fetched == ["config.json", "model.safetensors"]
-
-
-def test_a_name_the_hub_does_not_know_or_that_has_no_weights_is_refused(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_download_is_reported_and_takes_only_what_is_needed(
+    place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    double = install(HubDouble(("config.json", "tokenizer.json"), place), monkeypatch)
-    with refused("'made/tpyo'", "no such public model", "check the path or name"):
+    double = HubDouble(home / "siglip")
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "model_info", lambda *given, **options: double.model_info(*given, **options)
+    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", double.snapshot_download)
+    reported: list[str] = []
+    assert folder_of(Path("made/new"), SIGLIP_FILES, reported.append) == home / "siglip"
+    assert sorted(double.fetched) == ["config.json", "model.safetensors", "spiece.model", "tokenizer.json"]
+    assert len(reported) == 1
+    assert "'made/new'" in reported[0]
+    with refused("'made/tpyo'", "no such public model"):
         folder_of(Path("made/tpyo"), SIGLIP_FILES, print)
-    with refused("'made/new'", "has no model.safetensors"):
-        folder_of(Path("made/new"), SIGLIP_FILES, print)
-    assert double.fetched == []
+    double.folder = place
+    with refused("'made/new'", "has no config.json"):
+        folder_of(Path("made/new"), SAM_FILES, print)

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from rsrefseg.checkpoints.sentencepiece import convert_spiece
-from rsrefseg.checkpoints.tokenizer_file import tokenizer_bytes
+from rsrefseg.checkpoints.tokenizer_file import convert_spiece, open_tokenizer, tokenizer_bytes
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Tokenizer
 from rsrefseg.model.tokenizer import write_word_tokenizer
@@ -127,29 +127,22 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "tokenizer.json") in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model_type": 2},
-        {"without_end": True},
-        {"charsmap": b"\xff" * 37},
-        {"charsmap": b"\x04\0\0\0" + b"\xff" * 9},
-        {"unk_id": 1000},
-    ],
-)
-def test_a_spoiled_model_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(BadInputError, match=r"tokenizer\.json") as refusal:
-        convert_spiece(made_model(tmp_path / "spiece.model", **changes))
-    assert "\n" not in str(refusal.value)
+SPOILED: dict[str, Callable[[Path], object]] = {
+    "another model type": lambda path: made_model(path, model_type=2),
+    "no end token": lambda path: made_model(path, without_end=True),
+    "a broken character map": lambda path: made_model(path, charsmap=b"\xff" * 37),
+    "a map beyond its end": lambda path: made_model(path, charsmap=b"\x04\0\0\0" + b"\xff" * 9),
+    "unknown beyond the vocabulary": lambda path: made_model(path, unk_id=1000),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(b"\0" * 100),
+    "a web page": lambda path: path.write_bytes(b"<!DOCTYPE html>"),
+    "a length beyond the end": lambda path: path.write_bytes(b"\x0a\xff\xff\xff\xff\x0f"),
+}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"\0" * 100, b"<!DOCTYPE html>", b"\x0a\xff\xff\xff\xff\x0f"],
-    ids=["empty", "zeros", "a web page", "a length beyond the end"],
-)
-def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "spiece.model").write_bytes(content)
+@pytest.mark.parametrize("fault", SPOILED)
+def test_a_spoiled_model_is_refused_in_one_line(tmp_path: Path, fault: str) -> None:
+    SPOILED[fault](tmp_path / "spiece.model")
     with pytest.raises(BadInputError, match=r"tokenizer\.json") as refusal:
-        convert_spiece(tmp_path / "spiece.model")
+        open_tokenizer(tmp_path, 64, "longest")
     assert "\n" not in str(refusal.value)

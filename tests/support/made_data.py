@@ -3,26 +3,19 @@
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rsrefseg.data.rrsisd import IMAGE_FOLDER, INSTANCES_FILE, REFS_FILE
-from rsrefseg.data.rrsisd_writer import RRSISDWriter
+from rsrefseg.data.refs import INSTANCES_FILE, REFS_FILE
+from rsrefseg.data.rrsisd import IMAGE_FOLDER
+from rsrefseg.data.rrsisd_writer import Referral, write_rrsisd
 from rsrefseg.engines.errors import BadInputError
 
 SPLITS = ("train", "train", "val", "test")
 HEIGHT, WIDTH = 40, 56
-
-
-@dataclass(frozen=True)
-class Referral:
-    phrase: str
-    category: str
-    mask: np.ndarray
 
 
 def referral(
@@ -37,15 +30,13 @@ def referral(
 def write_scenes(root: Path) -> list[Referral]:
     """Four images, two expressions each, classes in an order that is not the alphabet's; gives the referrals back."""
     noise = np.random.default_rng(7)
-    written = []
-    with RRSISDWriter(root) as writer:
-        for number, split in enumerate(SPLITS):
-            image = noise.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-            ragged = Referral(f"a würfel {number}", "bridge", noise.random((HEIGHT, WIDTH)) > 0.6)
-            referrals = [referral(f"the ship {number}"), ragged]
-            writer.add(split, image, referrals)
-            written += referrals
-    return written
+    scenes = []
+    for number, split in enumerate(SPLITS):
+        image = noise.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        ragged = Referral(f"a würfel {number}", "bridge", noise.random((HEIGHT, WIDTH)) > 0.6)
+        scenes.append((split, image, [referral(f"the ship {number}"), ragged]))
+    write_rrsisd(root, scenes)
+    return [referral for _, _, referrals in scenes for referral in referrals]
 
 
 def refs_path(root: Path) -> Path:

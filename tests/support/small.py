@@ -4,13 +4,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rsrefseg.data.rrsisd_writer import RRSISDWriter
+from rsrefseg.data.rrsisd_writer import Referral, write_rrsisd
 from rsrefseg.model.config import ModelConfig, SamConfig, SiglipConfig, TransformerConfig
 from rsrefseg.train.base import BaseWeights, from_file
 from rsrefseg.train.config import LoraSettings, LossWeights, Precision, TrainConfig
@@ -21,15 +20,6 @@ from rsrefseg.train.trainer import StepReport, Watcher
 
 COLOURS = {"red": (220, 40, 30), "blue": (30, 60, 220), "green": (40, 180, 60), "white": (240, 240, 240)}
 SIZE = (48, 56)  # unlike the network's square, so that nothing passes unstretched
-
-
-@dataclass(frozen=True)
-class Box:
-    """One referral, as the RRSIS-D writer takes it."""
-
-    phrase: str
-    category: str
-    mask: np.ndarray
 
 
 def small_config(**overrides: Any) -> ModelConfig:
@@ -72,21 +62,23 @@ def small_training(**overrides: Any) -> TrainConfig:
 def write_boxes(root: Path, train: int = 10, val: int = 2, seed: int = 0) -> Path:
     """An RRSIS-D folder of dark pictures, each with two boxes of different colours."""
     noise = np.random.default_rng(seed)
-    with RRSISDWriter(root) as writer:
-        for split in ["train"] * train + ["val"] * val:
-            image = noise.integers(0, 60, (*SIZE, 3), dtype=np.uint8)
-            writer.add(split, image, list(_boxes(image, noise)))
+    scenes = []
+    for split in ["train"] * train + ["val"] * val:
+        image = noise.integers(0, 60, (*SIZE, 3), dtype=np.uint8)
+        boxes = list(_boxes(image, noise))  # painted into the image
+        scenes.append((split, image, boxes))
+    write_rrsisd(root, scenes)
     return root
 
 
-def _boxes(image: np.ndarray, noise: np.random.Generator) -> Iterator[Box]:
+def _boxes(image: np.ndarray, noise: np.random.Generator) -> Iterator[Referral]:
     """Paint one box into each half of ``image``."""
     for left, colour in zip((0, SIZE[1] // 2), noise.permutation(list(COLOURS))[:2], strict=True):
         x, y = left + int(noise.integers(2, 8)), int(noise.integers(2, 20))
         mask = np.zeros(SIZE, dtype=np.bool_)
         mask[y : y + int(noise.integers(10, 24)), x : x + int(noise.integers(8, 18))] = True
         image[mask] = COLOURS[colour]
-        yield Box(f"the {colour} box", "box", mask)
+        yield Referral(f"the {colour} box", "box", mask)
 
 
 def train_small(

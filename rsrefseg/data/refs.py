@@ -1,0 +1,135 @@
+"""The pair of files that RRSIS-D and NWPU-Refer share: a pickle of expressions, a COCO-like JSON of annotations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rsrefseg.engines.errors import BadInputError
+
+from .annotation_files import parse_object, read_text
+from .safe_pickle import load_plain_pickle
+
+REFS_FILE = "refs(unc).p"
+INSTANCES_FILE = "instances.json"
+
+Id = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One entry of the pickle: expressions for one object.
+
+    Attributes:
+        path: the pickle.
+        ref_id: its own id.
+        image_id: its image's.
+        ann_id: of its object's annotation, as the file has it: readers decide what may stand there.
+        split: "train", "val", "test", or whatever the data set calls it.
+        phrases: its sentences.
+        file_name: of the image, where the JSON does not state it.
+        category_id: of the object's class, where the annotation does not state it.
+    """
+
+    path: Path
+    ref_id: Id
+    image_id: Id
+    ann_id: Any
+    split: str
+    phrases: tuple[str, ...]
+    file_name: Any
+    category_id: Any
+
+    def __str__(self) -> str:
+        return f"expression {self.ref_id} of '{self.path}'"
+
+    def sample_id(self, order: int) -> str:
+        """Id of the sample for one of its phrases: its own where it has but one."""
+        return f"{self.ref_id}" if len(self.phrases) == 1 else f"{self.ref_id}-{order}"
+
+
+class Instances:
+    """``instances.json``, indexed by the ids that expressions name.
+
+    Raises:
+        BadInputError: the file is missing, cut off, or holds no such tables.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content = parse_object(read_text(path), f"'{path}'")
+        self.images = self._index(content.get("images"), "images")
+        self.annotations = self._index(content.get("annotations"), "annotations")
+        self.categories = self._index(content.get("categories", []), "categories")
+
+    def _index(self, rows: Any, table: str) -> dict[Any, dict[str, Any]]:
+        if not isinstance(rows, list):
+            raise BadInputError(f"'{self.path}' has no list of '{table}'")
+        if not all(isinstance(row, dict) and isinstance(row.get("id"), Id) for row in rows):
+            raise BadInputError(f"'{self.path}': an entry of '{table}' has no id")
+        return {row["id"]: row for row in rows}
+
+    def image(self, ref: Ref) -> dict[str, Any]:
+        """The entry of an expression's image.
+
+        Raises:
+            BadInputError: there is none.
+        """
+        return self._entry(self.images, "image", ref.image_id, ref)
+
+    def annotation(self, identity: Any, ref: Ref) -> dict[str, Any]:
+        """The annotation that an expression names.
+
+        Raises:
+            BadInputError: there is none, or the name is not an id.
+        """
+        if not isinstance(identity, Id):
+            raise BadInputError(f"{ref}: its 'ann_id' is neither a number nor text")
+        return self._entry(self.annotations, "annotation", identity, ref)
+
+    def _entry(self, table: dict[Any, dict[str, Any]], what: str, identity: Id, ref: Ref) -> dict[str, Any]:
+        entry = table.get(identity)
+        if entry is None:
+            raise BadInputError(f"{ref} points at {what} {identity!r}, which '{self.path}' does not hold")
+        return entry
+
+    def category(self, annotation: dict[str, Any], ref: Ref) -> str:
+        """Class name; the annotation's key is ``categories_id`` in RRSIS-D, ``category_id`` elsewhere."""
+        for identity in (annotation.get("categories_id"), annotation.get("category_id"), ref.category_id):
+            if isinstance(identity, Id):
+                return str(self.categories.get(identity, {}).get("name", f"class {identity}"))
+        return "unknown"
+
+    def annotation_name(self, identity: Id) -> str:
+        """How an error line names an annotation."""
+        return f"annotation {identity} of '{self.path}'"
+
+
+def read_refs(path: Path) -> Iterator[Ref]:
+    """The entries of ``refs(unc).p``, in its order.
+
+    Raises:
+        BadInputError: the file is missing, broken or contains code, or an entry lacks something.
+    """
+    refs = load_plain_pickle(path)
+    if not isinstance(refs, list):
+        raise BadInputError(f"'{path}' does not hold a list of expressions")
+    for index, ref in enumerate(refs):
+        yield _ref(ref, path, f"'{path}', expression {index}")
+
+
+def _ref(ref: Any, path: Path, name: str) -> Ref:
+    if not isinstance(ref, dict):
+        raise BadInputError(f"{name} is not a dict")
+    try:
+        ref_id, image_id, ann_id, split = ref["ref_id"], ref["image_id"], ref["ann_id"], ref["split"]
+        phrases = tuple(sentence["sent"] if "sent" in sentence else sentence["raw"] for sentence in ref["sentences"])
+    except KeyError as error:
+        raise BadInputError(f"{name} has no {error}") from error
+    except TypeError as error:
+        raise BadInputError(f"{name} is malformed ({error})") from error
+    if not all(isinstance(identity, Id) for identity in (ref_id, image_id, split)):
+        raise BadInputError(f"{name}: an id or its split is neither a number nor text")
+    if not all(isinstance(phrase, str) for phrase in phrases):
+        raise BadInputError(f"{name} is malformed (a sentence is not text)")
+    return Ref(path, ref_id, image_id, ann_id, str(split), phrases, ref.get("file_name"), ref.get("category_id"))

@@ -1,0 +1,108 @@
+"""What is wrong with the samples of a data set: ``train`` and ``eval`` refuse it, ``data check`` reports all of it."""
+
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path
+
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.images.images import read_image
+from rsrefseg.engines.text import MAX_PHRASE_CHARACTERS, clean_phrase
+
+from .loading import size_difference
+from .samples import Dataset, Sample, group_by_image, size_in_header
+
+
+class Problem(StrEnum):
+    """What can be wrong with a data set; a fault spoils training or its figures, the rest is worth knowing."""
+
+    MISSING_SPLIT = "missing splits"
+    MISSING_IMAGE = "missing images (complete the download)"
+    UNREADABLE_IMAGE = "unreadable images"
+    MISSING_MASK = "missing masks (complete the download)"
+    BROKEN_MASK = "broken masks"
+    SIZE_DIFFERENCE = "masks of another size than their image (--resize-masks resizes them)"
+    UNUSABLE_PHRASE = f"phrases that are blank, longer than {MAX_PHRASE_CHARACTERS} characters, or without a known word"
+    SHARED_BETWEEN_SPLITS = "images that are in more than one split"
+    REPEATED_ID = "sample ids used more than once"
+    RESIZED_MASK = "masks of another size than their image, which are resized"
+    EMPTY_MASK = "empty masks"
+    NO_TARGET = "expressions that refer to nothing, as annotated (their masks are empty)"
+    LONG_PHRASE = "phrases longer than the model reads (their end is cut off)"
+    REPEATED_SAMPLE = "samples that repeat an image and phrase of their split"
+    REPEATED_IMAGE = "images whose pixels equal another's of their split"
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether it spoils training or the figures taken on the data."""
+        return list(Problem).index(self) <= list(Problem).index(Problem.REPEATED_ID)
+
+
+def mask_problems(
+    sample: Sample, image_size: tuple[int, int] | None, decode: bool = False
+) -> Iterator[tuple[Problem, str]]:
+    """What is wrong with a sample's mask, as far as the annotation or the file's header says.
+
+    Args:
+        sample: which.
+        image_size: height and width of its image; None where sizes are not compared.
+        decode: read the mask's pixels too.
+    """
+    name = f"sample '{sample.sample_id}'"
+    if isinstance(sample.mask_source, Path) and not sample.mask_source.is_file():
+        yield Problem.MISSING_MASK, f"'{sample.mask_source}'"
+        return
+    try:
+        size = sample.mask_size
+        empty = decode and not sample.mask().any()
+    except BadInputError as error:
+        yield Problem.BROKEN_MASK, str(error)
+        return
+    if image_size is not None and size != image_size:
+        yield Problem.SIZE_DIFFERENCE, size_difference(sample, size, image_size)
+    if empty:
+        yield Problem.EMPTY_MASK if sample.has_target else Problem.NO_TARGET, name
+
+
+def verify_samples(dataset: Dataset, splits: Sequence[str], resize_masks: bool = False) -> list[tuple[Sample, ...]]:
+    """The samples of some splits, checked before a long run as far as annotations and file headers allow.
+
+    Args:
+        dataset: whose.
+        splits: their names.
+        resize_masks: whether masks may have another size than their image.
+
+    Returns:
+        The samples of each split.
+
+    Raises:
+        BadInputError: a split does not exist, or samples cannot be used: how many, and the first of them.
+    """
+    chosen = [dataset.split(split) for split in splits]
+    found: dict[Problem, list[str]] = {}
+    for group in group_by_image(chain(*chosen)):
+        path = group[0].image_path
+        if not path.is_file():
+            found.setdefault(Problem.MISSING_IMAGE, []).append(f"'{path}'")
+            continue
+        size = None if resize_masks else _image_size(path)
+        for sample in group:
+            problems = list(mask_problems(sample, size))
+            try:
+                clean_phrase(sample.phrase)
+            except BadInputError as error:
+                problems.append((Problem.UNUSABLE_PHRASE, f"sample '{sample.sample_id}': {error}"))
+            for problem, example in problems:
+                found.setdefault(problem, []).append(example)
+    for problem in Problem:
+        if examples := found.get(problem):
+            raise BadInputError(f"'{dataset.root}' has {len(examples)} {problem.value}, the first is {examples[0]}")
+    return chosen
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image as it is read; the image is only decoded where its header does not tell."""
+    if (stated := size_in_header(path)) is not None:
+        return stated
+    image = read_image(path)
+    return image.shape[0], image.shape[1]
