@@ -6,7 +6,7 @@ from torch import nn
 
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.inference.attention import AttentionChoice, AttentionForm
-from rsrefseg.inference.stages import make_lean
+from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model.model import RSRefSeg, build_model
 from rsrefseg.model.stages import model_contracts
 from tests.support.small import small_config
@@ -51,12 +51,12 @@ def results(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.T
     "overrides", [{}, {"text_padding": "longest", "dense_prompt": False}], ids=["own", "published"]
 )
 @pytest.mark.parametrize("fused", [False, True], ids=["products", "fused"])
-def test_a_lean_stage_is_the_published_one(stage: Stage, overrides: dict[str, object], fused: bool) -> None:
+def test_a_folded_stage_equals_the_published_one(stage: Stage, overrides: dict[str, object], fused: bool) -> None:
     model = awkward_model(**overrides)
     given = some_inputs(model, stage)
     wanted = results(model.stage(stage), given)
     choice = AttentionChoice(AttentionForm.FOLDED, AttentionForm.ADDITIVE, query_parts=2)
-    found = results(make_lean(model.stage(stage), choice, fused=fused), given)
+    found = results(fold_for_inference(model.stage(stage), choice, fused=fused), given)
     for left, right in zip(wanted, found, strict=True):
         assert left.shape == right.shape
         assert left.abs().max() > 0
@@ -64,12 +64,11 @@ def test_a_lean_stage_is_the_published_one(stage: Stage, overrides: dict[str, ob
 
 
 @pytest.mark.parametrize("stage", [Stage.SIGLIP_VISION, Stage.SAM_ENCODER])
-@pytest.mark.parametrize("half", [False, True])
-def test_pixels_are_folded_but_not_into_weights_that_will_be_halved(stage: Stage, half: bool) -> None:
-    # In half precision a tenth and more of them would be subnormal, and the error two to four times as large.
+@pytest.mark.parametrize("fp16", [False, True])
+def test_pixels_are_not_folded_into_weights_that_become_half(stage: Stage, fp16: bool) -> None:
     model = awkward_model()
     embedding = "embeddings.patch_embedding" if stage is Stage.SIGLIP_VISION else "image_encoder.patch_embed.proj"
     before = model.stage(stage).get_submodule(embedding).weight.detach().clone()
-    lean = make_lean(model.stage(stage), AttentionChoice(), half=half)
-    assert lean.takes_pixels is not half
-    assert torch.equal(lean.get_submodule(embedding).weight, before) is half
+    folded = fold_for_inference(model.stage(stage), AttentionChoice(), fp16=fp16)
+    assert folded.takes_pixels is not fp16
+    assert torch.equal(folded.get_submodule(embedding).weight, before) is fp16
