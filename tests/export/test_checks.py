@@ -89,25 +89,6 @@ def unknown_operator(proto: ModelProto) -> None:
     proto.graph.node.append(helper.make_node("Nonsense", ["word_features"], ["odd"]))
 
 
-def size_by_data(proto: ModelProto) -> None:
-    """As SAM's own export, which takes the image's size as a tensor."""
-    words = next(node for node in proto.graph.node if "word_features" in node.output)
-    words.output[:] = ["words" if name == "word_features" else name for name in words.output]
-    for node in proto.graph.node:
-        node.input[:] = ["words" if name == "word_features" else name for name in node.input]
-    length, width = (dim.dim_value for dim in proto.graph.output[0].type.tensor_type.shape.dim[1:])
-    proto.graph.initializer.append(numpy_helper.from_array(indices(1), "one"))
-    proto.graph.initializer.append(numpy_helper.from_array(indices(length, width), "rest"))
-    proto.graph.node.extend(
-        [
-            helper.make_node("ReduceMax", ["input_ids"], ["most"], keepdims=0),
-            helper.make_node("Reshape", ["most", "one"], ["count"]),
-            helper.make_node("Concat", ["count", "rest"], ["size"], axis=0),
-            helper.make_node("Expand", ["words", "size"], ["word_features"], name="upscale/Expand"),
-        ]
-    )
-
-
 @pytest.mark.parametrize(
     ("fault", "key"),
     [
@@ -121,7 +102,6 @@ def size_by_data(proto: ModelProto) -> None:
         (branch, "control flow"),
         (function, "'Same'"),
         (unknown_operator, "not valid ONNX"),
-        (size_by_data, "decide a size.*'upscale/Expand'"),
     ],
 )
 def test_a_graph_that_is_not_what_it_should_be_is_refused(

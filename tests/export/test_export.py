@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -103,12 +102,6 @@ def test_the_stated_preprocessing_is_what_the_graphs_do(bundle: Bundle, model: R
         hook.remove()
         back = seen.pop() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
         assert torch.allclose(back, image / 255.0, atol=1e-5)
-
-
-def test_files_have_the_permissions_of_other_new_files(exported: Exported, tmp_path: Path) -> None:
-    (tmp_path / "any").touch()
-    usual = stat.S_IMODE((tmp_path / "any").stat().st_mode)
-    assert {stat.S_IMODE(path.stat().st_mode) for path in exported.bundle.iterdir()} == {usual}
 
 
 def test_the_bundle_goes_to_out_or_to_the_default_place(

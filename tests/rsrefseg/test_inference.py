@@ -8,8 +8,8 @@ from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.inference.attention import AttentionChoice, AttentionForm
 from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model.model import RSRefSeg, build_model
-from rsrefseg.model.stages import model_contracts
 from tests.support.small import small_config
+from tests.support.stage_inputs import as_tuple, stage_inputs
 
 
 def awkward_model(**overrides: object) -> RSRefSeg:
@@ -23,27 +23,11 @@ def awkward_model(**overrides: object) -> RSRefSeg:
     return model
 
 
-def some_inputs(model: RSRefSeg, stage: Stage) -> tuple[torch.Tensor, ...]:
-    noise = torch.Generator().manual_seed(4)
-    given = []
-    for spec in model_contracts(model)[stage].inputs:
-        shape = spec.sized(phrases=3, images=2)
-        if spec.dtype == "float32":
-            given.append(torch.randn(shape, generator=noise, dtype=torch.float64))
-        elif spec.dtype == "bool":
-            given.append(torch.arange(shape[1]).expand(shape) < torch.tensor([[3], [5], [2]]))
-        else:
-            high = 256 if spec.dtype == "uint8" else 32
-            given.append(torch.randint(0, high, shape, generator=noise, dtype=getattr(torch, spec.dtype)))
-    return tuple(given)
-
-
 def results(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     # Stages ask for float32 pixels; as float64 they tell rounding from a fault.
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        found = module(*given)
-    return found if isinstance(found, tuple) else (found,)
+        return as_tuple(module(*given))
 
 
 @pytest.mark.parametrize("stage", Stage)
@@ -53,7 +37,7 @@ def results(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.T
 @pytest.mark.parametrize("fused", [False, True], ids=["products", "fused"])
 def test_a_folded_stage_equals_the_published_one(stage: Stage, overrides: dict[str, object], fused: bool) -> None:
     model = awkward_model(**overrides)
-    given = some_inputs(model, stage)
+    given = stage_inputs(model, stage, phrases=3, images=2, dtype=torch.float64)
     wanted = results(model.stage(stage), given)
     choice = AttentionChoice(AttentionForm.FOLDED, AttentionForm.ADDITIVE, query_parts=2)
     found = results(fold_for_inference(model.stage(stage), choice, fused=fused), given)
