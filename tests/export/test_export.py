@@ -40,6 +40,18 @@ def shortcut(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Shortcut:
     return shortcut
 
 
+@pytest.fixture
+def copied(exported: Exported, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of a bundle are copies of files exported before; they are written, moved and removed as always."""
+
+    def copy(folder: Path, *_: Any) -> Manifest:
+        for file in sorted(exported.bundle.iterdir()):
+            shutil.copyfile(file, folder / file.name)
+        return bundle.manifest
+
+    monkeypatch.setattr(export_module, "_write_bundle", copy)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -105,7 +117,7 @@ def test_the_stated_preprocessing_is_what_the_graphs_do(bundle: Bundle, model: R
 
 
 def test_the_bundle_goes_to_out_or_to_the_default_place(
-    run: Run, tmp_path: Path, shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, copied: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RSREFSEG_BUNDLE", raising=False)
@@ -182,16 +194,8 @@ sys.addaudithook(INJECTOR)
 
 @pytest.mark.parametrize("with_old", [False, True])
 def test_a_failure_at_any_write_or_move_leaves_a_whole_bundle_or_none(
-    exported: Exported, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_old: bool
+    exported: Exported, copied: None, tmp_path: Path, with_old: bool
 ) -> None:
-    """The files are copies of files exported before; they are written, moved and removed as always."""
-
-    def copy(folder: Path, *_: Any) -> Manifest:
-        for file in sorted(exported.bundle.iterdir()):
-            shutil.copyfile(file, folder / file.name)
-        return bundle.manifest
-
-    monkeypatch.setattr(export_module, "_write_bundle", copy)
     place = tmp_path / "place"
     out, old = place / "bundle", Path(shutil.copytree(exported.bundle, tmp_path / "old"))
     (old / "note.txt").write_text("of the old one")
@@ -306,7 +310,7 @@ def test_a_damaged_run_is_refused_before_the_work(
 
 
 def test_the_latest_run_is_the_default(
-    exported: Exported, tmp_path: Path, shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
+    exported: Exported, tmp_path: Path, copied: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInputError, match="runs"):
