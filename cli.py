@@ -388,15 +388,12 @@ def export(
     as_json: JsonFlag = False,
 ) -> Any:
     """Write the bundle: five ONNX graphs, manifest, tokenizer, and the FP32 reference that proves them."""
-    from rsrefseg.export.export import export_random, export_run
+    from rsrefseg.export.export import export_run
     from rsrefseg.export.precision.plan import choose_plan
-    from rsrefseg.export.settings import GraphSettings
-    from rsrefseg.inference.attention import parse_target
+    from rsrefseg.export.settings import ExportSettings, parse_target
 
-    half, settings = choose_plan(fp16, plan), GraphSettings(parse_target(target), attention, opset)
-    if random_weights is not None:
-        return _print(export_random(random_weights, run, out, half, settings), as_json)
-    return _print(export_run(run, out, half, settings), as_json)
+    settings = ExportSettings(choose_plan(fp16, plan), parse_target(target), attention, opset)
+    return _print(export_run(run, out, settings, preset=random_weights), as_json)
 
 
 @app.command()
@@ -435,12 +432,22 @@ def parity(
     as_json: JsonFlag = False,
 ) -> Any:
     """Compare a runtime with FP32 torch: per stage, chained, masks, and on a data set."""
-    from rsrefseg.bench.parity.parity import run_parity
-    from rsrefseg.export.precision.half_reports import half_report
+    if audit and bisect:
+        raise BadInputError("--audit and --bisect are two reports: give one of them")
+    if (audit or bisect) and data is not None:
+        raise BadInputError("--audit and --bisect use the bundle's reference samples: leave --data out")
+    report: Any
+    if audit:
+        from rsrefseg.export.precision.audit import run_audit
 
-    if audit or bisect:
-        report: Any = half_report(bundle, run, audit=audit, plan_out=plan if bisect else None, data=data)
+        report = run_audit(bundle, run)
+    elif bisect:
+        from rsrefseg.export.precision.bisection import run_bisect
+
+        report = run_bisect(bundle, run, plan)
     else:
+        from rsrefseg.bench.parity.parity import run_parity
+
         report = run_parity(bundle, backend, data, split, run)
     document = _print(report, as_json)
     if not report.holds:

@@ -1,16 +1,18 @@
 """What every exported graph must pass before it may enter a bundle."""
 
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 from onnx.shape_inference import InferenceError
 
 from rsrefseg.engines.bundle.contracts import Dim, StageContract, TensorSpec
 from rsrefseg.engines.errors import CheckFailedError
 
 from .graph import OPSET
-from .lint import lint_graph
 
 _DTYPES = {
     "uint8": TensorProto.UINT8,
@@ -19,65 +21,131 @@ _DTYPES = {
     "float16": TensorProto.FLOAT16,
     "float32": TensorProto.FLOAT,
 }
+_ARITHMETIC = ("Abs", "Add", "Div", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Pow", "Sub", "Sum")
+_SUMS = ("LayerNormalization", "ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
+# Inputs that decide a size, or which part of a tensor is taken, by position.
+_SIZE_INPUTS = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Pad": (1,),
+    "Range": (0, 1, 2),
+    "Reshape": (1,),
+    "Resize": (2, 3),
+    "Slice": (1, 2, 4),
+    "Split": (1,),
+    "Tile": (1,),
+}
 
 
-def check_graph(path: Path, contract: StageContract, opset: int = OPSET) -> None:
-    """Full checker, strict shape inference, contract, standard operators only, and the lint.
+def check_graph(path: Path, contract: StageContract, opset: int = OPSET) -> ModelProto:
+    """Check a graph: valid ONNX of standard operators, its contract, static sizes, and safe in half precision.
 
     Args:
-        path: the graph.
+        path: the graph's file.
         contract: what it must take and give.
-        opset: what it was asked for with.
+        opset: the operator set it must have.
+
+    Returns:
+        The graph with all types inferred and without its external weights.
 
     Raises:
         CheckFailedError: names the stage and what does not hold.
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)
-        inferred = path.with_name(f"{path.stem}.inferred.onnx")
-        try:
-            onnx.shape_inference.infer_shapes_path(str(path), str(inferred), check_type=True, strict_mode=True)
-            model = onnx.load(inferred, load_external_data=False)
-        finally:
-            inferred.unlink(missing_ok=True)
+        model = onnx.shape_inference.infer_shapes(
+            onnx.load(path, load_external_data=False), check_type=True, strict_mode=True
+        )
     except (onnx.checker.ValidationError, InferenceError) as error:
-        raise CheckFailedError(f"graph '{contract.stage}' is not valid ONNX: {_first_line(error)}") from error
-    _check_values(contract, "input", contract.inputs, list(model.graph.input))
-    _check_values(contract, "output", contract.outputs, list(model.graph.output))
-    _check_operators(contract, model)
-    if findings := lint_graph(model, contract.stage, path.parent, opset):
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckFailedError(f"graph '{contract.stage}' is not valid ONNX: {first_line}") from error
+    findings = [
+        *_contract_findings("input", contract.inputs, model.graph.input),
+        *_contract_findings("output", contract.outputs, model.graph.output),
+        *find_faults(model, path.parent, opset),
+    ]
+    if findings:
         more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
-        raise CheckFailedError(f"{findings[0]}{more}")
+        raise CheckFailedError(f"graph '{contract.stage}' {findings[0]}{more}")
+    return model
 
 
-def _check_operators(contract: StageContract, model: onnx.ModelProto) -> None:
-    """Nothing but operators of ONNX itself: no runtime's own, no function, and no branch or loop."""
-    if model.functions:
-        raise CheckFailedError(f"graph '{contract.stage}' calls the function '{model.functions[0].name}'")
-    for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx"):
-            raise CheckFailedError(f"graph '{contract.stage}' needs '{node.op_type}' of the domain '{node.domain}'")
-        # What counts operations and what builds engines reads the one graph there is.
-        if any(attribute.type in (attribute.GRAPH, attribute.GRAPHS) for attribute in node.attribute):
-            raise CheckFailedError(f"graph '{contract.stage}' has a graph inside its node '{node.name}'")
-
-
-def _check_values(
-    contract: StageContract, kind: str, specs: tuple[TensorSpec, ...], values: list[onnx.ValueInfoProto]
-) -> None:
+def _contract_findings(kind: str, specs: tuple[TensorSpec, ...], values: list[ValueInfoProto]) -> Iterator[str]:
     if [value.name for value in values] != [spec.name for spec in specs]:
-        found = ", ".join(value.name for value in values)
-        raise CheckFailedError(f"graph '{contract.stage}' has the {kind}s {found}, not those of its contract")
+        yield f"has the {kind}s {', '.join(value.name for value in values)}, not those of its contract"
+        return
     for spec, value in zip(specs, values, strict=True):
         tensor = value.type.tensor_type
         shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
         wanted = tuple(size.name if isinstance(size, Dim) else size for size in spec.shape)
         if tensor.elem_type != _DTYPES[spec.dtype] or shape != wanted:
-            raise CheckFailedError(
-                f"graph '{contract.stage}': {kind} '{spec.name}' is {TensorProto.DataType.Name(tensor.elem_type)} "
-                f"{list(shape)}, its contract says {spec.dtype} {spec.shape_text}"
-            )
+            found = f"{TensorProto.DataType.Name(tensor.elem_type)} {list(shape)}"
+            yield f"has the {kind} '{spec.name}' as {found}, its contract says {spec.dtype} {spec.shape_text}"
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def find_faults(model: ModelProto, folder: Path, opset: int = OPSET) -> Iterator[str]:
+    """What a valid graph must not have: control flow, sizes that depend on data, or arithmetic that loses precision.
+
+    Args:
+        model: with the types of all values inferred.
+        folder: where its external weights are.
+        opset: the operator set it must have.
+    """
+    if (found := {item.domain: item.version for item in model.opset_import}.get("")) != opset:
+        yield f"has opset {found}, not {opset}"
+    if model.functions:
+        yield f"calls the function '{model.functions[0].name}'"
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+    yield from (f"has '{name}' in float64" for name, kind in types.items() if kind == TensorProto.DOUBLE)
+    inputs = {value.name for value in model.graph.input}
+    # Values that depend on an input's values, not only on its sizes. Nodes are in topological order.
+    from_data = set(inputs)
+    for node in model.graph.node:
+        if node.op_type not in ("Shape", "Size") and from_data.intersection(node.input):
+            from_data.update(node.output)
+        for message in _node_faults(node, types, inputs, from_data):
+            yield f"{message} (node '{node.name}')"
+    yield from _layer_norms_in_pieces(model)
+    for tensor in model.graph.initializer:
+        if (
+            tensor.data_type == TensorProto.FLOAT16
+            and not np.isfinite(numpy_helper.to_array(tensor, str(folder))).all()
+        ):
+            yield f"has the weight '{tensor.name}' beyond the range of float16: keep its module in float32"
+
+
+def _node_faults(node: NodeProto, types: dict[str, int], inputs: set[str], from_data: set[str]) -> Iterator[str]:
+    if node.domain not in ("", "ai.onnx"):
+        yield f"needs '{node.op_type}' of the domain '{node.domain}'"
+    if any(attribute.type in (attribute.GRAPH, attribute.GRAPHS) for attribute in node.attribute):
+        yield f"has control flow: a graph inside {node.op_type}"
+    if any(item.type == item.TENSOR and item.t.data_type == TensorProto.DOUBLE for item in node.attribute):
+        yield "has a constant in float64"
+    for name in (*node.input, *node.output):
+        if types.get(name) == TensorProto.UINT8 and not (name in inputs and node.op_type == "Cast"):
+            yield f"computes on '{name}' in uint8, which wraps around: only cast an input of that type"
+    if node.op_type in _SUMS and types.get(node.input[0]) == TensorProto.FLOAT16:
+        yield f"has {node.op_type} in half precision, whose sum overflows: keep it in float32"
+    is_int64 = types.get(node.output[0]) == TensorProto.INT64
+    if is_int64 and node.op_type in _ARITHMETIC and node.output[0] in from_data:
+        yield f"computes {node.op_type} on int64 values that are neither sizes nor indices"
+    for position in _SIZE_INPUTS.get(node.op_type, ()):
+        if len(node.input) > position and (name := node.input[position]) in from_data:
+            yield f"lets the values of an input decide a size ({node.op_type} by '{name}')"
+
+
+def _layer_norms_in_pieces(model: ModelProto) -> Iterator[str]:
+    """Means whose deviations are squared and averaged again: in half precision the squares overflow."""
+    consumers: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            consumers[name].append(node)
+    for mean in model.graph.node:
+        deviations = consumers[mean.output[0]] if mean.op_type == "ReduceMean" else []
+        for deviation in (node for node in deviations if node.op_type == "Sub" and node.input[0] == mean.input[0]):
+            for square in consumers[deviation.output[0]]:
+                squares = square.op_type == "Pow" or (square.op_type == "Mul" and len(set(square.input)) == 1)
+                if squares and any(after.op_type in _SUMS for after in consumers[square.output[0]]):
+                    yield f"has a layer norm in pieces: use LayerNormalization (node '{mean.name}')"

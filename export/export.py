@@ -1,9 +1,9 @@
-"""``export``: a run's merged model becomes a bundle, whole or not at all."""
+"""``rsrefseg export``: a run's merged model becomes a bundle, whole or not at all."""
 
 import gc
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from rsrefseg.engines.bundle.reference import write_reference
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_directory, recover_directory
 from rsrefseg.engines.system.progress import ProgressLine
-from rsrefseg.inference.stages import make_lean
+from rsrefseg.engines.system.tables import Table
+from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model import sam, siglip
 from rsrefseg.model.config import model_config
 from rsrefseg.model.model import geometry
@@ -36,18 +37,16 @@ from rsrefseg.train.run import Run, latest_run, next_run
 from rsrefseg.train.setup import versions
 
 from .checks import check_graph
-from .flops import count_flops
+from .costs import count_costs
 from .graph import export_graph
-from .precision.half_blocks import check_plan, make_half
-from .precision.plan import PrecisionPlan
+from .precision.half_blocks import convert_to_half
 from .reference import ReferenceMaker
-from .settings import GraphSettings
-from .weights import count_weights
+from .settings import ExportSettings, StageSettings
 
 # Graphs hold the merged file's weights, some as constants of another shape; the reference has 16 MiB an image at -l.
 _FREE_SPACE_FACTOR = 1.2
 _FREE_SPACE_BYTES = 64 << 20
-DEFAULT_SETTINGS = GraphSettings()
+DEFAULT_SETTINGS = ExportSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,50 +60,49 @@ class ExportReport:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {"bundle": self.bundle, "run": self.run, "stages": dict(self.stages), "size_bytes": self.size_bytes}
+        return asdict(self)
 
     def render(self) -> Any:
-        """A table for a person."""
-        from rich.table import Table
-
-        table = Table(title=f"{self.run} -> {self.bundle}  ({self.size_bytes / 2**20:.1f} MiB)", title_justify="left")
-        for column in ("stage", "parameters", "GFLOP", "MiB"):
-            table.add_column(column, justify="left" if column == "stage" else "right")
+        """A table for a terminal."""
+        title = f"{self.run} -> {self.bundle}  ({self.size_bytes / 2**20:.1f} MiB)"
+        table = Table(title, ("stage", "parameters", "GFLOP", "MiB"))
         for name, row in self.stages.items():
-            table.add_row(name, f"{row['parameters']:,}", f"{row['gflop']:.3f}", f"{row['size_bytes'] / 2**20:.2f}")
-        return table
+            table.add(name, f"{row['parameters']:,}", f"{row['gflop']:.3f}", f"{row['size_bytes'] / 2**20:.2f}")
+        return table.to_rich()
 
 
 def export_run(
-    run_path: Path | None,
-    out: Path | None,
-    half: PrecisionPlan | None = None,
-    settings: GraphSettings = DEFAULT_SETTINGS,
+    run_path: Path | None, out: Path | None, settings: ExportSettings = DEFAULT_SETTINGS, preset: str | None = None
 ) -> ExportReport:
     """Export a run, merging it first where that was not done since its last training.
 
     Args:
         run_path: the run's folder; the latest under ``./runs`` by default.
-        out: the bundle's folder.
-        half: write half precision by this plan; float32 without one.
-        settings: target, attention and operator set.
+        out: the bundle's folder; ``$RSREFSEG_BUNDLE`` or ``./bundle`` by default.
+        settings: precision, target, attention and operator set.
+        preset: make a run with random weights of this preset first, at ``run_path`` or the next free place under
+            ``./runs``. Its sizes and times are those of a trained model, its masks are meaningless.
 
     Raises:
-        BadInputError: there is no such run, ``out`` holds something that is no bundle, or the plan or the settings name
-            what the model does not have.
+        BadInputError: there is no such run or preset, ``out`` holds something that is not a bundle, or the settings
+            name what the model does not have.
         CheckFailedError: the merge or a graph did not pass its check; nothing is written.
         RSRefSegError: the disk is nearly full or the folder cannot be written.
     """
-    run = Run(run_path) if run_path is not None else latest_run()
     destination = out if out is not None else default_bundle_path()
-    check_destination(destination)
+    if preset is not None:
+        config = model_config(preset)
+        check_destination(destination)
+        settings.resolve(config)
+        run = make_random_run(run_path if run_path is not None else next_run(), config)
+    else:
+        run = Run(run_path) if run_path is not None else latest_run()
+        check_destination(destination)
     merged = _merged(run)
-    if half is not None:
-        check_plan(half, config_of(merged))
-    settings.choice(config_of(merged).sam, half is not None)
+    stages = settings.resolve(config_of(merged))
     _check_free_space(destination, merged.path)
     with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination, MANIFEST_NAME) as folder:
-        manifest = write_bundle(folder, run, merged, progress.update, half, settings)
+        manifest = _write_bundle(folder, run, merged, stages, progress.update)
     return ExportReport(
         bundle=str(destination),
         run=str(run.path),
@@ -120,43 +118,33 @@ def export_run(
     )
 
 
-def export_random(
-    preset: str,
-    run_path: Path | None,
-    out: Path | None,
-    half: PrecisionPlan | None = None,
-    settings: GraphSettings = DEFAULT_SETTINGS,
-) -> ExportReport:
-    """Export a model of random weights: its sizes and times are those of a trained one, its masks mean nothing.
-
-    Args:
-        preset: which sizes.
-        run_path: folder for the run to make; the next free one under ``./runs`` by default.
-        out: the bundle's folder.
-        half: as in ``export_run``.
-        settings: likewise.
+def check_destination(path: Path) -> None:
+    """Refuse to replace anything but a bundle.
 
     Raises:
-        BadInputError: there is no such preset, or a folder holds something else.
-        CheckFailedError: a graph did not pass its check; nothing is written.
-        RSRefSegError: the disk is nearly full or a folder cannot be written.
+        BadInputError: ``path`` is a file, or a folder with other things in it.
     """
-    config = model_config(preset)
-    check_destination(out if out is not None else default_bundle_path())
-    if half is not None:
-        check_plan(half, config)
-    settings.choice(config.sam, half is not None)
-    run = make_random_run(run_path if run_path is not None else next_run(), config)
-    return export_run(run.path, out, half, settings)
+    recover_directory(path)
+    if path.is_dir() and ((path / MANIFEST_NAME).is_file() or not any(path.iterdir())):
+        return
+    if path.exists():
+        raise BadInputError(f"'{path}' exists and is not a bundle: choose another place with --out")
 
 
-def write_bundle(
+def _merged(run: Run) -> TensorFile:
+    """The run's merged model, merged now unless it was since the best weights were written."""
+    if (merged := current_merge(run)) is not None:
+        return merged
+    merge(run)
+    return load_tensors(run.merged_path)
+
+
+def _write_bundle(
     folder: Path,
     run: Run,
     merged: TensorFile,
+    settings: Mapping[Stage, StageSettings],
     progress: Callable[[int, int], None],
-    half: PrecisionPlan | None = None,
-    settings: GraphSettings = DEFAULT_SETTINGS,
 ) -> Manifest:
     """Write all files of a bundle into ``folder``, ``bundle.json`` last. One stage at a time is in memory."""
     config = config_of(merged)
@@ -167,14 +155,7 @@ def write_bundle(
         progress(done, len(contracts))
         module = load_stage(merged.path, stage)
         reference.run(module, contract)
-        module = make_lean(module, settings.choice(config.sam, half is not None), half is not None, settings.fused)
-        parts = make_half(stage, module, half.of(stage)) if half is not None else ()
-        record = _write_stage(folder, module, contract, "fp32" if half is None else "fp16", settings.opset)
-        stages[stage] = replace(
-            record,
-            attention=settings.record(config.sam, half is not None) if stage is Stage.SAM_ENCODER else None,
-            precision_plan=tuple(KeptFp32(part.module, part.reason) for part in parts),
-        )
+        stages[stage] = _write_stage(folder, module, contract, settings[stage])
         del module
         gc.collect()  # the exporter leaves cycles that hold the stage's weights
     shutil.copyfile(run.tokenizer_path, folder / TOKENIZER_NAME)
@@ -191,7 +172,9 @@ def write_bundle(
             sam_mean=_unit_range(sam.PIXEL_MEAN),
             sam_std=_unit_range(sam.PIXEL_STD),
         ),
-        text=TextPolicy(config.text_padding, config.siglip.text_length, config.siglip.pad_token_id),
+        text=TextPolicy(
+            padding=config.text_padding, length=config.siglip.text_length, pad_id=config.siglip.pad_token_id
+        ),
         tokenizer=file_record(folder / TOKENIZER_NAME),
         reference=file_record(folder / REFERENCE_NAME),
         provenance=Provenance(
@@ -206,42 +189,27 @@ def write_bundle(
     return manifest
 
 
-def check_destination(path: Path) -> None:
-    """Refuse to replace anything but a bundle.
-
-    Raises:
-        BadInputError: ``path`` is a file, or a folder with other things in it.
-    """
-    recover_directory(path)
-    if path.is_dir() and ((path / MANIFEST_NAME).is_file() or not any(path.iterdir())):
-        return
-    if path.exists():
-        raise BadInputError(f"'{path}' exists and is no bundle: give another place with --out")
-
-
-def _merged(run: Run) -> TensorFile:
-    """The run's merged model, merged now unless it was since the best weights were written."""
-    if (merged := current_merge(run)) is not None:
-        return merged
-    merge(run)
-    return load_tensors(run.merged_path)
-
-
-def _write_stage(folder: Path, module: nn.Module, contract: StageContract, precision: str, opset: int) -> StageRecord:
+def _write_stage(folder: Path, module: nn.Module, contract: StageContract, settings: StageSettings) -> StageRecord:
+    """Fold, convert, export and check one stage; the module is not usable afterwards."""
+    kept: tuple[KeptFp32, ...] = ()
+    module = fold_for_inference(module, settings.attention, settings.fp16, settings.fused)
+    if settings.fp32_blocks is not None:
+        parts = convert_to_half(contract.stage, module, settings.fp32_blocks)
+        kept = tuple(KeptFp32(module=part, reason=reason) for part, reason in parts.items())
     path = folder / f"{contract.stage}.onnx"
-    export_graph(module, contract, path, opset)
-    check_graph(path, contract, opset)
-    weights = count_weights(path)
+    export_graph(module, contract, path, settings.opset)
+    costs = count_costs(check_graph(path, contract, settings.opset), contract)
     return StageRecord(
         contract=contract,
         graph=file_record(path),
         data=tuple(file_record(data) for data in sorted(folder.glob(f"{path.name}.data*"))),
-        opset=opset,
-        precision=precision,
-        attention=None,
-        flops=count_flops(path, contract),
-        parameters=weights.parameters,
-        weight_bytes=weights.size_bytes,
+        opset=settings.opset,
+        precision="fp16" if settings.fp16 else "fp32",
+        attention=settings.attention_record,
+        flops=costs.flops,
+        parameters=costs.parameters,
+        weight_bytes=costs.weight_bytes,
+        precision_plan=kept,
     )
 
 
@@ -254,7 +222,7 @@ def _check_free_space(destination: Path, merged: Path) -> None:
     if free < needed:
         raise BadInputError(
             f"the bundle needs {needed / 2**20:.0f} MiB, the disk of '{destination}' has {free / 2**20:.0f} MiB free: "
-            "free some or give another place with --out"
+            "free some or choose another place with --out"
         )
 
 

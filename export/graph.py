@@ -1,4 +1,4 @@
-"""One stage module to one ONNX file that fits its contract."""
+"""One stage module to one ONNX file that follows its contract."""
 
 import ast
 import contextlib
@@ -9,22 +9,22 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx_ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
 from rsrefseg.engines.bundle.contracts import Dim, StageContract, TensorSpec
 
-from .simplify import merge_slices
-
-# LayerNormalization needs 17; 18 is the exporter's own floor and well inside what TensorRT 10.3 to 11.4 parse.
+# LayerNormalization needs 17, the exporter writes 18 at least, and TensorRT 10.3 parses up to 20.
 OPSET = 18
-# Has Attention; read by ONNX Runtime from 1.23 on, by no TensorRT from 10.3 to 11.4.
+# Has Attention; ONNX Runtime reads it from 1.23 on, TensorRT up to 11.4 does not.
 FUSED_OPSET = 23
 _SCOPES = "pkg.torch.onnx.name_scopes"
-# The exporter's own word for what it adds itself, such as reading a varying size.
+# The exporter's scope for nodes it adds itself, such as reading a dynamic size.
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
-# More than one, so that the exporter cannot mistake a varying size for a constant.
+# More than one, so that the exporter does not take a dynamic size for a constant.
 _EXAMPLE_SIZE = 2
 
 
@@ -32,10 +32,10 @@ def export_graph(module: nn.Module, contract: StageContract, path: Path, opset: 
     """Export a stage with ``torch.onnx.export(dynamo=True)``; weights go to ``<path>.data`` beside the graph.
 
     Args:
-        module: in eval mode, float32; takes and gives tensors in the contract's order.
-        contract: names, dtypes and varying sizes of the graph.
-        path: where the graph goes.
-        opset: of the graph.
+        module: in eval mode; takes and returns tensors in the contract's order.
+        contract: names, dtypes and dynamic sizes of the graph.
+        path: file to write.
+        opset: ONNX operator set.
     """
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -55,17 +55,39 @@ def export_graph(module: nn.Module, contract: StageContract, path: Path, opset: 
         program.save(path, external_data=True)
 
 
-def _name_by_source(model: onnx_ir.Model) -> None:
-    """Name every node after the module that made it (``image_encoder.blocks.0.attn.qkv/MatMul``) and drop the rest.
+def merge_slices(model: onnx_ir.Model) -> None:
+    """Merge two Slices in a row over different axes into one, in place: each would copy what it keeps."""
+    for node in model.graph:
+        first = node.inputs[0].producer() if node.op_type == "Slice" and node.inputs[0] is not None else None
+        if first is None or first.op_type != "Slice":
+            continue
+        # starts, ends, axes, steps
+        values = [
+            tuple(value.const_value.numpy() for value in one.inputs[1:] if value is not None and value.const_value)
+            for one in (first, node)
+        ]
+        if any(len(found) != 4 or found[2].min() < 0 for found in values) or set(values[0][2]) & set(values[1][2]):
+            continue
+        node.replace_input_with(0, first.inputs[0])
+        for position, (before, after) in enumerate(zip(*values, strict=True), start=1):
+            name = f"{node.outputs[0].name}_{('starts', 'ends', 'axes', 'steps')[position - 1]}"
+            merged = onnx_ir.tensor(np.concatenate([before, after]).astype(np.int64), name=name)
+            constant = onnx_ir.Value(name=name, const_value=merged)
+            model.graph.register_initializer(constant)
+            node.replace_input_with(position, constant)
+    RemoveUnusedNodesPass()(model)
 
-    The exporter leaves stack traces with this machine's paths in the graph, which make it ten times as large and
-    different on every machine.
+
+def _name_by_source(model: onnx_ir.Model) -> None:
+    """Name every node after the module that made it, ``image_encoder.blocks.0.attn.qkv/MatMul``, and drop metadata.
+
+    The exporter's metadata holds stack traces with paths of this machine, and is ten times as large as the graph.
     """
     used: Counter[str] = Counter()
     graph = model.graph
     for node in graph.all_nodes():
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-        # The last scope is the exporter's own name of the operation, the one before it the module's full name.
+        # The last scope is the exporter's name of the operation, the one before it the module's full name.
         owner = scopes[-2] if len(scopes) > 1 and scopes[-2] != _NO_MODULE else ""
         name = f"{owner}/{node.op_type}"
         used[name] += 1
@@ -79,7 +101,7 @@ def _name_by_source(model: onnx_ir.Model) -> None:
 
 
 def example_input(spec: TensorSpec) -> Tensor:
-    """Zeros (ones for masks) of a spec's dtype, its varying sizes at two."""
+    """Zeros (ones for masks) of a spec's dtype, with dynamic sizes of two."""
     shape = spec.sized(**{dim.name: min(_EXAMPLE_SIZE, dim.max) for dim in spec.dims})
     dtype = getattr(torch, spec.dtype)
     return torch.ones(shape, dtype=dtype) if dtype is torch.bool else torch.zeros(shape, dtype=dtype)
@@ -95,15 +117,12 @@ def _dynamic_axes(spec: TensorSpec) -> dict[int, torch.export.Dim]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's chatter (deprecations of its own internals, optimizer notes) away from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
+    """Silence the exporter: deprecations of its internals, notes of its optimizer."""
+    before = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(before)

@@ -1,4 +1,4 @@
-"""The FP32 reference of a bundle: what PyTorch makes of a few real inputs, stage by stage."""
+"""The FP32 reference of a bundle: PyTorch's outputs of every stage for a few real inputs."""
 
 import numpy as np
 import torch
@@ -15,12 +15,10 @@ from rsrefseg.train.setup import open_tokenizer
 
 
 class ReferenceMaker:
-    """Takes a run's reference inputs through the stages, in their order and each once.
-
-    One stage at a time is needed for that, so that a large model is never in memory as a whole.
+    """Runs a run's reference inputs through the stages, one after the other, so that one at a time is in memory.
 
     Args:
-        run: whose inputs and tokenizer are used.
+        run: source of the inputs and the tokenizer.
         config: of its model.
     """
 
@@ -40,17 +38,12 @@ class ReferenceMaker:
             )
 
     def run(self, module: nn.Module, contract: StageContract) -> None:
-        """Run the next stage.
-
-        Args:
-            module: float32, in eval mode.
-            contract: of the stage after the last one that was run.
-        """
+        """Run the next stage: a float32 module in eval mode and its contract."""
         for tensors in self._tensors:
             tensors |= run_stage(module, contract, tensors)
 
     def samples(self) -> tuple[ReferenceSample, ...]:
-        """What came of it, once every stage has run."""
+        """The inputs with all outputs; call after the last stage."""
         return tuple(map(self._sample, self._inputs, self._tensors))
 
     def _sample(self, entry: ReferenceInput, tensors: dict[str, Tensor]) -> ReferenceSample:

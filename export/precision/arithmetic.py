@@ -1,19 +1,17 @@
-"""Half-precision arithmetic on a CPU, as a GPU does it: products summed in float32, every result rounded to float16.
+"""Half-precision arithmetic on a CPU as on a GPU: products summed in float32, every result rounded to float16.
 
-PyTorch has CPU kernels for float16, but its convolutions and batched products there are up to a hundred times slower
-than float32. This mode computes both in float32 and rounds what they give, infinities included, so that a plan can be
-tried where there is no GPU. A runtime that computes half-precision nodes in float32 hides overflow; this does not.
+PyTorch's float16 convolutions and batched products are very slow on CPUs. This mode computes them in float32 and rounds
+the results, infinities included, so that a plan can be tried without a GPU.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-
-from .casts import any_half, to_float, to_half
 
 LAYERS: frozenset[Callable[..., Any]] = frozenset({F.linear, torch.conv2d, torch.conv_transpose2d})
 PRODUCTS = LAYERS | {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.einsum}
@@ -31,9 +29,9 @@ class HalfArithmetic(TorchFunctionMode):
     ) -> Any:
         """Called by PyTorch for every operation."""
         kwargs = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention and any_half(args):
+        if func is F.scaled_dot_product_attention and _any_half(args):
             return _attention(*args, **kwargs)
-        if func in PRODUCTS and any_half(args):
+        if func in PRODUCTS and _any_half(args):
             return to_half(func(*map(to_float, args), **{name: to_float(value) for name, value in kwargs.items()}))
         return func(*args, **kwargs)
 
@@ -48,7 +46,7 @@ def _attention(
     scale: float | None = None,
     **_: Any,
 ) -> Tensor:
-    """The operations that exporting attention gives, each rounded: both factors scaled, product, softmax, product."""
+    """The operations of exported attention, each rounded: both factors scaled, product, softmax, product."""
     assert dropout_p == 0.0
     assert not is_causal
     logits = attention_logits(query, key, scale)
@@ -63,3 +61,32 @@ def attention_logits(query: Tensor, key: Tensor, scale: float | None = None) -> 
     root = (scale if scale is not None else query.shape[-1] ** -0.5) ** 0.5
     product: Tensor = (query * root).float() @ (key * root).float().transpose(-2, -1)
     return product.to(query.dtype)
+
+
+def to_half(value: Any) -> Any:
+    """Floating-point tensors in float16, also in a tuple or list; anything else unchanged."""
+    return _cast(value, torch.float16)
+
+
+def to_float(value: Any) -> Any:
+    """Floating-point tensors in float32, also in a tuple or list; anything else unchanged."""
+    return _cast(value, torch.float32)
+
+
+def largest(tensor: Tensor) -> float:
+    """Absolute maximum of a non-empty tensor, without a copy; infinite where a value is not finite."""
+    low, high = (float(value) for value in tensor.detach().aminmax())
+    return max(-low, high) if math.isfinite(low) and math.isfinite(high) else math.inf
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_cast(item, dtype) for item in value)
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _any_half(values: Iterable[Any]) -> bool:
+    return any(
+        _any_half(value) if isinstance(value, tuple | list) else isinstance(value, Tensor) and value.dtype == torch.half
+        for value in values
+    )

@@ -1,35 +1,45 @@
 """``rsrefseg parity --audit``: how much of float16's range the activations of every half block take, on real inputs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsrefseg.engines.bundle.bundle import Bundle
+import torch
+from rich.console import Group, RenderableType
+from rich.text import Text
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
 from rsrefseg.engines.bundle.comparison import finite
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.system.progress import ProgressLine
-from rsrefseg.evaluation.models import exported_run
+from rsrefseg.engines.system.tables import Table
+from rsrefseg.model.stages import run_stage
 
-from .half_stages import HalfStages, as_tensors
+from .arithmetic import LAYERS, PRODUCTS, attention_logits, largest
+from .half_blocks import half_blocks, prepare_block
+from .half_model import HalfModel, open_half_model
+from .plan import HALF_MAX
 
-HALF_MAX = 65504.0
 WARN_ABOVE = 0.5
 _SHOWN = 3
+_SOFTMAX: frozenset[Callable[..., Any]] = frozenset({torch.softmax, Tensor.softmax, F.softmax})
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """The largest absolute value at one place.
+    """The largest absolute value at one place, in float32.
 
     Attributes:
-        stage: where.
-        block: the half block: the unit that a precision plan can keep in float32.
+        stage: which.
+        block: the half block, the unit that a precision plan can keep in float32.
         module: which of its modules.
         what: ``input`` or ``output`` of the block, ``output`` of a linear map or convolution, ``product`` of two
             activations, attention ``logits``.
-        largest: over all reference samples; infinite where a value was not finite.
+        largest: over all reference samples; infinite where a value is not finite.
         kept: whether the bundle's plan keeps the block in float32.
     """
 
@@ -42,12 +52,12 @@ class AuditRow:
 
     @property
     def share(self) -> float:
-        """Of 65,504, the largest number float16 holds."""
+        """Share of 65,504, the largest number of float16."""
         return self.largest / HALF_MAX
 
     @property
     def warned(self) -> bool:
-        """Whether it comes too near to float16's limit."""
+        """Whether it is too near to float16's limit."""
         return not self.kept and not self.share <= WARN_ABOVE
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,31 +79,26 @@ class AuditReport:
     """All places of all stages.
 
     Attributes:
-        source: the float32 model that was watched.
-        samples: how many reference samples it ran on.
+        source: the float32 model.
+        samples: number of reference samples.
         rows: every place.
-        largest_float32: by stage, the largest value in the parts that are always float32.
+        largest_float32: by stage, the largest value outside the half blocks.
     """
 
     source: str
     samples: int
     rows: tuple[AuditRow, ...]
-    largest_float32: dict[Stage, float]
+    largest_float32: Mapping[Stage, float]
 
     @property
     def holds(self) -> bool:
-        """An audit warns; it does not judge."""
+        """True: an audit warns and does not judge."""
         return True
 
     @property
     def warnings(self) -> tuple[AuditRow, ...]:
         """Places above the limit, the largest first."""
         return tuple(sorted((row for row in self.rows if row.warned), key=lambda row: -row.share))
-
-    def worst(self, stage: Stage) -> tuple[AuditRow, ...]:
-        """A stage's largest places, and all that are warned of."""
-        ordered = sorted((row for row in self.rows if row.stage is stage), key=lambda row: -row.share)
-        return tuple(row for index, row in enumerate(ordered) if index < _SHOWN or row.warned)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -108,69 +113,133 @@ class AuditReport:
         }
 
     def render(self) -> Any:
-        """A table of the largest places and a line for each warning."""
-        from rich.console import Group, RenderableType
-        from rich.text import Text
-
-        from rsrefseg.engines.system.tables import plain_table
-
+        """A table of each stage's largest places, and all warnings."""
         title = f"{self.source}, {self.samples} reference samples: largest activations of the half blocks"
-        table = plain_table(title, ("stage", "place"), ("largest", "of 65,504"), last="")
-        for stage in self.largest_float32:
-            for row in self.worst(stage):
-                verdict = Text("WARN", "bold red") if row.warned else Text("float32" if row.kept else "")
-                table.add_row(stage, f"{row.module} {row.what}", _number(row.largest), f"{row.share:.2%}", verdict)
-            table.add_row(stage, "float32 parts", _number(self.largest_float32[stage]), "", "", end_section=True)
-        parts: list[RenderableType] = [table]
+        table = Table(title, ("stage", "place", "largest", "of 65,504", ""), words=2, verdict=True)
+        for stage, largest_float32 in self.largest_float32.items():
+            ordered = sorted((row for row in self.rows if row.stage is stage), key=lambda row: -row.share)
+            for index, row in enumerate(ordered):
+                if index < _SHOWN or row.warned:
+                    verdict = "WARN" if row.warned else "float32" if row.kept else ""
+                    table.add(stage, f"{row.module} {row.what}", _number(row.largest), f"{row.share:.2%}", verdict)
+            table.add(stage, "float32 parts", _number(largest_float32), "", "")
+        parts: list[RenderableType] = [table.to_rich()]
         for row in self.warnings:
-            reach = f"reaches {_number(row.largest)}, {row.share:.0%} of what float16 holds"
+            reach = f"reaches {_number(row.largest)}, {row.share:.0%} of float16's range"
             parts.append(Text(f"warning: {row.stage} {row.module} {row.what} {reach}", "bold red"))
         if self.warnings:
             parts.append("`rsrefseg parity --bisect` finds which blocks have to stay float32")
         else:
-            parts.append(Text(f"no half block comes above {WARN_ABOVE:.0%} of what float16 holds", "green"))
+            parts.append(Text(f"no half block takes more than {WARN_ABOVE:.0%} of float16's range", "green"))
         return Group(*parts)
 
 
 def run_audit(bundle: Path | None, run: Path | None) -> AuditReport:
-    """Watch the float32 model behind a bundle on the bundle's reference samples.
-
-    Args:
-        bundle: the bundle, of either precision; default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
-        run: the run it was exported from; default is the latest.
+    """Audit the float32 model behind a bundle on the bundle's reference samples.
 
     Raises:
-        BundleError: the bundle is not whole, or has no reference samples.
-        BadInputError: a run whose model is not the one in the bundle.
-        MissingPartError: PyTorch is not installed.
+        RSRefSegError: see ``open_half_model``.
     """
-    opened = Bundle.open(bundle)
-    stages = HalfStages.of_bundle(opened, exported_run(opened.root, opened.manifest.provenance.checkpoint_sha256, run))
-    return audit(stages)
+    return audit(open_half_model(bundle, run)[0])
 
 
-def audit(stages: HalfStages) -> AuditReport:
-    """Watch a float32 model on its samples."""
+def audit(model: HalfModel) -> AuditReport:
+    """Audit every stage of a float32 model on its samples."""
     rows: list[AuditRow] = []
     largest_float32: dict[Stage, float] = {}
     with ProgressLine("auditing activations") as progress:
-        for done, stage in enumerate(stages.contracts, start=1):
-            kept = {part.module for part in stages.plan.of(stage)}
-            found, largest_float32[stage] = audit_stage(stages, stage)
-            rows += [AuditRow(stage, *place, place[0] in kept) for place in found]
-            progress.update(done, len(stages.contracts))
-    return AuditReport(stages.source, len(stages.samples), tuple(rows), largest_float32)
+        for done, stage in enumerate(model.contracts, start=1):
+            found, largest_float32[stage] = audit_stage(model, stage)
+            rows += found
+            progress.update(done, len(model.contracts))
+    return AuditReport(model.source, len(model.samples), tuple(rows), largest_float32)
 
 
-def audit_stage(stages: HalfStages, stage: Stage) -> tuple[Sequence[tuple[str, str, str, float]], float]:
-    """Places of one stage as (block, module, what, largest), and the largest value of its float32 parts."""
-    from .activations import measure_activations
+def audit_stage(model: HalfModel, stage: Stage) -> tuple[list[AuditRow], float]:
+    """Run a float32 stage with the operators of half precision and record what its half blocks compute.
 
-    contract = stages.contracts[stage]
-    inputs = [as_tensors(sample.inputs(contract)) for sample in stages.samples]
-    found = measure_activations(stage, stages.load(stage), contract, inputs)
-    places = [(place.block, place.module, place.what, place.largest) for place in found.places]
-    return places, found.largest_float32
+    Returns:
+        Every place, and the largest value outside the half blocks: residual sums and layer norms.
+    """
+    module, recorder = model.load(stage), _Recorder()
+    blocks = half_blocks(stage, module)
+    for name in blocks:
+        prepare_block(module, name)
+        recorder.watch_block(name, module.get_submodule(name))
+    recorder.watch_outside(module, blocks)
+    for inputs in model.inputs(stage):
+        with recorder:
+            run_stage(module, model.contracts[stage], inputs)
+    kept = model.plan.of(stage)
+    rows = [AuditRow(stage, *place, found, place[0] in kept) for place, found in recorder.largest.items()]
+    return rows, recorder.largest_outside
+
+
+class _Recorder(TorchFunctionMode):
+    """Records absolute maxima of products and attention logits by block, module and what they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest: dict[tuple[str, str, str], float] = {}
+        self.largest_outside = 0.0
+        self._running: list[tuple[str, str]] = []
+
+    def watch_block(self, block: str, root: nn.Module) -> None:
+        """Record a block's inputs, outputs and everything its modules compute."""
+        for name, module in root.named_modules(prefix=block):
+            module.register_forward_pre_hook(lambda _, _args, name=name: self._running.append((block, name)))
+            module.register_forward_hook(lambda _, _args, _result: self._leave())
+        root.register_forward_pre_hook(
+            lambda _, args, kwargs: self._record(block, block, "input", (*args, *kwargs.values())), with_kwargs=True
+        )
+        root.register_forward_hook(lambda _, _args, result: self._record(block, block, "output", result))
+
+    def watch_outside(self, root: nn.Module, blocks: Iterable[str]) -> None:
+        """Record the outputs of modules outside the blocks."""
+        inside = tuple(f"{block}." for block in blocks)
+        for name, module in root.named_modules():
+            if not f"{name}.".startswith(inside):
+                module.register_forward_hook(lambda _, _args, result: self._record_outside(result))
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Called by PyTorch for every operation."""
+        kwargs = dict(kwargs or {})
+        result = func(*args, **kwargs)
+        if self._running:
+            block, module = self._running[-1]
+            if func in PRODUCTS:
+                self._record(block, module, "output" if func in LAYERS else "product", result)
+            elif func in _SOFTMAX:
+                self._record(block, module, "logits", args[0])
+            elif func is F.scaled_dot_product_attention:
+                self._record(block, module, "logits", attention_logits(args[0], args[1], kwargs.get("scale")))
+        return result
+
+    def _leave(self) -> None:
+        self._running.pop()
+
+    def _record(self, block: str, module: str, what: str, value: Any) -> None:
+        if (found := _absolute_maximum(value)) is not None:
+            place = (block, module, what)
+            self.largest[place] = max(self.largest.get(place, 0.0), found)
+
+    def _record_outside(self, value: Any) -> None:
+        self.largest_outside = max(self.largest_outside, _absolute_maximum(value) or 0.0)
+
+
+def _absolute_maximum(value: Any) -> float | None:
+    """Of all floating-point tensors in a value; None where there is none, infinity where a value is not finite."""
+    if isinstance(value, tuple | list):
+        return max((item for item in map(_absolute_maximum, value) if item is not None), default=None)
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+        return None
+    return largest(value)
 
 
 def _number(value: float) -> str:

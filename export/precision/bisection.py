@@ -1,36 +1,37 @@
 """``rsrefseg parity --bisect``: the fewest blocks that have to stay float32 so that half precision holds."""
 
 import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rsrefseg.engines.bundle.bundle import Bundle
+from rich.console import Group, RenderableType
+from rich.text import Text
+
 from rsrefseg.engines.bundle.comparison import finite
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.progress import ProgressLine
-from rsrefseg.evaluation.models import exported_run
+from rsrefseg.engines.system.tables import Table
 
-from .audit import HALF_MAX, audit_stage
-from .half_stages import HalfStages, StageCheck
-from .search import smallest_set
-
-if TYPE_CHECKING:
-    from .plan import Fp32Part, PrecisionPlan
+from .audit import audit_stage
+from .half_blocks import half_blocks
+from .half_model import HalfModel, StageCheck, open_half_model
+from .plan import HALF_MAX, PrecisionPlan, write_plan
 
 
 @dataclass(frozen=True, slots=True)
 class StageBisection:
-    """What was found out about one stage.
+    """The search in one stage.
 
     Attributes:
         stage: which.
-        blocks: how many half blocks it has.
-        evaluations: how many plans were tried, the first one included.
-        before: relative L2 error of the plan it began with.
-        after: that of the plan it ended with; the same where the first plan held.
-        found: blocks that have to stay float32 besides those of the first plan; None where nothing helps.
+        blocks: number of its half blocks.
+        evaluations: number of plans tried, the first one included.
+        before: relative L2 error with the first plan.
+        after: relative L2 error with the last plan; equal to ``before`` where the first plan holds or none does.
+        found: blocks that have to stay float32 besides those of the first plan, with reasons; None if no plan holds.
     """
 
     stage: Stage
@@ -38,11 +39,11 @@ class StageBisection:
     evaluations: int
     before: float
     after: float
-    found: "tuple[Fp32Part, ...] | None"
+    found: Mapping[str, str] | None
 
     @property
     def verdict(self) -> str:
-        """In a word or two."""
+        """In a few words."""
         if self.found is None:
             return "FAIL  not even with all blocks in float32"
         if not self.found:
@@ -57,7 +58,7 @@ class StageBisection:
             "evaluations": self.evaluations,
             "relative_l2_before": finite(self.before),
             "relative_l2_after": finite(self.after),
-            "keep_float32": None if self.found is None else [part.module for part in self.found],
+            "keep_float32": None if self.found is None else list(self.found),
         }
 
 
@@ -69,13 +70,13 @@ class BisectReport:
         source: the float32 model.
         stages: one entry each.
         plan: first plan and findings together.
-        plan_path: where it was written; None where the first plan holds or nothing does.
-        command: exports by it.
+        plan_path: file of the plan; None where the first plan holds or no plan does.
+        command: exports by the plan.
     """
 
     source: str
     stages: tuple[StageBisection, ...]
-    plan: "PrecisionPlan"
+    plan: PrecisionPlan
     plan_path: str | None
     command: str
 
@@ -91,35 +92,26 @@ class BisectReport:
             "source": self.source,
             "evaluations": sum(stage.evaluations for stage in self.stages),
             "stages": [stage.as_dict() for stage in self.stages],
-            "plan": self.plan.to_json(),
+            "plan": self.plan.to_dict(),
             "plan_path": self.plan_path,
             "command": self.command,
         }
 
     def render(self) -> Any:
-        """A table, the blocks that were found, and what to do with them."""
-        from rich.console import Group, RenderableType
-        from rich.text import Text
-
-        from rsrefseg.engines.system.tables import plain_table
-
-        figures = ("blocks", "tried", "rel. L2", "with the plan")
-        table = plain_table(f"{self.source} in half precision (PyTorch, CPU)", ("stage",), figures, last="")
+        """A table, the blocks that were found, and the next command."""
+        title = f"{self.source} in half precision (PyTorch, CPU)"
+        table = Table(title, ("stage", "blocks", "tried", "rel. L2", "with the plan", ""), verdict=True)
         for stage in self.stages:
-            colour = "green" if stage.found is not None else "bold red"
             after = f"{stage.after:.1e}" if stage.found else ""
             counts = (str(stage.blocks), str(stage.evaluations), f"{stage.before:.1e}", after)
-            table.add_row(stage.stage, *counts, Text(stage.verdict, colour))
-        parts: list[RenderableType] = [table]
-        parts += [
-            f"keep float32: {stage.stage} {part.module} ({part.reason})"
-            for stage in self.stages
-            for part in stage.found or ()
-        ]
+            table.add(stage.stage, *counts, stage.verdict)
+        parts: list[RenderableType] = [table.to_rich()]
+        for stage in self.stages:
+            parts += [f"keep float32: {stage.stage} {block} ({why})" for block, why in (stage.found or {}).items()]
         if not self.holds:
             parts.append(Text("no plan holds: the stages marked FAIL differ for another reason", "bold red"))
         elif self.plan_path is None:
-            parts.append(Text("half precision holds as it is: nothing else has to stay float32", "green"))
+            parts.append(Text("half precision holds: no other block has to stay float32", "green"))
         else:
             parts.append(f"plan written to {self.plan_path}; export with\n\n    {self.command}\n")
         return Group(*parts)
@@ -128,83 +120,106 @@ class BisectReport:
 def run_bisect(bundle: Path | None, run: Path | None, plan_out: Path) -> BisectReport:
     """Try half precision stage by stage; where it fails, find the blocks that have to stay float32.
 
-    Begins with the bundle's own plan, or the default one for a float32 bundle.
+    Starts with the bundle's plan, which is empty for a float32 bundle.
 
     Args:
-        bundle: the bundle, of either precision; default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
-        run: the run it was exported from; default is the latest.
-        plan_out: where a plan goes, if one is needed and found.
+        bundle: the bundle, of either precision; ``$RSREFSEG_BUNDLE`` or ``./bundle`` by default.
+        run: the run it was exported from; the latest by default.
+        plan_out: file for the plan, written if one is needed and found.
 
     Raises:
-        BundleError: the bundle is not whole, or has no reference samples.
-        BadInputError: a run whose model is not the one in the bundle, or ``plan_out`` is a folder.
-        MissingPartError: PyTorch is not installed.
+        BadInputError: ``plan_out`` is a folder.
+        RSRefSegError: see ``open_half_model``.
     """
-    from .plan import write_plan
-
     if plan_out.is_dir():
         raise BadInputError(f"'{plan_out}' is a folder: give --plan a file to write")
-    opened = Bundle.open(bundle)
-    found_run = exported_run(opened.root, opened.manifest.provenance.checkpoint_sha256, run)
-    stages = HalfStages.of_bundle(opened, found_run)
-    results, plan = bisect(stages)
+    model, found_run = open_half_model(bundle, run)
+    results, plan = bisect(model)
     needed = any(result.found for result in results)
+    plan_options = ["--plan", str(plan_out)] if needed else []
     report = BisectReport(
-        source=stages.source,
+        source=model.source,
         stages=results,
         plan=plan,
         plan_path=str(plan_out) if needed else None,
-        command=shlex.join(
-            ["rsrefseg", "export", str(found_run.path), "--fp16", *(["--plan", str(plan_out)] * needed)]
-        ),
+        command=shlex.join(["rsrefseg", "export", str(found_run.path), "--fp16", *plan_options]),
     )
     if needed and report.holds:
         write_plan(plan_out, plan)
     return report
 
 
-def bisect(stages: HalfStages) -> "tuple[tuple[StageBisection, ...], PrecisionPlan]":
+def bisect(model: HalfModel) -> tuple[tuple[StageBisection, ...], PrecisionPlan]:
     """Search every stage; the plan is the first one with all findings."""
-    results, plan = [], stages.plan
+    results, plan = [], model.plan
     with ProgressLine("bisecting half precision") as progress:
-        for done, stage in enumerate(stages.contracts, start=1):
-            result = bisect_stage(stages, stage)
+        for done, stage in enumerate(model.contracts, start=1):
+            result = bisect_stage(model, stage)
             results.append(result)
-            plan = plan.with_blocks(stage, result.found or ())
-            progress.update(done, len(stages.contracts))
+            if result.found:
+                plan = plan.with_blocks(stage, result.found)
+            progress.update(done, len(model.contracts))
     return tuple(results), plan
 
 
-def bisect_stage(stages: HalfStages, stage: Stage) -> StageBisection:
+def bisect_stage(model: HalfModel, stage: Stage) -> StageBisection:
     """Search one stage, its blocks in the order of how much of float16's range they take."""
-    from .plan import Fp32Part
-
-    kept = stages.plan.of(stage)
+    kept, names = model.plan.of(stage), tuple(half_blocks(stage, model.load(stage)))
     checks: dict[frozenset[str], StageCheck] = {}
 
     def holds(blocks: frozenset[str]) -> bool:
-        checks[blocks] = stages.check(stage, (*kept, *(Fp32Part(block, "tried") for block in sorted(blocks))))
+        if blocks not in checks:
+            checks[blocks] = model.check(stage, {**kept, **dict.fromkeys(blocks, "on trial")})
         return checks[blocks].passed
 
-    names = stages.blocks(stage)
+    def result(found: Sequence[str] | None, reasons: Mapping[str, str] | None) -> StageBisection:
+        errors = [checks[frozenset(blocks)].error.relative_l2 for blocks in ((), found or ())]
+        return StageBisection(stage, len(names), len(checks), errors[0], errors[1], reasons)
+
     if holds(frozenset()):
-        error = checks[frozenset()].error.relative_l2
-        return StageBisection(stage, len(names), 1, error, error, ())
+        return result((), {})
     largest: dict[str, float] = {}
-    for block, _, _, value in audit_stage(stages, stage)[0]:
-        largest[block] = max(largest.get(block, 0.0), value)
-    already = {part.module for part in kept}
-    suspects = sorted((name for name in names if name not in already), key=lambda name: -largest.get(name, 0.0))
-    found = smallest_set(suspects, lambda blocks: checks[blocks].passed if blocks in checks else holds(blocks))
-    before = checks[frozenset()].error.relative_l2
+    for row in audit_stage(model, stage)[0]:
+        largest[row.block] = max(largest.get(row.block, 0.0), row.largest)
+    suspects = sorted((name for name in names if name not in kept), key=lambda name: -largest.get(name, 0.0))
+    found = smallest_set(suspects, holds)
     if found is None:
-        return StageBisection(stage, len(names), len(checks), before, before, None)
-    after = checks[frozenset(found)].error.relative_l2
-    reasons = tuple(Fp32Part(block, _reason(largest.get(block, 0.0), before)) for block in found)
-    return StageBisection(stage, len(names), len(checks), before, after, reasons)
+        return result(None, None)
+    error = checks[frozenset()].error.relative_l2
+    return result(found, {block: _reason(largest.get(block, 0.0), error) for block in found})
 
 
 def _reason(largest: float, error: float) -> str:
     if largest > HALF_MAX:
         return f"activations reach {largest:,.0f}, float16 ends at 65,504"
     return f"in half precision the stage is off by {error:.1e} (relative L2), activations reach {largest:,.0f}"
+
+
+def smallest_set(candidates: Sequence[str], holds: Callable[[frozenset[str]], bool]) -> tuple[str, ...] | None:
+    """A set of candidates that holds and of which no member can be left out.
+
+    Assumes that a set which holds still does with more members. One culprit among n costs at most log2(n) + 4 different
+    trials, two if it is first; each further one costs at most log2(n) + 2.
+
+    Args:
+        candidates: the most suspicious first.
+        holds: the trial; may be called twice for a set.
+
+    Returns:
+        The set in the order of its discovery; None where not even all candidates together hold.
+    """
+    found: tuple[str, ...] = ()
+    pool = tuple(candidates)
+    while not holds(frozenset(found)):
+        # The smallest prefix of the pool that holds together with what was found, its first member tried first.
+        low, high, middle = 0, len(pool), 1
+        while high - low > 1:
+            if holds(frozenset((*found, *pool[:middle]))):
+                high = middle
+            else:
+                low = middle
+            middle = (low + high) // 2
+        if high == len(pool) and not holds(frozenset((*found, *pool))):
+            return None
+        found, pool = (*found, pool[high - 1]), pool[: high - 1]
+    return found

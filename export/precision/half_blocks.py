@@ -1,4 +1,4 @@
-"""Half islands: modules that compute in float16 between a cast of what they take and a cast of what they give."""
+"""Half blocks: modules that compute in float16 between a cast of their inputs and a cast of their outputs."""
 
 import difflib
 import fnmatch
@@ -17,18 +17,18 @@ from rsrefseg.model.config import ModelConfig
 from rsrefseg.model.model import build_stage
 from rsrefseg.model.prompter import ConvNormAct
 
-from .casts import largest, to_float, to_half
-from .plan import ALWAYS_FP32, HALF_MAX, Fp32Part, PrecisionPlan
+from .arithmetic import largest, to_float, to_half
+from .plan import ALWAYS_FP32, HALF_MAX, PrecisionPlan
 
 
 @dataclass(frozen=True, slots=True)
-class IslandRule:
-    """Which modules of a stage are half islands.
+class BlockRule:
+    """Which modules of a stage are half blocks.
 
     Attributes:
         pattern: full module name, ``*`` for a number.
-        norm: sibling of the module whose float32 result is cast right away: what lies in between moves half the bytes.
-        leaves_half: what it gives is added to a float32 tensor, which casts it, or goes into the next island.
+        norm: sibling whose float32 output is cast at once, because the operations in between then move half the bytes.
+        leaves_half: the output stays float16: it is added to a float32 tensor, which casts it, or enters another block.
     """
 
     pattern: str
@@ -36,41 +36,40 @@ class IslandRule:
     leaves_half: bool = False
 
 
-_SIGLIP = (IslandRule("encoder.layers.*.self_attn"), IslandRule("encoder.layers.*.mlp"))
+_SIGLIP = (BlockRule("encoder.layers.*.self_attn"), BlockRule("encoder.layers.*.mlp"))
 _TRANSFORMER = "mask_decoder.transformer"
 
-RULES: Mapping[Stage, tuple[IslandRule, ...]] = {
+RULES: Mapping[Stage, tuple[BlockRule, ...]] = {
     Stage.SIGLIP_VISION: (
-        IslandRule("embeddings.patch_embedding"),
-        IslandRule("embeddings.position_embedding"),
+        BlockRule("embeddings.patch_embedding"),
+        BlockRule("embeddings.position_embedding"),
         *_SIGLIP,
     ),
     Stage.SIGLIP_TEXT: (
-        IslandRule("embeddings.token_embedding"),
-        IslandRule("embeddings.position_embedding"),
+        BlockRule("embeddings.token_embedding"),
+        BlockRule("embeddings.position_embedding"),
         *_SIGLIP,
-        IslandRule("head"),
+        BlockRule("head"),
     ),
-    Stage.ATTN_PROMPTER: (IslandRule("down_channel", leaves_half=True), IslandRule("down_spatial")),
+    Stage.ATTN_PROMPTER: (BlockRule("down_channel", leaves_half=True), BlockRule("down_spatial")),
     Stage.SAM_ENCODER: (
-        IslandRule("image_encoder.patch_embed"),
-        # Windows are cut and put together again in half.
-        IslandRule("image_encoder.blocks.*.attn", norm="norm1", leaves_half=True),
-        IslandRule("image_encoder.blocks.*.mlp"),
-        IslandRule("image_encoder.neck.0"),
-        IslandRule("image_encoder.neck.2"),
+        BlockRule("image_encoder.patch_embed"),
+        BlockRule("image_encoder.blocks.*.attn", norm="norm1", leaves_half=True),
+        BlockRule("image_encoder.blocks.*.mlp"),
+        BlockRule("image_encoder.neck.0"),
+        BlockRule("image_encoder.neck.2"),
     ),
     Stage.SAM_DECODER: (
-        IslandRule(f"{_TRANSFORMER}.layers.*.self_attn"),
-        IslandRule(f"{_TRANSFORMER}.layers.*.cross_attn_token_to_image"),
-        IslandRule(f"{_TRANSFORMER}.layers.*.mlp"),
-        IslandRule(f"{_TRANSFORMER}.layers.*.cross_attn_image_to_token"),
-        IslandRule(f"{_TRANSFORMER}.final_attn_token_to_image"),
-        IslandRule("mask_decoder.output_upscaling.0"),
+        BlockRule(f"{_TRANSFORMER}.layers.*.self_attn"),
+        BlockRule(f"{_TRANSFORMER}.layers.*.cross_attn_token_to_image"),
+        BlockRule(f"{_TRANSFORMER}.layers.*.mlp"),
+        BlockRule(f"{_TRANSFORMER}.layers.*.cross_attn_image_to_token"),
+        BlockRule(f"{_TRANSFORMER}.final_attn_token_to_image"),
+        BlockRule("mask_decoder.output_upscaling.0"),
     ),
 }
 
-# Tables that are not modules: kept in half, cast (or met by an island's half) where they are added.
+# Tables that are not modules: stored in half, cast where they are added to float32.
 TABLES: Mapping[Stage, tuple[str, ...]] = {
     Stage.ATTN_PROMPTER: ("grid_encoding",),
     Stage.SAM_ENCODER: ("image_encoder.pos_embed",),
@@ -78,116 +77,102 @@ TABLES: Mapping[Stage, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Island:
-    """One half island of a stage: its name (that of the matched module) and the rule that made it."""
-
-    name: str
-    rule: IslandRule
-
-
-def islands_of(stage: Stage, module: nn.Module) -> tuple[Island, ...]:
-    """The half islands of a stage, in the order of its modules."""
-    return tuple(
-        Island(name, rule)
+def half_blocks(stage: Stage, module: nn.Module) -> dict[str, BlockRule]:
+    """The half blocks of a stage by module name, each with the rule that made it, in the order of the modules."""
+    return {
+        name: rule
         for name, _ in module.named_modules()
         for rule in RULES[stage]
         if fnmatch.fnmatchcase(name, rule.pattern) and name.count(".") == rule.pattern.count(".")
-    )
+    }
 
 
-def make_half(stage: Stage, module: nn.Module, blocks: Collection[Fp32Part] = ()) -> tuple[Fp32Part, ...]:
-    """Turn a float32 stage, in place, into one with half islands; it still takes and gives float32.
+def convert_to_half(stage: Stage, module: nn.Module, fp32_blocks: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Convert a float32 stage, in place, to one with half blocks; its inputs and outputs stay float32.
 
-    A block whose weights do not fit into float16 stays float32 by itself.
+    A block with weights beyond float16's range stays float32.
 
     Args:
         stage: which.
-        module: float32, in eval mode. Its weights are halved one island after the other.
-        blocks: islands that stay float32.
+        module: float32, in eval mode.
+        fp32_blocks: blocks that stay float32, with reasons.
 
     Returns:
-        Everything that stayed float32, and why: the record for the manifest.
+        Everything that stayed float32, with reasons: the record for the manifest.
 
     Raises:
-        BadInputError: a block is no island of this stage.
+        BadInputError: ``fp32_blocks`` names something that is not a half block of this stage.
     """
-    islands = islands_of(stage, module)
-    check_blocks(stage, [island.name for island in islands], blocks)
-    kept = {part.module: part for part in blocks}
-    for island in islands:
-        if island.name not in kept:
-            prepare_island(module, island)
-            if (weight := _largest_weight(module.get_submodule(island.name))) > HALF_MAX:
-                kept[island.name] = Fp32Part(island.name, f"a weight of {weight:,.0f} does not fit into float16")
-        if island.name in kept:
-            # An island before it may have left half.
-            cast_arguments(module.get_submodule(island.name), to_float)
+    blocks, kept = half_blocks(stage, module), dict(fp32_blocks or {})
+    _check_blocks(stage, blocks, kept)
+    for name, rule in blocks.items():
+        if name not in kept:
+            prepare_block(module, name)
+            weight = max(map(largest, module.get_submodule(name).parameters()), default=0.0)
+            if weight > HALF_MAX:
+                kept[name] = f"a weight of {weight:,.0f} does not fit into float16"
+        if name in kept:
+            # The block before it may leave float16.
+            cast_arguments(module.get_submodule(name), to_float)
         else:
-            _halve(module, island)
+            _halve(module, name, rule)
     for name in TABLES.get(stage, ()):
         _halve_table(module, name)
-    return (*ALWAYS_FP32[stage], *kept.values())
+    return {**ALWAYS_FP32[stage], **kept}
 
 
 def check_plan(plan: PrecisionPlan, config: ModelConfig) -> None:
-    """Refuse a plan that names a block which a model does not have. No weights are needed for that.
+    """Check that a model has all blocks of a plan, without its weights.
 
     Raises:
-        BadInputError: names it.
+        BadInputError: names the block that it does not have.
     """
-    for stage in Stage:
-        if plan.of(stage):
-            with torch.device("meta"):
-                module = build_stage(stage, config)
-            check_blocks(stage, [island.name for island in islands_of(stage, module)], plan.of(stage))
+    for stage, blocks in plan.blocks.items():
+        with torch.device("meta"):
+            module = build_stage(stage, config)
+        _check_blocks(stage, half_blocks(stage, module), blocks)
 
 
-def check_blocks(stage: Stage, islands: Collection[str], blocks: Collection[Fp32Part]) -> None:
-    """Refuse a block that is not among the half islands.
-
-    Raises:
-        BadInputError: names it.
-    """
-    for part in blocks:
-        if part.module not in islands:
-            near = difflib.get_close_matches(part.module, islands, n=3, cutoff=0.0)
-            raise BadInputError(
-                f"the precision plan names '{part.module}', which is none of the {len(islands)} half blocks of "
-                f"'{stage}' in this model: the nearest names are {', '.join(near)}"
-            )
-
-
-def prepare_island(root: nn.Module, island: Island) -> None:
-    """Give an island, still in float32, the operators that it will have in half precision."""
-    module = root.get_submodule(island.name)
-    for block in module.modules():
-        if isinstance(block, ConvNormAct):
-            fold_batch_norm(block)
+def prepare_block(root: nn.Module, name: str) -> None:
+    """Give a block, still in float32, the operators that it has in half precision."""
+    module = root.get_submodule(name)
+    for part in module.modules():
+        if isinstance(part, ConvNormAct):
+            fold_batch_norm(part)
     if hasattr(module, "activation_fn"):  # SigLIP's, always gelu_pytorch_tanh
         module.activation_fn = SigmoidGelu()
-    # SAM's mask decoder scales after the product, which may pass 65,504 in 256 channels where the scaled one does not.
+    # SAM's mask decoder scales after the product, which may then pass 65,504.
     if hasattr(module, "internal_dim"):
-        root.set_submodule(island.name, FoldedCrossAttention(module))
+        root.set_submodule(name, FoldedCrossAttention(module))
 
 
-def cast_arguments(module: nn.Module, cast: Callable[[Any], Any]) -> torch.utils.hooks.RemovableHandle:
-    """Cast whatever a module is called with; a tensor that is given twice is cast once."""
+def cast_arguments(module: nn.Module, cast: Callable[[Any], Any]) -> None:
+    """Cast all arguments of a module's calls; a tensor that is passed twice is cast once."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         done = {id(value): cast(value) for value in (*args, *kwargs.values())}
         return tuple(done[id(value)] for value in args), {name: done[id(value)] for name, value in kwargs.items()}
 
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+    module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _halve(root: nn.Module, island: Island) -> None:
-    module = root.get_submodule(island.name).half()
-    if island.rule.norm is not None:
-        norm = root.get_submodule(f"{island.name.rpartition('.')[0]}.{island.rule.norm}")
+def _check_blocks(stage: Stage, blocks: Collection[str], chosen: Collection[str]) -> None:
+    for name in chosen:
+        if name not in blocks:
+            near = difflib.get_close_matches(name, blocks, n=3, cutoff=0.0)
+            raise BadInputError(
+                f"the precision plan names '{name}', which is not one of the {len(blocks)} half blocks of '{stage}' "
+                f"in this model: the nearest names are {', '.join(near)}"
+            )
+
+
+def _halve(root: nn.Module, name: str, rule: BlockRule) -> None:
+    module = root.get_submodule(name).half()
+    if rule.norm is not None:
+        norm = root.get_submodule(f"{name.rpartition('.')[0]}.{rule.norm}")
         norm.register_forward_hook(lambda _module, _args, result: to_half(result))
     cast_arguments(module, to_half)
-    if not island.rule.leaves_half:
+    if not rule.leaves_half:
         module.register_forward_hook(lambda _module, _args, result: to_float(result))
 
 
@@ -199,7 +184,3 @@ def _halve_table(module: nn.Module, name: str) -> None:
         return
     half = table.detach().half()
     setattr(owner, own_name, nn.Parameter(half, requires_grad=False) if isinstance(table, nn.Parameter) else half)
-
-
-def _largest_weight(module: nn.Module) -> float:
-    return max(map(largest, module.parameters()), default=0.0)

@@ -1,1 +1,1 @@
-"""Stages as they are exported: the published arithmetic with everything folded that does not depend on the input."""
+"""Stages in the form that is exported: mathematically equal to the published modules, with constants folded."""

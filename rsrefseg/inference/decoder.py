@@ -1,8 +1,7 @@
-"""SAM's mask decoder on tokens: nothing is transposed to channels first and back.
+"""SAM's mask decoder on tokens, without transposing to channels first and back.
 
-Its convolutions have kernels as large as their strides, so each is one linear layer on a token: a downscaling one takes
-the 2 x 2 pixels of its token, an upscaling one gives them. What they pass on stays one row of the token's own pixels,
-and places change only twice, in the mask prompt that comes in and in the logits that go out: one channel each.
+The kernels of its convolutions are as large as their strides, so each convolution is a linear layer on tokens: it takes
+or gives the 2 x 2 pixels of a token. Only the mask prompt and the logits, one channel each, are rearranged to a grid.
 """
 
 import torch
@@ -12,23 +11,23 @@ from torch.nn import functional as F
 from ..model.sam import ChannelLayerNorm, SamDecoder
 from .projections import FoldedCrossAttention, linear
 
-# Of all convolutions here but the last of downscaling, which is pointwise.
+# Of all convolutions here except the last of downscaling, which is pointwise.
 _STRIDE = 2
 
 
 class TokenLayerNorm(ChannelLayerNorm):
-    """SAM's layer norm over channels, of tokens (..., C)."""
+    """SAM's layer norm over the channels of tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         return self.channels_last(x)
 
 
-class LeanDecoder(nn.Module):
-    """What ``SamDecoder`` computes, from its weights, under its names.
+class InferenceDecoder(nn.Module):
+    """``SamDecoder`` on tokens: same weights, same module names.
 
     Args:
-        original: whose weights are used; it is not fit for anything else afterwards.
+        original: source of the weights; not usable afterwards.
         fused: write attention as one operator.
     """
 
@@ -52,13 +51,12 @@ class LeanDecoder(nn.Module):
             _put_on_tokens(self.prompt_encoder.mask_downscaling)
 
     def forward(self, image_embedding: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor) -> Tensor:
-        """As ``forward``."""
+        """Same tensors as ``SamDecoder.forward``."""
         decoder, side = self.mask_decoder, self.grid_size
-        # Added as tokens: OpenVINO makes a sum of grids part of the convolution before it, and then fails where one
-        # image meets several phrases.
+        # Added as tokens: OpenVINO fuses a sum of grids into the preceding convolution, and then fails to broadcast one
+        # image to several phrases.
         keys = image_embedding.flatten(2).transpose(1, 2) + self._dense_embedding(mask_prompt)
-        # Room for the output tokens before the prompts, then a sum: beside the prompts of a varying number of phrases,
-        # a constant would have to be spread over them first.
+        # Pad and add: concatenating a constant would first need an Expand to the number of phrases.
         room = F.pad(sparse_prompts, (0, 0, len(self.output_tokens), 0))
         prompts = room + F.pad(self.output_tokens, (0, 0, 0, sparse_prompts.shape[1]))
         queries = prompts
@@ -68,7 +66,7 @@ class LeanDecoder(nn.Module):
         attended = transformer.final_attn_token_to_image(q=queries + prompts, k=keys + self.position_encoding, v=keys)
         hidden = transformer.norm_final_attn(queries + attended)
 
-        # (P, g g, 4, 4, D / 8): tokens, their pixels after the first convolution, and those after the second.
+        # (P, g g, 4, 4, D / 8): token, pixel of the first convolution, pixel of the second, channel.
         first, norm, act, second, last_act = decoder.output_upscaling
         upscaled = act(norm(first(keys).unflatten(2, (_STRIDE**2, -1))))
         upscaled = last_act(second(upscaled).unflatten(3, (_STRIDE**2, -1))).flatten(1, 3)
@@ -90,7 +88,7 @@ class LeanDecoder(nn.Module):
 
 
 def _put_on_tokens(layers: nn.Sequential) -> None:
-    """Replace convolutions without overlap by linear layers, and norms over channels by such of the last axis."""
+    """Replace convolutions without overlap by linear layers, and channel norms by norms of the last axis."""
     for index, layer in enumerate(layers):
         if isinstance(layer, nn.ConvTranspose2d):
             # (in, out, y, x) -> (y, x, out; in)

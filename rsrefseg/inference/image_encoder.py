@@ -1,4 +1,4 @@
-"""SAM's image encoder on tokens: channels first for the pixels, and for the one convolution that looks around."""
+"""SAM's image encoder on tokens: channels come first only for the pixels and the neck's 3 x 3 convolution."""
 
 import torch
 from segment_anything.modeling.common import MLPBlock
@@ -11,19 +11,19 @@ from .decoder import TokenLayerNorm
 from .projections import linear
 
 
-class LeanImageEncoder(nn.Module):
-    """What segment-anything's ``ImageEncoderViT`` computes, from its weights, under its names.
+class InferenceImageEncoder(nn.Module):
+    """segment-anything's ``ImageEncoderViT`` on tokens: same weights, same module names.
 
-    Its blocks take and give tokens, and their attention cuts windows itself. Sums of grids would make OpenVINO order
-    them as for convolutions and back, twice in every block.
+    Attention partitions its windows itself, so that residual sums are of tokens: OpenVINO would reorder grids for
+    convolutions and back, twice in every block.
 
     Args:
-        original: whose weights are used; it is not fit for anything else afterwards.
-        attention: the form that its blocks get.
+        original: source of the weights; not usable afterwards.
+        attention: form of its blocks.
         fused: write attention as one operator.
 
     Raises:
-        BadInputError: the grid's rows cannot be divided into so many parts.
+        BadInputError: the grid's rows cannot be divided into the parts of ``attention``.
     """
 
     def __init__(self, original: ImageEncoderViT, attention: AttentionChoice, fused: bool = False) -> None:
@@ -37,7 +37,7 @@ class LeanImageEncoder(nn.Module):
             block.window_size = 0
             if attention.mlp_parts > 1:
                 block.mlp = MlpInParts(block.mlp, attention.mlp_parts)
-        self.neck = LeanNeck(original.neck, grid_size)
+        self.neck = TokenNeck(original.neck, grid_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, D, g, g)."""
@@ -49,11 +49,11 @@ class LeanImageEncoder(nn.Module):
 
 
 class MlpInParts(nn.Module):
-    """What ``MLPBlock`` computes, from its layers, for so few tokens at a time that a cache holds what becomes of them.
+    """``MLPBlock`` on a few tokens at a time, so that a cache holds their hidden activations.
 
     Args:
-        original: whose layers are used.
-        parts: equal ones, in which tokens are taken.
+        original: source of the layers.
+        parts: number of equal parts of the tokens.
     """
 
     def __init__(self, original: MLPBlock, parts: int) -> None:
@@ -65,12 +65,12 @@ class MlpInParts(nn.Module):
         return torch.cat([self.lin2(self.act(self.lin1(part))) for part in x.chunk(self.parts, dim=1)], dim=1)
 
 
-class LeanNeck(nn.Sequential):
+class TokenNeck(nn.Sequential):
     """SAM's neck with its pointwise convolution and the first norm on tokens.
 
     Args:
-        original: whose weights are used.
-        grid_size: of the tokens it will see.
+        original: source of the weights.
+        grid_size: rows and columns of the token grid.
     """
 
     def __init__(self, original: nn.Sequential, grid_size: int) -> None:

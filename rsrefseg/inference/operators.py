@@ -1,4 +1,4 @@
-"""Operators that half precision needs in another form. In exact arithmetic all of them equal what they replace."""
+"""Operators written in another, mathematically equal form: for runtimes that fuse it, or for half precision."""
 
 import math
 
@@ -12,20 +12,43 @@ _GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
 _GELU_CUBIC = _GELU_LINEAR * 0.044715
 
 
+class ErfGelu(nn.Module):
+    """``torch.nn.GELU`` as (x / 2) (1 + erf(x / sqrt 2)): with the half beside x, ONNX Runtime fuses it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, elementwise."""
+        return (x * 0.5) * (torch.erf(x / math.sqrt(2)) + 1)
+
+
+class TanhGelu(nn.Module):
+    """GELU's tanh approximation as (x / 2) (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), for the same reason."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, elementwise."""
+        return (x * 0.5) * (torch.tanh((x + x**3 * 0.044715) * math.sqrt(2 / math.pi)) + 1)
+
+
 class SigmoidGelu(nn.Module):
     """GELU's tanh approximation as ``x * sigmoid(x * (a + b * x * x))``, with (1 + tanh u) / 2 = sigmoid(2 u).
 
-    Finite for every finite float16: x * x passes 65,504 from |x| = 256 on, and the sigmoid of the infinity is the 0 or
-    1 it should be. Nothing cancels, unlike in 1 + tanh near -1.
+    Finite for every finite float16: x * x passes 65,504 from |x| = 256 on, where the sigmoid of infinity is the right
+    0 or 1. Nothing cancels, unlike in 1 + tanh near -1.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape, element by element."""
+        """Any shape, elementwise."""
         return x * torch.sigmoid(x * (_GELU_LINEAR + _GELU_CUBIC * x * x))
 
 
+def rewrite_gelus(module: nn.Module) -> None:
+    """Replace every ``torch.nn.GELU`` in a module, in place."""
+    for name, part in list(module.named_modules()):
+        if isinstance(part, nn.GELU):
+            module.set_submodule(name, ErfGelu() if part.approximate == "none" else TanhGelu())
+
+
 def fold_batch_norm(block: ConvNormAct) -> None:
-    """Make a block's batch norm part of its convolution, computed in float64; one that is folded stays so."""
+    """Fold a block's batch norm into its convolution, computed in float64; a no-op where that is already done."""
     if isinstance(block.bn, nn.BatchNorm2d):
         dtype = block.conv.weight.dtype
         folded = fuse_conv_bn_eval(block.conv.double(), block.bn.double())

@@ -1,8 +1,8 @@
-"""Attention's projections with everything folded into them that attention does not need at run time.
+"""Attention projections with the scale and the biases of keys and values folded away.
 
-Exact, in real arithmetic: the scale goes into the queries; a bias of the keys adds the same q . b to every score of a
-query, which softmax does not see; and since its weights sum to 1, a bias of the values comes out as it went in, so that
-it is one more bias of the output. Padded tokens, whose projections are nothing but these biases, are zeros then.
+Exact in real arithmetic: the scale goes into the queries; a key bias adds the same q . b to every score of a query,
+which softmax cancels; and since softmax weights sum to 1, a value bias is one more output bias. Projections of padded
+tokens, which are biases only, are then zeros.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 def folded_projections(
     query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn.Linear, scale: float
 ) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
-    """Queries with scale and bias, keys and values without bias, output with the values' bias; computed in float64."""
+    """Queries with scale and bias, keys and values without bias, output with the value bias; computed in float64."""
     output_bias = _bias(output) + output.weight.detach().double() @ _bias(value)
     return (
         linear(query.weight.detach().double() * scale, _bias(query) * scale, query.weight.dtype),
@@ -25,7 +25,7 @@ def folded_projections(
 
 
 def linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
-    """A linear layer of given weights, for inference."""
+    """A linear layer with the given weights, for inference."""
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=dtype)
     made.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
     if bias is not None:
@@ -39,10 +39,10 @@ def _bias(layer: nn.Linear) -> Tensor:
 
 
 class FoldedAttention(nn.Module):
-    """Plain attention of SigLIP's towers or of SAM's mask decoder, with folded projections.
+    """Attention of SigLIP's towers or SAM's mask decoder, with folded projections.
 
     Args:
-        original: with ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj`` and ``num_heads``; scaled by the root of its
+        original: has ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj`` and ``num_heads``, and scales by the root of its
             channels per head.
         fused: write attention as one operator instead of two products around a softmax.
     """
@@ -57,7 +57,7 @@ class FoldedAttention(nn.Module):
         )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(P, N, C), (P, M, C), (P, M, C) and a sum (P, 1, N, M) for the scores -> (P, N, C)."""
+        """(P, N, C), (P, M, C), (P, M, C), and (P, 1, N, M) added to the scores -> (P, N, C)."""
         queries = self._heads(self.q_proj(query)).transpose(1, 2)
         keys = self._heads(self.k_proj(key))
         keys = keys.transpose(1, 2) if self.fused else keys.permute(0, 2, 3, 1)
@@ -72,15 +72,15 @@ class FoldedAttention(nn.Module):
 
 
 class FoldedSelfAttention(FoldedAttention):
-    """Stands where SigLIP's encoder layers have their attention."""
+    """Replaces the attention of SigLIP's encoder layers."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
-        """(N, T, C) -> (N, T, C); the mask is a sum for the scores."""
+        """(N, T, C) -> (N, T, C); the mask is added to the scores."""
         return self.attend(hidden_states, hidden_states, hidden_states, attention_mask), None
 
 
 class FoldedCrossAttention(FoldedAttention):
-    """Stands where SAM's mask decoder has its attention."""
+    """Replaces the attention of SAM's mask decoder."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(P, N, C), (P, M, C), (P, M, C) -> (P, N, C)."""
@@ -92,10 +92,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
     Args:
         query: (P, heads, N, C), scaled.
-        key: (P, heads, C, M), for the one operator (P, heads, M, C).
+        key: (P, heads, C, M); where fused (P, heads, M, C).
         value: (P, heads, M, D).
         mask: added to the scores, (P, 1 or heads, N, M).
-        fused: as one operator.
+        fused: write one operator.
 
     Returns:
         (P, heads, N, D).

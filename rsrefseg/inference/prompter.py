@@ -9,10 +9,10 @@ from .projections import linear
 
 
 class FilteredProjection(nn.Module):
-    """Fewer channels of features under the local and the global filter and of those without.
+    """The convolution of the locally filtered, globally filtered and plain features.
 
-    A filter is one number for each token, so it may as well be applied to what the convolution gives: features are
-    projected once for each image instead of once for each phrase, and nothing of three times their width is built.
+    A filter is one number per token and commutes with the pointwise convolution. Projecting first does that once per
+    image instead of once per phrase, without the concatenation.
     """
 
     def __init__(self, original: ConvNormAct) -> None:
@@ -31,8 +31,8 @@ class FilteredProjection(nn.Module):
         return result
 
 
-class LeanPrompter(AttnPrompter):
-    """What ``AttnPrompter`` computes, from its weights, under its names."""
+class InferencePrompter(AttnPrompter):
+    """``AttnPrompter`` with its first convolution before the filters: same weights, same module names."""
 
     down_channel: FilteredProjection  # type: ignore[assignment]
 

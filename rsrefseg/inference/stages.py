@@ -1,4 +1,4 @@
-"""``make_lean``: a stage of the published modules becomes the one that is exported."""
+"""``fold_for_inference``: a stage of the published modules becomes the one that is exported."""
 
 import torch
 from torch import Tensor, nn
@@ -8,60 +8,60 @@ from ..model.prompter import AttnPrompter
 from ..model.sam import SamDecoder, SamEncoder
 from ..model.siglip import SiglipText, SiglipVision
 from .attention import AttentionChoice
-from .decoder import LeanDecoder
-from .gelu import TanhGelu, rewrite_gelus
-from .image_encoder import LeanImageEncoder
+from .decoder import InferenceDecoder
+from .image_encoder import InferenceImageEncoder
+from .operators import TanhGelu, rewrite_gelus
 from .projections import FoldedSelfAttention
-from .prompter import LeanPrompter
+from .prompter import InferencePrompter
 
 _PIXEL_RANGE = 255.0
 
 
-def make_lean(module: nn.Module, attention: AttentionChoice, half: bool = False, fused: bool = False) -> nn.Module:
-    """Fold what does not depend on the input; equal in real arithmetic, and proven so in float64.
+def fold_for_inference(
+    module: nn.Module, attention: AttentionChoice, fp16: bool = False, fused: bool = False
+) -> nn.Module:
+    """Fold what does not depend on the input; equal in real arithmetic.
 
-    The pixels' scale stays out of weights that will be halved: divided by 58 (SAM) or 127.5 (SigLIP), a tenth to nine
-    tenths of them become subnormal, and the convolution's error, then a difference of large sums, two to four times as
-    large (3.5e-4 -> 7e-4 to 1.3e-3 relative L2).
+    Pixel normalisation stays out of weights that become float16: many of them would be subnormal.
 
     Args:
-        module: a stage in eval mode; it is not fit for anything else afterwards.
-        attention: the form that SAM's image encoder gets.
-        half: whether half precision is to be written in it.
+        module: a stage in eval mode; not usable afterwards.
+        attention: form of the attention in SAM's image encoder; other stages ignore it.
+        fp16: whether the stage will be converted to half precision.
         fused: write attention as one operator, which needs opset 23.
 
     Returns:
-        The stage with the same inputs, outputs and names of its larger parts.
+        The stage with the same inputs, outputs and names of its larger modules.
     """
     rewrite_gelus(module)
     match module:
         case SiglipVision():
-            if not half:
+            if not fp16:
                 mean, std = (torch.full((3,), value * _PIXEL_RANGE) for value in (siglip.IMAGE_MEAN, siglip.IMAGE_STD))
-                # Resizing is linear and its weights add up to 1: it does not matter on which side of it this is done.
+                # Commutes with the resize, which is linear with weights that sum to 1.
                 fold_pixels(module.embeddings.get_submodule("patch_embedding"), mean, std)
                 module.takes_pixels = True
             _fold_tower(module, fused)
         case SiglipText():
             _fold_tower(module, fused)
         case AttnPrompter():
-            return LeanPrompter(module)
+            return InferencePrompter(module)
         case SamEncoder():
-            if not half:
+            if not fp16:
                 fold_pixels(module.image_encoder.patch_embed.proj, module.pixel_mean, module.pixel_std)
                 module.takes_pixels = True
-            module.set_submodule("image_encoder", LeanImageEncoder(module.image_encoder, attention, fused))
+            module.set_submodule("image_encoder", InferenceImageEncoder(module.image_encoder, attention, fused))
         case SamDecoder():
-            return LeanDecoder(module, fused)
+            return InferenceDecoder(module, fused)
     return module
 
 
 def fold_pixels(convolution: nn.Module, mean: Tensor, std: Tensor) -> None:
-    """Make (x - mean) / std part of a convolution without padding, computed in float64.
+    """Fold (x - mean) / std into a convolution without padding, computed in float64.
 
     Args:
-        convolution: of RGB pixels.
-        mean: of each channel, of pixels as they come.
+        convolution: takes RGB pixels.
+        mean: one value per channel, in units of the pixels.
         std: likewise.
     """
     assert isinstance(convolution, nn.Conv2d)
@@ -75,14 +75,14 @@ def fold_pixels(convolution: nn.Module, mean: Tensor, std: Tensor) -> None:
 
 
 class PositionTable(nn.Module):
-    """Position embeddings as the constant they are, instead of looked up."""
+    """Position embeddings as a constant instead of a lookup."""
 
     def __init__(self, original: nn.Embedding) -> None:
         super().__init__()
         self.weight = nn.Parameter(original.weight.detach(), requires_grad=False)
 
     def forward(self, _: Tensor) -> Tensor:
-        """(T, C), whatever is asked for."""
+        """The whole table, (T, C)."""
         return self.weight
 
 

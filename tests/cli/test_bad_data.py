@@ -248,7 +248,7 @@ def test_scenes_are_not_drawn_over_other_things(place: Path, capsys: Capsys) -> 
         (["merge"], "no run under 'runs'"),
         (["export"], "no run under 'runs'"),
         (["export", "nowhere"], "'nowhere' is no run"),
-        (["export", "nowhere", "--out", "data"], "'data' exists and is no bundle"),
+        (["export", "nowhere", "--out", "data"], "'data' exists and is not a bundle"),
         (["parity", "--data", "data", "--split", "val"], "no run under 'runs'"),
         (["bench", "--backends", "torch"], "no run under 'runs'"),
         (["bench", "--backends", " , "], "--backends"),

@@ -1,410 +1,319 @@
-"""Export: five graphs that are what their contracts say and compute what PyTorch does, in a bundle or not at all."""
+"""What export leaves behind: a bundle that says what it is, from a run in any state, or nothing at all."""
 
-import copy
-from collections import Counter
-from collections.abc import Callable
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from rsrefseg.checkpoints.model_file import load_model
+from rsrefseg.checkpoints.model_file import digest, load_tensors, save_tensors
 from rsrefseg.engines.bundle.bundle import Bundle
-from rsrefseg.engines.bundle.contracts import Dim, Stage, StageContract, stage_contracts
-from rsrefseg.engines.errors import CheckFailedError
-from rsrefseg.engines.text import Tokenizer
-from rsrefseg.export.checks import check_graph
-from rsrefseg.export.flops import count_flops
-from rsrefseg.export.graph import OPSET, example_input, export_graph
-from rsrefseg.inference.attention import AttentionChoice, default_attention
-from rsrefseg.inference.stages import make_lean
-from rsrefseg.model.config import model_config
-from rsrefseg.model.model import RSRefSeg, build_model, build_stage, geometry
-from rsrefseg.model.sam import ChannelLayerNorm
-from rsrefseg.model.stages import model_contracts
+from rsrefseg.engines.bundle.contracts import Stage, StageContract
+from rsrefseg.engines.bundle.manifest import Manifest
+from rsrefseg.engines.errors import BadInputError, BundleError, CheckFailedError
+from rsrefseg.export import export as export_module
+from rsrefseg.export.export import export_run
+from rsrefseg.model.model import RSRefSeg, geometry
 from rsrefseg.train.run import Run
+from tests.support import ROOT
+from tests.support.export_jobs import Shortcut
 from tests.support.exported import Exported
-from tests.support.small import small_config
-
-# FP32 engines add in another order than PyTorch: a few roundings of 6e-8. A tenth of what parity allows.
-TOLERANCE = 1e-5
-PHRASES = ("the red box", "the blue box", "white box", "the green box", "box")
-PLAIN = AttentionChoice()
-DTYPES = {
-    "uint8": TensorProto.UINT8,
-    "int64": TensorProto.INT64,
-    "bool": TensorProto.BOOL,
-    "float32": TensorProto.FLOAT,
-}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+@pytest.fixture
+def run(exported: Exported, tmp_path: Path) -> Run:
+    """A copy of the run, to be spoiled."""
+    return Run(Path(shutil.copytree(exported.run, tmp_path / "run")))
 
 
-@pytest.fixture(scope="module")
-def bundle(exported: Exported) -> Bundle:
-    return Bundle.open(exported.bundle)
+@pytest.fixture
+def shortcut(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Shortcut:
+    shortcut = Shortcut(exported.bundle)
+    monkeypatch.setattr(export_module, "export_graph", shortcut)
+    return shortcut
 
 
-@pytest.fixture(scope="module")
-def model(exported: Exported) -> RSRefSeg:
-    return load_model(Run(exported.run).merged_path)
+@pytest.fixture
+def copied(exported: Exported, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of a bundle are copies of files exported before; they are written, moved and removed as always."""
+
+    def copy(folder: Path, *_: Any) -> Manifest:
+        for file in sorted(exported.bundle.iterdir()):
+            shutil.copyfile(file, folder / file.name)
+        return bundle.manifest
+
+    monkeypatch.setattr(export_module, "_write_bundle", copy)
 
 
-def graph_of(bundle: Bundle, stage: Stage) -> onnx.ModelProto:
-    return onnx.load(bundle.graph_path(stage))
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def lean(model: RSRefSeg, stage: Stage) -> nn.Module:
-    """The stage as it is exported."""
-    return make_lean(copy.deepcopy(model.stage(stage)), default_attention(model.config.sam))
+# The bundle
 
 
-# The graphs
+def test_the_same_export_again_replaces_the_bundle_by_the_same_bytes(
+    run: Run, exported: Exported, tmp_path: Path
+) -> None:
+    """Nothing of what was there before stays behind."""
+    out = Path(shutil.copytree(exported.bundle, tmp_path / "out" / "bundle"))
+    (out / "siglip_text.onnx").write_bytes(b"another graph")
+    (out / "left-over.txt").write_text("of an older release")
+    report = export_run(run.path, out)
+    assert contents(out) == contents(exported.bundle)
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+    assert report.size_bytes == sum(len(data) for name, data in contents(out).items() if name != "bundle.json")
+    stages = report.as_dict()["stages"]
+    assert list(stages) == [str(stage) for stage in Stage]
+    assert all(row["gflop"] > 0 and row["parameters"] > 0 and row["size_bytes"] > 0 for row in stages.values())
 
 
-@pytest.mark.parametrize("stage", Stage)
-def test_a_graphs_face_is_its_contract(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
-    record = bundle.manifest.stages[stage]
-    contract = stage_contracts(geometry(model.config))[stage]
-    assert record.contract == contract
-    graph = graph_of(bundle, stage).graph
-    for specs, values in ((contract.inputs, graph.input), (contract.outputs, graph.output)):
-        assert [value.name for value in values] == [spec.name for spec in specs]
-        for spec, value in zip(specs, values, strict=True):
-            tensor = value.type.tensor_type
-            assert tensor.elem_type == DTYPES[spec.dtype]
-            assert [dim.dim_param or dim.dim_value for dim in tensor.shape.dim] == [
-                size.name if isinstance(size, Dim) else size for size in spec.shape
-            ]
+def test_no_path_of_this_machine_is_in_any_file(exported: Exported) -> None:
+    """A bundle is given away."""
+    places = {ROOT, exported.run, exported.run.parents[2], Path.home(), Path(tempfile.gettempdir())}
+    marks = [str(place).encode() for place in places if len(str(place)) > 3] + [b"site-packages", b"torch/nn/modules"]
+    for name, data in contents(exported.bundle).items():
+        for mark in marks:
+            assert mark not in data, f"{name} holds {mark!r}"
 
 
-@pytest.mark.parametrize("stage", Stage)
-def test_graphs_are_valid_and_all_shapes_can_be_derived(bundle: Bundle, stage: Stage) -> None:
-    path = bundle.graph_path(stage)
-    onnx.checker.check_model(str(path), full_check=True)
-    proto = graph_of(bundle, stage)
-    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", OPSET)]
-    assert OPSET >= 17
-    assert {node.domain for node in proto.graph.node} == {""}
+def test_the_manifest_says_what_the_model_is(bundle: Bundle, model: RSRefSeg, exported: Exported) -> None:
+    manifest, run = bundle.manifest, Run(exported.run)
+    assert manifest.preset == "small"
+    assert manifest.geometry == geometry(model.config)
+    assert manifest.provenance.checkpoint_sha256 == digest(run.merged_path)
+    assert manifest.provenance.merge_proof == load_tensors(run.merged_path).header["merge"]
+    assert {"torch", "onnx", "onnxscript", "transformers"} <= manifest.provenance.versions.keys()
+    assert (manifest.text.padding, manifest.text.length, manifest.text.pad_id) == ("fixed", 12, 1)
+    assert (manifest.preprocessing.image_size, manifest.preprocessing.siglip_size) == (64, 64)
+    assert bundle.tokenizer_path.read_bytes() == run.tokenizer_path.read_bytes()
+    assert {record.precision for record in manifest.stages.values()} == {"fp32"}
 
 
-@pytest.mark.parametrize("stage", Stage)
-def test_layer_norms_are_whole_nodes(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
-    modules = model.stage(stage).modules()
-    norms = sum(isinstance(module, nn.LayerNorm | ChannelLayerNorm) for module in modules)
-    operators = Counter(node.op_type for node in graph_of(bundle, stage).graph.node)
-    assert operators["LayerNormalization"] == norms
-    assert not {"ReduceMean", "Sqrt", "InstanceNormalization", "ReduceSumSquare"} & operators.keys()
-    assert operators["Pow"] <= operators["Tanh"], "a square that is not part of a GELU"
-
-
-def test_the_model_has_layer_norms_to_find(model: RSRefSeg) -> None:
-    towers = [model.stage(stage) for stage in (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT)]
-    assert all(any(isinstance(module, nn.LayerNorm) for module in tower.modules()) for tower in towers)
-    for stage in (Stage.SAM_ENCODER, Stage.SAM_DECODER):
-        assert any(isinstance(module, ChannelLayerNorm) for module in model.stage(stage).modules())
-
-
-@pytest.mark.parametrize("stage", Stage)
-def test_nothing_is_computed_in_float64(bundle: Bundle, stage: Stage) -> None:
-    proto = onnx.shape_inference.infer_shapes(graph_of(bundle, stage), strict_mode=True)
-    kinds = {value.type.tensor_type.elem_type for value in proto.graph.value_info}
-    kinds |= {tensor.data_type for tensor in proto.graph.initializer}
-    kinds |= {attribute.t.data_type for node in proto.graph.node for attribute in node.attribute if attribute.t.dims}
-    assert TensorProto.FLOAT in kinds
-    assert TensorProto.DOUBLE not in kinds
-
-
-@pytest.mark.parametrize("stage", Stage)
-def test_nodes_are_named_after_the_modules_they_come_from(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
-    names = [node.name for node in graph_of(bundle, stage).graph.node]
-    assert len(set(names)) == len(names)
-    modules = dict(lean(model, stage).named_modules())
-    assert all(name.rpartition("/")[0] in modules for name in names)
-    assert sum(name.startswith("/") for name in names) < len(names)
-
-
-# What they compute
-
-
-def run_graph(path: Path, feeds: dict[str, Tensor]) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
-
-
-def assert_same(path: Path, contract: StageContract, module: nn.Module, feeds: dict[str, Tensor]) -> None:
-    """The graph gives what the module gives, in its shapes; each value apart, whatever the others are."""
-    given = {spec.name: feeds[spec.name] for spec in contract.inputs}
-    with torch.no_grad():
-        wanted = module(*given.values())
-    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
-    found = run_graph(path, given)
-    for spec, result, reference in zip(contract.outputs, found, wanted, strict=True):
-        spec.check(result)
-        assert result.shape == tuple(reference.shape)
-        error = np.abs(result.astype(np.float64) - reference.double().numpy()).max()
-        assert error <= TOLERANCE * reference.abs().max().item(), spec.name
-
-
-def feeds_for(model: RSRefSeg, run_path: Path, phrases: int, images: int = 1) -> dict[str, Tensor]:
-    """Random pictures and features, real phrases: inputs of every stage."""
-    noise = torch.Generator().manual_seed(phrases)
-    config = model.config
-    tokenizer = Tokenizer(
-        run_path / "tokenizer.json", config.siglip.text_length, config.text_padding, config.siglip.pad_token_id
+def test_the_stated_preprocessing_is_what_the_graphs_do(bundle: Bundle, model: RSRefSeg) -> None:
+    """Undone by the manifest's figures, the first convolution's input is the image again."""
+    stated = bundle.manifest.preprocessing
+    image = torch.arange(3 * 64 * 64, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 3, 64, 64)
+    seen: list[Tensor] = []
+    towers = (
+        (model.siglip_vision, stated.siglip_mean, stated.siglip_std),
+        (model.sam_encoder, stated.sam_mean, stated.sam_std),
     )
-    tokens = tokenizer.encode(PHRASES[:phrases])
-    side = config.sam.image_size
-    image = torch.randint(0, 256, (images, 3, side, side), generator=noise, dtype=torch.uint8)
-    feeds = {
-        "image": image,
-        "input_ids": torch.from_numpy(tokens.input_ids),
-        "token_mask": torch.from_numpy(tokens.token_mask),
-    }
-    for contract in model_contracts(model).values():
-        for spec in contract.outputs:
-            sizes = {"phrases": phrases, "images": 1}
-            feeds[spec.name] = torch.randn(spec.sized(**sizes), generator=noise)
-    return feeds
+    for tower, mean, std in towers:
+        first = next(module for module in tower.modules() if isinstance(module, nn.Conv2d))
+        hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        with torch.no_grad():
+            tower(image)
+        hook.remove()
+        back = seen.pop() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+        assert torch.allclose(back, image / 255.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("phrases", [1, 2, 5])
-@pytest.mark.parametrize("stage", [Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER])
-def test_graphs_of_phrases_equal_pytorch(
-    bundle: Bundle, model: RSRefSeg, exported: Exported, stage: Stage, phrases: int
+def test_the_bundle_goes_to_out_or_to_the_default_place(
+    run: Run, tmp_path: Path, copied: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    feeds = feeds_for(model, exported.run, phrases)
-    assert_same(bundle.graph_path(stage), model_contracts(model)[stage], model.stage(stage), feeds)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RSREFSEG_BUNDLE", raising=False)
+    (tmp_path / "empty").mkdir()
+    assert export_run(run.path, tmp_path / "deep" / "er").bundle == str(tmp_path / "deep" / "er")
+    assert export_run(run.path, tmp_path / "empty").bundle == str(tmp_path / "empty")
+    assert export_run(run.path, None).bundle == "bundle"
+    monkeypatch.setenv("RSREFSEG_BUNDLE", "elsewhere")
+    assert export_run(run.path, None).bundle == "elsewhere"
+    for place in ("deep/er", "empty", "bundle", "elsewhere"):
+        opened = Bundle.open(tmp_path / place)
+        for record in opened.manifest.files:
+            opened.verified_path(record.name)
 
 
-@pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize("stage", [Stage.SIGLIP_VISION, Stage.SAM_ENCODER])
-def test_graphs_of_images_equal_pytorch(
-    bundle: Bundle, model: RSRefSeg, exported: Exported, stage: Stage, images: int
+# Whole or not at all
+
+
+def test_a_graph_that_fails_its_check_never_gets_into_a_bundle(
+    run: Run, exported: Exported, tmp_path: Path, shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    feeds = feeds_for(model, exported.run, 1, images)
-    assert_same(bundle.graph_path(stage), model_contracts(model)[stage], model.stage(stage), feeds)
+    def other_contract(module: nn.Module, contract: StageContract, path: Path, opset: int) -> None:
+        shortcut(module, contract, path, opset)
+        if contract.stage is Stage.SAM_DECODER:
+            shutil.copy(exported.bundle / "attn_prompter.onnx", path)
+            shutil.copy(exported.bundle / "attn_prompter.onnx.data", path.parent)
+
+    monkeypatch.setattr(export_module, "export_graph", other_contract)
+    out = Path(shutil.copytree(exported.bundle, tmp_path / "out" / "bundle"))
+    for destination in (out, tmp_path / "out" / "none"):
+        with pytest.raises(CheckFailedError, match="sam_decoder"):
+            export_run(run.path, destination)
+    assert contents(out) == contents(exported.bundle)
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
 
 
-@pytest.fixture(scope="module")
-def other_choices(tmp_path_factory: pytest.TempPathFactory) -> tuple[RSRefSeg, Path]:
-    """A model with the published padding and without dense prompt, and the two graphs that differ by that."""
-    folder = tmp_path_factory.mktemp("choices")
-    model = build_model(small_config(text_padding="longest", dense_prompt=False), seed=5)
-    for stage in (Stage.SIGLIP_TEXT, Stage.SAM_DECODER):
-        contract = model_contracts(model)[stage]
-        export_graph(model.stage(stage), contract, folder / f"{stage}.onnx")
-        check_graph(folder / f"{stage}.onnx", contract)
-    return model, folder
+CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-@pytest.mark.parametrize("phrases", [1, 2, 5])
-@pytest.mark.parametrize("stage", [Stage.SIGLIP_TEXT, Stage.SAM_DECODER])
-def test_published_padding_and_no_dense_prompt_equal_pytorch_too(
-    other_choices: tuple[RSRefSeg, Path], exported: Exported, stage: Stage, phrases: int
+class InjectedError(Exception):
+    """Raised in place of a change to a file or folder."""
+
+
+class _Injector:
+    """An audit hook, which cannot be removed: counts changes under a folder and fails the chosen one."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.changes, self.failing = 0, 0
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.folder is None or (event != "open" and event not in CHANGES):
+            return
+        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITING):
+            return
+        if str(arguments[0]).startswith(str(self.folder)):
+            self.changes += 1
+            if self.changes == self.failing:
+                raise InjectedError
+
+    @contextmanager
+    def watching(self, folder: Path, failing: int = 0) -> Iterator[None]:
+        self.folder, self.failing, self.changes = folder, failing, 0
+        try:
+            yield
+        finally:
+            self.folder = None
+
+
+INJECTOR = _Injector()
+sys.addaudithook(INJECTOR)
+
+
+@pytest.mark.parametrize("with_old", [False, True])
+def test_a_failure_at_any_write_or_move_leaves_a_whole_bundle_or_none(
+    exported: Exported, copied: None, tmp_path: Path, with_old: bool
 ) -> None:
-    model, folder = other_choices
-    feeds = feeds_for(model, exported.run, phrases)
-    assert_same(folder / f"{stage}.onnx", model_contracts(model)[stage], model.stage(stage), feeds)
+    place = tmp_path / "place"
+    out, old = place / "bundle", Path(shutil.copytree(exported.bundle, tmp_path / "old"))
+    (old / "note.txt").write_text("of the old one")
+
+    def prepare() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(old, out) if with_old else place.mkdir()
+
+    prepare()
+    with INJECTOR.watching(place):
+        export_run(exported.run, out)
+    new, seen = contents(exported.bundle), set()
+    assert contents(out) == new
+    for failing in range(1, INJECTOR.changes + 1):
+        prepare()
+        with INJECTOR.watching(place, failing), suppress(InjectedError):
+            export_run(exported.run, out)
+        with suppress(BundleError):
+            Bundle.open(out)  # as every reader does, which finishes or undoes the last move
+        found = contents(out) if out.exists() else {}
+        assert found in (new, contents(old) if with_old else {}), failing
+        seen.add(found == new)
+        export_run(exported.run, out)
+        assert contents(out) == new, failing
+    assert not with_old or seen == {True, False}, "the moments miss a state"
 
 
-def test_the_choices_make_a_difference(
-    bundle: Bundle, other_choices: tuple[RSRefSeg, Path], exported: Exported
+def test_what_is_not_a_bundle_is_not_replaced(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("mine")
+    for place in ("file", "folder"):
+        with pytest.raises(BadInputError, match=rf"{place}'.*--out"):
+            export_run(run.path, tmp_path / place)
+    assert (tmp_path / "folder" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert shortcut.exported == []
+
+
+def test_a_disk_that_is_too_full_is_reported_before_the_work(
+    run: Run, tmp_path: Path, shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or else the tests above would prove nothing: with the other policy the same weights answer otherwise."""
-    model, folder = other_choices
-    fixed = build_model(small_config(dense_prompt=True), seed=5)
-    feeds = feeds_for(model, exported.run, 2)
-    (logits,) = run_graph(
-        folder / "sam_decoder.onnx",
-        {name: feeds[name] for name in ("image_embedding", "sparse_prompts", "mask_prompt")},
-    )
-    _, sentence = run_graph(folder / "siglip_text.onnx", {name: feeds[name] for name in ("input_ids", "token_mask")})
-    with torch.no_grad():
-        dense = fixed.sam_decoder(feeds["image_embedding"], feeds["sparse_prompts"], feeds["mask_prompt"])
-        _, other_sentence = fixed.siglip_text(feeds["input_ids"], feeds["token_mask"])
-    assert np.abs(logits - dense.numpy()).max() > 1e-3
-    assert np.abs(sentence - other_sentence.numpy()).max() > 1e-3
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10 << 20))
+    with pytest.raises(BadInputError, match=r"needs \d+ MiB.*10 MiB free"):
+        export_run(run.path, tmp_path / "new" / "bundle")
+    assert shortcut.exported == []
+    assert not (tmp_path / "new").exists()
 
 
-def torch_flops(module: nn.Module, contract: StageContract) -> int:
-    inputs = [example_input(spec)[:1] for spec in contract.inputs]  # one image, one phrase: the optimum
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(*inputs)
-    return counter.get_total_flops()
+# The run
 
 
-@pytest.mark.parametrize("stage", Stage)
-def test_flops_agree_with_pytorchs_own_count(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
-    record = bundle.manifest.stages[stage]
-    assert record.flops == pytest.approx(torch_flops(lean(model, stage), record.contract), rel=0.001)
-    assert record.flops == count_flops(bundle.graph_path(stage), record.contract)
-    saved = 0
-    if stage is Stage.SAM_ENCODER:
-        # One block has windows of 3 over 4 x 4 tokens: 20 of 36 are padding, for which nothing is projected.
-        saved = 20 * 2 * 4 * model.config.sam.embed_dim**2
-    published = torch_flops(model.stage(stage), record.contract)
-    assert record.flops + saved == pytest.approx(published, rel=0.02)
+def train_on(run: Run, factor: float) -> None:
+    """Change the run's best weights, as one more step of training does."""
+    best = load_tensors(run.best_path)
+    changed = {name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in best.tensors.items()}
+    header = {name: value for name, value in best.header.items() if name not in ("format", "schema_version")}
+    save_tensors(run.best_path, changed, header)
 
 
-# The published arithmetic, GFLOP for one image and one phrase.
+def test_a_run_is_merged_where_its_merged_model_is_missing_or_old(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
+    before = digest(run.merged_path)
+    export_run(run.path, tmp_path / "one")
+    assert digest(run.merged_path) == before, "nothing changed, nothing to merge"
+    run.merged_path.unlink()
+    export_run(run.path, tmp_path / "one")
+    assert digest(run.merged_path) == before
+    train_on(run, 1.01)
+    export_run(run.path, tmp_path / "two")
+    assert digest(run.merged_path) != before
+    assert load_tensors(run.merged_path).header["source"]["run_best_sha256"] == digest(run.best_path)
+    assert Bundle.open(tmp_path / "two").manifest.provenance.checkpoint_sha256 == digest(run.merged_path)
+
+
+def test_a_merged_model_is_enough(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
+    """The model, its tokenizer and reference inputs, without training state."""
+    for path in (run.best_path, run.last_path, run.record_path, run.metrics_path):
+        path.unlink()
+    export_run(run.path, tmp_path / "bundle")
+    assert Bundle.open(tmp_path / "bundle").manifest.preset == "small"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def replace_merged(run: Run) -> None:
+    run.best_path.unlink()
+    shutil.copy(run.last_path, run.merged_path)
+
+
 @pytest.mark.parametrize(
-    ("preset", "stage", "gflop", "share"),
+    ("spoil", "key"),
     [
-        ("b", Stage.SIGLIP_VISION, 666, 1.0),
-        ("b", Stage.SIGLIP_TEXT, 53, 1.0),
-        ("b", Stage.SAM_DECODER, 4.4, 1.0),
-        ("b", Stage.SAM_ENCODER, 972, 0.968),
-        ("l", Stage.SAM_ENCODER, 2986, 0.955),
+        (lambda run: shutil.rmtree(run.path), "run"),
+        (lambda run: run.tokenizer_path.unlink(), "tokenizer"),
+        (lambda run: run.tokenizer_path.write_text("{}"), "tokenizer"),
+        (lambda run: run.reference_inputs_path.unlink(), "reference_inputs"),
+        (lambda run: cut(run.reference_inputs_path), "reference_inputs"),
+        (lambda run: cut(run.merged_path), "merged"),
+        (replace_merged, "merged|part of a model"),
     ],
 )
-def test_at_full_size_the_flops_are_the_published_ones_less_what_padding_took(
-    preset: str, stage: Stage, gflop: float, share: float
+def test_a_damaged_run_is_refused_before_the_work(
+    run: Run, tmp_path: Path, shortcut: Shortcut, spoil: Callable[[Run], Any], key: str
 ) -> None:
-    """Counted on modules without memory, those that are exported and those that were published.
-
-    Of 70 x 70 tokens in windows of 14, 804 are padding. The published blocks project them, 8 (-b) or 20 (-l) times.
-    """
-    config = model_config(preset)
-    contract = stage_contracts(geometry(config))[stage]
-    with torch.device("meta"):
-        published, leaner = build_stage(stage, config).eval(), make_lean(build_stage(stage, config).eval(), PLAIN)
-        counts = [torch_flops(module, contract) / 1e9 for module in (published, leaner)]
-    assert counts[0] == pytest.approx(gflop, rel=0.02)
-    assert counts[1] == pytest.approx(share * counts[0], rel=0.005)
+    spoil(run)
+    with pytest.raises(BadInputError, match=key):
+        export_run(run.path, tmp_path / "bundle")
+    assert shortcut.exported == []
+    assert not (tmp_path / "bundle").exists()
 
 
-def test_flops_of_a_size_nobody_knows_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    """A count that leaves something out would be taken for the truth."""
-    contract = bundle.manifest.stages[Stage.SIGLIP_TEXT].contract
-    proto = graph_of(bundle, Stage.SIGLIP_TEXT)
-    product = next(node for node in proto.graph.node if node.op_type == "MatMul")
-    rows = helper.make_node("NonZero", [product.input[0]], ["rows"])
-    cast = helper.make_node("Cast", ["rows"], ["floats"], to=TensorProto.FLOAT)
-    again = helper.make_node("MatMul", ["floats", "floats"], ["unknown"], name="odd")
-    proto.graph.node.extend([rows, cast, again])
-    onnx.save(proto, tmp_path / "odd.onnx")
-    with pytest.raises(CheckFailedError, match="odd"):
-        count_flops(tmp_path / "odd.onnx", contract)
-
-
-# Planted faults
-
-
-def wrong_name(proto: onnx.ModelProto) -> None:
-    proto.graph.output[0].name = "words"
-    for node in proto.graph.node:
-        node.output[:] = ["words" if name == "word_features" else name for name in node.output]
-
-
-def wrong_order(proto: onnx.ModelProto) -> None:
-    first, second = list(proto.graph.input)
-    del proto.graph.input[:]
-    proto.graph.input.extend([second, first])
-
-
-def wrong_type(proto: onnx.ModelProto) -> None:
-    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
-
-
-def fixed_size(proto: onnx.ModelProto) -> None:
-    proto.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 2
-
-
-def other_dimension_name(proto: onnx.ModelProto) -> None:
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
-
-
-def add_nodes(proto: onnx.ModelProto, *nodes: onnx.NodeProto) -> None:
-    proto.graph.node.extend(nodes)
-
-
-def float64_in_between(proto: onnx.ModelProto) -> None:
-    add_nodes(
-        proto,
-        helper.make_node("Cast", ["word_features"], ["wide"], to=TensorProto.DOUBLE),
-        helper.make_node("Sqrt", ["wide"], ["root"]),
-    )
-
-
-def float64_weight(proto: onnx.ModelProto) -> None:
-    proto.graph.initializer.append(helper.make_tensor("wide", TensorProto.DOUBLE, [1], [1.0]))
-
-
-def float64_constant(proto: onnx.ModelProto) -> None:
-    value = helper.make_tensor("value", TensorProto.DOUBLE, [1], [1.0])
-    add_nodes(proto, helper.make_node("Constant", [], ["wide"], name="wide", value=value))
-
-
-def other_domain(proto: onnx.ModelProto) -> None:
-    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    add_nodes(proto, helper.make_node("Gelu", ["word_features"], ["odd"], domain="com.microsoft"))
-
-
-def a_branch(proto: onnx.ModelProto) -> None:
-    output = helper.make_tensor_value_info("inside", TensorProto.BOOL, None)
-    body = helper.make_graph([helper.make_node("Identity", ["yes"], ["inside"])], "body", [], [output])
-    proto.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
-    add_nodes(proto, helper.make_node("If", ["yes"], ["odd"], then_branch=body, else_branch=body))
-
-
-def a_function(proto: onnx.ModelProto) -> None:
-    opset = helper.make_opsetid("", OPSET)
-    node = helper.make_node("Identity", ["x"], ["y"])
-    proto.functions.append(helper.make_function("own", "Same", ["x"], ["y"], [node], [opset]))
-    proto.opset_import.append(helper.make_opsetid("own", 1))
-
-
-def no_such_operator(proto: onnx.ModelProto) -> None:
-    add_nodes(proto, helper.make_node("Nonsense", ["word_features"], ["odd"]))
-
-
-def a_size_that_contradicts(proto: onnx.ModelProto) -> None:
-    proto.graph.output[0].type.tensor_type.shape.dim[2].dim_value += 1
-
-
-FAULTS: dict[Callable[[onnx.ModelProto], None], str] = {
-    wrong_name: "has the outputs words",
-    wrong_order: "has the inputs token_mask, input_ids",
-    wrong_type: "'input_ids' is INT32|not valid ONNX",
-    fixed_size: "'token_mask' is BOOL",
-    other_dimension_name: "'input_ids' is INT64",
-    float64_in_between: "'wide' in float64",
-    float64_weight: "'wide' in float64",
-    float64_constant: "'wide' in float64",
-    other_domain: "'Gelu' of the domain 'com.microsoft'|not valid ONNX",
-    a_branch: "graph inside",
-    a_function: "function 'Same'",
-    no_such_operator: "not valid ONNX",
-    a_size_that_contradicts: "not valid ONNX|'word_features' is FLOAT",
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_graph_that_is_not_what_it_should_be_is_refused(
-    bundle: Bundle, tmp_path: Path, fault: Callable[[onnx.ModelProto], None]
+def test_the_latest_run_is_the_default(
+    exported: Exported, tmp_path: Path, copied: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contract = bundle.manifest.stages[Stage.SIGLIP_TEXT].contract
-    proto = graph_of(bundle, Stage.SIGLIP_TEXT)
-    path = tmp_path / "siglip_text.onnx"
-    onnx.save(proto, path)
-    check_graph(path, contract)
-    fault(proto)
-    onnx.save(proto, path)
-    with pytest.raises(CheckFailedError, match=FAULTS[fault]) as refusal:
-        check_graph(path, contract)
-    assert "siglip_text" in str(refusal.value)
-    assert [file.name for file in tmp_path.iterdir()] == [path.name], "the check leaves nothing behind"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInputError, match="runs"):
+        export_run(None, tmp_path / "bundle")
+    shutil.copytree(exported.run, tmp_path / "runs" / "007")
+    assert export_run(None, tmp_path / "bundle").run == str(Path("runs/007"))

@@ -1,24 +1,14 @@
 """All forms of SAM's attention are the same function: in float64 they agree to rounding."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
 
 from rsrefseg.engines.errors import BadInputError
-from rsrefseg.inference.attention import (
-    FORMS,
-    AttentionChoice,
-    AttentionForm,
-    RelativePositionAttention,
-    Target,
-    default_attention,
-    parse_attention,
-)
-from rsrefseg.inference.image_encoder import LeanImageEncoder, MlpInParts
-from rsrefseg.model.config import model_config
+from rsrefseg.inference.attention import AttentionChoice, AttentionForm, RelativePositionAttention
+from rsrefseg.inference.image_encoder import InferenceImageEncoder, MlpInParts
 from rsrefseg.model.model import build_model
 from tests.support.small import small_config
 
@@ -51,47 +41,9 @@ def test_position_embeddings_of_another_size_are_resampled_as_published() -> Non
         assert (found - original(x).flatten(1, 2)).abs().max() <= 1e-12 * found.abs().max()
 
 
-def test_queries_are_taken_in_equal_parts_only() -> None:
-    with pytest.raises(BadInputError, match="6 rows of queries cannot be taken in 4"):
+def test_queries_are_divided_into_equal_parts_only() -> None:
+    with pytest.raises(BadInputError, match="6 rows of queries"):
         RelativePositionAttention(published(6), AttentionForm.PUBLISHED, 6, query_parts=4)
-
-
-@pytest.mark.parametrize("target", [Target.ONNXRUNTIME, Target.OPENVINO])
-@pytest.mark.parametrize("half", [False, True])
-def test_on_cpus_the_default_keeps_what_is_computed_of_a_part_small(target: Target, half: bool) -> None:
-    tiny = default_attention(model_config("tiny").sam, target, half)
-    assert (tiny.query_parts, tiny.mlp_parts) == (1, 1)
-    wanted = AttentionChoice(AttentionForm.FOLDED, AttentionForm.ADDITIVE, query_parts=8)
-    if target is Target.ONNXRUNTIME and not half:
-        wanted = replace(wanted, mlp_parts=4)
-    for preset in ("b", "l"):
-        assert default_attention(model_config(preset).sam, target, half) == wanted
-
-
-def test_every_target_says_why_it_has_its_form() -> None:
-    assert set(FORMS) == set(Target)
-    for forms in FORMS.values():
-        assert len(forms.reason) > 50
-        assert "\n" not in forms.reason
-    assert default_attention(model_config("b").sam, Target.TENSORRT).query_parts == 1
-    assert "not measured" in FORMS[Target.TENSORRT].reason
-
-
-def test_another_form_can_be_asked_for() -> None:
-    default = AttentionChoice(AttentionForm.FOLDED, AttentionForm.ADDITIVE, 16)
-    assert parse_attention("windowed=published", default) == replace(default, windowed=AttentionForm.PUBLISHED)
-    asked = parse_attention("windowed=additive, global=folded:4", default)
-    assert asked == AttentionChoice(AttentionForm.ADDITIVE, AttentionForm.FOLDED, 4)
-    assert parse_attention("global=folded", default).query_parts == 1
-    assert parse_attention("mlp=2", default) == replace(default, mlp_parts=2)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "folded", "windowed=fused", "windowed=folded:2", "global=folded:0", "global=:4", "mlp=0", "mlp"]
-)
-def test_a_form_that_is_none_is_refused_with_those_there_are(text: str) -> None:
-    with pytest.raises(BadInputError, match=r"--attention.*windowed=FORM,global=FORM:PARTS,mlp=PARTS.*published"):
-        parse_attention(text, AttentionChoice())
 
 
 @pytest.mark.parametrize("form", list(AttentionForm))
@@ -105,8 +57,8 @@ def test_a_whole_encoder_keeps_its_result(form: AttentionForm) -> None:
     pixels = (image.double() - encoder.pixel_mean) / encoder.pixel_std
     with torch.no_grad():
         wanted = encoder.image_encoder(pixels)
-        lean = LeanImageEncoder(encoder.image_encoder, AttentionChoice(form, form, query_parts=2, mlp_parts=4))
-        found = lean(pixels)
-    assert all(isinstance(block.attn, RelativePositionAttention) for block in lean.blocks)
-    assert all(isinstance(block.mlp, MlpInParts) for block in lean.blocks)
+        folded = InferenceImageEncoder(encoder.image_encoder, AttentionChoice(form, form, query_parts=2, mlp_parts=4))
+        found = folded(pixels)
+    assert all(isinstance(block.attn, RelativePositionAttention) for block in folded.blocks)
+    assert all(isinstance(block.mlp, MlpInParts) for block in folded.blocks)
     assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()

@@ -6,10 +6,10 @@ from torch import nn
 
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.inference.attention import AttentionChoice, AttentionForm
-from rsrefseg.inference.stages import make_lean
+from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model.model import RSRefSeg, build_model
-from rsrefseg.model.stages import model_contracts
 from tests.support.small import small_config
+from tests.support.stage_inputs import as_tuple, stage_inputs
 
 
 def awkward_model(**overrides: object) -> RSRefSeg:
@@ -23,27 +23,11 @@ def awkward_model(**overrides: object) -> RSRefSeg:
     return model
 
 
-def some_inputs(model: RSRefSeg, stage: Stage) -> tuple[torch.Tensor, ...]:
-    noise = torch.Generator().manual_seed(4)
-    given = []
-    for spec in model_contracts(model)[stage].inputs:
-        shape = spec.sized(phrases=3, images=2)
-        if spec.dtype == "float32":
-            given.append(torch.randn(shape, generator=noise, dtype=torch.float64))
-        elif spec.dtype == "bool":
-            given.append(torch.arange(shape[1]).expand(shape) < torch.tensor([[3], [5], [2]]))
-        else:
-            high = 256 if spec.dtype == "uint8" else 32
-            given.append(torch.randint(0, high, shape, generator=noise, dtype=getattr(torch, spec.dtype)))
-    return tuple(given)
-
-
 def results(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     # Stages ask for float32 pixels; as float64 they tell rounding from a fault.
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        found = module(*given)
-    return found if isinstance(found, tuple) else (found,)
+        return as_tuple(module(*given))
 
 
 @pytest.mark.parametrize("stage", Stage)
@@ -51,12 +35,12 @@ def results(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.T
     "overrides", [{}, {"text_padding": "longest", "dense_prompt": False}], ids=["own", "published"]
 )
 @pytest.mark.parametrize("fused", [False, True], ids=["products", "fused"])
-def test_a_lean_stage_is_the_published_one(stage: Stage, overrides: dict[str, object], fused: bool) -> None:
+def test_a_folded_stage_equals_the_published_one(stage: Stage, overrides: dict[str, object], fused: bool) -> None:
     model = awkward_model(**overrides)
-    given = some_inputs(model, stage)
+    given = stage_inputs(model, stage, phrases=3, images=2, dtype=torch.float64)
     wanted = results(model.stage(stage), given)
     choice = AttentionChoice(AttentionForm.FOLDED, AttentionForm.ADDITIVE, query_parts=2)
-    found = results(make_lean(model.stage(stage), choice, fused=fused), given)
+    found = results(fold_for_inference(model.stage(stage), choice, fused=fused), given)
     for left, right in zip(wanted, found, strict=True):
         assert left.shape == right.shape
         assert left.abs().max() > 0
@@ -64,12 +48,11 @@ def test_a_lean_stage_is_the_published_one(stage: Stage, overrides: dict[str, ob
 
 
 @pytest.mark.parametrize("stage", [Stage.SIGLIP_VISION, Stage.SAM_ENCODER])
-@pytest.mark.parametrize("half", [False, True])
-def test_pixels_are_folded_but_not_into_weights_that_will_be_halved(stage: Stage, half: bool) -> None:
-    # In half precision a tenth and more of them would be subnormal, and the error two to four times as large.
+@pytest.mark.parametrize("fp16", [False, True])
+def test_pixels_are_not_folded_into_weights_that_become_half(stage: Stage, fp16: bool) -> None:
     model = awkward_model()
     embedding = "embeddings.patch_embedding" if stage is Stage.SIGLIP_VISION else "image_encoder.patch_embed.proj"
     before = model.stage(stage).get_submodule(embedding).weight.detach().clone()
-    lean = make_lean(model.stage(stage), AttentionChoice(), half=half)
-    assert lean.takes_pixels is not half
-    assert torch.equal(lean.get_submodule(embedding).weight, before) is half
+    folded = fold_for_inference(model.stage(stage), AttentionChoice(), fp16=fp16)
+    assert folded.takes_pixels is not fp16
+    assert torch.equal(folded.get_submodule(embedding).weight, before) is fp16

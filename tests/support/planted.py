@@ -9,7 +9,7 @@ from torch import nn
 
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.reference import ReferenceSample
-from rsrefseg.export.precision.half_stages import HalfStages
+from rsrefseg.export.precision.half_model import HalfModel
 from rsrefseg.export.precision.plan import PrecisionPlan
 from rsrefseg.model.config import ModelConfig, TransformerConfig
 from rsrefseg.model.model import RSRefSeg, build_model
@@ -21,7 +21,7 @@ VISION = Stage.SIGLIP_VISION
 
 
 def deep_config(layers: int = 12) -> ModelConfig:
-    """The small model with more vision blocks: two half islands each."""
+    """The small model with more vision blocks: two half blocks each."""
     config = small_config()
     vision = TransformerConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2)
     return replace(config, siglip=replace(config.siglip, vision=vision))
@@ -45,10 +45,10 @@ def planted_model(writes: Mapping[int, float], layers: int = 12) -> RSRefSeg:
     return model
 
 
-def vision_stages(model: RSRefSeg, plan: PrecisionPlan | None = None, samples: int = 2) -> HalfStages:
-    """The vision stage of a model on pictures of noise."""
+def vision_model(model: RSRefSeg, plan: PrecisionPlan | None = None, samples: int = 2) -> HalfModel:
+    """The vision stage of a model on noise images."""
     contract = model_contracts(model)[VISION]
-    return HalfStages(
+    return HalfModel(
         source="a planted model",
         contracts={VISION: contract},
         samples=tuple(_sample(model, seed) for seed in range(samples)),

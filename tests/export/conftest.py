@@ -1,0 +1,50 @@
+"""One export of the small run in each precision and form, shared by all tests of export. Not to be changed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rsrefseg.checkpoints.model_file import load_model
+from rsrefseg.engines.bundle.bundle import Bundle
+from rsrefseg.export.export import export_run
+from rsrefseg.export.graph import FUSED_OPSET
+from rsrefseg.export.precision.plan import PrecisionPlan
+from rsrefseg.export.settings import ExportSettings, Target
+from rsrefseg.model.model import RSRefSeg
+from rsrefseg.train.run import Run
+from tests.support.exported import Exported
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread: None) -> None:
+    """Sums come out the same on every machine."""
+
+
+@pytest.fixture(scope="session")
+def bundle(exported: Exported) -> Bundle:
+    return Bundle.open(exported.bundle)
+
+
+@pytest.fixture(scope="session")
+def model(exported: Exported) -> RSRefSeg:
+    return load_model(Run(exported.run).merged_path)
+
+
+def _export(exported: Exported, folder: Path, settings: ExportSettings) -> Bundle:
+    torch.set_num_threads(1)
+    export_run(exported.run, folder / "bundle", settings)
+    return Bundle.open(folder / "bundle")
+
+
+@pytest.fixture(scope="session")
+def half_bundle(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Half precision by the default plan."""
+    return _export(exported, tmp_path_factory.mktemp("half"), ExportSettings(PrecisionPlan()))
+
+
+@pytest.fixture(scope="session")
+def fused_bundle(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Attention nodes, and another form of attention than the target's."""
+    settings = ExportSettings(None, Target.OPENVINO, "windowed=additive,global=folded:2,mlp=2", FUSED_OPSET)
+    return _export(exported, tmp_path_factory.mktemp("fused"), settings)

@@ -1,0 +1,189 @@
+"""Exported graphs compute what PyTorch does, from nodes that runtimes know how to fuse."""
+
+import copy
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsrefseg.engines.bundle.bundle import Bundle
+from rsrefseg.engines.bundle.contracts import Stage, StageContract
+from rsrefseg.engines.text import Tokenizer
+from rsrefseg.export.checks import check_graph
+from rsrefseg.export.graph import FUSED_OPSET, OPSET, export_graph
+from rsrefseg.export.settings import default_attention
+from rsrefseg.inference.attention import AttentionForm, RelativePositionAttention
+from rsrefseg.inference.operators import ErfGelu, TanhGelu
+from rsrefseg.inference.projections import FoldedAttention
+from rsrefseg.inference.stages import fold_for_inference
+from rsrefseg.model.model import RSRefSeg, build_model
+from rsrefseg.model.sam import ChannelLayerNorm
+from rsrefseg.model.stages import model_contracts
+from tests.support.exported import Exported
+from tests.support.small import small_config
+
+# FP32 engines add in another order than PyTorch: a few roundings of 6e-8. 10% of what parity allows.
+TOLERANCE = 1e-5
+PHRASES = ("the red box", "the blue box", "white box", "the green box", "box")
+
+
+def nodes(bundle: Bundle, stage: Stage) -> list[onnx.NodeProto]:
+    return list(onnx.load(bundle.graph_path(stage), load_external_data=False).graph.node)
+
+
+def operators(bundle: Bundle, stage: Stage) -> Counter[str]:
+    return Counter(node.op_type for node in nodes(bundle, stage))
+
+
+def folded(model: RSRefSeg, stage: Stage) -> nn.Module:
+    """The stage as it is exported."""
+    return fold_for_inference(copy.deepcopy(model.stage(stage)), default_attention(model.config.sam))
+
+
+# What they compute
+
+
+def run_graph(path: Path, feeds: dict[str, Tensor]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
+
+
+def assert_same(path: Path, contract: StageContract, module: nn.Module, feeds: dict[str, Tensor]) -> None:
+    """The graph's outputs have the module's shapes and values."""
+    given = {spec.name: feeds[spec.name] for spec in contract.inputs}
+    with torch.no_grad():
+        wanted = module(*given.values())
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    found = run_graph(path, given)
+    for spec, result, reference in zip(contract.outputs, found, wanted, strict=True):
+        spec.check(result)
+        assert result.shape == tuple(reference.shape)
+        error = np.abs(result.astype(np.float64) - reference.double().numpy()).max()
+        assert error <= TOLERANCE * reference.abs().max().item(), spec.name
+
+
+def feeds_for(model: RSRefSeg, run_path: Path, phrases: int, images: int = 1) -> dict[str, Tensor]:
+    """Random images and features, real phrases: inputs of every stage."""
+    noise = torch.Generator().manual_seed(phrases)
+    config = model.config
+    tokenizer = Tokenizer(
+        run_path / "tokenizer.json", config.siglip.text_length, config.text_padding, config.siglip.pad_token_id
+    )
+    tokens = tokenizer.encode(PHRASES[:phrases])
+    side = config.sam.image_size
+    feeds = {
+        "image": torch.randint(0, 256, (images, 3, side, side), generator=noise, dtype=torch.uint8),
+        "input_ids": torch.from_numpy(tokens.input_ids),
+        "token_mask": torch.from_numpy(tokens.token_mask),
+    }
+    for contract in model_contracts(model).values():
+        for spec in contract.outputs:
+            feeds[spec.name] = torch.randn(spec.sized(phrases=phrases, images=1), generator=noise)
+    return feeds
+
+
+OF_PHRASES = (Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
+OF_IMAGES = (Stage.SIGLIP_VISION, Stage.SAM_ENCODER)
+
+
+@pytest.mark.parametrize(
+    ("stage", "phrases", "images"),
+    [(stage, phrases, 1) for stage in OF_PHRASES for phrases in (1, 2, 5)]
+    + [(stage, 1, images) for stage in OF_IMAGES for images in (1, 2)],
+)
+def test_graphs_equal_pytorch(
+    bundle: Bundle, model: RSRefSeg, exported: Exported, stage: Stage, phrases: int, images: int
+) -> None:
+    feeds = feeds_for(model, exported.run, phrases, images)
+    assert_same(bundle.graph_path(stage), model_contracts(model)[stage], model.stage(stage), feeds)
+
+
+@pytest.mark.parametrize("stage", [Stage.SIGLIP_TEXT, Stage.SAM_DECODER])
+def test_published_padding_and_no_dense_prompt_equal_pytorch(exported: Exported, stage: Stage, tmp_path: Path) -> None:
+    model = build_model(small_config(text_padding="longest", dense_prompt=False), seed=5)
+    contract, path = model_contracts(model)[stage], tmp_path / f"{stage}.onnx"
+    export_graph(model.stage(stage), contract, path)
+    check_graph(path, contract)
+    for phrases in (1, 2, 5):
+        assert_same(path, contract, model.stage(stage), feeds_for(model, exported.run, phrases))
+
+
+# What they consist of
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_layer_norms_are_whole_nodes(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
+    norms = sum(isinstance(module, nn.LayerNorm | ChannelLayerNorm) for module in model.stage(stage).modules())
+    found = operators(bundle, stage)
+    assert found["LayerNormalization"] == norms
+    assert not {"ReduceMean", "Sqrt", "InstanceNormalization", "ReduceSumSquare"} & found.keys()
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_attention_has_one_softmax_and_normalisation_is_folded(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
+    attentions = sum(
+        isinstance(module, RelativePositionAttention | FoldedAttention) for module in folded(model, stage).modules()
+    )
+    found = operators(bundle, stage)
+    assert found["Softmax"] == attentions
+    assert not {"Sub", "BatchNormalization", "Identity", "Expand"} & found.keys()
+    assert found["Slice"] <= 1, "of the windows' padding, once for both axes"
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_attention_is_one_node_where_opset_23_is_chosen_except_in_the_folded_form(
+    bundle: Bundle, fused_bundle: Bundle, stage: Stage
+) -> None:
+    """ONNX Runtime 1.31 computes Attention wrongly on CUDA where keys have more channels than values."""
+    records = bundle.manifest.stages[stage], fused_bundle.manifest.stages[stage]
+    assert [record.opset for record in records] == [OPSET, FUSED_OPSET]
+    plain, fused = operators(bundle, stage), operators(fused_bundle, stage)
+    assert plain["Attention"] == 0
+    if stage is Stage.SAM_ENCODER:  # one additive windowed block, one folded global block in two parts
+        assert (fused["Attention"], fused["Softmax"]) == (1, 2)
+    else:
+        assert (fused["Attention"], fused["Softmax"]) == (plain["Softmax"], 0)
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_nodes_are_named_after_the_modules_they_come_from(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
+    names = [node.name for node in nodes(bundle, stage)]
+    modules = dict(folded(model, stage).named_modules())
+    assert len(set(names)) == len(names)
+    assert all(name.rpartition("/")[0] in modules for name in names)
+    assert sum(name.startswith("/") for name in names) < len(names)
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_no_node_takes_what_one_of_its_kind_has_just_made(bundle: Bundle, stage: Stage) -> None:
+    """Two casts, transposes or reshapes in a row are one, or none."""
+    graph = nodes(bundle, stage)
+    uses = Counter(name for node in graph for name in node.input)
+    makers = {name: node.op_type for node in graph for name in node.output if uses[name] == 1}
+    moves = ("Cast", "Transpose", "Reshape", "Slice")
+    assert [node.name for node in graph if node.op_type in moves and makers.get(node.input[0]) == node.op_type] == []
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_onnxruntime_fuses_every_gelu_and_the_transposes_of_keys(
+    bundle: Bundle, model: RSRefSeg, tmp_path: Path, stage: Stage
+) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(bundle.graph_path(stage), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    found = Counter(node.op_type for node in graph.node)
+    gelus = sum(isinstance(module, ErfGelu | TanhGelu) for module in folded(model, stage).modules())
+    assert found["Gelu"] + found["BiasGelu"] + found["FastGelu"] == gelus
+    assert found["Erf"] + found["Tanh"] == 0
+    if stage is Stage.SAM_ENCODER:
+        assert default_attention(model.config.sam).whole is AttentionForm.ADDITIVE
+        assert found["FusedMatMul"] == operators(bundle, stage)["Softmax"]
