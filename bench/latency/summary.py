@@ -1,9 +1,9 @@
 """Statistics of repeated times: percentiles, and 95% intervals of medians by order statistics.
 
-The interval of a median reaches from the k-th smallest to the k-th largest value, where k is as large as at least 95% of
-the draws from any distribution allow (sign test). Of five values or fewer it is their range, which holds the true median
-with a probability of 1 - 2^(1-n): 94% for five, 75% for three. Rounds that drift are not independent, so the interval of
-a time is too narrow for them; ratios are taken round by round, where a drift cancels.
+The interval of a median reaches from the k-th smallest to the k-th largest value; k is the largest that holds the
+median with 95% whatever the distribution (sign test). Of five values or fewer it is their range, which holds the median
+with a probability of 1 - 2^(1-n): 94% for five, 75% for three. Rounds that drift are not independent, so the interval
+of a time is too narrow for them; ratios are taken round by round, where a drift cancels.
 """
 
 from collections.abc import Sequence
