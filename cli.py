@@ -314,8 +314,8 @@ def merge(
     as_json: JsonFlag = False,
 ) -> Any:
     """Fold the LoRA weights of a run into a plain model, with proof."""
-    from rsrefseg.train.merge import merge as merge_run
-    from rsrefseg.train.run import Run, latest_run
+    from rsrefseg.runs.merge import merge as merge_run
+    from rsrefseg.runs.run import Run, latest_run
 
     return _print(merge_run(Run(run) if run else latest_run(), half=half), as_json)
 
@@ -339,8 +339,8 @@ def convert(
     as_json: JsonFlag = False,
 ) -> Any:
     """Bring in somebody else's RSRefSeg checkpoint as a run that can be exported."""
-    from rsrefseg.checkpoints.convert import ConvertRequest, convert_checkpoint
     from rsrefseg.model.config import model_config
+    from rsrefseg.runs.convert import ConvertRequest, convert_checkpoint
 
     request = ConvertRequest(
         file=file,

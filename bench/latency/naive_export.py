@@ -39,7 +39,7 @@ class NaiveContender(Contender):
     name = NAIVE
 
     def __init__(self, bundle: Bundle, run: Path | None) -> None:
-        from rsrefseg.evaluation.models import exported_run
+        from rsrefseg.runs.run import exported_run
 
         super().__init__(bundle)
         if (reason := why_unavailable("cpu")) is not None:

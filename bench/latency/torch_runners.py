@@ -60,7 +60,7 @@ class TorchContender(Contender):
     """
 
     def __init__(self, bundle: Bundle, run: Path | None, name: str = TORCH, flavour: Flavour | None = None) -> None:
-        from rsrefseg.evaluation.models import exported_run
+        from rsrefseg.runs.run import exported_run
 
         super().__init__(bundle)
         self.name = name

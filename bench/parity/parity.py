@@ -189,7 +189,8 @@ class _DataComparison:
     """The same samples answered by PyTorch and by an engine. Everything is found at construction, before any work."""
 
     def __init__(self, engine: Engine, data: Path, split: str, run: Path | None) -> None:
-        from rsrefseg.evaluation.models import exported_run, merged_model
+        from rsrefseg.evaluation.models import merged_model
+        from rsrefseg.runs.run import exported_run
 
         self.torch: TorchModel = merged_model(
             exported_run(engine.bundle.root, engine.bundle.manifest.provenance.checkpoint_sha256, run)

@@ -10,7 +10,7 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.comparison import finite
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.system.progress import ProgressLine
-from rsrefseg.evaluation.models import exported_run
+from rsrefseg.runs.run import exported_run
 
 from .half_stages import HalfStages, as_tensors
 

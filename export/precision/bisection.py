@@ -10,7 +10,7 @@ from rsrefseg.engines.bundle.comparison import finite
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.progress import ProgressLine
-from rsrefseg.evaluation.models import exported_run
+from rsrefseg.runs.run import exported_run
 
 from .audit import HALF_MAX, audit_stage
 from .half_stages import HalfStages, StageCheck

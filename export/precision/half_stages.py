@@ -15,7 +15,7 @@ from rsrefseg.engines.bundle.tolerances import Scope, Verdict, judge, tolerances
 if TYPE_CHECKING:
     from torch import nn
 
-    from rsrefseg.train.run import Run
+    from rsrefseg.runs.run import Run
 
     from .plan import Fp32Part, PrecisionPlan
 

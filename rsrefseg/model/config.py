@@ -162,6 +162,22 @@ class ModelConfig:
             raise BadInputError(f"the model configuration cannot be read: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Low-rank adaptation (paper, section II-B; rank and modules as in the public configuration)."""
+
+    rank: int = 16
+    alpha: int = 16
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise BadInputError(f"LoRA dropout must lie in [0, 1), not {self.dropout}")
+
+
 def _check_positive(config: TransformerConfig | SiglipConfig | SamConfig, besides: tuple[str, ...] = ()) -> None:
     """Refuse a whole number below 1 in any field not named in ``besides``."""
     for field in dataclasses.fields(config):

@@ -12,14 +12,14 @@ from rsrefseg.engines.system.progress import ProgressLine
 from rsrefseg.engines.text import Padding
 
 from ..model.config import ModelConfig, Preset, model_config
+from ..runs.run import Run, latest_run, next_run
 from .config import TrainConfig
 from .request import TrainRequest
-from .run import Run, latest_run, next_run
 
 if TYPE_CHECKING:
     from ..evaluation.metrics import MetricsResult
     from ..model.lora import ParameterCounts
-    from .base import BaseWeights
+    from ..runs.base import BaseWeights
     from .trainer import StepReport, Watcher
 
 
@@ -129,7 +129,7 @@ def _base(request: TrainRequest, run: Run, model: ModelConfig, progress: Progres
     from ..checkpoints.public_files import check_public_files
     from ..checkpoints.sam_file import SAM_FILES
     from ..checkpoints.siglip_folder import SIGLIP_FILES
-    from . import base as base_weights
+    from ..runs import base as base_weights
     from .processes import this_process
 
     say = progress.say if this_process().is_main_process else _nothing

@@ -9,6 +9,8 @@ from typing import Any
 
 from rsrefseg.engines.errors import BadInputError
 
+from ..model.config import LoraSettings
+
 _SEEDS = 2**32
 _LEAST = {
     "epochs": 1,
@@ -38,20 +40,6 @@ def _check_bounds(settings: object, least: Mapping[str, int]) -> None:
     for name, bound in least.items():
         if not bound <= getattr(settings, name) < math.inf:
             raise BadInputError(f"{name} must be at least {bound}, not {getattr(settings, name)}")
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """Low-rank adaptation (paper, section II-B; rank and modules as in the public configuration)."""
-
-    rank: int = 16
-    alpha: int = 16
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_bounds(self, {"rank": 1, "alpha": 1})
-        if not 0 <= self.dropout < 1:
-            raise BadInputError(f"LoRA dropout must lie in [0, 1), not {self.dropout}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +75,7 @@ class TrainConfig:
     max_grad_norm: float | None = None
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
-    lora: LoraSettings | None = LoraSettings()
+    lora: LoraSettings | None = LoraSettings()  # noqa: RUF009 (frozen)
     loss: LossWeights = LossWeights()
     precision: Precision = Precision.AUTO
     seed: int = 0

@@ -13,8 +13,8 @@ from typing import Any, get_args, get_type_hints
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Padding
 
-from ..model.config import Preset
-from .config import LoraSettings, LossWeights, TrainConfig
+from ..model.config import LoraSettings, Preset
+from .config import LossWeights, TrainConfig
 
 _RECIPES = ("b", "l")
 _SUFFIX = ".toml"

@@ -5,27 +5,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.system.files import atomic_write_bytes
 
 from ..data.samples import group_by_image
 from ..model.config import ModelConfig
 from ..model.lora import ParameterCounts, count_parameters
+from ..runs.base import BaseWeights
+from ..runs.reference_inputs import pick_reference_inputs, save_reference_inputs
+from ..runs.run import Run, versions
+from ..runs.tokenizer import open_tokenizer, tokenizer_for
+from ..runs.trained import prepare_model
 from .allocator import keep_freed_memory
-from .base import BaseWeights
 from .config import TrainConfig
 from .processes import this_process
-from .reference_inputs import pick_reference_inputs, save_reference_inputs
-from .run import Run
 from .setup import (
     DataChoice,
     TrainingData,
     check_output,
     check_phrases,
-    open_tokenizer,
-    prepare_model,
     read_samples,
     samples_digest,
-    versions,
-    write_tokenizer,
 )
 from .sharding import sharding_wanted
 from .state import Position
@@ -93,7 +92,8 @@ def train(
             if any(record["data"].get(name) != value for name, value in contents.items()):
                 raise BadInputError(f"'{data.path}' is not the data '{out}' was started on: its annotations differ")
         elif processes.is_main_process:
-            write_tokenizer(run, base, tokenizer, model_config, [sample.phrase for sample in samples])
+            phrases = [sample.phrase for sample in samples]
+            atomic_write_bytes(run.tokenizer_path, tokenizer_for(base, tokenizer, model_config, phrases))
             reference = pick_reference_inputs(validation or samples, model_config.sam.image_size)
             save_reference_inputs(run.reference_inputs_path, reference)
         processes.wait_for_everyone()
@@ -105,7 +105,7 @@ def train(
         )
         if warnings := check_phrases([*samples, *validation], training_data.tokenizer):
             watcher.on_note(f"{len(warnings)} phrases are not read in full; the first: {warnings[0]}")
-        model, _ = prepare_model(base, model_config, config)
+        model, _ = prepare_model(base, model_config, config.lora, config.seed)
         parameters = count_parameters(model)
         if not started and processes.is_main_process:
             run.write_record(

@@ -9,10 +9,10 @@ from typing import Any
 
 from rsrefseg.engines.errors import BadInputError
 
-from ..model.config import ModelConfig
-from .config import LoraSettings, LossWeights, Precision, TrainConfig, from_scratch_config
+from ..model.config import LoraSettings, ModelConfig
+from ..runs.run import Run
+from .config import LossWeights, Precision, TrainConfig, from_scratch_config
 from .config_file import ConfigFile, read_config_file
-from .run import Run
 
 
 @dataclass(frozen=True, slots=True)

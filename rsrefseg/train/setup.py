@@ -2,33 +2,19 @@
 
 import hashlib
 import json
-import platform
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
-from peft import LoraModel
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
-from rsrefseg.engines.system.files import atomic_write_bytes, unwritable
+from rsrefseg.engines.system.files import unwritable
 from rsrefseg.engines.text import Tokenizer
 
-from ..checkpoints.tokenizer_file import tokenizer_bytes
 from ..data.headers import size_in_header
 from ..data.loading import SizeMismatch, fit_mask, verify_images
 from ..data.samples import Sample, group_by_image, open_dataset
-from ..model.config import ModelConfig
-from ..model.lora import add_lora, train_everything
-from ..model.model import RSRefSeg
-from ..model.tokenizer import write_word_tokenizer
-from .base import BaseKind, BaseWeights, shipped_tokenizer
-from .config import TrainConfig
-from .run import Run
 
 _LEAST_FREE_MIB = 64
 
@@ -109,62 +95,6 @@ def samples_digest(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def write_tokenizer(
-    run: Run, base: BaseWeights, tokenizer: Path | None, config: ModelConfig, phrases: list[str]
-) -> None:
-    """Put the tokenizer of the run in its folder: a given one, the base's own, or one made from the phrases.
-
-    Raises:
-        BadInputError: the one that is needed cannot be read.
-    """
-    if base.files is not None:
-        source = tokenizer if tokenizer is not None else Path(base.files.siglip.path)
-        atomic_write_bytes(run.tokenizer_path, tokenizer_bytes(source, config))
-        return
-    if tokenizer is None and base.kind is BaseKind.SHIPPED:
-        tokenizer = shipped_tokenizer()
-    if tokenizer is None and base.kind is BaseKind.FILE:
-        beside = Path(base.path or "").with_name("tokenizer.json")
-        if not beside.is_file():
-            raise BadInputError(f"no tokenizer beside '{base.path}': give one with --tokenizer")
-        tokenizer = beside
-    if tokenizer is None:
-        write_word_tokenizer(run.tokenizer_path, phrases, config.siglip.vocab_size)
-        return
-    try:
-        content = tokenizer.read_bytes()
-    except OSError as error:
-        raise BadInputError(f"the tokenizer '{tokenizer}' cannot be read: {error.strerror}") from error
-    atomic_write_bytes(run.tokenizer_path, content)
-
-
-def open_tokenizer(run: Run, config: ModelConfig) -> Tokenizer:
-    """The run's tokenizer, fit for its model.
-
-    Raises:
-        BadInputError: its vocabulary is larger than the model's.
-    """
-    siglip = config.siglip
-    tokenizer = Tokenizer(run.tokenizer_path, siglip.text_length, config.text_padding, siglip.pad_token_id)
-    if tokenizer.vocabulary_size > siglip.vocab_size:
-        raise BadInputError(
-            f"'{run.tokenizer_path}' has {tokenizer.vocabulary_size} tokens, the model {siglip.vocab_size}: "
-            "give the tokenizer that belongs to these weights"
-        )
-    return tokenizer
-
-
-def prepare_model(base: BaseWeights, config: ModelConfig, train: TrainConfig) -> tuple[RSRefSeg, LoraModel | None]:
-    """The model to train, marked; with LoRA also peft's handle of it. The seed decides every random weight."""
-    model = base.build(config, train.seed)
-    if train.lora is None:
-        train_everything(model)
-        return model, None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(train.seed)
-        return model, add_lora(model, train.lora)
-
-
 def check_output(path: Path) -> None:
     """Refuse an output folder that cannot be written or whose disk is nearly full, before any work.
 
@@ -184,9 +114,3 @@ def check_output(path: Path) -> None:
             f"only {free_mib:.0f} MiB free on the disk of '{path}', at least {_LEAST_FREE_MIB} are needed: "
             "free some or choose another place"
         )
-
-
-def versions() -> dict[str, Any]:
-    """Versions a run's result may depend on."""
-    packages = ("torch", "transformers", "segment-anything", "peft", "accelerate", "numpy", "rsrefseg")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

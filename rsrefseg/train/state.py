@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from rsrefseg.engines.errors import BadInputError
 
-from ..checkpoints.model_file import check_names, load_tensors, save_tensors
+from ..checkpoints.model_file import load_tensors, save_tensors
+from ..runs.trained import load_trained_state, trained_state
 from .sharding import placed_like, whole
 
 _WEIGHT, _OPTIMIZER = "weight.", "optimizer."
@@ -26,41 +27,6 @@ class Position:
     batch: int = 0
     step: int = 0
     best_giou: float = -1.0
-
-
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters and batch-norm statistics, whole.
-
-    Of a sharded model all processes must ask.
-    """
-    return {name: whole(tensor) for name, tensor in _trained(model).items()}
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    trained: dict[str, Tensor] = {name: part for name, part in model.named_parameters() if part.requires_grad}
-    statistics = {
-        f"{module_name}.{name}": buffer
-        for module_name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for name, buffer in module.named_buffers(recurse=False)
-    }
-    return trained | statistics
-
-
-def load_trained_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy a ``trained_state`` back.
-
-    Raises:
-        BadInputError: the names or shapes are not this model's.
-    """
-    target = _trained(model)
-    check_names(target, tensors, path)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            if tensor.shape != target[name].shape:
-                found, wanted = tuple(tensor.shape), tuple(target[name].shape)
-                raise BadInputError(f"'{path}': tensor '{name}' has shape {found}, the model has {wanted}")
-            target[name].copy_(placed_like(tensor, target[name]))
 
 
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

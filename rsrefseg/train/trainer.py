@@ -20,17 +20,18 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import MetricsResult
 from ..model.lora import ParameterCounts, trainable_parameters
 from ..model.model import RSRefSeg
+from ..runs.run import Run
+from ..runs.trained import trained_state
 from .batch_norm import count_phrases, share_batch_norms
 from .batches import Batch, EpochBatches, TrainingBatches, TrainingImages
 from .blocks import checkpoint_blocks
 from .config import Precision, TrainConfig
 from .losses import segmentation_loss
 from .metrics_log import MetricsLog
-from .run import Run
 from .schedule import WarmupCosine
 from .setup import TrainingData
 from .sharding import exchange_gradients, shard, sharding_wanted
-from .state import Position, load_training_state, save_training_state, trained_state, training_state
+from .state import Position, load_training_state, save_training_state, training_state
 
 
 @dataclass(frozen=True, slots=True)

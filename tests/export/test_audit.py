@@ -13,7 +13,7 @@ from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.export.precision.audit import HALF_MAX, AuditReport, AuditRow, audit, run_audit
 from rsrefseg.export.precision.half_blocks import islands_of
 from rsrefseg.export.precision.plan import Fp32Part, PrecisionPlan
-from rsrefseg.train.run import Run
+from rsrefseg.runs.run import Run
 from tests.support.commands import run_here
 from tests.support.exported import Exported
 from tests.support.planted import VISION, planted_model, vision_stages

@@ -28,7 +28,7 @@ from rsrefseg.model.config import model_config
 from rsrefseg.model.model import RSRefSeg, build_model, build_stage, geometry
 from rsrefseg.model.sam import ChannelLayerNorm
 from rsrefseg.model.stages import model_contracts
-from rsrefseg.train.run import Run
+from rsrefseg.runs.run import Run
 from tests.support.exported import Exported
 from tests.support.small import small_config
 

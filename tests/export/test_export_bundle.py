@@ -24,7 +24,7 @@ from rsrefseg.export.flops import count_flops
 from rsrefseg.export.graph import export_graph
 from rsrefseg.model.model import RSRefSeg, build_model, geometry
 from rsrefseg.model.stages import model_contracts
-from rsrefseg.train.run import Run
+from rsrefseg.runs.run import Run
 from tests.support import ROOT
 from tests.support.export_jobs import Shortcut
 from tests.support.exported import Exported

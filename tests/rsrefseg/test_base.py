@@ -8,8 +8,8 @@ from rsrefseg.checkpoints.model_file import load_model
 from rsrefseg.data.samples import open_dataset
 from rsrefseg.engines.text import Tokenizer
 from rsrefseg.evaluation.evaluate import evaluate
+from rsrefseg.runs.base import shipped_base, shipped_tokenizer
 from rsrefseg.synth import Domain, render_scene, synthesize
-from rsrefseg.train.base import shipped_base, shipped_tokenizer
 
 # A seed that neither the base nor the demo was made with.
 SEED = 11

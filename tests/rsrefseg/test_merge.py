@@ -14,15 +14,15 @@ from peft import LoraModel
 from rsrefseg.checkpoints.model_file import load_model, load_tensors, save_tensors
 from rsrefseg.engines.errors import BadInputError, CheckFailedError
 from rsrefseg.engines.text import Tokenizer
+from rsrefseg.model.config import LoraSettings
 from rsrefseg.model.lora import add_lora, fold_lora
 from rsrefseg.model.model import RSRefSeg, build_model
 from rsrefseg.model.stages import model_contracts, run_stages
+from rsrefseg.runs.base import BaseWeights, from_file, from_scratch
+from rsrefseg.runs.merge import TOLERANCE, compare_outputs, merge
+from rsrefseg.runs.reference_inputs import load_reference_inputs
+from rsrefseg.runs.run import Run
 from rsrefseg.train import merge as merge_module
-from rsrefseg.train.base import BaseWeights, from_file, from_scratch
-from rsrefseg.train.config import LoraSettings
-from rsrefseg.train.merge import TOLERANCE, compare_outputs, merge
-from rsrefseg.train.reference_inputs import load_reference_inputs
-from rsrefseg.train.run import Run
 from tests.support.small import small_config, train_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")

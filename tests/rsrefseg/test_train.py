@@ -13,12 +13,13 @@ import torch
 from safetensors import safe_open
 
 from rsrefseg.checkpoints.model_file import load_tensors
+from rsrefseg.model.config import LoraSettings
+from rsrefseg.runs.base import BaseWeights, from_file, from_scratch
+from rsrefseg.runs.run import Run, latest_run
 from rsrefseg.train import run as run_module
 from rsrefseg.train import trainer as trainer_module
-from rsrefseg.train.base import BaseWeights, from_file, from_scratch
-from rsrefseg.train.config import LoraSettings, Precision, TrainConfig
+from rsrefseg.train.config import Precision, TrainConfig
 from rsrefseg.train.metrics_log import read_metrics
-from rsrefseg.train.run import Run, latest_run
 from rsrefseg.train.setup import DataChoice
 from rsrefseg.train.trainer import Watcher
 from tests.support import ROOT

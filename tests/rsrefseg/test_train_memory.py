@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsrefseg.checkpoints.model_file import load_tensors
-from rsrefseg.model.config import SamConfig, SiglipConfig, TransformerConfig
+from rsrefseg.model.config import LoraSettings, SamConfig, SiglipConfig, TransformerConfig
 from rsrefseg.model.lora import add_lora, trainable_parameters
 from rsrefseg.model.model import RSRefSeg, build_model
+from rsrefseg.runs.base import BaseWeights, from_file
 from rsrefseg.train import trainer as trainer_module
-from rsrefseg.train.base import BaseWeights, from_file
 from rsrefseg.train.blocks import checkpoint_blocks, transformer_blocks
-from rsrefseg.train.config import LoraSettings, Precision
+from rsrefseg.train.config import Precision
 from rsrefseg.train.metrics_log import read_metrics
 from rsrefseg.train.schedule import WarmupCosine
 from tests.support.runs import StoppedError, assert_same_run, interrupt_at

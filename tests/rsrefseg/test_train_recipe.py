@@ -12,12 +12,12 @@ import torch
 from rsrefseg.checkpoints.model_file import load_tensors
 from rsrefseg.data.samples import group_by_image, open_dataset
 from rsrefseg.engines.text import Tokenizer
-from rsrefseg.model.config import model_config
+from rsrefseg.model.config import LoraSettings, model_config
 from rsrefseg.model.lora import add_lora, train_everything, trainable_parameters
 from rsrefseg.model.model import Prediction, RSRefSeg, build_model
-from rsrefseg.train.base import BaseWeights, from_file
+from rsrefseg.runs.base import BaseWeights, from_file
 from rsrefseg.train.batches import EpochBatches, TrainingBatches, TrainingImages
-from rsrefseg.train.config import LoraSettings, LossWeights, TrainConfig, from_scratch_config
+from rsrefseg.train.config import LossWeights, TrainConfig, from_scratch_config
 from rsrefseg.train.losses import segmentation_loss
 from rsrefseg.train.metrics_log import read_metrics
 from rsrefseg.train.schedule import WarmupCosine

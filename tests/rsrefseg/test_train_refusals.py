@@ -15,13 +15,14 @@ from PIL import Image
 from rsrefseg.checkpoints.model_file import load_tensors, save_model
 from rsrefseg.data.rrsisd import IMAGE_FOLDER, INSTANCES_FILE, REFS_FILE
 from rsrefseg.engines.errors import MissingPartError, RSRefSegError
-from rsrefseg.model.config import model_config
+from rsrefseg.model.config import LoraSettings, model_config
 from rsrefseg.model.model import build_model
-from rsrefseg.train.base import BaseWeights, from_file, shipped
-from rsrefseg.train.config import LoraSettings, Precision
+from rsrefseg.runs.base import BaseWeights, from_file, shipped
+from rsrefseg.runs.run import Run
+from rsrefseg.runs.tokenizer import open_tokenizer
+from rsrefseg.train.config import Precision
 from rsrefseg.train.request import TrainRequest
-from rsrefseg.train.run import Run
-from rsrefseg.train.setup import DataChoice, open_tokenizer, read_samples
+from rsrefseg.train.setup import DataChoice, read_samples
 from rsrefseg.train.trainer import Watcher
 from tests.support.commands import assert_refused, run_here
 from tests.support.runs import StoppedError, assert_same_run, contents, interrupt_at, refused

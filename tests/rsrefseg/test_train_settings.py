@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rsrefseg.model.config import LoraSettings
 from rsrefseg.train import command as command_module
-from rsrefseg.train.config import LoraSettings, LossWeights, TrainConfig
+from rsrefseg.train.config import LossWeights, TrainConfig
 from rsrefseg.train.config_file import read_config_file
 from rsrefseg.train.request import TrainRequest
 from tests.support.commands import assert_refused, run_here

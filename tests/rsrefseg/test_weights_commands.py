@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rsrefseg.checkpoints.imported_run import made_scenes
 from rsrefseg.checkpoints.model_file import is_random, load_model
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.manifest import RANDOM_WEIGHTS_NOTE
@@ -18,6 +17,7 @@ from rsrefseg.export import export as bundle_module
 from rsrefseg.model import config as config_module
 from rsrefseg.model.config import ModelConfig
 from rsrefseg.model.tokenizer import write_word_tokenizer
+from rsrefseg.runs.imported_run import made_scenes
 from rsrefseg.train import command as command_module
 from tests.support.commands import assert_refused, run_here
 from tests.support.export_jobs import Shortcut
@@ -45,7 +45,7 @@ def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a public checkpoint, the run made of it and the bundle exported from that. Not to be changed."""
-    from rsrefseg.checkpoints.convert import ConvertRequest, convert_checkpoint
+    from rsrefseg.runs.convert import ConvertRequest, convert_checkpoint
 
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("converted")

@@ -10,9 +10,9 @@ import pytest
 
 from rsrefseg.checkpoints.model_file import load_model, load_tensors
 from rsrefseg.engines.text import Tokenizer
+from rsrefseg.runs.reference_inputs import load_reference_inputs
+from rsrefseg.runs.run import Run
 from rsrefseg.train.metrics_log import read_metrics
-from rsrefseg.train.reference_inputs import load_reference_inputs
-from rsrefseg.train.run import Run
 from tests.support.killing import KillServer, Moment, Outcome
 
 KILLS = 24
@@ -22,7 +22,7 @@ TEARS = (0, 40, 700, 5_000, 100_000, 500_000)  # bytes; the run's files have 1 t
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[KillServer]:
-    with KillServer(preload=["tests.support.small", "rsrefseg.train.merge", "pycocotools.mask"]) as server:
+    with KillServer(preload=["tests.support.small", "rsrefseg.runs.merge", "pycocotools.mask"]) as server:
         yield server
 
 

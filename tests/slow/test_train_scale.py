@@ -9,7 +9,7 @@ import torch
 
 from rsrefseg.checkpoints.model_file import load_tensors
 from rsrefseg.engines.errors import RSRefSegError
-from rsrefseg.train.base import BaseWeights, from_file
+from rsrefseg.runs.base import BaseWeights, from_file
 from rsrefseg.train.config import Precision
 from rsrefseg.train.metrics_log import read_metrics
 from tests.support.runs import assert_same_run, refused

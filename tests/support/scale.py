@@ -25,7 +25,7 @@ class StoppedHereError(Exception):
 
 
 def steady(**overrides: Any) -> dict[str, Any]:
-    from rsrefseg.train.config import LoraSettings
+    from rsrefseg.model.config import LoraSettings
 
     return STEADY | {"lora": LoraSettings(rank=4, alpha=4, dropout=0.0)} | overrides
 
@@ -58,7 +58,7 @@ def train_as_told(data: Path, base: Path, root: Path) -> None:
     """One copy a process; sharded; sharded, stopped at a step's and an epoch's checkpoint. All without dropout."""
     import torch
 
-    from rsrefseg.train.base import from_file
+    from rsrefseg.runs.base import from_file
     from rsrefseg.train.trainer import Trainer
 
     torch.set_num_threads(1)

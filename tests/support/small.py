@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from rsrefseg.data.rrsisd_writer import RRSISDWriter
-from rsrefseg.model.config import ModelConfig, SamConfig, SiglipConfig, TransformerConfig
-from rsrefseg.train.base import BaseWeights, from_file
-from rsrefseg.train.config import LoraSettings, LossWeights, Precision, TrainConfig
+from rsrefseg.model.config import LoraSettings, ModelConfig, SamConfig, SiglipConfig, TransformerConfig
+from rsrefseg.runs.base import BaseWeights, from_file
+from rsrefseg.runs.run import Run
+from rsrefseg.train.config import LossWeights, Precision, TrainConfig
 from rsrefseg.train.entry import TrainResult, train
-from rsrefseg.train.run import Run
 from rsrefseg.train.setup import DataChoice
 from rsrefseg.train.trainer import StepReport, Watcher
 
@@ -121,7 +121,7 @@ def train_job(data: str, out: str, base: str, stop_at: int = 0) -> None:
 
 def merge_job(run: str) -> None:
     """Merge a run."""
-    from rsrefseg.train.merge import merge
+    from rsrefseg.runs.merge import merge
 
     merge(Run(Path(run)))
 

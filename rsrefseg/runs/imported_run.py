@@ -10,20 +10,20 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import stretch
 from rsrefseg.engines.system.files import atomic_directory, atomic_write_bytes
 
+from ..checkpoints.model_file import save_model
 from ..data.samples import open_dataset
 from ..model.model import RSRefSeg
 from ..synth import Domain, Scene, render_scene
-from ..train.base import BaseWeights
-from ..train.reference_inputs import (
+from .base import BaseWeights
+from .reference_inputs import (
     IMAGES,
     PHRASES_PER_IMAGE,
     ReferenceInput,
     pick_reference_inputs,
     save_reference_inputs,
 )
-from ..train.run import Run
-from ..train.setup import open_tokenizer, versions
-from .model_file import save_model
+from .run import Run, versions
+from .tokenizer import open_tokenizer
 
 _SCENE_SIZE = 256
 _SPLITS = ("val", "test", "train")

@@ -3,17 +3,21 @@
 import contextlib
 import json
 import os
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rsrefseg.engines.errors import BadInputError
-from rsrefseg.engines.system.files import atomic_write_json
+from rsrefseg.engines.errors import BadInputError, MissingPartError
+from rsrefseg.engines.system.files import atomic_write_json, sha256_file
 
 RUN_SCHEMA_VERSION = 1
 _RECORD_PARTS = ("model", "train", "base", "data")
+_SHOWN_DIGITS = 12
 _HOLD_SECONDS = 6.0  # loading processes of a killed training look for their parent every 5 seconds
 
 
@@ -116,6 +120,12 @@ class Run:
         return record
 
 
+def versions() -> dict[str, str]:
+    """Versions that a run's result may depend on."""
+    packages = ("torch", "transformers", "segment-anything", "peft", "accelerate", "numpy", "rsrefseg")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
 def latest_run(root: Path = Path("runs")) -> Run:
     """The run under ``root`` whose record is newest.
 
@@ -126,6 +136,33 @@ def latest_run(root: Path = Path("runs")) -> Run:
     if not records:
         raise BadInputError(f"no run under '{root}': train one with `rsrefseg train`, or name its folder")
     return Run(records[-1].parent)
+
+
+def exported_run(bundle: Path, checkpoint_sha256: str | None, path: Path | None) -> Run:
+    """The run whose merged model a bundle was exported from. Only looks at files.
+
+    Args:
+        bundle: the bundle's folder, for the message.
+        checkpoint_sha256: digest of the exported model, from the bundle's manifest; None for random weights.
+        path: the run's folder; default is the latest run.
+
+    Raises:
+        MissingPartError: PyTorch, which runs that model, is not installed.
+        BadInputError: there is no such run, it was not merged, or its merged model is another one.
+    """
+    if find_spec("torch") is None:
+        raise MissingPartError("PyTorch is not installed: pip install 'rsrefseg[train]'")
+    run = Run(path) if path is not None else latest_run()
+    if not run.merged_path.is_file():
+        raise BadInputError(f"'{run.path}' has no merged model: run `rsrefseg merge {run.path}`")
+    found = sha256_file(run.merged_path)
+    if found != checkpoint_sha256:
+        exported = f"the model {checkpoint_sha256[:_SHOWN_DIGITS]}" if checkpoint_sha256 else "random weights"
+        raise BadInputError(
+            f"the bundle '{bundle}' was exported from {exported}, '{run.merged_path}' is {found[:_SHOWN_DIGITS]}: "
+            "name the right run with --run, or export again"
+        )
+    return run
 
 
 def next_run(root: Path = Path("runs")) -> Path:

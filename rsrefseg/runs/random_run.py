@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from ..checkpoints.tokenizer_file import tokenizer_bytes
 from ..model.config import ModelConfig
-from ..model.tokenizer import build_word_tokenizer
-from ..train.base import random_weights
-from ..train.run import Run
+from .base import random_weights
 from .imported_run import check_new, made_scenes, reference_inputs, write_brought_run
-from .tokenizer_file import tokenizer_bytes
+from .run import Run
+from .tokenizer import word_tokenizer
 
 
 def make_random_run(out: Path, config: ModelConfig, seed: int = 0, tokenizer: Path | None = None) -> Run:
@@ -29,7 +29,7 @@ def make_random_run(out: Path, config: ModelConfig, seed: int = 0, tokenizer: Pa
         content = tokenizer_bytes(tokenizer, config)
     else:
         phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
-        content = build_word_tokenizer(phrases, config.siglip.vocab_size).to_str(pretty=True).encode() + b"\n"
+        content = word_tokenizer(phrases, config)
     inputs = reference_inputs(None, config.sam.image_size)
     header = {"random_weights": True, "merge": {"adapters": 0}, "source": {"base": base.to_dict(), "seed": seed}}
     return write_brought_run(out, base.build(config, seed), base, content, inputs, header)
