@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
+
+from msgspec import Meta, Struct
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Padding
@@ -162,20 +164,12 @@ class ModelConfig:
             raise BadInputError(f"the model configuration cannot be read: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
+class LoraSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Low-rank adaptation (paper, section II-B; rank and modules as in the public configuration)."""
 
-    rank: int = 16
-    alpha: int = 16
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("rank", "alpha"):
-            if getattr(self, name) < 1:
-                raise BadInputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise BadInputError(f"LoRA dropout must lie in [0, 1), not {self.dropout}")
+    rank: Annotated[int, Meta(ge=1)] = 16
+    alpha: Annotated[int, Meta(ge=1)] = 16
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
 
 
 def _check_positive(config: TransformerConfig | SiglipConfig | SamConfig, besides: tuple[str, ...] = ()) -> None:

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import os
 import platform
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,13 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from rsrefseg.engines.errors import BadInputError, MissingPartError
 from rsrefseg.engines.system.files import atomic_write_json, sha256_file
 
 RUN_SCHEMA_VERSION = 1
 _RECORD_PARTS = ("model", "train", "base", "data")
 _SHOWN_DIGITS = 12
-_HOLD_SECONDS = 6.0  # loading processes of a killed training look for their parent every 5 seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,31 +68,22 @@ class Run:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the folder for one training; the hold ends with the process, however it ends.
+        """Hold the folder for one training; the lock ends with the process, however it ends.
 
         Raises:
             BadInputError: another process trains into it.
         """
-        import fcntl
-
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        give_up = time.monotonic() + _HOLD_SECONDS
+        lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() > give_up:
-                        raise BadInputError(
-                            f"another process is training into '{self.path}': wait for it, or give another --out"
-                        ) from error
-                    time.sleep(0.1)
-                except OSError:  # a file system without locks
-                    break
+            lock.acquire()
+        except Timeout as error:
+            raise BadInputError(
+                f"another process is training into '{self.path}': wait for it, or give another --out"
+            ) from error
+        try:
             yield
         finally:
-            os.close(descriptor)
+            lock.release()
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write ``run.json``."""
@@ -106,7 +96,7 @@ class Run:
             BadInputError: there is none, it is damaged, or of another schema version.
         """
         if not self.record_path.is_file():
-            raise BadInputError(f"'{self.path}' is no run: it has no run.json; make one with `rsrefseg train`")
+            raise BadInputError(f"'{self.path}' is not a run: it has no run.json; make one with `rsrefseg train`")
         try:
             record = json.loads(self.record_path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -1,8 +1,8 @@
 """The weights that training changes: a model with adapters, its trained state, and a run's best weights."""
 
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from peft import LoraModel
 from torch import Tensor, nn
@@ -15,6 +15,13 @@ from ..model.lora import add_lora, train_everything
 from ..model.model import RSRefSeg
 from .base import BaseWeights
 from .run import Run
+
+
+class _Adapters(msgspec.Struct):
+    """The training settings that the structure of a model depends on."""
+
+    lora: LoraSettings | None
+    seed: int
 
 
 def prepare_model(
@@ -49,7 +56,11 @@ def load_best(run: Run) -> tuple[RSRefSeg, LoraModel | None, TensorFile]:
         if run.merged_path.exists():
             raise BadInputError(f"'{run.path}' was not trained here and is already merged: export it as it is")
         raise BadInputError(f"'{run.path}' has no trained weights yet: continue with `rsrefseg train --resume`")
-    model, tuner = prepare_model(base, config, *_adapters(record["train"], run))
+    try:
+        adapters = msgspec.convert(record["train"], _Adapters)
+    except msgspec.ValidationError as error:
+        raise BadInputError(f"'{run.record_path}' has training settings that cannot be read: {error}") from error
+    model, tuner = prepare_model(base, config, adapters.lora, adapters.seed)
     best = load_tensors(run.best_path)
     load_trained_state(model, best.tensors, run.best_path)
     return model.eval(), tuner, best
@@ -82,12 +93,3 @@ def load_trained_state(model: nn.Module, tensors: dict[str, Tensor], path: Path)
             found, wanted = tuple(tensor.shape), tuple(target[name].shape)
             raise BadInputError(f"'{path}': tensor '{name}' has shape {found}, the model has {wanted}")
         target[name].copy_(tensor)
-
-
-def _adapters(train: dict[str, Any], run: Run) -> tuple[LoraSettings | None, int]:
-    """The part of a run's training settings that the structure of its model depends on."""
-    try:
-        lora = train["lora"]
-        return LoraSettings(**lora) if lora is not None else None, int(train["seed"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInputError(f"'{run.record_path}' cannot be read: its training settings are damaged") from error

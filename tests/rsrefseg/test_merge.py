@@ -18,11 +18,11 @@ from rsrefseg.model.config import LoraSettings
 from rsrefseg.model.lora import add_lora, fold_lora
 from rsrefseg.model.model import RSRefSeg, build_model
 from rsrefseg.model.stages import model_contracts, run_stages
+from rsrefseg.runs import merge as merge_module
 from rsrefseg.runs.base import BaseWeights, from_file, from_scratch
 from rsrefseg.runs.merge import TOLERANCE, compare_outputs, merge
 from rsrefseg.runs.reference_inputs import load_reference_inputs
 from rsrefseg.runs.run import Run
-from rsrefseg.train import merge as merge_module
 from tests.support.small import small_config, train_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,8 +15,8 @@ from rsrefseg.model.config import LoraSettings, ModelConfig, SamConfig, SiglipCo
 from rsrefseg.runs.base import BaseWeights, from_file
 from rsrefseg.runs.run import Run
 from rsrefseg.train.config import LossWeights, Precision, TrainConfig
-from rsrefseg.train.entry import TrainResult, train
-from rsrefseg.train.setup import DataChoice
+from rsrefseg.train.settings import DataSettings
+from rsrefseg.train.train import TrainResult, train
 from rsrefseg.train.trainer import StepReport, Watcher
 
 COLOURS = {"red": (220, 40, 30), "blue": (30, 60, 220), "green": (40, 180, 60), "white": (240, 240, 240)}
@@ -101,7 +101,7 @@ def train_small(
     **overrides: Any,
 ) -> TrainResult:
     """Train a small model; ``overrides`` go to ``small_training``."""
-    choice = DataChoice(data, resize_masks=resize_masks)
+    choice = DataSettings(path=data, resize_masks=resize_masks)
     config = small_training(**overrides)
     return train(choice, out, model or small_config(), config, base, resume=resume, watcher=watcher or Watcher())
 
