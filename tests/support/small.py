@@ -107,7 +107,7 @@ def train_small(
 
 
 def train_job(data: str, out: str, base: str, stop_at: int = 0) -> None:
-    """Start a small run, or go on with it; ``stop_at`` ends the process after that step as hard as kill -9."""
+    """Start or continue a small run; ``stop_at`` kills the process after that step."""
     import torch
 
     torch.set_num_threads(1)
