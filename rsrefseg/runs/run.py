@@ -4,7 +4,6 @@ import contextlib
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,51 +19,29 @@ _RECORD_PARTS = ("model", "train", "base", "data")
 _SHOWN_DIGITS = 12
 
 
-@dataclass(frozen=True, slots=True)
 class Run:
-    """Paths of a run folder.
+    """A run folder.
 
-    ``run.json`` (configuration, base and data, written once), ``tokenizer.json``, ``reference_inputs.safetensors``,
-    ``metrics.jsonl``, ``last.safetensors`` (all that resuming needs), ``best.safetensors`` (trained weights of the best
-    validation), ``merged.safetensors`` (a whole plain model, by ``rsrefseg merge``).
+    Attributes:
+        path: the folder.
+        record_path: configuration, base and data; written once.
+        tokenizer_path: the tokenizer the model was trained with.
+        reference_inputs_path: a few real inputs, for the proofs of merging and exporting.
+        metrics_path: training steps and validations, one JSON object a line.
+        last_path: the latest checkpoint: all that resuming needs.
+        best_path: trained weights at the best validation gIoU.
+        merged_path: the whole model without adapters, by ``rsrefseg merge``.
     """
 
-    path: Path
-
-    @property
-    def record_path(self) -> Path:
-        """Configuration, base and data of the run."""
-        return self.path / "run.json"
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """The tokenizer the model was trained with."""
-        return self.path / "tokenizer.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        """One JSON object a line: training steps and validations."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def reference_inputs_path(self) -> Path:
-        """A few real inputs, for the proofs of merging and exporting."""
-        return self.path / "reference_inputs.safetensors"
-
-    @property
-    def last_path(self) -> Path:
-        """Weights, optimizer and random state of the latest checkpoint."""
-        return self.path / "last.safetensors"
-
-    @property
-    def best_path(self) -> Path:
-        """Trained weights at the best validation gIoU so far."""
-        return self.path / "best.safetensors"
-
-    @property
-    def merged_path(self) -> Path:
-        """The whole model without adapters."""
-        return self.path / "merged.safetensors"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record_path = path / "run.json"
+        self.tokenizer_path = path / "tokenizer.json"
+        self.reference_inputs_path = path / "reference_inputs.safetensors"
+        self.metrics_path = path / "metrics.jsonl"
+        self.last_path = path / "last.safetensors"
+        self.best_path = path / "best.safetensors"
+        self.merged_path = path / "merged.safetensors"
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

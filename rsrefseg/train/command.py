@@ -4,7 +4,7 @@ PyTorch is imported once the settings are complete.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,23 +30,29 @@ class TrainReport:
     run: str
     steps: int
     best_gIoU: float | None  # noqa: N815 (the field's spelling)
-    trained_parameters: int
-    total_parameters: int
-    lora_parameters: int
-    attn_prompter_parameters: int
-    sam_decoder_parameters: int
+    parameters: "ParameterCounts"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return asdict(self)
+        counts = self.parameters
+        return {
+            "run": self.run,
+            "steps": self.steps,
+            "best_gIoU": self.best_gIoU,
+            "trained_parameters": counts.trained,
+            "total_parameters": counts.total,
+            "lora_parameters": counts.lora,
+            "attn_prompter_parameters": counts.attn_prompter,
+            "sam_decoder_parameters": counts.sam_decoder,
+        }
 
     def render(self) -> str:
         """Two lines for a person."""
-        share = self.trained_parameters / self.total_parameters
         best = f"best validation gIoU {self.best_gIoU:.4f}" if self.best_gIoU is not None else "no validation split"
+        trained, total = self.parameters.trained, self.parameters.total
         return (
             f"run {self.run}: {self.steps} steps, {best}\n"
-            f"trained {self.trained_parameters:,} of {self.total_parameters:,} parameters ({share:.1%})"
+            f"trained {trained:,} of {total:,} parameters ({trained / total:.1%})"
         )
 
 
@@ -69,6 +75,7 @@ def run_training(
     """
     settings = resolve_settings(file, options)
     _refuse_missing(settings, resume)
+    from ..runs.base import BaseWeights
     from .processes import agreed, this_process
     from .train import train
     from .trainer import Watcher
@@ -78,7 +85,7 @@ def run_training(
     with ProgressLine(f"training {out}") as progress:
         if resume and run.record_path.is_file():
             settings.refuse_changes(run, model)
-            base = _recorded_base(run)
+            base = BaseWeights.from_dict(run.read_record()["base"])
         else:
             base = _base(settings.weights, settings.model.preset, model, progress if is_main else None)
         watcher = _watcher(progress) if is_main else Watcher()
@@ -86,17 +93,8 @@ def run_training(
         result = train(
             settings.data, out, model, settings.training, base, tokenizer=tokenizer, resume=resume, watcher=watcher
         )
-    best, counts = result.position.best_giou, result.parameters
-    report = TrainReport(
-        run=str(out),
-        steps=result.position.step,
-        best_gIoU=best if best >= 0 else None,
-        trained_parameters=counts.trained,
-        total_parameters=counts.total,
-        lora_parameters=counts.lora,
-        attn_prompter_parameters=counts.attn_prompter,
-        sam_decoder_parameters=counts.sam_decoder,
-    )
+    best = result.position.best_giou
+    report = TrainReport(str(out), result.position.step, best if best >= 0 else None, result.parameters)
     return report if is_main else None
 
 
@@ -109,12 +107,6 @@ def _refuse_missing(settings: Settings, resume: bool) -> None:
         missing.append(f"weights for preset '{preset}', which has none of its own (--sam and --siglip, or --base)")
     if missing:
         raise MissingPartError(f"training still needs {' and '.join(missing)} (see --help)")
-
-
-def _recorded_base(run: Run) -> "BaseWeights":
-    from ..runs.base import BaseWeights
-
-    return BaseWeights.from_dict(run.read_record()["base"])
 
 
 def _base(weights: WeightsSettings, preset: str, model: ModelConfig, progress: ProgressLine | None) -> "BaseWeights":

@@ -3,7 +3,6 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
-from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +15,7 @@ from rsrefseg.engines.text import Padding
 
 from ..model.config import LoraSettings, ModelConfig, Preset, model_config
 from ..runs.run import Run
-from .config import FROM_SCRATCH, LossWeights, TrainConfig
+from .config import FROM_SCRATCH, LossWeights, Precision, TrainConfig
 
 RECIPES = ("b", "l")
 _PUBLIC_FILES = {"sam", "siglip"}
@@ -135,15 +134,15 @@ def resolve_settings(file: str | None, options: Mapping[str, Any]) -> Settings:
     for name, value in options.items():
         table = next(table for table, struct in _TABLES.items() if name in struct.__struct_fields__)
         given[table] = given.get(table, {}) | {name: value}
-    settings = _convert(given, "options")
+    settings = _convert(given, None)
     if settings.weights.from_scratch and "lora" in given:
         where = f", but '{file}' has a table [lora]" if file is not None else ": leave out --rank"
         raise BadInputError(f"--from-scratch trains all weights{where}")
     return settings
 
 
-def _convert(given: Tables, source: str) -> Settings:
-    """Validate tables; ``source`` is where they come from, for messages."""
+def _convert(given: Tables, source: str | None) -> Settings:
+    """Validate tables; ``source`` is the file they come from, for messages."""
     values = {table: _convert_table(table, given.get(table, {}), source) for table in ("model", "data", "weights")}
     defaults = dict(FROM_SCRATCH) if values["weights"].from_scratch else {}
     parts = {name: _convert_table(name, given[name], source) for name in ("lora", "loss") if name in given}
@@ -151,22 +150,20 @@ def _convert(given: Tables, source: str) -> Settings:
     return Settings(**values, training=training, given=given)
 
 
-def _convert_table(table: str, values: Mapping[str, Any], source: str) -> Any:
+def _convert_table(table: str, values: Mapping[str, Any], source: str | None) -> Any:
     struct = _TABLES[table]
     try:
         return msgspec.convert(values, struct, dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$.")
-        name = place.rstrip("`")
+        name = place.rstrip("`").partition(".")[0]
         if not name:
-            raise BadInputError(
-                f"'{source}': [{table}] {reason}; known: {', '.join(struct.__struct_fields__)}"
-            ) from error
-        kind = next(field.type for field in msgspec.structs.fields(struct) if field.name == name.partition(".")[0])
-        choices = tuple(kind) if isinstance(kind, type) and issubclass(kind, StrEnum) else ()
-        choices = choices or (get_args(kind) if kind is Padding else ())
-        allowed = f"; choose one of {', '.join(choices)}" if choices else ""
-        raise BadInputError(f"'{source}': [{table}] {name} is {values.get(name)!r}: {reason}{allowed}") from error
+            reason += f"; known: {', '.join(struct.__struct_fields__)}"
+        elif choices := {"precision": Precision, "preset": Preset, "text_padding": get_args(Padding)}.get(name):
+            reason = f"{name} is {values[name]!r}: choose one of {', '.join(choices)}"
+        else:
+            reason = f"{name} is {values[name]!r}: {reason}"
+        raise BadInputError(reason if source is None else f"'{source}': [{table}] {reason}") from error
 
 
 def _read_toml(name: str) -> Tables:

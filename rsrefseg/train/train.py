@@ -120,9 +120,6 @@ def _check_output(path: Path) -> None:
     """Refuse a folder that cannot be written or whose disk is nearly full, before any work."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".probe"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process of the same training may have removed it
         free_mib = shutil.disk_usage(path).free / 2**20
     except OSError as error:
         raise unwritable(path, error) from error

@@ -142,14 +142,6 @@ def test_training_changes_what_is_trained_only(boxes: Path, base: BaseWeights, t
 # --- the recipe -----------------------------------------------------------------------------------------------------
 
 
-def test_the_published_recipe_is_the_default() -> None:
-    config = TrainConfig()
-    assert config.lora == LoraSettings(rank=16, alpha=16, dropout=0.1)
-    assert (config.learning_rate, config.weight_decay, config.epochs) == (1e-4, 0.05, 200)
-    assert (config.warmup_epochs, config.warmup_start, config.final_share) == (5, 0.01, 0.001)
-    assert config.loss == LossWeights(bce=5, dice=0, coarse=0)
-
-
 def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
     share = WarmupCosine(warmup_steps=10, total_steps=110, start=0.01, final=0.001)
     assert share(0) == 0.01
