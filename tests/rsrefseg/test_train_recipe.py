@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -300,15 +301,16 @@ def test_workers_stay_from_epoch_to_epoch_and_give_the_same_batches(batches: Tra
 
 
 class Unreadable(TrainingBatches):
-    """Fails as a broken image does."""
+    """Fails as a broken image does, with a message of two lines."""
 
     def example(self, draw: tuple[int, int]) -> Example:
-        raise MissingPartError("first line\nMissingPartError: second line")
+        raise MissingPartError(f"BadInputError: other\n{cv2.getNumThreads()} threads of OpenCV")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_keeps_its_class_and_message_on_its_way_from_a_worker(batches: TrainingBatches, workers: int) -> None:
+def test_an_error_keeps_its_class_and_message_on_its_way_from_a_worker(batches: TrainingBatches) -> None:
+    """The worker does not use the threads of OpenCV."""
     broken = Unreadable(batches.data, 64, phrases_per_image=1, seed=0)
-    with pytest.raises(MissingPartError) as error:
-        list(BatchLoader(broken, EpochBatches(10, 3, seed=0), workers))
-    assert str(error.value) == "first line\nMissingPartError: second line"
+    for workers, threads in ((0, cv2.getNumThreads()), (1, 1)):
+        with pytest.raises(MissingPartError) as error:
+            list(BatchLoader(broken, EpochBatches(10, 3, seed=0), workers))
+        assert str(error.value) == f"BadInputError: other\n{threads} threads of OpenCV"
