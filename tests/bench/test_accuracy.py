@@ -144,7 +144,7 @@ def test_unknown_names_are_refused_before_any_work(exported: Exported, tmp_path:
         EvaluationRequest(exported.data, backend="tpu")
     with pytest.raises(BadInputError, match="no sample in the split 'test'"):
         run_evaluation(EvaluationRequest(exported.data, "test", run=exported.run))
-    with pytest.raises(BadInputError, match="is no run"):
+    with pytest.raises(BadInputError, match="is not a run"):
         run_evaluation(EvaluationRequest(exported.data, "val", run=tmp_path))
     with pytest.raises(BundleError, match="no bundle"):
         run_evaluation(EvaluationRequest(exported.data, "val", bundle=tmp_path / "none"))

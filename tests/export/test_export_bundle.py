@@ -272,7 +272,7 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda run: shutil.rmtree(run.path), "is no run"),
+        (lambda run: shutil.rmtree(run.path), "is not a run"),
         (lambda run: run.tokenizer_path.unlink(), r"no tokenizer at '.*tokenizer\.json'"),
         (lambda run: run.tokenizer_path.write_text("{}"), "tokenizer"),
         (lambda run: run.reference_inputs_path.unlink(), r"reference_inputs\.safetensors' does not exist"),

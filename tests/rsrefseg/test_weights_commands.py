@@ -18,7 +18,7 @@ from rsrefseg.model import config as config_module
 from rsrefseg.model.config import ModelConfig
 from rsrefseg.model.tokenizer import write_word_tokenizer
 from rsrefseg.runs.imported_run import made_scenes
-from rsrefseg.train import command as command_module
+from rsrefseg.train import settings as settings_module
 from tests.support.commands import assert_refused, run_here
 from tests.support.export_jobs import Shortcut
 from tests.support.upstream import PHRASES, PublicRSRefSeg, brought_config, segment_anything_sam, write_siglip_folder
@@ -37,7 +37,7 @@ def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     def small(preset: str) -> ModelConfig:
         return CONFIG
 
-    for module in (config_module, command_module, bundle_module):
+    for module in (config_module, settings_module, bundle_module):
         monkeypatch.setattr(module, "model_config", small)
     monkeypatch.delenv("RSREFSEG_BUNDLE", raising=False)
 
