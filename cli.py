@@ -190,13 +190,16 @@ def data_convert(
 
 @app.command()
 def train(
-    data: Annotated[Path | None, typer.Option("--data", help="Data set, e.g. an RRSIS-D folder.")] = None,
+    context: typer.Context,
+    path: Annotated[Path | None, typer.Option("--data", help="Data set, e.g. an RRSIS-D folder.")] = None,
     images: ImagesOption = None,
     config: Annotated[str | None, typer.Option(help="TOML file of settings; b or l: the published recipe.")] = None,
     preset: Annotated[str | None, typer.Option(help="tiny (the default), b or l.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; the next free ./runs/NNN by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out (or the latest).")] = False,
-    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train all weights from random ones.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out (or the latest).")] = False,
+    from_scratch: Annotated[
+        bool | None, typer.Option("--from-scratch", help="Train all weights from random ones.")
+    ] = None,
     base: Annotated[Path | None, typer.Option(help="Model file to adapt instead of the shipped base.")] = None,
     sam: Annotated[
         Path | None, typer.Option(help="SAM's published weights, e.g. sam_vit_b_01ec64.pth, or a hub name.")
@@ -204,24 +207,28 @@ def train(
     siglip: Annotated[
         Path | None, typer.Option(help="SigLIP's Hugging Face folder, with its tokenizer, or a hub name.")
     ] = None,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="A random base, to measure with.")] = False,
-    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, where the base brings none.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a process takes at once.")] = None,
-    accumulation_steps: Annotated[int | None, typer.Option(min=1, help="Batches whose gradients make a step.")] = None,
+    random_weights: Annotated[
+        bool | None, typer.Option("--random-weights", help="A random base, to measure with.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, where the base has none.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a process takes at once.")] = None,
+    gradient_accumulation: Annotated[
+        int | None, typer.Option("--accumulation-steps", help="Batches whose gradients make a step.")
+    ] = None,
     gradient_checkpointing: Annotated[
         bool | None,
         typer.Option(
             "--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory for more time, same result."
         ),
     ] = None,
-    phrases_per_image: Annotated[int | None, typer.Option(min=1, help="Phrases drawn per image and epoch.")] = None,
+    phrases_per_image: Annotated[int | None, typer.Option(help="Phrases drawn per image and epoch.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
-    warmup_epochs: Annotated[float | None, typer.Option(min=0, help="Linear warm-up.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="LoRA rank, and alpha with it.")] = None,
+    warmup_epochs: Annotated[float | None, typer.Option(help="Linear warm-up.")] = None,
+    rank: Annotated[int | None, typer.Option(help="LoRA rank, and alpha with it.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto (the default), fp32, bf16 or fp16.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Decides every random choice; 0 by default.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load data; 0 by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides every random choice; 0 by default.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that load data; 0 by default.")] = None,
     text_padding: Annotated[
         str | None, typer.Option(help="fixed (64 tokens, the default) or longest (as published).")
     ] = None,
@@ -236,40 +243,12 @@ def train(
 ) -> Any:
     """Adapt a base to a data set by LoRA (the default), or train all weights from scratch."""
     from rsrefseg.train.command import run_training
-    from rsrefseg.train.request import TrainRequest
 
-    request = TrainRequest(
-        data=data,
-        images=images,
-        config=config,
-        out=out,
-        resume=resume,
-        preset=preset,
-        text_padding=text_padding,
-        dense_prompt=dense_prompt,
-        from_scratch=from_scratch,
-        random_weights=random_weights,
-        base=base,
-        sam=sam,
-        siglip=siglip,
-        tokenizer=tokenizer,
-        resize_masks=resize_masks,
-        settings={
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "gradient_accumulation": accumulation_steps,
-            "gradient_checkpointing": gradient_checkpointing,
-            "phrases_per_image": phrases_per_image,
-            "learning_rate": learning_rate,
-            "warmup_epochs": warmup_epochs,
-            "precision": precision,
-            "seed": seed,
-            "workers": workers,
-        },
-        lora={} if rank is None else {"rank": rank, "alpha": rank},
-    )
-    report = run_training(request)
-    return None if report is None else _print(report, as_json)  # of several processes one speaks
+    # Every other parameter has the name of a setting: those that were given go over the file's.
+    own = ("config", "out", "resume", "as_json")
+    given = {name: value for name, value in context.params.items() if value is not None and name not in own}
+    report = run_training(given, config, out, resume)
+    return None if report is None else _print(report, as_json)  # of several processes one prints
 
 
 @app.command("eval")
@@ -324,8 +303,8 @@ def merge(
     as_json: JsonFlag = False,
 ) -> Any:
     """Fold the LoRA weights of a run into a plain model, with proof."""
-    from rsrefseg.train.merge import merge as merge_run
-    from rsrefseg.train.run import Run, latest_run
+    from rsrefseg.runs.merge import merge as merge_run
+    from rsrefseg.runs.run import Run, latest_run
 
     return _print(merge_run(Run(run) if run else latest_run(), half=half), as_json)
 
@@ -349,8 +328,8 @@ def convert(
     as_json: JsonFlag = False,
 ) -> Any:
     """Convert an RSRefSeg checkpoint in the public layout to a run that can be exported."""
-    from rsrefseg.checkpoints.convert import ConvertRequest, convert_checkpoint
     from rsrefseg.model.config import model_config
+    from rsrefseg.runs.convert import ConvertRequest, convert_checkpoint
 
     request = ConvertRequest(
         file=file,

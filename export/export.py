@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from rsrefseg.checkpoints.imported_run import make_random_run
 from rsrefseg.checkpoints.model_file import TensorFile, config_of, digest, load_stage, load_tensors
 from rsrefseg.engines.bundle.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundle, default_bundle_path, file_record
 from rsrefseg.engines.bundle.contracts import Stage, StageContract, stage_contracts
@@ -32,9 +31,9 @@ from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model import sam, siglip
 from rsrefseg.model.config import model_config
 from rsrefseg.model.model import geometry
-from rsrefseg.train.merge import current_merge, merge
-from rsrefseg.train.run import Run, latest_run, next_run
-from rsrefseg.train.setup import versions
+from rsrefseg.runs.imported_run import make_random_run
+from rsrefseg.runs.merge import current_merge, merge
+from rsrefseg.runs.run import Run, latest_run, next_run, versions
 
 from .checks import check_graph
 from .costs import count_costs

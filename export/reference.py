@@ -9,9 +9,9 @@ from rsrefseg.engines.bundle.reference import ReferenceSample
 from rsrefseg.engines.images.images import upsample_logits
 from rsrefseg.model.config import ModelConfig
 from rsrefseg.model.stages import run_stage
-from rsrefseg.train.reference_inputs import ReferenceInput, load_reference_inputs
-from rsrefseg.train.run import Run
-from rsrefseg.train.setup import open_tokenizer
+from rsrefseg.runs.reference_inputs import ReferenceInput, load_reference_inputs
+from rsrefseg.runs.run import Run
+from rsrefseg.runs.tokenizer import open_tokenizer
 
 
 class ReferenceMaker:

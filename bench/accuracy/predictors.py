@@ -64,15 +64,15 @@ def open_predictor(run: Path | None, base: bool, bundle: Path | None, backend: s
 
 def _base() -> "tuple[TorchModel, Path]":
     from rsrefseg.evaluation.models import base_model
-    from rsrefseg.train.base import shipped_base
+    from rsrefseg.runs.base import shipped_base
 
     return base_model(), shipped_base()
 
 
 def _run_or_file(path: Path | None) -> "tuple[TorchModel, Path]":
     from rsrefseg.evaluation.models import run_model
-    from rsrefseg.train.merge import current_merge
-    from rsrefseg.train.run import Run, latest_run
+    from rsrefseg.runs.merge import current_merge
+    from rsrefseg.runs.run import Run, latest_run
 
     if path is not None and path.is_file():
         return _model_file(path), path

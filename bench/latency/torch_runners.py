@@ -46,7 +46,7 @@ class PublishedModel(Runner):
 
     def open(self) -> None:
         """Find the run's merged model and verify its digest."""
-        from rsrefseg.evaluation.models import exported_run
+        from rsrefseg.runs.run import exported_run
 
         checkpoint = self.bundle.manifest.provenance.checkpoint_sha256
         self._merged = exported_run(self.bundle.root, checkpoint, self._run).merged_path

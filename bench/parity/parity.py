@@ -172,7 +172,8 @@ def _open_data(bundle: Bundle, data: Path, split: str, run: Path | None) -> "tup
     """The model that the bundle was exported from, and the samples of a split whose images can all be read."""
     from rsrefseg.data.formats import open_dataset
     from rsrefseg.data.verify import verify_samples
-    from rsrefseg.evaluation.models import exported_run, merged_model
+    from rsrefseg.evaluation.models import merged_model
+    from rsrefseg.runs.run import exported_run
 
     torch = merged_model(exported_run(bundle.root, bundle.manifest.provenance.checkpoint_sha256, run))
     (samples,) = verify_samples(open_dataset(data), [split], resize_masks=True)

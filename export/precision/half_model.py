@@ -13,9 +13,8 @@ from rsrefseg.engines.bundle.comparison import TensorError, tensor_error
 from rsrefseg.engines.bundle.contracts import Stage, StageContract
 from rsrefseg.engines.bundle.reference import ReferenceSample, load_reference
 from rsrefseg.engines.bundle.tolerances import Scope, judge, tolerances
-from rsrefseg.evaluation.models import exported_run
 from rsrefseg.model.stages import run_stage
-from rsrefseg.train.run import Run
+from rsrefseg.runs.run import Run, exported_run
 
 from .arithmetic import HalfArithmetic
 from .half_blocks import convert_to_half

@@ -1,4 +1,4 @@
-"""Metrics of a model on samples, in PyTorch: validation, the demo's figures and the reference of parity checks."""
+"""The PyTorch model as something that answers phrases: for validation, evaluation and parity checks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,8 @@ import torch
 from rsrefseg.engines.images.images import stretch, upsample_logits
 from rsrefseg.engines.text import Tokenizer
 
-from ..data.loading import SizeMismatch
-from ..data.samples import Sample
 from ..model.model import RSRefSeg
-from .answers import Ask, Progress, answer_samples, score
-from .metrics import MetricsResult, Protocol
+from .answers import Ask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,32 +20,6 @@ class TorchReply:
 
     mask_logits: npt.NDArray[np.float32]
     mask: npt.NDArray[np.bool_]
-
-
-def evaluate(
-    model: RSRefSeg,
-    tokenizer: Tokenizer,
-    samples: Sequence[Sample],
-    *,
-    protocol: Protocol = Protocol.RSREFSEG,
-    shuffle_phrases: bool = False,
-    on_size_mismatch: SizeMismatch = "refuse",
-    progress: Progress | None = None,
-) -> MetricsResult:
-    """Metrics over ``samples``; ``shuffle_phrases`` is told in ``answer_samples``."""
-    was_training = model.training
-    model.eval()
-    try:
-        answers = answer_samples(
-            asker(model, tokenizer),
-            samples,
-            shuffle_phrases=shuffle_phrases,
-            on_size_mismatch=on_size_mismatch,
-            progress=progress,
-        )
-        return score(answers, protocol)
-    finally:
-        model.train(was_training)
 
 
 def asker(model: RSRefSeg, tokenizer: Tokenizer) -> Ask:

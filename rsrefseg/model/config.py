@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
+
+from msgspec import Meta, Struct
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Padding
@@ -160,6 +162,14 @@ class ModelConfig:
             return cls(siglip=SiglipConfig(**siglip), sam=SamConfig(**sam), **rest)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInputError(f"the model configuration cannot be read: {error}") from error
+
+
+class LoraSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Low-rank adaptation (paper, section II-B; rank and modules as in the public configuration)."""
+
+    rank: Annotated[int, Meta(ge=1)] = 16
+    alpha: Annotated[int, Meta(ge=1)] = 16
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
 
 
 def _check_positive(config: TransformerConfig | SiglipConfig | SamConfig, besides: tuple[str, ...] = ()) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from rsrefseg.engines.errors import BadInputError
 
-from ..train.config import LoraSettings
+from .config import LoraSettings
 from .model import RSRefSeg
 
 # The published module sets: SigLIP attention (and the text head), SAM's attention, MLPs and both neck convolutions.

@@ -1,7 +1,8 @@
-"""From samples on disk to training batches, in an order that a seed, an epoch and nothing else decides."""
+"""From samples on disk to training batches, in an order that depends on seed and epoch alone."""
 
+import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import cv2
@@ -12,14 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.errors import RSRefSegError
 from rsrefseg.engines.images.images import read_image, stretch
-from rsrefseg.engines.text import Tokenizer
 
-from ..data.loading import SizeMismatch, fit_mask
-from ..data.samples import Sample
+from ..data.loading import fit_mask
+from .data import TrainingData
 
-Draw = tuple[int, int]  # (image group, epoch)
+Draw = tuple[int, int]  # (image, epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Example:
     truth: Tensor
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """N images and the P phrases asked of them.
+    """N images and P phrases.
 
     image (N, 3, S, S) uint8; input_ids (P, L) int64; token_mask (P, L) bool; image_index (P,) int64;
     truth (P, 1, S, S) float32 in {0, 1}.
@@ -47,42 +47,41 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in pinned memory; ``DataLoader`` calls this."""
+        return Batch(*(tensor.pin_memory() for tensor in self._tensors()))
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
 
 
-class TrainingImages(TorchDataset[Example]):
-    """Images with phrases drawn anew for each epoch; the draw depends on seed, epoch and image alone."""
+class TrainingBatches(TorchDataset[Batch | RSRefSegError]):
+    """Batches by their draws. An image's phrases are drawn again in each epoch, by seed, epoch and image alone.
 
-    def __init__(
-        self,
-        groups: Sequence[tuple[Sample, ...]],
-        image_size: int,
-        phrases_per_image: int,
-        seed: int,
-        on_size_mismatch: SizeMismatch,
-    ) -> None:
-        self.groups = groups
-        self.image_size = image_size
-        self.phrases_per_image = phrases_per_image
-        self.seed = seed
-        self.on_size_mismatch = on_size_mismatch
+    An input that cannot be used gives the error as the item: it reaches the main process with its class, while
+    ``DataLoader`` would raise another one with the worker's traceback as its message.
+    """
 
-    def __len__(self) -> int:
-        return len(self.groups)
+    def __init__(self, data: TrainingData, image_size: int, phrases_per_image: int, seed: int) -> None:
+        self.data, self.image_size = data, image_size
+        self.phrases_per_image, self.seed = phrases_per_image, seed
 
-    def phrases(self, draws: Sequence[Draw]) -> int:
-        """How many phrases these draws hold; nothing is read."""
-        return sum(min(len(self.groups[index]), self.phrases_per_image) for index, _ in draws)
+    def count_phrases(self, draws: Sequence[Draw]) -> int:
+        """How many phrases these draws have; nothing is read."""
+        return sum(min(len(self.data.groups[index]), self.phrases_per_image) for index, _ in draws)
 
-    def __getitem__(self, draw: Draw) -> Example:
+    def example(self, draw: Draw) -> Example:
+        """Read one image and the masks of its drawn phrases."""
         index, epoch = draw
-        group = self.groups[index]
+        group = self.data.groups[index]
         rng = np.random.default_rng([self.seed, epoch, index])
         order = rng.permutation(len(group))[: self.phrases_per_image]
         chosen = [group[position] for position in sorted(order)]
         image = read_image(chosen[0].image_path)
         size = (image.shape[0], image.shape[1])
-        masks = [fit_mask(sample, size, self.on_size_mismatch)[0] for sample in chosen]
+        masks = [fit_mask(sample, size, self.data.on_size_mismatch)[0] for sample in chosen]
         truth = np.stack([_resize_mask(mask, self.image_size) for mask in masks])
         return Example(
             torch.from_numpy(stretch(image, self.image_size)),
@@ -90,12 +89,27 @@ class TrainingImages(TorchDataset[Example]):
             torch.from_numpy(truth),
         )
 
+    def __getitem__(self, draws: Sequence[Draw]) -> Batch | RSRefSegError:
+        try:
+            examples = [self.example(draw) for draw in draws]
+            tokens = self.data.tokenizer.encode([phrase for example in examples for phrase in example.phrases])
+        except RSRefSegError as error:
+            return error
+        counts = torch.tensor([len(example.phrases) for example in examples])
+        return Batch(
+            image=torch.stack([example.image for example in examples]),
+            input_ids=torch.from_numpy(tokens.input_ids),
+            token_mask=torch.from_numpy(tokens.token_mask),
+            image_index=torch.repeat_interleave(torch.arange(len(examples)), counts),
+            truth=torch.cat([example.truth for example in examples]).unsqueeze(1).float(),
+        )
+
 
 class EpochBatches(Sampler[list[Draw]]):
     """One process's batches of draws for one epoch: a seeded permutation, from ``first_batch`` on.
 
-    A short last batch is kept. Of several processes each takes every n-th batch, one a round, so that a round has the
-    images that one process would take with n times the batch size. Where the last round has too few, it is filled with
+    A short last batch is kept. Each of n processes takes every n-th batch, one a round, so that a round has the images
+    that one process would take with n times the batch size. Where the last round has too few batches, it is filled with
     the first ones, which do not count (``counts``).
     """
 
@@ -117,7 +131,7 @@ class EpochBatches(Sampler[list[Draw]]):
             yield [(index, self.epoch) for index in order[start : start + self.batch_size]]
 
     def counts(self, round_: int) -> bool:
-        """Whether this process's batch of a round adds to the step, or only keeps the process busy."""
+        """Whether this process's batch of a round is part of the step."""
         return round_ * self.processes + self.process < self.batches
 
     def drawn(self, rounds: range) -> list[Draw]:
@@ -129,50 +143,41 @@ class EpochBatches(Sampler[list[Draw]]):
         return [(index, self.epoch) for index in taken]
 
 
-@dataclass(frozen=True, slots=True)
-class Collate:
-    """Examples to a batch: phrases tokenised, everything stacked."""
+class BatchLoader:
+    """Loads the batches of one epoch at a time, in ``workers`` processes that live as long as this object.
 
-    tokenizer: Tokenizer
+    Set ``sampler.epoch`` and ``sampler.first_batch`` before each iteration.
+    """
 
-    def __call__(self, examples: list[Example]) -> Batch:
-        """Stack examples; see ``Batch`` for shapes."""
-        phrases = [phrase for example in examples for phrase in example.phrases]
-        tokens = self.tokenizer.encode(phrases)
-        counts = torch.tensor([len(example.phrases) for example in examples])
-        return Batch(
-            image=torch.stack([example.image for example in examples]),
-            input_ids=torch.from_numpy(tokens.input_ids),
-            token_mask=torch.from_numpy(tokens.token_mask),
-            image_index=torch.repeat_interleave(torch.arange(len(examples)), counts),
-            truth=torch.cat([example.truth for example in examples]).unsqueeze(1).float(),
+    def __init__(self, batches: TrainingBatches, sampler: EpochBatches, workers: int, pin_memory: bool = False) -> None:
+        self._loader: DataLoader[Batch | RSRefSegError] = DataLoader(
+            batches,
+            batch_size=None,  # a draw of the sampler is a whole batch
+            sampler=sampler,
+            num_workers=workers,
+            # Not forked: this process may have threads that do not survive it.
+            multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
+            worker_init_fn=_start_worker,
+            pin_memory=pin_memory,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingBatches:
-    """The batches of one epoch at a time; set ``sampler.epoch`` and ``sampler.first_batch`` before iterating."""
-
-    images: TrainingImages
-    sampler: EpochBatches
-    tokenizer: Tokenizer
-    workers: int
 
     def __iter__(self) -> Iterator[Batch]:
         """Load and yield, in the sampler's order.
 
         Raises:
-            BadInputError: an image or phrase cannot be used.
+            RSRefSegError: an image or phrase cannot be used.
         """
-        loader: DataLoader[Example] = DataLoader(
-            self.images, batch_sampler=self.sampler, collate_fn=Collate(self.tokenizer), num_workers=self.workers
-        )
-        try:
-            yield from loader
-        except BadInputError as error:
-            # A loading process sends its whole traceback as the message; its last line is the error's own.
-            line = str(error).splitlines()[-1]
-            raise BadInputError(line.partition(": ")[2] if self.workers else line) from error
+        for item in self._loader:
+            if isinstance(item, RSRefSegError):
+                raise item
+            yield item
+
+
+def _start_worker(worker: int) -> None:
+    """One thread for each worker; the main process alone answers an interrupt."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @lru_cache(maxsize=2)

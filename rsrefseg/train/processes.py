@@ -1,17 +1,35 @@
-"""The processes of one training: which one this is, and one answer for all of them."""
+"""The processes of one training: which one this is, and values that all of them share."""
+
+from typing import TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+
+from rsrefseg.engines.errors import MissingPartError
+
+_Value = TypeVar("_Value")
 
 
 def this_process() -> PartialState:
-    """This process's place among those of the training, on the device kind that training will choose."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as Accelerator itself decides
+    """This process's place in the training, on the kind of device that ``Accelerator`` will choose."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def agreed(choice: str) -> str:
-    """The main process's ``choice``, for all of them: what one sees on the disk, another may have written already."""
-    choices = [choice]
+def refuse_sharding() -> None:
+    """Raise a MissingPartError where ``accelerate`` is configured to split the model over processes."""
+    if any(parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM")):
+        raise MissingPartError("training keeps the whole model on each GPU: launch with --multi_gpu and no sharding")
+
+
+def agreed(value: _Value) -> _Value:
+    """The main process's ``value``, in all processes."""
+    values = [value]
     if this_process().num_processes > 1:
-        broadcast_object_list(choices)
-    return choices[0]
+        broadcast_object_list(values)
+    return values[0]
+
+
+def gathered(values: list[_Value]) -> list[_Value]:
+    """The ``values`` of all processes, in all processes."""
+    everyone: list[_Value] = gather_object(values)
+    return everyone

@@ -1,6 +1,6 @@
-"""A training state as one safetensors file: weights, optimizer moments and position, whole or not there.
+"""The state of a training in one safetensors file: weights, optimizer moments and position.
 
-Random numbers need no place in it: each batch seeds its own (see ``trainer``).
+Random numbers are not part of it: every batch has a seed of its own (see ``trainer``).
 """
 
 from dataclasses import asdict, dataclass
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from rsrefseg.engines.errors import BadInputError
 
-from ..checkpoints.model_file import check_names, load_tensors, save_tensors
-from .sharding import placed_like, whole
+from ..checkpoints.model_file import load_tensors, save_tensors
+from ..runs.trained import load_trained_state, trained_state
 
 _WEIGHT, _OPTIMIZER = "weight.", "optimizer."
 
@@ -28,64 +28,28 @@ class Position:
     best_giou: float = -1.0
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters and batch-norm statistics, whole.
-
-    Of a sharded model all processes must ask.
-    """
-    return {name: whole(tensor) for name, tensor in _trained(model).items()}
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    trained: dict[str, Tensor] = {name: part for name, part in model.named_parameters() if part.requires_grad}
-    statistics = {
-        f"{module_name}.{name}": buffer
-        for module_name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for name, buffer in module.named_buffers(recurse=False)
-    }
-    return trained | statistics
-
-
-def load_trained_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy a ``trained_state`` back.
-
-    Raises:
-        BadInputError: the names or shapes are not this model's.
-    """
-    target = _trained(model)
-    check_names(target, tensors, path)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            if tensor.shape != target[name].shape:
-                found, wanted = tuple(tensor.shape), tuple(target[name].shape)
-                raise BadInputError(f"'{path}': tensor '{name}' has shape {found}, the model has {wanted}")
-            target[name].copy_(placed_like(tensor, target[name]))
-
-
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and moments that exact resuming needs, whole. Of a sharded model all processes must ask."""
+def save_training_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    scaler: dict[str, Any] | None,
+) -> None:
+    """Write all that exact resuming needs, atomically; ``scaler`` is the gradient scaler's state, if there is one."""
     tensors = {_WEIGHT + name: tensor for name, tensor in trained_state(model).items()}
     for name, parameter in _optimized(model, optimizer).items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{_OPTIMIZER}{key}.{name}"] = whole(value)
-    return tensors
-
-
-def save_training_state(
-    path: Path, tensors: dict[str, Tensor], position: Position, scaler: dict[str, Any] | None
-) -> None:
-    """Write a ``training_state``, where training stands and the gradient scaler's state, atomically."""
+            tensors[f"{_OPTIMIZER}{key}.{name}"] = value
     save_tensors(path, tensors, {"position": asdict(position), "scaler": scaler})
 
 
 def load_training_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Position, dict[str, Any] | None]:
-    """Put a saved state into model and optimizer.
+    """Read a saved state into model and optimizer.
 
     Returns:
-        The position to go on from, and the gradient scaler's state where there was one.
+        The position to continue from, and the gradient scaler's state if there is one.
 
     Raises:
         BadInputError: the file is damaged or of another model.
@@ -94,7 +58,7 @@ def load_training_state(
     try:
         position, scaler = Position(**file.header["position"]), file.header["scaler"]
     except (KeyError, TypeError) as error:
-        raise BadInputError(f"'{path}' holds no training state: it is another file under this name") from error
+        raise BadInputError(f"'{path}' is not a training state") from error
     load_trained_state(model, _under(_WEIGHT, file.tensors), path)
     parameters = _optimized(model, optimizer)
     for name, tensor in _under(_OPTIMIZER, file.tensors).items():
@@ -102,8 +66,9 @@ def load_training_state(
         if parameter_name not in parameters:
             raise BadInputError(f"'{path}' has the unknown tensor '{parameter_name}': it was not made for this model")
         parameter = parameters[parameter_name]
-        # Step counts stay on the CPU, as the optimizer keeps them. Copies, as the file's tensors may be mapped from it.
-        optimizer.state[parameter][key] = tensor.clone() if key == "step" else placed_like(tensor, parameter)
+        # Copies, since the file's tensors may be mapped from it. Step counts stay on the CPU, as AdamW keeps them.
+        device = tensor.device if key == "step" else parameter.device
+        optimizer.state[parameter][key] = tensor.to(device, copy=True)
     return position, scaler
 
 

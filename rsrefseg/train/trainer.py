@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
@@ -16,26 +15,26 @@ from torch import Tensor
 from rsrefseg.engines.errors import BadInputError, RSRefSegError
 
 from ..checkpoints.model_file import save_tensors
-from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import MetricsResult
 from ..model.lora import ParameterCounts, trainable_parameters
 from ..model.model import RSRefSeg
+from ..runs.run import Run
+from ..runs.trained import trained_state
 from .batch_norm import count_phrases, share_batch_norms
-from .batches import Batch, EpochBatches, TrainingBatches, TrainingImages
-from .blocks import checkpoint_blocks
+from .batches import Batch, BatchLoader, EpochBatches, TrainingBatches
+from .checkpointing import checkpoint_blocks
 from .config import Precision, TrainConfig
+from .data import TrainingData
 from .losses import segmentation_loss
 from .metrics_log import MetricsLog
-from .run import Run
 from .schedule import WarmupCosine
-from .setup import TrainingData
-from .sharding import exchange_gradients, shard, sharding_wanted
-from .state import Position, load_training_state, save_training_state, trained_state, training_state
+from .state import Position, load_training_state, save_training_state
+from .validation import validate
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimizer step, for whoever shows progress."""
+    """One optimizer step, for progress."""
 
     epoch: int
     step: int
@@ -46,10 +45,9 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """Whom to tell: of what is trained, before the first step; after each optimizer step; after each validation; and of
-    what a person should know (one line)."""
+    """Callbacks of a training: before the first step, after each step, after each validation, and for notes."""
 
-    on_start: Callable[[ParameterCounts], None] = lambda counts: None
+    on_start: Callable[[ParameterCounts, TrainConfig], None] = lambda counts, config: None
     on_step: Callable[[StepReport], None] = lambda report: None
     on_validation: Callable[[int, MetricsResult], None] = lambda epoch, result: None
     on_note: Callable[[str], None] = lambda line: None
@@ -58,52 +56,43 @@ class Watcher:
 class Trainer:
     """Trains ``model`` (already marked with what is trained) and keeps the run folder.
 
-    A step's result depends on the weights, the moments and the step's place in training, nothing else: batches and the
-    random numbers of dropout follow from seed, epoch and batch. So a checkpoint of weights, moments and place is all
-    that exact resuming needs.
+    A step depends on the weights, the moments and its place in training, nothing else: batches and the random numbers
+    of dropout follow from seed, epoch and batch. So a checkpoint of weights, moments and place resumes exactly.
 
     A step minimises the mean loss over all phrases of its effective batch: ``batch_size`` images times processes times
     ``gradient_accumulation``. However that product is made up, the step has the same images and phrases, and every
-    phrase the same weight in it. Two things depend on how it is made up. Batch norm takes its statistics from the
-    batches of one forward pass: on several processes together (``SharedBatchNorm``), but not over accumulated
-    ones. And processes draw different dropout.
+    phrase the same weight. Two things depend on how it is made up. Batch norm takes its statistics over the batches of
+    one forward pass: over all processes (``SharedBatchNorm``), but not over accumulated batches. And each process draws
+    its own dropout.
     """
 
     def __init__(self, model: RSRefSeg, config: TrainConfig, data: TrainingData, run: Run, watcher: Watcher) -> None:
         self.config, self.data, self.run = config, data, run
         mixed_precision = _mixed_precision(config.precision)
-        sharded = sharding_wanted(mixed_precision) and dist.is_initialized()
-        AcceleratorState._reset_state()  # else a second training in one process is bound to the precision of the first
+        AcceleratorState._reset_state()  # else a second training in one process keeps the precision of the first
         self.accelerator = Accelerator(mixed_precision=mixed_precision)
-        self.watcher = watcher if self.accelerator.is_main_process else Watcher()
-        images = TrainingImages(
-            data.train_groups,
-            model.config.sam.image_size,
-            config.phrases_per_image,
-            config.seed,
-            data.on_size_mismatch,
-        )
+        self.is_main = self.accelerator.is_main_process
+        self.watcher = watcher if self.is_main else Watcher()
+        self.batches = TrainingBatches(data, model.config.sam.image_size, config.phrases_per_image, config.seed)
         self.sampler = EpochBatches(
-            len(images),
+            len(data.groups),
             config.batch_size,
             config.seed,
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        self.batches = TrainingBatches(images, self.sampler, data.tokenizer, config.workers)
-        self.batches_per_epoch = len(self.sampler)
+        on_cuda = self.accelerator.device.type == "cuda"
+        self.loader = BatchLoader(self.batches, self.sampler, config.workers, pin_memory=on_cuda)
         self.plain_model = model.to(self.accelerator.device)
         share_batch_norms(model)
         if config.gradient_checkpointing:
             checkpoint_blocks(model)
-        if sharded:
-            shard(model)
         optimizer = torch.optim.AdamW(
             trainable_parameters(model).values(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.model = model if sharded else self.accelerator.prepare_model(model)
+        self.model = self.accelerator.prepare_model(model)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        steps_per_epoch = -(-self.batches_per_epoch // config.gradient_accumulation)
+        steps_per_epoch = -(-len(self.sampler) // config.gradient_accumulation)
         self.total_steps = steps_per_epoch * config.epochs
         self.schedule = WarmupCosine(
             warmup_steps=round(config.warmup_epochs * steps_per_epoch),
@@ -114,7 +103,7 @@ class Trainer:
         self.position = Position()
 
     def train(self, resume: bool) -> Position:
-        """Run to the last epoch; with ``resume`` go on from ``last.safetensors`` if there is one.
+        """Run to the last epoch; with ``resume`` continue from ``last.safetensors`` if there is one.
 
         Returns:
             Where training ended.
@@ -124,7 +113,7 @@ class Trainer:
         """
         if resume and self.run.last_path.exists():
             self._restore()
-        log = MetricsLog(self.run.metrics_path, self.position) if self.accelerator.is_main_process else None
+        log = MetricsLog(self.run.metrics_path, self.position) if self.is_main else None
         self.plain_model.train()
         try:
             for epoch in range(self.position.epoch, self.config.epochs):
@@ -138,13 +127,13 @@ class Trainer:
         self.sampler.epoch, self.sampler.first_batch = epoch, self.position.batch
         started, images = time.perf_counter(), 0
         losses: list[Tensor] = []
-        for batch_index, batch in enumerate(self.batches, start=self.position.batch):
+        for batch_index, batch in enumerate(self.loader, start=self.position.batch):
             first = batch_index - batch_index % self.config.gradient_accumulation
-            rounds = range(first, min(first + self.config.gradient_accumulation, self.batches_per_epoch))
+            rounds = range(first, min(first + self.config.gradient_accumulation, len(self.sampler)))
             drawn = self.sampler.drawn(rounds)
             completes_step = batch_index + 1 == rounds.stop
             counted = self.sampler.counts(batch_index)
-            share = len(batch.truth) / self.batches.images.phrases(drawn) if counted else 0.0
+            share = len(batch.truth) / self.batches.count_phrases(drawn) if counted else 0.0
             self._seed(epoch, batch_index)
             losses.append(self._add_gradients(batch.to(self.accelerator.device), share, completes_step))
             if not completes_step:
@@ -162,12 +151,12 @@ class Trainer:
                 self._checkpoint()
 
     def _seed(self, epoch: int, batch_index: int) -> None:
-        """Seed dropout for one batch; the processes of one training draw differently."""
+        """Seed dropout for one batch; each process draws its own."""
         place = [self.config.seed, epoch, batch_index, self.accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def _add_gradients(self, batch: Batch, share: float, completes_step: bool) -> Tensor:
-        """Forward and backward; processes exchange gradients only where a step is to follow.
+        """Forward and backward; processes exchange gradients only where a step follows.
 
         Args:
             batch: on the device.
@@ -178,7 +167,6 @@ class Trainer:
             The batch's part of the step's loss, a scalar on the device.
         """
         count_phrases(self.plain_model, share > 0)
-        exchange_gradients(self.plain_model, completes_step)
         with nullcontext() if completes_step else self.accelerator.no_sync(self.model):
             with self.accelerator.autocast():
                 prediction = self.model(batch.image, batch.input_ids, batch.token_mask, batch.image_index)
@@ -189,7 +177,7 @@ class Trainer:
         return loss.detach()
 
     def _whole_loss(self, losses: list[Tensor]) -> float:
-        """The loss of a step from its parts; all processes know it, so that all of them end if it is not finite."""
+        """The loss of a step from its parts, the same in all processes, so that all of them end if it is not finite."""
         loss = float(self.accelerator.reduce(torch.stack(losses).sum(), reduction="sum"))
         if not math.isfinite(loss):
             raise RSRefSegError(
@@ -199,11 +187,11 @@ class Trainer:
         return loss
 
     def _step(self) -> tuple[float, bool]:
-        """One optimizer step on the gradients gathered.
+        """One optimizer step on the accumulated gradients.
 
         Returns:
-            Its learning rate, and whether the gradients overflowed in float16 and the weights stayed as they were. Such
-            a step counts like any other, for the schedule and for resuming; the scaler has halved its factor.
+            Its learning rate, and whether it was skipped because gradients overflowed in float16. A skipped step counts
+            like any other, for the schedule and for resuming; the scaler has halved its factor.
         """
         learning_rate = self.config.learning_rate * self.schedule(self.position.step)
         for group in self.optimizer.param_groups:
@@ -225,9 +213,7 @@ class Trainer:
 
     def _validate(self, epoch: int, log: MetricsLog | None) -> None:
         with self.accelerator.autocast():
-            result = evaluate(
-                self.plain_model, self.data.tokenizer, self.data.validation, on_size_mismatch=self.data.on_size_mismatch
-            )
+            result = validate(self.plain_model, self.data)
         if log is not None:
             log.write(step=self.position.step, epoch=epoch, validation=result.as_dict())
         self.watcher.on_validation(epoch, result)
@@ -236,15 +222,14 @@ class Trainer:
             self._save_best()
 
     def _save_best(self) -> None:
-        tensors = trained_state(self.plain_model)
-        if self.accelerator.is_main_process:
-            save_tensors(self.run.best_path, tensors, {"step": self.position.step})
+        if self.is_main:
+            save_tensors(self.run.best_path, trained_state(self.plain_model), {"step": self.position.step})
 
     def _checkpoint(self) -> None:
-        tensors = training_state(self.plain_model, self.optimizer.optimizer)
-        if self.accelerator.is_main_process:
+        if self.is_main:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-            save_training_state(self.run.last_path, tensors, self.position, scaler)
+            optimizer = self.optimizer.optimizer
+            save_training_state(self.run.last_path, self.plain_model, optimizer, self.position, scaler)
 
     def _restore(self) -> None:
         self.position, scaler = load_training_state(self.run.last_path, self.plain_model, self.optimizer.optimizer)

@@ -147,7 +147,6 @@ def test_without_standard_streams_a_command_still_does_its_work(place: Path) -> 
         (["infer", "a.png", "x", "--max-pixels", "0"], "--max-pixels"),
         (["infer", "a.png", "x", "--max-pixels", "many"], "--max-pixels"),
         (["bench", "--rounds", "1"], "--rounds"),
-        (["train", "--data", "x", "--epochs", "0"], "--epochs"),
         (["data", "synth", "out", "--size", "9999999"], "--size"),
         (["doctor", "now"], "now"),
         (["export", "--out"], "--out"),

@@ -12,7 +12,7 @@ from rsrefseg.export.graph import FUSED_OPSET
 from rsrefseg.export.precision.plan import PrecisionPlan
 from rsrefseg.export.settings import ExportSettings, Target
 from rsrefseg.model.model import RSRefSeg
-from rsrefseg.train.run import Run
+from rsrefseg.runs.run import Run
 from tests.support.exported import Exported
 
 

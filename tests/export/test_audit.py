@@ -14,7 +14,7 @@ from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.export.precision.audit import HALF_MAX, AuditReport, AuditRow, audit, run_audit
 from rsrefseg.export.precision.half_blocks import half_blocks
 from rsrefseg.export.precision.plan import PrecisionPlan
-from rsrefseg.train.run import Run
+from rsrefseg.runs.run import Run
 from tests.support.commands import run_here
 from tests.support.exported import Exported
 from tests.support.planted import VISION, planted_model, vision_model

@@ -21,7 +21,7 @@ from rsrefseg.engines.errors import BadInputError, BundleError, CheckFailedError
 from rsrefseg.export import export as export_module
 from rsrefseg.export.export import export_run
 from rsrefseg.model.model import RSRefSeg, geometry
-from rsrefseg.train.run import Run
+from rsrefseg.runs.run import Run
 from tests.support import ROOT
 from tests.support.export_jobs import Shortcut
 from tests.support.exported import Exported

@@ -10,8 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rsrefseg.checkpoints.convert import ConvertReport, ConvertRequest, convert_checkpoint
-from rsrefseg.checkpoints.imported_run import made_scenes, make_random_run
 from rsrefseg.checkpoints.model_file import is_random, load_model, load_tensors
 from rsrefseg.checkpoints.upstream_layout import guess_config, plain_checkpoint, published_name
 from rsrefseg.engines.errors import BadInputError
@@ -19,9 +17,12 @@ from rsrefseg.engines.text import Tokenizer
 from rsrefseg.model.config import ModelConfig, model_config
 from rsrefseg.model.model import RSRefSeg, build_model
 from rsrefseg.model.tokenizer import write_word_tokenizer
-from rsrefseg.train.base import BaseWeights, from_file
-from rsrefseg.train.reference_inputs import load_reference_inputs
-from rsrefseg.train.run import Run
+from rsrefseg.runs.base import BaseWeights, from_file
+from rsrefseg.runs.convert import ConvertReport, ConvertRequest, convert_checkpoint
+from rsrefseg.runs.imported_run import made_scenes
+from rsrefseg.runs.random_run import make_random_run
+from rsrefseg.runs.reference_inputs import load_reference_inputs
+from rsrefseg.runs.run import Run
 from tests.support.upstream import PHRASES, PublicRSRefSeg, brought_config
 
 CONFIG = brought_config()

@@ -14,15 +14,16 @@ from peft import LoraModel
 from rsrefseg.checkpoints.model_file import load_model, load_tensors, save_tensors
 from rsrefseg.engines.errors import BadInputError, CheckFailedError
 from rsrefseg.engines.text import Tokenizer
+from rsrefseg.model.config import LoraSettings
 from rsrefseg.model.lora import add_lora, fold_lora
 from rsrefseg.model.model import RSRefSeg, build_model
 from rsrefseg.model.stages import model_contracts, run_stages
-from rsrefseg.train import merge as merge_module
-from rsrefseg.train.base import BaseWeights, from_file, from_scratch
-from rsrefseg.train.config import LoraSettings
-from rsrefseg.train.merge import TOLERANCE, compare_outputs, merge
-from rsrefseg.train.reference_inputs import load_reference_inputs
-from rsrefseg.train.run import Run
+from rsrefseg.runs import merge as merge_module
+from rsrefseg.runs.base import BaseWeights, from_file, from_scratch
+from rsrefseg.runs.merge import TOLERANCE, compare_outputs, merge
+from rsrefseg.runs.reference_inputs import load_reference_inputs
+from rsrefseg.runs.run import Run
+from tests.support.runs import refused
 from tests.support.small import small_config, train_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,6 +84,7 @@ def test_merging_proves_itself_and_says_by_how_much(run: Run) -> None:
     assert [entry["name"] for entry in header["merge"]["differences"]] == OUTPUTS
     assert header["source"]["base"] == run.read_record()["base"]
     assert json.dumps(result.as_dict())
+    assert merge(run) == result
 
 
 def test_the_adapters_of_the_proof_weigh_something(run: Run, small_base: Path) -> None:
@@ -127,32 +129,33 @@ def test_the_merged_model_answers_as_the_adapted_one(run: Run, small_base: Path)
         assert (plain[name] - expected[name]).abs().max() > 1e-3 * scale
 
 
-@pytest.mark.parametrize(
-    "module", ["sam_encoder.image_encoder.neck.2", "siglip_text.head", "sam_encoder.image_encoder.blocks.1.attn.qkv"]
-)
-def test_a_fold_that_goes_wrong_is_refused_and_nothing_is_written(
-    run: Run, monkeypatch: pytest.MonkeyPatch, module: str
-) -> None:
-    def spoiled(tuner: LoraModel) -> RSRefSeg:
+def spoil(module: str) -> Callable[[LoraModel], RSRefSeg]:
+    def fold(tuner: LoraModel) -> RSRefSeg:
         model = fold_lora(tuner)
-        weight = model.get_submodule(module).weight
-        weight.data.view(-1)[0] += 0.5
+        model.get_submodule(module).weight.data.view(-1)[0] += 0.5
         return model
 
+    return fold
+
+
+@pytest.mark.parametrize(
+    "fold",
+    [
+        spoil("sam_encoder.image_encoder.neck.2"),
+        spoil("siglip_text.head"),
+        spoil("sam_encoder.image_encoder.blocks.1.attn.qkv"),
+        lambda tuner: tuner.unload(),
+    ],
+)
+def test_a_wrong_fold_is_refused_and_nothing_is_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch, fold: Callable[[LoraModel], RSRefSeg]
+) -> None:
     before = {path.name for path in run.path.iterdir()}
-    monkeypatch.setattr(merge_module, "fold_lora", spoiled)
-    with pytest.raises(CheckFailedError, match="nothing was written") as refusal:
+    monkeypatch.setattr(merge_module, "fold_lora", fold)
+    with pytest.raises(CheckFailedError) as refusal:
         merge(run)
     assert refusal.value.exit_code == 1
-    assert "\n" not in str(refusal.value)
     assert {path.name for path in run.path.iterdir()} == before
-
-
-def test_an_adapter_that_is_not_folded_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge_module, "fold_lora", lambda tuner: tuner.unload())
-    with pytest.raises(CheckFailedError):
-        merge(run)
-    assert not run.merged_path.exists()
 
 
 def test_adapters_that_are_not_finite_are_refused(run: Run) -> None:
@@ -160,15 +163,9 @@ def test_adapters_that_are_not_finite_are_refused(run: Run) -> None:
     name = next(name for name in best.tensors if ".lora_A." in name)
     best.tensors[name][0, 0] = math.nan
     save_tensors(run.best_path, best.tensors, {"step": 10})
-    with pytest.raises((BadInputError, CheckFailedError)) as refusal:
+    with pytest.raises((BadInputError, CheckFailedError)):
         merge(run)
-    assert "\n" not in str(refusal.value)
     assert not run.merged_path.exists()
-
-
-def test_merging_again_gives_the_same_file(run: Run) -> None:
-    first = merge(run)
-    assert merge(run) == first
 
 
 def test_a_run_from_scratch_merges_without_adapters(boxes: Path, tmp_path: Path) -> None:
@@ -187,56 +184,28 @@ def test_a_merged_model_is_a_base_for_the_next_training(run: Run, boxes: Path, t
     assert (second.path / "tokenizer.json").read_bytes() == run.tokenizer_path.read_bytes()
 
 
-def remove_best(run: Run) -> None:
-    run.best_path.unlink()
-
-
-def cut_best(run: Run) -> None:
-    run.best_path.write_bytes(run.best_path.read_bytes()[:-10])
-
-
-def remove_record(run: Run) -> None:
-    run.record_path.unlink()
-
-
-def wrong_inputs(run: Run) -> None:
-    shutil.copy(run.best_path, run.reference_inputs_path)
-
-
-def remove_tokenizer(run: Run) -> None:
-    run.tokenizer_path.unlink()
-
-
-def other_base(run: Run) -> None:
+def change_base(run: Run, **fields: str) -> None:
     record = run.read_record()
-    record["base"]["sha256"] = "0" * 64
-    run.write_record(record)
-
-
-def unknown_base(run: Run) -> None:
-    record = run.read_record()
-    record["base"]["kind"] = "rumour"
+    record["base"] |= fields
     run.write_record(record)
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "fact"),
     [
-        (remove_best, "no trained weights yet"),
-        (cut_best, "best.safetensors"),
-        (remove_record, "run.json"),
-        (wrong_inputs, "reference_inputs.safetensors"),
-        (remove_tokenizer, "tokenizer.json"),
-        (other_base, "SHA-256"),
-        (unknown_base, "rumour"),
+        (lambda run: run.best_path.unlink(), "no trained weights"),
+        (lambda run: run.best_path.write_bytes(run.best_path.read_bytes()[:-10]), "best.safetensors"),
+        (lambda run: run.record_path.unlink(), "run.json"),
+        (lambda run: shutil.copy(run.best_path, run.reference_inputs_path), "reference_inputs.safetensors"),
+        (lambda run: run.tokenizer_path.unlink(), "tokenizer.json"),
+        (lambda run: change_base(run, sha256="0" * 64), "SHA-256"),
+        (lambda run: change_base(run, kind="rumour"), "rumour"),
     ],
 )
-def test_an_incomplete_run_is_refused_by_name(run: Run, damage: Callable[[Run], None], told: str) -> None:
+def test_an_incomplete_run_is_refused_by_name(run: Run, damage: Callable[[Run], None], fact: str) -> None:
     damage(run)
-    with pytest.raises(BadInputError) as refusal:
+    with refused(fact):
         merge(run)
-    assert told in str(refusal.value)
-    assert "\n" not in str(refusal.value)
     assert not run.merged_path.exists()
 
 

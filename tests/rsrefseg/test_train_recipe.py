@@ -2,9 +2,13 @@
 
 import json
 import math
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,13 +16,15 @@ import torch
 from rsrefseg.checkpoints.model_file import load_tensors
 from rsrefseg.data.formats import open_dataset
 from rsrefseg.data.samples import group_by_image
+from rsrefseg.engines.errors import MissingPartError
 from rsrefseg.engines.text import Tokenizer
-from rsrefseg.model.config import model_config
+from rsrefseg.model.config import LoraSettings, model_config
 from rsrefseg.model.lora import add_lora, train_everything, trainable_parameters
 from rsrefseg.model.model import Prediction, RSRefSeg, build_model
-from rsrefseg.train.base import BaseWeights, from_file
-from rsrefseg.train.batches import EpochBatches, TrainingBatches, TrainingImages
-from rsrefseg.train.config import LoraSettings, LossWeights, TrainConfig, from_scratch_config
+from rsrefseg.runs.base import BaseWeights, from_file
+from rsrefseg.train.batches import Batch, BatchLoader, EpochBatches, Example, TrainingBatches
+from rsrefseg.train.config import LossWeights, TrainConfig
+from rsrefseg.train.data import TrainingData
 from rsrefseg.train.losses import segmentation_loss
 from rsrefseg.train.metrics_log import read_metrics
 from rsrefseg.train.schedule import WarmupCosine
@@ -138,14 +144,6 @@ def test_training_changes_what_is_trained_only(boxes: Path, base: BaseWeights, t
 # --- the recipe -----------------------------------------------------------------------------------------------------
 
 
-def test_the_published_recipe_is_the_default() -> None:
-    config = TrainConfig()
-    assert config.lora == LoraSettings(rank=16, alpha=16, dropout=0.1)
-    assert (config.learning_rate, config.weight_decay, config.epochs) == (1e-4, 0.05, 200)
-    assert (config.warmup_epochs, config.warmup_start, config.final_share) == (5, 0.01, 0.001)
-    assert config.loss == LossWeights(bce=5, dice=0, coarse=0)
-
-
 def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
     share = WarmupCosine(warmup_steps=10, total_steps=110, start=0.01, final=0.001)
     assert share(0) == 0.01
@@ -159,7 +157,7 @@ def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
     assert WarmupCosine(10, 5, 0.01, 0.001)(4) == pytest.approx(0.01 + 0.99 * 0.4)
 
 
-def test_the_log_tells_the_rates_that_were_used(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
+def test_the_log_has_the_rates_that_were_used(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
     run = train_small(boxes, tmp_path / "run", base, warmup_epochs=0.4, learning_rate=0.5e-2).run
     steps = [entry for entry in read_metrics(run.metrics_path) if "loss" in entry]
     share = WarmupCosine(warmup_steps=2, total_steps=10, start=0.01, final=0.001)
@@ -196,42 +194,30 @@ def test_dice_and_coarse_terms_are_added_by_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("name", "value"),
     [
-        ({"epochs": 0}, "epochs"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"checkpoint_every_steps": 0}, "checkpoint_every_steps"),
-        ({"workers": -1}, "workers"),
-        ({"seed": -1}, "seed"),
-        ({"seed": 2**32}, "seed"),
-        ({"learning_rate": 0.0}, "learning_rate"),
-        ({"learning_rate": math.nan}, "learning_rate"),
-        ({"weight_decay": math.inf}, "weight_decay"),
-        ({"warmup_start": 1.5}, "warmup_start"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm"),
+        ("epochs", 0),
+        ("workers", -1),
+        ("seed", 2**32),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("weight_decay", math.inf),
+        ("warmup_start", 1.5),
+        ("max_grad_norm", 0.0),
+        ("lora", {"rank": 0}),
+        ("lora", {"dropout": 1.0}),
+        ("loss", {"dice": -1.0}),
+        ("colour", 1),
     ],
 )
-def test_settings_out_of_range_are_refused(settings: dict[str, Any], told: str) -> None:
-    with refused(told):
-        TrainConfig(**settings)
-
-
-def test_adapters_and_losses_out_of_range_are_refused() -> None:
-    with refused("rank"):
-        LoraSettings(rank=0)
-    with refused("dropout"):
-        LoraSettings(dropout=1.0)
-    with refused("dice"):
-        LossWeights(dice=-1.0)
+def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
+    with refused(name):
+        TrainConfig.from_dict(TrainConfig().to_dict() | {name: value})
 
 
 def test_settings_survive_their_plain_form() -> None:
-    for config in (TrainConfig(), from_scratch_config(seed=3), small_training()):
+    for config in (TrainConfig(), small_training(), small_training(lora=None, max_grad_norm=1.0)):
         assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with refused("colour"):
-        TrainConfig.from_dict(TrainConfig().to_dict() | {"colour": 1})
-    with refused("loss"):
-        TrainConfig.from_dict({"lora": None})
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
@@ -259,37 +245,73 @@ def test_several_processes_share_an_epoch() -> None:
     assert [len(share) for share in shares] == [2, 2, 2]
     taken = [share[round_] for round_ in range(2) for share in shares]
     assert taken[:5] == alone
-    assert taken[5] == alone[0]  # the round is filled up from the start
+    assert taken[5] == alone[0]  # the round is filled with the first batches
     resumed = EpochBatches(10, 2, seed=1, process=2, processes=3)
     resumed.first_batch = 1
     assert list(resumed) == shares[2][1:]
 
 
-def test_phrases_are_drawn_anew_in_each_epoch_and_keep_their_truth(boxes: Path) -> None:
+@pytest.fixture
+def batches(boxes: Path, small_base: Path) -> TrainingBatches:
+    """At most one phrase of each image."""
     groups = group_by_image(open_dataset(boxes).split("train"))
-    images = TrainingImages(groups, 64, phrases_per_image=1, seed=0, on_size_mismatch="refuse")
-    seen = {images[(0, epoch)].phrases[0] for epoch in range(12)}
-    assert seen == {sample.phrase for sample in groups[0]}
+    tokenizer = Tokenizer(small_base.with_name("tokenizer.json"), length=12)
+    return TrainingBatches(TrainingData(groups, (), tokenizer), 64, phrases_per_image=1, seed=0)
+
+
+def test_phrases_are_drawn_in_each_epoch_and_keep_their_truth(batches: TrainingBatches) -> None:
+    group = batches.data.groups[0]
+    assert {batches.example((0, epoch)).phrases[0] for epoch in range(12)} == {sample.phrase for sample in group}
     for epoch in range(4):
-        example = images[(0, epoch)]
-        assert example.phrases == images[(0, epoch)].phrases
-        sample = next(sample for sample in groups[0] if sample.phrase == example.phrases[0])
+        example = batches.example((0, epoch))
+        assert example.phrases == batches.example((0, epoch)).phrases
+        sample = next(sample for sample in group if sample.phrase == example.phrases[0])
         assert example.truth.shape == (1, 64, 64)
         assert example.truth.float().mean().item() == pytest.approx(sample.mask().mean(), rel=0.15)
 
 
-def test_a_batch_knows_which_phrase_belongs_to_which_image(boxes: Path, small_base: Path) -> None:
-    groups = group_by_image(open_dataset(boxes).split("train"))
-    groups = (groups[0][:1], *groups[1:])  # one image with a single phrase
-    images = TrainingImages(groups, 64, phrases_per_image=4, seed=0, on_size_mismatch="refuse")
-    tokenizer = Tokenizer(small_base.with_name("tokenizer.json"), length=12)
-    for batch, draws in zip(
-        TrainingBatches(images, EpochBatches(10, 3, seed=0), tokenizer, 0), EpochBatches(10, 3, seed=0), strict=True
-    ):
-        examples = [images[draw] for draw in draws]
+def test_a_batch_knows_which_phrase_belongs_to_which_image(batches: TrainingBatches) -> None:
+    batches.phrases_per_image = 4
+    batches.data = replace(batches.data, groups=(batches.data.groups[0][:1], *batches.data.groups[1:]))
+    loader = BatchLoader(batches, EpochBatches(10, 3, seed=0), workers=0)
+    for batch, draws in zip(loader, EpochBatches(10, 3, seed=0), strict=True):
+        examples = [batches.example(draw) for draw in draws]
         phrases = [phrase for example in examples for phrase in example.phrases]
-        owners = [number for number, example in enumerate(examples) for _ in example.phrases]
-        assert batch.image_index.tolist() == owners
-        assert np.array_equal(batch.input_ids.numpy(), tokenizer.encode(phrases).input_ids)
+        assert batch.image_index.tolist() == [n for n, example in enumerate(examples) for _ in example.phrases]
+        assert np.array_equal(batch.input_ids.numpy(), batches.data.tokenizer.encode(phrases).input_ids)
         assert batch.truth.shape == (len(phrases), 1, 64, 64)
         assert set(batch.truth.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_workers_stay_from_epoch_to_epoch_and_give_the_same_batches(batches: TrainingBatches) -> None:
+    def epochs(workers: int) -> Iterator[Batch]:
+        sampler = EpochBatches(10, 3, seed=0)
+        loader = BatchLoader(batches, sampler, workers)
+        for epoch, first_batch in ((0, 1), (1, 0)):
+            sampler.epoch, sampler.first_batch = epoch, first_batch
+            yield from loader
+            seen.append({child.pid for child in multiprocessing.active_children()})
+
+    seen: list[set[int | None]] = []
+    for alone, loaded in zip(epochs(0), epochs(2), strict=True):
+        assert all(
+            torch.equal(getattr(alone, field), getattr(loaded, field)) for field in ("image", "truth", "input_ids")
+        )
+    assert len(seen[1]) == 2
+    assert seen[1] == seen[3]
+
+
+class Unreadable(TrainingBatches):
+    """Fails as a broken image does, with a message of two lines."""
+
+    def example(self, draw: tuple[int, int]) -> Example:
+        raise MissingPartError(f"BadInputError: other\n{cv2.getNumThreads()} threads of OpenCV")
+
+
+def test_an_error_keeps_its_class_and_message_on_its_way_from_a_worker(batches: TrainingBatches) -> None:
+    """The worker does not use the threads of OpenCV."""
+    broken = Unreadable(batches.data, 64, phrases_per_image=1, seed=0)
+    for workers, threads in ((0, cv2.getNumThreads()), (1, 1)):
+        with pytest.raises(MissingPartError) as error:
+            list(BatchLoader(broken, EpochBatches(10, 3, seed=0), workers))
+        assert str(error.value) == f"BadInputError: other\n{threads} threads of OpenCV"

@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rsrefseg.checkpoints import imported_run
-from rsrefseg.checkpoints.imported_run import made_scenes
 from rsrefseg.checkpoints.model_file import is_random, load_model
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.manifest import RANDOM_WEIGHTS_NOTE
@@ -19,7 +17,9 @@ from rsrefseg.export import export as bundle_module
 from rsrefseg.model import config as config_module
 from rsrefseg.model.config import ModelConfig
 from rsrefseg.model.tokenizer import write_word_tokenizer
-from rsrefseg.train import command as command_module
+from rsrefseg.runs import imported_run
+from rsrefseg.runs.imported_run import made_scenes
+from rsrefseg.train import settings as settings_module
 from tests.support.commands import assert_refused, run_here
 from tests.support.export_jobs import Shortcut
 from tests.support.upstream import PHRASES, PublicRSRefSeg, brought_config, segment_anything_sam, write_siglip_folder
@@ -38,7 +38,7 @@ def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     def small(preset: str) -> ModelConfig:
         return CONFIG
 
-    for module in (config_module, command_module, bundle_module):
+    for module in (config_module, settings_module, bundle_module):
         monkeypatch.setattr(module, "model_config", small)
     monkeypatch.delenv("RSREFSEG_BUNDLE", raising=False)
 
@@ -46,7 +46,7 @@ def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a public checkpoint, the run made of it and the bundle exported from that. Not to be changed."""
-    from rsrefseg.checkpoints.convert import ConvertRequest, convert_checkpoint
+    from rsrefseg.runs.convert import ConvertRequest, convert_checkpoint
 
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("converted")

@@ -12,7 +12,7 @@ import torch
 from rsrefseg.engines.bundle.bundle import Bundle, file_record
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.export.export import export_run
-from rsrefseg.train.base import from_file
+from rsrefseg.runs.base import from_file
 from rsrefseg.train.config import LossWeights
 from tests.support.small import train_small
 

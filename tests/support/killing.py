@@ -6,7 +6,7 @@ kernel ends it when a file has grown by some bytes more.
 
 This file is also the program that does it: it imports the heavy libraries once and forks a child for each job.
 
->>> with KillServer(preload=["rsrefseg.train.entry"]) as server:
+>>> with KillServer(preload=["rsrefseg.train.train"]) as server:
 ...     whole = server.run("tests.support.small:train_job", {...}, watched=out)
 ...     server.run("tests.support.small:train_job", {...}, watched=out, moment=Moment(3))
 """
@@ -14,12 +14,15 @@ This file is also the program that does it: it imports the heavy libraries once 
 import importlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -99,40 +102,86 @@ class KillServer:
         return Outcome(answer["changes"], answer["signal"])
 
 
-class _Reaper:
-    """An audit hook that counts changes under a folder and ends this process at the chosen one."""
+class InjectedError(Exception):
+    """What ``fail`` raises."""
 
-    def __init__(self, watched: str, moment: Moment | None) -> None:
-        self.watched, self.moment = watched, moment
-        self.changes = 0
 
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open":
-            path, _, flags = arguments
-            if not isinstance(flags, int) or not flags & _WRITING:
-                return
-        elif event in _CHANGES:
-            path = arguments[0]
-        else:
-            return
-        if not isinstance(path, str | bytes | os.PathLike):
-            return
-        name = os.fsdecode(path)
-        # A name without folder is one below an open folder, as shutil.rmtree removes them.
-        if not Path(name).is_absolute() or name == self.watched or name.startswith(self.watched + os.sep):
-            self.changes += 1
-            if self.moment is not None and self.changes == self.moment.change:
-                self._strike(Path(name))
+def fail(path: Path) -> None:
+    """Raise an ``InjectedError``."""
+    raise InjectedError(path)
 
-    def _strike(self, path: Path) -> None:
-        assert self.moment is not None
-        if self.moment.torn_after is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        size = path.stat().st_size if path.is_file() else 0
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        limit = size + (self.moment.torn_after or 0)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+def _die(path: Path, torn_after: int | None) -> None:
+    """Kill this process now, or while a file grows by more than ``torn_after`` bytes."""
+    if torn_after is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    size = path.stat().st_size if path.is_file() else 0
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit = size + (torn_after or 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+class Changes:
+    """Counts this process's changes under a folder, and calls ``act`` with the path before the n-th.
+
+    >>> with Changes(folder) as changes:
+    ...     job()
+    >>> for number in changes.distinct():
+    ...     with pytest.raises(InjectedError), Changes(folder, at=number):
+    ...         job()
+
+    Attributes:
+        names: what was changed, in order, as ``event name``.
+    """
+
+    _current: "Changes | None" = None
+    _hooked = False
+
+    def __init__(self, watched: Path, at: int | None = None, act: Callable[[Path], None] = fail) -> None:
+        self.watched, self.at, self.act = str(watched.absolute()), at, act
+        self.names: list[str] = []
+
+    def __enter__(self) -> Self:
+        if not Changes._hooked:  # an audit hook stays for good
+            sys.addaudithook(lambda event, arguments: Changes._current and Changes._current._hear(event, arguments))
+            Changes._hooked = True
+        Changes._current = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Changes._current = None
+
+    def distinct(self) -> list[int]:
+        """Numbers of the first and the last change of each kind and name."""
+        kinds = [re.sub("[0-9a-f]{32}", "", name) for name in self.names]
+        first = {kind: number for number, kind in reversed(list(enumerate(kinds, start=1)))}
+        last = {kind: number for number, kind in enumerate(kinds, start=1)}
+        return sorted({*first.values(), *last.values()})
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if (name := _changed(event, arguments, self.watched)) is not None:
+            self.names.append(f"{event} {os.path.relpath(name, self.watched)}")
+            if len(self.names) == self.at:
+                self.act(Path(name))
+
+
+def _changed(event: str, arguments: tuple[Any, ...], watched: str) -> str | None:
+    """What an audit event is about to change under a folder."""
+    if event == "open":
+        path, _, flags = arguments
+        if not isinstance(flags, int) or not flags & _WRITING:
+            return None
+    elif event in _CHANGES:
+        path = arguments[0]
+    else:
+        return None
+    if not isinstance(path, str | bytes | os.PathLike):
+        return None
+    name = os.fsdecode(path)
+    # A name without folder is one below an open folder, as shutil.rmtree removes them.
+    below = not Path(name).is_absolute() or name == watched or name.startswith(watched + os.sep)
+    return name if below else None
 
 
 def _serve() -> None:
@@ -165,10 +214,11 @@ def _work(order: dict[str, Any], report: int) -> None:
         moment = Moment(**order["moment"]) if order["moment"] is not None else None
         module, _, function = order["job"].partition(":")
         job = getattr(importlib.import_module(module), function)
-        reaper = _Reaper(order["watched"], moment)
-        sys.addaudithook(reaper)
-        job(**order["arguments"])
-        told = {"changes": reaper.changes}
+        at = moment.change if moment is not None else None
+        act = partial(_die, torn_after=moment.torn_after if moment is not None else None)
+        with Changes(Path(order["watched"]), at, act) as changes:
+            job(**order["arguments"])
+        told = {"changes": len(changes.names)}
     except BaseException:
         told = {"failure": traceback.format_exc()}
     with os.fdopen(report, "w") as stream:

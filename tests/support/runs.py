@@ -1,5 +1,9 @@
-"""Helpers for tests of training: stopping a run somewhere, comparing run folders, errors of one line."""
+"""Helpers for tests of training: interrupting a run, comparing run folders, errors of one line, several processes."""
 
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +12,11 @@ from typing import Any
 import pytest
 
 from rsrefseg.engines.errors import BadInputError, RSRefSegError
+from rsrefseg.model.config import LoraSettings
+from rsrefseg.train.metrics_log import read_metrics
 from rsrefseg.train.trainer import Watcher
+from tests.support import ROOT
+from tests.support.small import write_boxes
 
 RUN_FILES = {
     ".lock",
@@ -19,10 +27,20 @@ RUN_FILES = {
     "last.safetensors",
     "best.safetensors",
 }
+# No dropout, since each process draws its own. Two phrases of an image where it has two.
+STEADY: dict[str, Any] = {
+    "phrases_per_image": 2,
+    "learning_rate": 1e-2,
+    "checkpoint_every_steps": 2,
+    "lora": LoraSettings(rank=4, alpha=4, dropout=0.0),
+}
+# The same sums in another order: 1e-7 of a loss. Another mean or other batch statistics change it by 7e-6 at once and
+# by 1e-4 and more after three steps.
+LOSS_TOLERANCE = 1e-6
 
 
 class StoppedError(Exception):
-    """Stands for whatever ends a process."""
+    """Interrupts a training."""
 
 
 def interrupt_at(step: int) -> Watcher:
@@ -56,10 +74,36 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert [name for name in left if left[name] != right[name]] == []
 
 
+def losses(run: Path) -> list[float]:
+    return [entry["loss"] for entry in read_metrics(run / "metrics.jsonl") if "loss" in entry]
+
+
 @contextmanager
-def refused(*told: str, kind: type[RSRefSegError] = BadInputError) -> Iterator[None]:
+def refused(*facts: str, kind: type[RSRefSegError] = BadInputError) -> Iterator[None]:
+    """A one-line error of this class that names all ``facts``."""
     with pytest.raises(kind) as refusal:
         yield
-    for part in told:
-        assert part in str(refusal.value)
+    for fact in facts:
+        assert fact in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def write_uneven_boxes(root: Path) -> Path:
+    """Ten training images: seven with two phrases, three with one, so that equal batches have unequal phrases."""
+    data = write_boxes(root)
+    path = data / "rrsisd" / "refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps([ref for number, ref in enumerate(refs) if number not in (1, 6, 15)], protocol=2))
+    return data
+
+
+def launch(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a module of this repository in two CPU processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*command, "--no-python", sys.executable, "-m", module, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from rsrefseg.data.rrsisd_writer import Referral, write_rrsisd
-from rsrefseg.model.config import ModelConfig, SamConfig, SiglipConfig, TransformerConfig
-from rsrefseg.train.base import BaseWeights, from_file
-from rsrefseg.train.config import LoraSettings, LossWeights, Precision, TrainConfig
-from rsrefseg.train.entry import TrainResult, train
-from rsrefseg.train.run import Run
-from rsrefseg.train.setup import DataChoice
+from rsrefseg.model.config import LoraSettings, ModelConfig, SamConfig, SiglipConfig, TransformerConfig
+from rsrefseg.runs.base import BaseWeights, from_file
+from rsrefseg.runs.run import Run
+from rsrefseg.train.config import LossWeights, Precision, TrainConfig
+from rsrefseg.train.settings import DataSettings
+from rsrefseg.train.train import TrainResult, train
 from rsrefseg.train.trainer import StepReport, Watcher
 
 COLOURS = {"red": (220, 40, 30), "blue": (30, 60, 220), "green": (40, 180, 60), "white": (240, 240, 240)}
@@ -93,13 +93,13 @@ def train_small(
     **overrides: Any,
 ) -> TrainResult:
     """Train a small model; ``overrides`` go to ``small_training``."""
-    choice = DataChoice(data, resize_masks=resize_masks)
+    choice = DataSettings(path=data, resize_masks=resize_masks)
     config = small_training(**overrides)
     return train(choice, out, model or small_config(), config, base, resume=resume, watcher=watcher or Watcher())
 
 
 def train_job(data: str, out: str, base: str, stop_at: int = 0) -> None:
-    """Start a small run, or go on with it; ``stop_at`` ends the process after that step as hard as kill -9."""
+    """Start or continue a small run; ``stop_at`` kills the process after that step."""
     import torch
 
     torch.set_num_threads(1)
@@ -113,7 +113,7 @@ def train_job(data: str, out: str, base: str, stop_at: int = 0) -> None:
 
 def merge_job(run: str) -> None:
     """Merge a run."""
-    from rsrefseg.train.merge import merge
+    from rsrefseg.runs.merge import merge
 
     merge(Run(Path(run)))
 

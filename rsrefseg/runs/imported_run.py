@@ -10,23 +10,22 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import stretch
 from rsrefseg.engines.system.files import atomic_directory, atomic_write_bytes
 
+from ..checkpoints.model_file import save_model
+from ..checkpoints.tokenizer_file import tokenizer_bytes
 from ..data.formats import open_dataset
 from ..model.config import ModelConfig
 from ..model.model import RSRefSeg
-from ..model.tokenizer import build_word_tokenizer
 from ..synth import Domain, Scene, render_scene
-from ..train.base import BaseWeights, random_weights
-from ..train.reference_inputs import (
+from .base import BaseWeights, random_weights
+from .reference_inputs import (
     IMAGES,
     PHRASES_PER_IMAGE,
     ReferenceInput,
     pick_reference_inputs,
     save_reference_inputs,
 )
-from ..train.run import Run
-from ..train.setup import open_tokenizer, versions
-from .model_file import save_model
-from .tokenizer_file import tokenizer_bytes
+from .run import Run, versions
+from .tokenizer import open_tokenizer, word_tokenizer
 
 _SCENE_SIZE = 256
 _SPLITS = ("val", "test", "train")
@@ -126,7 +125,7 @@ def make_random_run(out: Path, config: ModelConfig, seed: int = 0, tokenizer: Pa
         content = tokenizer_bytes(tokenizer, config)
     else:
         phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
-        content = build_word_tokenizer(phrases, config.siglip.vocab_size).to_str(pretty=True).encode() + b"\n"
+        content = word_tokenizer(phrases, config)
     inputs = reference_inputs(None, config.sam.image_size)
     header = {"random_weights": True, "merge": {"adapters": 0}, "source": {"base": base.to_dict(), "seed": seed}}
     return write_imported_run(out, base.build(config, seed), base, content, inputs, header)

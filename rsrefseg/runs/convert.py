@@ -7,14 +7,14 @@ from typing import Any, cast
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Padding
 
+from ..checkpoints.key_matching import fill
+from ..checkpoints.tensor_files import read_wrapped
+from ..checkpoints.tokenizer_file import tokenizer_bytes
+from ..checkpoints.upstream_layout import guess_config, match_published, plain_checkpoint
 from ..model.config import ModelConfig
 from ..model.model import build_model
-from ..train.base import converted
+from .base import converted
 from .imported_run import check_new, reference_inputs, write_imported_run
-from .key_matching import fill
-from .tensor_files import read_wrapped
-from .tokenizer_file import tokenizer_bytes
-from .upstream_layout import guess_config, match_published, plain_checkpoint
 
 # Public models run the Hugging Face port of SAM, whose mask decoder has this where segment-anything has 1e-5.
 _PORT_NORM_EPSILON = 1e-6

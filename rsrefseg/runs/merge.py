@@ -7,20 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsrefseg.engines.errors import BadInputError, CheckFailedError
+from rsrefseg.engines.errors import CheckFailedError
 from rsrefseg.engines.text import Tokenizer
 
 from ..checkpoints.model_file import TensorFile, digest, load_tensors, save_model
-from ..model.config import ModelConfig
 from ..model.lora import fold_lora
 from ..model.model import RSRefSeg
 from ..model.stages import run_stages
 from .base import BaseWeights
-from .config import TrainConfig
 from .reference_inputs import ReferenceInput, load_reference_inputs
 from .run import Run
-from .setup import open_tokenizer, prepare_model
-from .state import load_trained_state
+from .tokenizer import open_tokenizer
+from .trained import load_best
 
 # Folding changes the order of float32 additions, nothing else: a few hundred roundings of 6e-8 deep in the towers.
 TOLERANCE = 1e-4
@@ -78,20 +76,10 @@ def merge(run: Run, *, half: bool = False) -> MergeResult:
         CheckFailedError: an output moved by more than ``TOLERANCE`` (``HALF_TOLERANCE``) of its absolute
             maximum; nothing is written.
     """
-    record = run.read_record()
-    base = BaseWeights.from_dict(record["base"])
-    if not run.best_path.exists():
-        if run.merged_path.exists():
-            raise BadInputError(f"'{run.path}' was not trained here, its model is merged already: export it as it is")
-        raise BadInputError(f"'{run.path}' has no trained weights yet: go on with `rsrefseg train --resume`")
-    model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
+    model, tuner, best = load_best(run)
+    base = BaseWeights.from_dict(run.read_record()["base"])
     inputs = load_reference_inputs(run.reference_inputs_path)
-    tokenizer = open_tokenizer(run, model_config)
-
-    model, tuner = prepare_model(base, model_config, config)
-    best = load_tensors(run.best_path)
-    load_trained_state(model, best.tensors, run.best_path)
-    model.eval()
+    tokenizer = open_tokenizer(run, model.config)
     before = [_outputs(model, tokenizer, entry) for entry in inputs]
     adapters = sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters())
     merged = fold_lora(tuner).eval() if tuner is not None else model
@@ -111,7 +99,7 @@ def merge(run: Run, *, half: bool = False) -> MergeResult:
         merged,
         torch.float16 if half else None,
         merge={"adapters": adapters, "differences": [asdict(difference) for difference in differences]},
-        source={"run_best_sha256": digest(run.best_path), "base": record["base"], "step": best.header["step"]},
+        source={"run_best_sha256": digest(run.best_path), "base": base.to_dict(), "step": best.header["step"]},
         random_weights=base.random_weights,
     )
     return MergeResult(run.merged_path, adapters, differences, digest(run.merged_path))

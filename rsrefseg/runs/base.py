@@ -1,10 +1,12 @@
-"""What training starts from: nothing, the shipped tiny base, a whole model on disk, or the files of SAM and SigLIP."""
+"""What training starts from: random weights, the shipped tiny base, a model file, or the files of SAM and SigLIP."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from rsrefseg.engines.errors import BadInputError, MissingPartError
 
@@ -44,9 +46,8 @@ class BaseWeights:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form."""
         record: dict[str, Any] = {"kind": self.kind.value, "path": self.path, "sha256": self.sha256}
-        if self.files is not None:
-            record["files"] = self.files.to_dict()
-        return record | ({"random_weights": True} if self.random_weights else {})
+        files = {"files": self.files.to_dict()} if self.files is not None else {}
+        return record | files | ({"random_weights": True} if self.random_weights else {})
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "BaseWeights":
@@ -56,10 +57,8 @@ class BaseWeights:
             BadInputError: a field is missing or of no known kind.
         """
         try:
-            kind = BaseKind(value["kind"])
-            files = PublicFiles.from_dict(value["files"]) if kind is BaseKind.FILES else None
-            return cls(kind, value["path"], value["sha256"], files, value.get("random_weights", False) is True)
-        except (KeyError, TypeError, ValueError) as error:
+            return msgspec.convert(value, cls)
+        except msgspec.ValidationError as error:
             raise BadInputError(f"the record of the base weights cannot be read: {error}") from error
 
     def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
@@ -72,11 +71,10 @@ class BaseWeights:
             raise BadInputError("this run was converted, not trained: train on its model with --base")
         if self.files is not None:
             return self.files.build(config, seed)
-        if self.kind is BaseKind.RANDOM:
-            return build_model(config, seed)
-        if self.kind is BaseKind.SCRATCH:
+        if self.kind in (BaseKind.RANDOM, BaseKind.SCRATCH):
             model = build_model(config, seed)
-            model.attn_prompter.logit_bias.data.fill_(_SCRATCH_LOGIT_BIAS)
+            if self.kind is BaseKind.SCRATCH:
+                model.attn_prompter.logit_bias.data.fill_(_SCRATCH_LOGIT_BIAS)
             return model
         path = shipped_base() if self.kind is BaseKind.SHIPPED else Path(self.path or "")
         if path.is_file() and self.sha256 is not None and digest(path) != self.sha256:
@@ -102,12 +100,12 @@ def from_scratch() -> BaseWeights:
 
 
 def random_weights() -> BaseWeights:
-    """Random weights in place of ones that are not at hand: for measuring, and said at every use."""
+    """Random weights, stamped as such: for measuring only."""
     return BaseWeights(BaseKind.RANDOM, random_weights=True)
 
 
 def from_public_files(sam: Path, siglip: Path) -> BaseWeights:
-    """SAM's file and SigLIP's folder as others published them; the prompter is random.
+    """SAM's and SigLIP's published files; the prompter is random.
 
     Raises:
         BadInputError: one of them is missing.
@@ -116,7 +114,7 @@ def from_public_files(sam: Path, siglip: Path) -> BaseWeights:
 
 
 def converted(path: Path) -> BaseWeights:
-    """Somebody else's checkpoint, brought in by ``rsrefseg convert``: such a run is not trained on."""
+    """A checkpoint imported by ``rsrefseg convert``, which cannot be trained further."""
     return BaseWeights(BaseKind.CONVERTED, str(path.resolve()), digest(path))
 
 

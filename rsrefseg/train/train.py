@@ -1,58 +1,44 @@
-"""``train``: from arguments to a finished run folder."""
+"""``train``: from settings to a finished run folder."""
 
+import shutil
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.system.files import atomic_write_bytes, unwritable
 
 from ..data.samples import group_by_image
 from ..model.config import ModelConfig
 from ..model.lora import ParameterCounts, count_parameters
-from .allocator import keep_freed_memory
-from .base import BaseWeights
+from ..runs.base import BaseWeights
+from ..runs.reference_inputs import pick_reference_inputs, save_reference_inputs
+from ..runs.run import Run, versions
+from ..runs.tokenizer import open_tokenizer, tokenizer_for
+from ..runs.trained import prepare_model
 from .config import TrainConfig
-from .processes import this_process
-from .reference_inputs import pick_reference_inputs, save_reference_inputs
-from .run import Run
-from .setup import (
-    DataChoice,
-    TrainingData,
-    check_output,
-    check_phrases,
-    open_tokenizer,
-    prepare_model,
-    read_samples,
-    samples_digest,
-    versions,
-    write_tokenizer,
-)
-from .sharding import sharding_wanted
+from .data import TrainingData, check_phrases, read_samples, samples_digest
+from .processes import refuse_sharding, this_process
+from .settings import DataSettings
 from .state import Position
 from .trainer import Trainer, Watcher
+
+_MIN_FREE_MIB = 64
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a training run came to."""
+    """A finished training."""
 
     run: Run
     position: Position
     parameters: ParameterCounts
 
-    @property
-    def trained_parameters(self) -> int:
-        """Numbers that training changed."""
-        return self.parameters.trained
-
-    @property
-    def total_parameters(self) -> int:
-        """Numbers of the model, adapters included."""
-        return self.parameters.total
-
 
 def train(
-    data: DataChoice,
+    data: DataSettings,
     out: Path,
     model_config: ModelConfig,
     config: TrainConfig,
@@ -64,36 +50,36 @@ def train(
 ) -> TrainResult:
     """Train into the folder ``out``.
 
-    With ``resume`` an existing run goes on exactly where its last checkpoint stands, under the settings of its own
-    record and on as many processes as it had; a folder without a record (its process was killed before the first
-    write) starts clean.
+    With ``resume`` an existing run continues exactly where its last checkpoint stands, with the settings of its own
+    record and as many processes as it had. A folder without a record starts a new run.
 
     Raises:
         BadInputError: the data, base or folder cannot be used, or ``out`` already holds a run and ``resume`` is not
             set.
         RSRefSegError: the disk is full, the memory too small, or the loss is no longer finite.
     """
-    sharding_wanted(config.precision)
-    check_output(out)
-    run = Run(out)
-    processes = this_process()
-    with run.held() if processes.is_main_process else nullcontext():
+    refuse_sharding()
+    _check_output(out)
+    run, processes = Run(out), this_process()
+    is_main = processes.is_main_process
+    with run.held() if is_main else nullcontext():
         started = _is_started(run, resume)
         processes.wait_for_everyone()  # all of them look before one writes
-        keep_freed_memory()
         if started:
             record = run.read_record()
             _refuse_other_number(run, record.get("processes"), processes.num_processes)
             model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
             base = BaseWeights.from_dict(record["base"])
-            data = replace(data, resize_masks=record["data"].get("resize_masks", data.resize_masks))
+            resize_masks = record["data"].get("resize_masks", data.resize_masks)
+            data = msgspec.structs.replace(data, resize_masks=resize_masks)
         samples, validation = read_samples(data)
+        assert data.path is not None
         contents = {"sha256": samples_digest([*samples, *validation]), "samples": len(samples)}
-        if started:
-            if any(record["data"].get(name) != value for name, value in contents.items()):
-                raise BadInputError(f"'{data.path}' is not the data '{out}' was started on: its annotations differ")
-        elif processes.is_main_process:
-            write_tokenizer(run, base, tokenizer, model_config, [sample.phrase for sample in samples])
+        if started and any(record["data"].get(name) != value for name, value in contents.items()):
+            raise BadInputError(f"'{data.path}' is not the data '{out}' was started on: its annotations differ")
+        if is_main and not started:
+            phrases = [sample.phrase for sample in samples]
+            atomic_write_bytes(run.tokenizer_path, tokenizer_for(base, tokenizer, model_config, phrases))
             reference = pick_reference_inputs(validation or samples, model_config.sam.image_size)
             save_reference_inputs(run.reference_inputs_path, reference)
         processes.wait_for_everyone()
@@ -105,51 +91,62 @@ def train(
         )
         if warnings := check_phrases([*samples, *validation], training_data.tokenizer):
             watcher.on_note(f"{len(warnings)} phrases are not read in full; the first: {warnings[0]}")
-        model, _ = prepare_model(base, model_config, config)
+        model, _ = prepare_model(base, model_config, config.lora, config.seed)
         parameters = count_parameters(model)
-        if not started and processes.is_main_process:
+        if is_main and not started:
+            # Written before any weights: a folder with weights and no record is never taken for a run.
             run.write_record(
                 {
                     "model": model_config.to_dict(),
                     "train": config.to_dict(),
                     "base": base.to_dict(),
-                    "data": {"path": str(data.path.resolve()), "resize_masks": data.resize_masks, **contents},
+                    "data": {
+                        "path": str(Path(data.path or "").resolve()),
+                        "resize_masks": data.resize_masks,
+                        **contents,
+                    },
                     "parameters": {"trained": parameters.trained, "total": parameters.total},
                     "processes": processes.num_processes,
                     "versions": versions(),
                 }
             )
-        if processes.is_main_process:
-            watcher.on_start(parameters)
+        if is_main:
+            watcher.on_start(parameters, config)
         position = Trainer(model, config, training_data, run, watcher).train(resume)
         return TrainResult(run, position, parameters)
 
 
+def _check_output(path: Path) -> None:
+    """Refuse a folder that cannot be written or whose disk is nearly full, before any work."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        free_mib = shutil.disk_usage(path).free / 2**20
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if free_mib < _MIN_FREE_MIB:
+        raise BadInputError(f"only {free_mib:.0f} MiB free on the disk of '{path}': {_MIN_FREE_MIB} MiB are needed")
+
+
 def _refuse_other_number(run: Run, before: int | None, now: int) -> None:
-    """Places in training count what all processes take together: another number of them is another training."""
+    """A position counts what all processes take together: with another number of them it has another meaning."""
     if before not in (None, now):
         raise BadInputError(
-            f"'{run.path}' was started on {before} processes, these are {now}: go on with {before} "
+            f"'{run.path}' was started on {before} processes, these are {now}: continue with {before} "
             f"(accelerate launch --num_processes {before}), or give another --out"
         )
 
 
 def _is_started(run: Run, resume: bool) -> bool:
-    """Whether there is a run to go on with.
+    """Whether there is a run to continue.
 
     Raises:
-        BadInputError: there is one, but nobody asked to go on with it; or there are remains of one.
+        BadInputError: there is one and ``resume`` is not set, or there are weights without a record.
     """
     if run.record_path.exists():
         if not resume:
-            raise BadInputError(
-                f"'{run.path}' already holds a run: add --resume to go on with it, or give another --out"
-            )
+            raise BadInputError(f"'{run.path}' already holds a run: add --resume to continue it, or give another --out")
         return True
-    # The record is written first: weights without it are another run's, and resuming would take them for this one's.
     for path in (run.last_path, run.best_path, run.merged_path):
         if path.exists():
-            raise BadInputError(
-                f"'{run.path}' holds {path.name} of a run without its {run.record_path.name}: give another --out"
-            )
+            raise BadInputError(f"'{run.path}' has {path.name} but no {run.record_path.name}: give another --out")
     return False

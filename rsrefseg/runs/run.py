@@ -1,0 +1,138 @@
+"""The folder of one training run: what is in it, and how a run is found again."""
+
+import contextlib
+import json
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rsrefseg.engines.errors import BadInputError, MissingPartError
+from rsrefseg.engines.system.files import atomic_write_json, sha256_file
+
+RUN_SCHEMA_VERSION = 1
+_RECORD_PARTS = ("model", "train", "base", "data")
+_SHOWN_DIGITS = 12
+
+
+class Run:
+    """A run folder.
+
+    Attributes:
+        path: the folder.
+        record_path: configuration, base and data; written once.
+        tokenizer_path: the tokenizer the model was trained with.
+        reference_inputs_path: a few real inputs, for the proofs of merging and exporting.
+        metrics_path: training steps and validations, one JSON object a line.
+        last_path: the latest checkpoint: all that resuming needs.
+        best_path: trained weights at the best validation gIoU.
+        merged_path: the whole model without adapters, by ``rsrefseg merge``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record_path = path / "run.json"
+        self.tokenizer_path = path / "tokenizer.json"
+        self.reference_inputs_path = path / "reference_inputs.safetensors"
+        self.metrics_path = path / "metrics.jsonl"
+        self.last_path = path / "last.safetensors"
+        self.best_path = path / "best.safetensors"
+        self.merged_path = path / "merged.safetensors"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for one training; the lock ends with the process, however it ends.
+
+        Raises:
+            BadInputError: another process trains into it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise BadInputError(
+                f"another process is training into '{self.path}': wait for it, or give another --out"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write ``run.json``."""
+        atomic_write_json(self.record_path, {"schema_version": RUN_SCHEMA_VERSION, **record})
+
+    def read_record(self) -> dict[str, Any]:
+        """Read ``run.json``.
+
+        Raises:
+            BadInputError: there is none, it is damaged, or of another schema version.
+        """
+        if not self.record_path.is_file():
+            raise BadInputError(f"'{self.path}' is not a run: it has no run.json; make one with `rsrefseg train`")
+        try:
+            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadInputError(f"'{self.record_path}' cannot be read: {error}") from error
+        if not isinstance(record, dict) or record.get("schema_version") != RUN_SCHEMA_VERSION:
+            raise BadInputError(f"'{self.record_path}' is of another release: train again with this one")
+        if missing := [name for name in _RECORD_PARTS if not isinstance(record.get(name), dict)]:
+            raise BadInputError(
+                f"'{self.record_path}' is damaged, it lacks '{missing[0]}': train again in another --out"
+            )
+        return record
+
+
+def versions() -> dict[str, str]:
+    """Versions that a run's result may depend on."""
+    packages = ("torch", "transformers", "segment-anything", "peft", "accelerate", "numpy", "rsrefseg")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def latest_run(root: Path = Path("runs")) -> Run:
+    """The run under ``root`` whose record is newest.
+
+    Raises:
+        BadInputError: there is no run.
+    """
+    records = sorted(root.glob("*/run.json"), key=lambda record: (record.stat().st_mtime_ns, record.parent.name))
+    if not records:
+        raise BadInputError(f"no run under '{root}': train one with `rsrefseg train`, or name its folder")
+    return Run(records[-1].parent)
+
+
+def exported_run(bundle: Path, checkpoint_sha256: str | None, path: Path | None) -> Run:
+    """The run whose merged model a bundle was exported from. Only looks at files.
+
+    Args:
+        bundle: the bundle's folder, for the message.
+        checkpoint_sha256: digest of the exported model, from the bundle's manifest; None for random weights.
+        path: the run's folder; default is the latest run.
+
+    Raises:
+        MissingPartError: PyTorch, which runs that model, is not installed.
+        BadInputError: there is no such run, it was not merged, or its merged model is another one.
+    """
+    if find_spec("torch") is None:
+        raise MissingPartError("PyTorch is not installed: pip install 'rsrefseg[train]'")
+    run = Run(path) if path is not None else latest_run()
+    if not run.merged_path.is_file():
+        raise BadInputError(f"'{run.path}' has no merged model: run `rsrefseg merge {run.path}`")
+    found = sha256_file(run.merged_path)
+    if found != checkpoint_sha256:
+        exported = f"the model {checkpoint_sha256[:_SHOWN_DIGITS]}" if checkpoint_sha256 else "random weights"
+        raise BadInputError(
+            f"the bundle '{bundle}' was exported from {exported}, '{run.merged_path}' is {found[:_SHOWN_DIGITS]}: "
+            "name the right run with --run, or export again"
+        )
+    return run
+
+
+def next_run(root: Path = Path("runs")) -> Path:
+    """The next free numbered folder under ``root``; it is not made."""
+    numbers = [int(folder.name) for folder in root.glob("*") if folder.name.isdecimal()]
+    return root / f"{max(numbers, default=0) + 1:03d}"

@@ -1,0 +1,188 @@
+"""The settings of one training: defaults, overlaid by a TOML file or shipped recipe, overlaid by options."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+from msgspec import Struct
+
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.text import Padding
+
+from ..model.config import LoraSettings, ModelConfig, Preset, model_config
+from ..runs.run import Run
+from .config import FROM_SCRATCH, LossWeights, Precision, TrainConfig
+
+RECIPES = ("b", "l")
+_PUBLIC_FILES = {"sam", "siglip"}
+_BASES = {"base", "from_scratch", "random_weights", *_PUBLIC_FILES}
+
+Tables = dict[str, dict[str, Any]]
+
+
+class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What model to train."""
+
+    preset: Preset = Preset.TINY
+    text_padding: Padding = "fixed"
+    dense_prompt: bool = True
+
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        return replace(model_config(self.preset), text_padding=self.text_padding, dense_prompt=self.dense_prompt)
+
+
+class DataSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What samples to train on; ``images`` is their folder where it is not the data set's own."""
+
+    path: Path | None = None
+    images: Path | None = None
+    resize_masks: bool = False
+    train_split: str = "train"
+    validation_split: str | None = "val"
+
+
+class WeightsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What weights to start from: at most one of a model file, SAM and SigLIP, nothing, or random weights."""
+
+    base: Path | None = None
+    sam: Path | None = None
+    siglip: Path | None = None
+    from_scratch: bool = False
+    random_weights: bool = False
+    tokenizer: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.sam is None) != (self.siglip is None):
+            raise BadInputError("--sam and --siglip go together: give both")
+        choices = {
+            "--from-scratch": self.from_scratch,
+            "--base": self.base is not None,
+            "--sam and --siglip": self.sam is not None,
+            "--random-weights": self.random_weights,
+        }
+        if len(given := [name for name, chosen in choices.items() if chosen]) > 1:
+            raise BadInputError(f"{' and '.join(given)} contradict each other: give one of them")
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """All settings of a training; ``given`` is what the file and the options say, by table."""
+
+    model: ModelSettings
+    data: DataSettings
+    weights: WeightsSettings
+    training: TrainConfig
+    given: Tables
+
+    def refuse_changes(self, run: Run, model: ModelConfig) -> None:
+        """Check that what was given is what a run was started with.
+
+        Args:
+            run: with its record.
+            model: the configuration these settings make.
+
+        Raises:
+            BadInputError: names the first setting that differs.
+        """
+        record = run.read_record()
+        recorded = _by_table(TrainConfig.from_dict(record["train"])) | {"model": record["model"]}
+        asked = _by_table(self.training) | {"model": model.to_dict()}
+        for table, values in self.given.items():
+            for name in values if table in asked else ():
+                before, now = recorded[table].get(name), asked[table][name]
+                if before != now:
+                    raise BadInputError(
+                        f"'{run.path}' was started with {name} {before}, not {now}: leave it out to continue the run, "
+                        "or give another --out"
+                    )
+
+
+_TABLES: dict[str, type[Struct]] = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "weights": WeightsSettings,
+    "training": TrainConfig,
+    "lora": LoraSettings,
+    "loss": LossWeights,
+}
+
+
+def resolve_settings(file: str | None, options: Mapping[str, Any]) -> Settings:
+    """Defaults < file < options.
+
+    Args:
+        file: path of a TOML file, or ``b`` or ``l`` for the shipped recipe of that preset.
+        options: values by the names of the fields above; ``rank`` sets ``alpha`` as well.
+
+    Raises:
+        BadInputError: the file cannot be read, or a value is unknown, of another type, out of range or contradicts
+            another.
+    """
+    given: Tables = {}
+    if file is not None:
+        given = _read_toml(file)
+        _convert(given, file)
+    if "rank" in options:
+        options = {"alpha": options["rank"], **options}
+    if replaced := _BASES & options.keys():
+        kept = {"tokenizer", *(_PUBLIC_FILES if replaced <= _PUBLIC_FILES else ())}
+        given["weights"] = {name: value for name, value in given.get("weights", {}).items() if name in kept}
+    for name, value in options.items():
+        table = next(table for table, struct in _TABLES.items() if name in struct.__struct_fields__)
+        given[table] = given.get(table, {}) | {name: value}
+    settings = _convert(given, None)
+    if settings.weights.from_scratch and "lora" in given:
+        where = f", but '{file}' has a table [lora]" if file is not None else ": leave out --rank"
+        raise BadInputError(f"--from-scratch trains all weights{where}")
+    return settings
+
+
+def _convert(given: Tables, source: str | None) -> Settings:
+    """Validate tables; ``source`` is the file they come from, for messages."""
+    values = {table: _convert_table(table, given.get(table, {}), source) for table in ("model", "data", "weights")}
+    defaults = dict(FROM_SCRATCH) if values["weights"].from_scratch else {}
+    parts = {name: _convert_table(name, given[name], source) for name in ("lora", "loss") if name in given}
+    training = _convert_table("training", defaults | given.get("training", {}) | parts, source)
+    return Settings(**values, training=training, given=given)
+
+
+def _convert_table(table: str, values: Mapping[str, Any], source: str | None) -> Any:
+    struct = _TABLES[table]
+    try:
+        return msgspec.convert(values, struct, dec_hook=lambda kind, value: kind(value))
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        name = place.rstrip("`").partition(".")[0]
+        if not name:
+            reason += f"; known: {', '.join(struct.__struct_fields__)}"
+        elif choices := {"precision": Precision, "preset": Preset, "text_padding": get_args(Padding)}.get(name):
+            reason = f"{name} is {values[name]!r}: choose one of {', '.join(choices)}"
+        else:
+            reason = f"{name} is {values[name]!r}: {reason}"
+        raise BadInputError(reason if source is None else f"'{source}': [{table}] {reason}") from error
+
+
+def _read_toml(name: str) -> Tables:
+    path = (
+        Path(str(resources.files("rsrefseg"))) / "train" / "recipes" / f"{name}.toml" if name in RECIPES else Path(name)
+    )
+    if not path.is_file():
+        raise BadInputError(f"settings '{name}' do not exist: give a TOML file, or one of {', '.join(RECIPES)}")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # errors of TOML and UTF-8 are ValueErrors
+        raise BadInputError(f"'{name}' is not a TOML file: {' '.join(str(error).split())[:120]}") from error
+    if unknown := document.keys() - _TABLES:
+        raise BadInputError(f"'{name}': unknown table [{min(unknown)}]; known: {', '.join(_TABLES)}")
+    if no_tables := [table for table, values in document.items() if not isinstance(values, dict)]:
+        raise BadInputError(f"'{name}': '{no_tables[0]}' must be a table: write [{no_tables[0]}] above its keys")
+    return document
+
+
+def _by_table(config: TrainConfig) -> Tables:
+    values = config.to_dict()
+    return {"training": values, "lora": values["lora"] or {}, "loss": values["loss"]}

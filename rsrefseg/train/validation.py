@@ -1,0 +1,35 @@
+"""Validation, shared by the processes of a training."""
+
+from ..data.samples import group_by_image
+from ..evaluation.answers import answer_samples
+from ..evaluation.evaluate import asker
+from ..evaluation.metrics import MetricsResult, Overlap, ReferringMetrics
+from ..model.model import RSRefSeg
+from .data import TrainingData
+from .processes import agreed, gathered, this_process
+
+
+def validate(model: RSRefSeg, data: TrainingData) -> MetricsResult:
+    """Metrics on the validation samples; each of n processes runs the model on every n-th image.
+
+    Returns:
+        The main process's result, the same in all processes, so that they all decide alike on what follows from it.
+
+    Raises:
+        BadInputError: an image or mask cannot be used.
+    """
+    metrics, process = ReferringMetrics(), this_process()
+    groups = group_by_image(data.validation)
+    overlaps: list[tuple[int, list[tuple[Overlap, str]]]] = []
+    model.eval()
+    for number in range(process.process_index, len(groups), process.num_processes):
+        answers = answer_samples(asker(model, data.tokenizer), groups[number], on_size_mismatch=data.on_size_mismatch)
+        overlaps.append(
+            (number, [(metrics.protocol.overlap(one.prediction, one.truth), one.sample.category) for one in answers])
+        )
+    model.train()
+    # In the order of one process: a sum in another order could round differently.
+    for _, of_image in sorted(gathered(overlaps)):
+        for overlap, category in of_image:
+            metrics.add(overlap, category)
+    return agreed(metrics.result())
