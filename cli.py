@@ -36,11 +36,13 @@ ResizeFlag = Annotated[bool, typer.Option("--resize-masks", help="Resize masks o
 
 
 def main() -> None:
-    """Entry point of ``rsrefseg``: every expected error becomes one line on standard error and an exit code."""
+    """Run the command line: every expected error becomes one line on standard error and an exit code."""
+    from rsrefseg.engines.system.terminal import finish_output
+
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names and phrases may hold what the terminal's encoding cannot: escaped rather than a crash.
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(run_command(sys.argv[1:])[0])
+    sys.exit(finish_output(run_command(sys.argv[1:])[0]))
 
 
 def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
@@ -53,6 +55,8 @@ def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
         return fail("interrupted", 130), None
     except Exception as error:
         return fail(*explain(error)), None
+    if result == 130:  # newer releases of the parser make this of KeyboardInterrupt
+        return fail("interrupted", 130), None
     # A command that ends by typer.Exit makes its code the result.
     return (result, None) if isinstance(result, int) else (0, result)
 

@@ -3,11 +3,12 @@
 import gc
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from torch import nn
 
 from rsrefseg.checkpoints.model_file import TensorFile, config_of, digest, load_stage, load_tensors

@@ -28,7 +28,7 @@ def why_unavailable(device: str) -> str | None:
     """Why ONNX Runtime cannot run on ``cpu`` or ``cuda`` here, with the way out; ``None`` when it says it can."""
     try:
         import onnxruntime
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # a shared library may be missing
         extra = "cpu" if device == "cpu" else "cuda"
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
         return f"onnxruntime {reason}: pip install 'rsrefseg[{extra}]'"

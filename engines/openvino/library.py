@@ -18,7 +18,7 @@ def why_unavailable(device: str = CPU) -> str | None:
     """Why OpenVINO cannot run on a device here, with the way out; ``None`` when it can."""
     try:
         devices = _core().available_devices
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # a shared library may be missing
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
         return f"openvino {reason}: pip install 'rsrefseg[openvino]'"
     except RuntimeError as error:  # a plugin's library is missing, or cannot be loaded

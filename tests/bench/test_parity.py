@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from rsrefseg import cli
 from rsrefseg.bench.parity.parity import mask_rows, run_parity
@@ -201,7 +202,7 @@ def test_a_tokenizer_that_reads_the_phrases_otherwise_fails(exported: Exported, 
     words = document["model"]["vocab"]
     words["the"], words["box"] = words["box"], words["the"]
     path.write_text(json.dumps(document))
-    Bundle.write_manifest(root, replace(bundle.manifest, tokenizer=file_record(path)))
+    Bundle.write_manifest(root, structs.replace(bundle.manifest, tokenizer=file_record(path)))
     report = run_parity(root, "onnxruntime")
     assert not report.tokens_equal
     assert not report.holds
@@ -215,9 +216,9 @@ def test_a_half_precision_stage_is_judged_by_its_own_limits_and_so_is_what_follo
     root = tmp_path / "bundle"
     shutil.copytree(exported.bundle, root)
     manifest = Bundle.open(root).manifest
-    half = replace(manifest.stages[Stage.ATTN_PROMPTER], precision="fp16")
+    half = structs.replace(manifest.stages[Stage.ATTN_PROMPTER], precision="fp16")
     stages = {**manifest.stages, Stage.ATTN_PROMPTER: half}
-    Bundle.write_manifest(root, replace(manifest, stages=stages))
+    Bundle.write_manifest(root, structs.replace(manifest, stages=stages))
     measures = {
         (row.check, row.output): {limit.measure for limit in row.limits}
         for row in run_parity(root, "onnxruntime").tensors

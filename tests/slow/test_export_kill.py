@@ -7,10 +7,10 @@ else, all files and all moves, is the real thing). Some hit the real exporter.
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.errors import BundleError
