@@ -67,7 +67,8 @@ def _require(reason: str | None) -> None:
 
 
 def _packages() -> str:
-    _require("; ".join(problem for package in RUNTIME if (problem := _problem(package)) is not None))
+    problems = (_problem(package) for package in RUNTIME)
+    _require("; ".join(dict.fromkeys(problem for problem in problems if problem is not None)))
     return ", ".join(f"{name} {_version(name)}" for name in ("numpy", "tokenizers", "msgspec"))
 
 

@@ -10,8 +10,9 @@ def main() -> None:
         try:
             from .cli import main as run
         except ImportError as error:
-            package = (error.name or "rsrefseg").partition(".")[0]
-            print(f"rsrefseg: cannot start ({error}): `pip install --force-reinstall {package}`", file=sys.stderr)
+            package = (error.name or "typer").partition(".")[0]
+            reason = f"the package '{package}' is missing or broken ({error})"
+            print(f"rsrefseg: {reason}: `pip install --force-reinstall {package}`", file=sys.stderr)
             sys.exit(2)
         run()
     except KeyboardInterrupt:

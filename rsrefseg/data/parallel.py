@@ -1,5 +1,6 @@
 """Runs one function over many images, in processes of its own where that pays."""
 
+import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,9 @@ def in_processes(work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_settle) as pool:
         try:
-            yield from pool.map(work, jobs, chunksize=_JOBS_A_TURN)
+            with interrupts_blocked():
+                results = pool.map(work, jobs, chunksize=_JOBS_A_TURN)
+            yield from results
         except BrokenProcessPool as error:
             raise RSRefSegError(
                 "a process that reads images was ended from outside, most likely for want of memory: "
@@ -48,9 +51,18 @@ def in_processes(work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers:
             pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Start worker processes inside: they inherit that Ctrl-C is blocked and leave it to this process."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _settle() -> None:
-    """One thread each, and the interruption of a command left to the process that started it."""
+    """One thread each."""
     import cv2
 
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rsrefseg.engines.errors import BadInputError
 
+from ..data.parallel import interrupts_blocked
 from ..data.rrsisd_writer import RRSISDWriter
 from .domain import Domain
 from .scene import Scene, render_scene
@@ -112,7 +113,9 @@ def _rendered(
         yield from map(draw, jobs)
         return
     # Spawned, not forked: the caller may have threads (torch, OpenCV) that do not survive a fork.
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), initializer=_one_thread) as pool:
+    with interrupts_blocked():
+        pool = multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), initializer=_one_thread)
+    with pool:
         yield from pool.imap(draw, jobs, chunksize=4)
 
 
