@@ -73,20 +73,17 @@ class TensorSpec(Struct, frozen=True):
         """The shape with each varying size taken from ``sizes``, or its ``opt`` when not given."""
         return tuple(sizes.get(size.name, size.opt) if isinstance(size, Dim) else size for size in self.shape)
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of ``shape`` fits this tensor."""
-        return len(shape) == len(self.shape) and all(
-            want.min <= size <= want.max if isinstance(want, Dim) else size == want
-            for size, want in zip(shape, self.shape, strict=True)
-        )
-
     def check(self, array: "npt.NDArray[Any] | np.generic") -> None:
         """Refuse an array of another dtype or shape.
 
         Raises:
             BadInputError: naming the tensor, what it wants and what it got.
         """
-        if str(array.dtype) != self.dtype or not self.fits(array.shape):
+        fits = len(array.shape) == len(self.shape) and all(
+            want.min <= size <= want.max if isinstance(want, Dim) else size == want
+            for size, want in zip(array.shape, self.shape, strict=True)
+        )
+        if str(array.dtype) != self.dtype or not fits:
             found = f"{array.dtype} {list(array.shape)}"
             raise BadInputError(f"tensor '{self.name}' must be {self.dtype} {self.shape_text}, got {found}")
 
