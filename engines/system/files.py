@@ -140,13 +140,17 @@ def clear_leftovers(folder: Path) -> None:
 
     What belongs to running processes, and to other hosts, stays.
     """
-    with contextlib.suppress(OSError):
-        for found in filter(None, map(_HIDDEN.fullmatch, os.listdir(folder))):  # noqa: PTH208 (much faster)
-            entry, (kind, host, process, run, name) = folder / found[0], found.groups()
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 (much faster for many files)
+    except OSError:
+        return
+    for found in filter(None, map(_HIDDEN.fullmatch, names)):
+        kind, host, process, run, name = found.groups()
+        with contextlib.suppress(OSError):
             if kind == _REPLACED and not (folder / name).exists():
-                entry.rename(folder / name)
+                (folder / found[0]).rename(folder / name)
             elif host == _HOST and not _is_running(int(process), run):
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+                _remove(folder / found[0], folder / name)
 
 
 def _swap(new: Path, path: Path) -> bool:
@@ -164,9 +168,16 @@ def _swap(new: Path, path: Path) -> bool:
         with contextlib.suppress(OSError):
             if not path.exists():
                 old.rename(path)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            else:
+                _remove(old, path)
     return True
+
+
+def _remove(entry: Path, path: Path) -> None:
+    """Remove what lies beside ``path``, under another name first: half removed, a folder must not be put back."""
+    doomed = _hidden(path, _PARTIAL)
+    entry.rename(doomed)
+    shutil.rmtree(doomed) if doomed.is_dir() and not doomed.is_symlink() else doomed.unlink()
 
 
 def _hidden(path: Path, kind: str) -> Path:
