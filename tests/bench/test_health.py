@@ -218,9 +218,6 @@ def test_what_quotas_held_back_is_told_by_the_groups_of_this_process(root: Path)
     write(root, "sys/fs/cgroup/user.slice/one.scope/cpu.stat", "throttled_usec 1500")
     write(root, "sys/fs/cgroup/user.slice/other.scope/cpu.stat", "throttled_usec 99000")
     assert quota_held_ms(root) == 3.5
-    write(root, "proc/self/cgroup", "4:cpu,cpuacct:/docker/abc")
-    write(root, "sys/fs/cgroup/cpu/cpu.stat", "nr_throttled 3\nthrottled_time 7000000")
-    assert quota_held_ms(root) == 7
 
 
 def test_a_watch_goes_on_with_what_an_earlier_process_saw(root: Path) -> None:
