@@ -176,8 +176,13 @@ def _swap(new: Path, path: Path) -> bool:
 def _remove(entry: Path, path: Path) -> None:
     """Remove what lies beside ``path``, under another name first: half removed, a folder must not be put back."""
     doomed = _hidden(path, _PARTIAL)
-    entry.rename(doomed)
-    shutil.rmtree(doomed) if doomed.is_dir() and not doomed.is_symlink() else doomed.unlink()
+    try:
+        entry.rename(doomed)
+    finally:
+        if doomed.is_dir() and not doomed.is_symlink():
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            doomed.unlink(missing_ok=True)
 
 
 def _hidden(path: Path, kind: str) -> Path:
