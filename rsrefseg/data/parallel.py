@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 from rsrefseg.engines.errors import RSRefSegError
@@ -54,6 +55,7 @@ def in_processes(work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers:
 @contextlib.contextmanager
 def interrupts_blocked() -> Iterator[None]:
     """Start worker processes inside: they inherit that Ctrl-C is blocked and leave it to this process."""
+    resource_tracker.ensure_running()  # it unblocks the signal when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -150,7 +150,6 @@ def test_ctrl_c_with_worker_processes_is_one_line(tmp_path: Path, monkeypatch: p
     """A terminal sends it to all processes of the command."""
     monkeypatch.chdir(tmp_path)
     script = INTERRUPTED.replace("signal.raise_signal(", "__import__('os').killpg(0, ")
-    script = f"if __name__ == '__main__':\n    {script.strip()}".replace("\n", "\n    ")
     arguments = ["data", "synth", "scenes", "--train", "40", "--val", "0", "--test", "0", "--workers", "2"]
     done = subprocess.run(
         [sys.executable, "-c", script, "open:.partial.", *arguments],
