@@ -30,8 +30,8 @@ class Stage(str, Enum):  # noqa: UP042 (StrEnum needs Python 3.11)
     SAM_ENCODER = "sam_encoder"
     SAM_DECODER = "sam_decoder"
 
-    __str__ = str.__str__
-    __format__ = str.__format__
+    def __str__(self) -> str:
+        return self.value
 
 
 class Dim(Struct, frozen=True, forbid_unknown_fields=True):

@@ -101,8 +101,8 @@ def _rendered(content: Any) -> str:
     # In a file or a pipe there is no width to keep to: cells would be cut for nothing.
     terminal, text = sys.stdout is not None and sys.stdout.isatty(), io.StringIO()
     width = None if terminal else _WIDTH_WITHOUT_TERMINAL
-    options = {"soft_wrap": True, "markup": False, "emoji": False, "highlight": False}
-    Console(file=text, force_terminal=terminal, width=width, **options).print(content)
+    console = Console(file=text, force_terminal=terminal, width=width, soft_wrap=True, emoji=False)
+    console.print(content, markup=False, highlight=False)
     return text.getvalue().rstrip("\n")
 
 
