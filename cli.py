@@ -71,12 +71,14 @@ def _print(report: Any, as_json: bool) -> Any:
 def _root(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
+    from rsrefseg.engines.system.terminal import print_text
+
     if version:
         from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as version_of
 
         try:
-            print(version_of("rsrefseg"))
+            print_text(version_of("rsrefseg"))
         except PackageNotFoundError:
             raise MissingPartError("rsrefseg runs from a bare folder: `pip install` it to give it a version") from None
         raise typer.Exit
@@ -89,8 +91,10 @@ def _data(context: typer.Context) -> None:
 
 
 def _help_without_command(context: typer.Context) -> None:
+    from rsrefseg.engines.system.terminal import print_text
+
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        print_text(context.get_help())
         raise typer.Exit
 
 

@@ -74,20 +74,25 @@ def print_report(report: Any, as_json: bool) -> Any:
 
 
 def print_document(document: Any, text: str, as_json: bool) -> Any:
-    """Print a document for a program, or its text for a person; gives the document.
+    """Print a document for a program, or its text for a person; gives the document."""
+    import json
+
+    print_text(json.dumps(document) if as_json else text)
+    return document
+
+
+def print_text(text: str) -> None:
+    """Print on standard output.
 
     Raises:
         RSRefSegError: standard output cannot be written.
     """
-    import json
-
     try:
-        print(json.dumps(document) if as_json else text, flush=True)
+        print(text, flush=True)
     except BrokenPipeError:
         pass  # the reader has seen enough, as `head` does
     except OSError as error:
         raise RSRefSegError(f"cannot write to standard output: {error.strerror}") from error
-    return document
 
 
 def _rendered(content: Any) -> str:
@@ -101,8 +106,16 @@ def _rendered(content: Any) -> str:
     # In a file or a pipe there is no width to keep to: cells would be cut for nothing.
     terminal, text = sys.stdout is not None and sys.stdout.isatty(), io.StringIO()
     width = None if terminal else _WIDTH_WITHOUT_TERMINAL
-    console = Console(file=text, force_terminal=terminal, width=width, soft_wrap=True, emoji=False)
-    console.print(content, markup=False, highlight=False)
+    console = Console(
+        file=text,
+        force_terminal=terminal,
+        width=width,
+        soft_wrap=True,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    console.print(content)
     return text.getvalue().rstrip("\n")
 
 

@@ -236,8 +236,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
@@ -245,8 +244,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return terminal
 
 
-def test_progress_on_a_terminal_is_a_bar_with_the_title_as_it_is(terminal: Terminal) -> None:
-    before = sys.stdout
+def test_progress_on_a_terminal_is_a_bar_with_the_title_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, before = on_terminal(monkeypatch), sys.stdout
 
     def work() -> None:
         with ProgressLine(f"exporting {MARKED}") as progress:
@@ -264,8 +263,11 @@ def test_progress_on_a_terminal_is_a_bar_with_the_title_as_it_is(terminal: Termi
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_bar_that_is_not_live_draws_when_updated_and_has_no_thread(live: bool, terminal: Terminal) -> None:
+def test_a_bar_that_is_not_live_draws_when_updated_and_has_no_thread(
+    live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A thread that draws ten times a second would take its time from what is measured."""
+    terminal = on_terminal(monkeypatch)
     before = set(threading.enumerate())
     with ProgressLine("measuring", live=live) as progress:
         assert len(set(threading.enumerate()) - before) == (1 if live else 0)

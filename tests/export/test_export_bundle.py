@@ -5,12 +5,12 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from rsrefseg.checkpoints.model_file import digest, load_model, load_tensors, save_tensors
