@@ -80,18 +80,21 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[Path]:
         RSRefSegError: the disk is full or the folder cannot be written. Other errors of the ``with`` block, such as an
             input that cannot be read, pass through as they are.
     """
-    temporary = _hidden(path, _PARTIAL)
-    with _output_errors(path, temporary):
+    hidden = _hidden(path, _PARTIAL)
+    # In a folder: native writers may be killed with temporary files of their own beside the one they write.
+    temporary = hidden / path.name if durable else hidden
+    with _output_errors(path, hidden):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if durable:
-            clear_leftovers(path.parent)
         try:
+            if durable:
+                clear_leftovers(path.parent)
+                hidden.mkdir()
             yield temporary
             if durable:
                 _flush(temporary)
             temporary.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(hidden, ignore_errors=True) if durable else hidden.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -140,6 +140,6 @@ def test_the_harness_kills_where_it_says(server: KillServer, arguments: dict[str
     outcome = server.run(TRAIN_JOB, arguments | {"out": str(torn)}, watched=torn, moment=Moment(1, 700))
     assert outcome == Outcome(None, signal.SIGXFSZ)
     lengths = {name: len(content) for name, content in contents(torn).items()}
-    hidden = next(name for name in lengths if name.endswith(".tokenizer.json"))
+    hidden = next(name for name in lengths if name.endswith("/tokenizer.json"))
     assert hidden.startswith(".partial.")
     assert lengths == {".lock": 0, hidden: 700}
