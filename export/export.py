@@ -19,6 +19,7 @@ from rsrefseg.engines.bundle.manifest import (
     MANIFEST_NAME,
     KeptFp32,
     Manifest,
+    Precision,
     Preprocessing,
     Provenance,
     StageRecord,
@@ -228,7 +229,9 @@ def _merged(run: Run) -> TensorFile:
     return load_tensors(run.merged_path)
 
 
-def _write_stage(folder: Path, module: nn.Module, contract: StageContract, precision: str, opset: int) -> StageRecord:
+def _write_stage(
+    folder: Path, module: nn.Module, contract: StageContract, precision: Precision, opset: int
+) -> StageRecord:
     path = folder / f"{contract.stage}.onnx"
     export_graph(module, contract, path, opset)
     check_graph(path, contract, opset)
