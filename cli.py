@@ -36,11 +36,13 @@ ResizeFlag = Annotated[bool, typer.Option("--resize-masks", help="Resize masks o
 
 
 def main() -> None:
-    """Entry point of ``rsrefseg``: every expected error becomes one line on standard error and an exit code."""
+    """Run the command line: every expected error becomes one line on standard error and an exit code."""
+    from rsrefseg.engines.system.terminal import finish_output
+
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names and phrases may hold what the terminal's encoding cannot: escaped rather than a crash.
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(run_command(sys.argv[1:])[0])
+    sys.exit(finish_output(run_command(sys.argv[1:])[0]))
 
 
 def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
@@ -69,12 +71,14 @@ def _print(report: Any, as_json: bool) -> Any:
 def _root(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
+    from rsrefseg.engines.system.terminal import print_text
+
     if version:
         from importlib.metadata import PackageNotFoundError
         from importlib.metadata import version as version_of
 
         try:
-            print(version_of("rsrefseg"))
+            print_text(version_of("rsrefseg"))
         except PackageNotFoundError:
             raise MissingPartError("rsrefseg runs from a bare folder: `pip install` it to give it a version") from None
         raise typer.Exit
@@ -87,8 +91,10 @@ def _data(context: typer.Context) -> None:
 
 
 def _help_without_command(context: typer.Context) -> None:
+    from rsrefseg.engines.system.terminal import print_text
+
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        print_text(context.get_help())
         raise typer.Exit
 
 

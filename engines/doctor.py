@@ -2,37 +2,19 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-from .errors import RSRefSegError
-from .onnxruntime.cuda import why_not_started
-from .onnxruntime.engine import why_unavailable
-from .onnxruntime.library import package as onnxruntime_package
-from .openvino.library import GPU, chosen_device, computes_bf16, computes_fp16, product_name, version
-from .openvino.library import why_unavailable as why_no_openvino
+from .errors import MissingPartError, RSRefSegError
 from .system.cores import usable_cores
-from .tensorrt.library import Library
-
-# Import names of the extra `train`, and of what it brings along.
-TRAIN_MODULES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "segment_anything",
-    "peft",
-    "accelerate",
-    "onnx",
-    "onnxscript",
-    "pycocotools",
-    "psutil",
-)
+from .system.packages import RUNTIME, TRAIN, how_to_install, import_problem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ability:
     """One thing the toolkit can do: whether it works here, and with what, or what is missing."""
 
@@ -41,7 +23,7 @@ class Ability:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Diagnosis:
     """The machine in a line, and every ability."""
 
@@ -60,91 +42,123 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Look at installed packages and devices; nothing is loaded that is not needed to know."""
-    memory = _memory_gib()
-    size = f", {memory:.0f} GiB" if memory is not None else ""
+    """Check installed packages and devices. A check that fails, or whose package is broken, is reported as such."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     python = f"Python {platform.python_version()}"
-    machine = f"{platform.system()} {platform.machine()}, {python}, usable cores: {usable_cores()}{size}"
-    runtimes = (_onnxruntime(), _openvino(), _openvino_gpu(), _onnxruntime_cuda(), _tensorrt())
-    return Diagnosis(machine, (*runtimes, _training(), _cuda_training()))
+    machine = f"{platform.system()} {platform.machine()}, {python}, usable cores: {usable_cores()}, {memory:.0f} GiB"
+    return Diagnosis(machine, tuple(_ability(name, check) for name, check in _CHECKS.items()))
 
 
-def _onnxruntime() -> Ability:
-    name = "infer, parity and bench on the CPU (onnxruntime)"
-    if _version("onnxruntime") and _version("onnxruntime-gpu"):
-        return Ability(name, False, "onnxruntime and onnxruntime-gpu are both installed: uninstall both, install one")
-    if (reason := why_unavailable("cpu")) is not None:
-        return Ability(name, False, reason)
-    return Ability(name, True, _runtime())
-
-
-def _openvino() -> Ability:
-    name = "the same, in BF16 where the processor has it (openvino)"
-    if (reason := why_no_openvino()) is not None:
-        return Ability(name, False, reason)
-    bf16 = "this processor has BF16" if computes_bf16() else "FP32 only, this processor has no BF16"
-    return Ability(name, True, f"openvino {version()}, {bf16}")
-
-
-def _openvino_gpu() -> Ability:
-    name = "the same on an Intel GPU (openvino-gpu)"
-    if (reason := why_no_openvino(GPU)) is not None:
-        return Ability(name, False, reason)
-    device = chosen_device(GPU)
-    fp16 = "FP16" if computes_fp16(device) else "FP32 only, this GPU has no FP16"
-    return Ability(name, True, f"openvino {version()}, {device} {product_name(device)}, {fp16}")
-
-
-def _onnxruntime_cuda() -> Ability:
-    name = "the same on an NVIDIA GPU (onnxruntime-cuda)"
-    if (reason := why_unavailable("cuda")) is not None:
-        return Ability(name, False, reason)
-    if not _has_nvidia_gpu():
-        return Ability(name, False, "no NVIDIA GPU is visible")
-    if (reason := why_not_started()) is not None:
-        return Ability(name, False, reason)
-    return Ability(name, True, _runtime())
-
-
-def _tensorrt() -> Ability:
-    name = "build and run TensorRT engines (tensorrt)"
+def _ability(name: str, check: Callable[[], str]) -> Ability:
     try:
-        return Ability(name, True, str(Library().platform))
+        return Ability(name, True, check())
     except RSRefSegError as error:
         return Ability(name, False, str(error))
+    except Exception as error:
+        if (problem := import_problem(error)) is None:
+            raise
+        return Ability(name, False, problem)
 
 
-def _training() -> Ability:
-    name = "train, merge and export (torch)"
-    missing = [module for module in TRAIN_MODULES if util.find_spec(module) is None]
-    if missing:
-        return Ability(name, False, f"{', '.join(missing)} missing: `pip install 'rsrefseg[train]'`")
-    return Ability(name, True, f"torch {_version('torch')}, transformers {_version('transformers')}")
+def _require(reason: str | None) -> None:
+    """Fail for this reason, unless it is None or empty."""
+    if reason:
+        raise MissingPartError(reason)
 
 
-def _cuda_training() -> Ability:
-    name = "train on an NVIDIA GPU"
-    if util.find_spec("torch") is None:
-        return Ability(name, False, "torch is missing: `pip install 'rsrefseg[train]'`")
-    if not _has_nvidia_gpu():
-        return Ability(name, False, "no NVIDIA GPU is visible")
-    build = _version("torch") or ""
-    if "+cpu" in build:
-        return Ability(name, False, f"torch {build} is a CPU build")
-    return Ability(name, True, f"torch {build}")
+def _packages() -> str:
+    problems = (_problem(package) for package in RUNTIME)
+    _require("; ".join(dict.fromkeys(problem for problem in problems if problem is not None)))
+    return ", ".join(f"{name} {_version(name)}" for name in ("numpy", "tokenizers", "msgspec"))
 
 
-def _version(*packages: str) -> str | None:
-    for package in packages:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+def _problem(package: str) -> str | None:
+    try:
+        resolve_name(package)
+    except Exception as error:
+        return import_problem(error) or f"the package '{package}' is broken ({error!r})"
     return None
 
 
+def _onnxruntime() -> str:
+    from .onnxruntime.engine import why_unavailable
+
+    both = _version("onnxruntime") and _version("onnxruntime-gpu")
+    _require("onnxruntime and onnxruntime-gpu are both installed: uninstall both, install one" if both else None)
+    _require(why_unavailable("cpu"))
+    return _runtime()
+
+
+def _openvino() -> str:
+    from .openvino.library import computes_bf16, version, why_unavailable
+
+    _require(why_unavailable())
+    bf16 = "this processor has BF16" if computes_bf16() else "FP32 only, this processor has no BF16"
+    return f"openvino {version()}, {bf16}"
+
+
+def _openvino_gpu() -> str:
+    from .openvino.library import GPU, chosen_device, computes_fp16, product_name, version, why_unavailable
+
+    _require(why_unavailable(GPU))
+    device = chosen_device(GPU)
+    fp16 = "FP16" if computes_fp16(device) else "FP32 only, this GPU has no FP16"
+    return f"openvino {version()}, {device} {product_name(device)}, {fp16}"
+
+
+def _onnxruntime_cuda() -> str:
+    from .onnxruntime.cuda import why_not_started
+    from .onnxruntime.engine import why_unavailable
+
+    _require(why_unavailable("cuda"))
+    _require(None if _has_nvidia_gpu() else "no NVIDIA GPU is visible")
+    _require(why_not_started())
+    return _runtime()
+
+
+def _tensorrt() -> str:
+    from .tensorrt.library import Library
+
+    return str(Library().platform)
+
+
+def _training() -> str:
+    missing = [module for module in TRAIN if util.find_spec(module) is None]
+    _require(f"{', '.join(missing)} missing: `pip install {how_to_install(missing[0])}`" if missing else None)
+    return f"torch {_version('torch')}, transformers {_version('transformers')}"
+
+
+def _cuda_training() -> str:
+    _require("torch is missing: `pip install 'rsrefseg[train]'`" if util.find_spec("torch") is None else None)
+    _require(None if _has_nvidia_gpu() else "no NVIDIA GPU is visible")
+    build = _version("torch") or ""
+    _require(f"torch {build} is a CPU build" if "+cpu" in build else None)
+    return f"torch {build}"
+
+
+_CHECKS = {
+    "read images, phrases and bundles": _packages,
+    "infer, parity and bench on the CPU (onnxruntime)": _onnxruntime,
+    "the same, in BF16 where the processor has it (openvino)": _openvino,
+    "the same on an Intel GPU (openvino-gpu)": _openvino_gpu,
+    "the same on an NVIDIA GPU (onnxruntime-cuda)": _onnxruntime_cuda,
+    "build and run TensorRT engines (tensorrt)": _tensorrt,
+    "train, merge and export (torch)": _training,
+    "train on an NVIDIA GPU": _cuda_training,
+}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _runtime() -> str:
-    return f"onnxruntime {onnxruntime_package().__version__}"
+    from .onnxruntime.library import package
+
+    return f"onnxruntime {package().__version__}"
 
 
 def _has_nvidia_gpu() -> bool:
@@ -155,10 +169,3 @@ def _nvidia_files() -> Iterator[Path]:
     """Files of the driver: of a desktop or server card, of a Jetson's integrated GPU, under Windows' own Linux."""
     yield from Path("/dev").glob("nvidia[0-9]*")
     yield from map(Path, ("/dev/nvhost-gpu", "/dev/nvgpu", "/usr/lib/wsl/lib/libcuda.so.1"))
-
-
-def _memory_gib() -> float | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (ValueError, OSError, AttributeError):
-        return None

@@ -2,7 +2,7 @@
 
 
 class RSRefSegError(Exception):
-    """Something the user can act on: the message is one line that names the thing and the way out."""
+    """Something the user can act on: the message is one line that names the thing and how to fix it."""
 
     exit_code = 2
 

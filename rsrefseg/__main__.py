@@ -1,5 +1,28 @@
-"""``python -m rsrefseg``: the command line."""
+"""``python -m rsrefseg`` and the console script. Ctrl-C is one line and exit code 130, from the first import on."""
 
-from .cli import main
+import signal
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        try:
+            from .cli import main as run
+        except ImportError as error:
+            package = (error.name or "typer").partition(".")[0]
+            reason = f"the package '{package}' is missing or broken ({error})"
+            print(f"rsrefseg: {reason}: `pip install --force-reinstall {package}`", file=sys.stderr)
+            sys.exit(2)
+        run()
+    except KeyboardInterrupt:
+        print("rsrefseg: interrupted", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        # From here on nothing is left that could say it in one line: end at once.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    main()

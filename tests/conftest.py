@@ -1,10 +1,13 @@
 """Fixtures for everybody. Keep it small: what one file needs alone belongs there."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves
 
 if TYPE_CHECKING:
     from tests.support.exported import Exported

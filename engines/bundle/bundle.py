@@ -7,13 +7,12 @@ from ..errors import BundleError
 from ..system.files import atomic_write_bytes, recover_directory, sha256_file
 from ..text import Tokenizer
 from .contracts import Stage
-from .manifest import MANIFEST_NAME, FileRecord, Manifest, seal, unseal
+from .manifest import EXPORT_AGAIN, MANIFEST_NAME, FileRecord, Manifest, manifest_bytes, read_manifest
 
 BUNDLE_VARIABLE = "RSREFSEG_BUNDLE"
 DEFAULT_BUNDLE = Path("bundle")
 TOKENIZER_NAME = "tokenizer.json"
 REFERENCE_NAME = "reference.safetensors"
-_EXPORT_AGAIN = "copy the bundle again or make it anew with `rsrefseg export`"
 
 
 def default_bundle_path() -> Path:
@@ -56,16 +55,14 @@ class Bundle:
         root = default_bundle_path() if path is None else Path(path)
         recover_directory(root)
         if not root.exists():
-            way_out = f"make one with `rsrefseg export`, or name one with --bundle or ${BUNDLE_VARIABLE}"
-            raise BundleError(f"no bundle at '{root}': {way_out}")
+            hint = f"make one with `rsrefseg export`, or name one with --bundle or ${BUNDLE_VARIABLE}"
+            raise BundleError(f"no bundle at '{root}': {hint}")
         try:
-            manifest, digest = unseal((root / MANIFEST_NAME).read_bytes())
+            manifest, digest = read_manifest((root / MANIFEST_NAME).read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise BundleError(f"'{root}' is no bundle: it holds no {MANIFEST_NAME}") from error
+            raise BundleError(f"'{root}' is not a bundle: it holds no {MANIFEST_NAME}") from error
         except OSError as error:
             raise BundleError(f"cannot read '{root / MANIFEST_NAME}': {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"'{root / MANIFEST_NAME}' is no readable JSON ({error}): {_EXPORT_AGAIN}") from error
         except BundleError as error:
             raise BundleError(f"the bundle '{root}' cannot be used: {error}") from error
         bundle = cls(root, manifest, digest)
@@ -77,7 +74,7 @@ class Bundle:
     def write_manifest(folder: Path, manifest: Manifest) -> Path:
         """Write ``bundle.json`` into ``folder``, atomically. The last step of an export."""
         path = folder / MANIFEST_NAME
-        atomic_write_bytes(path, seal(manifest.to_json()))
+        atomic_write_bytes(path, manifest_bytes(manifest))
         return path
 
     @property
@@ -108,27 +105,29 @@ class Bundle:
         record = self._records.get(name)
         if record is None:
             raise BundleError(f"the bundle '{self.root}' has no file {name!r}")
-        path = self._check_length(record)
-        try:
-            state = path.stat()
-            stamp = (state.st_size, state.st_mtime_ns, state.st_ino)
-            if self._verified.get(name) != stamp:
-                if sha256_file(path) != record.sha256:
-                    raise BundleError(f"'{path}' was changed after export: {_EXPORT_AGAIN}")
-                self._verified[name] = stamp
-        except OSError as error:
-            raise BundleError(f"cannot read '{path}': {error.strerror or error}") from error
+        state = self._check_length(record)
+        path, stamp = self.root / name, (state.st_size, state.st_mtime_ns, state.st_ino)
+        if self._verified.get(name) != stamp:
+            try:
+                digest = sha256_file(path)
+            except OSError as error:
+                raise BundleError(f"cannot read '{path}': {error.strerror or error}") from error
+            if digest != record.sha256:
+                raise BundleError(f"'{path}' was changed after export: {EXPORT_AGAIN}")
+            self._verified[name] = stamp
         return path
 
-    def _check_length(self, record: FileRecord) -> Path:
+    def _check_length(self, record: FileRecord) -> os.stat_result:
         path = self.root / record.name
         try:
-            size = path.stat().st_size if path.is_file() else None
+            state = path.stat()
+        except FileNotFoundError:
+            raise BundleError(f"'{path}' is missing: {EXPORT_AGAIN}") from None
         except OSError as error:
             raise BundleError(f"cannot read '{path}': {error.strerror or error}") from error
-        if size is None:
-            raise BundleError(f"'{path}' is missing: {_EXPORT_AGAIN}")
-        if size != record.size_bytes:
-            was = "cut short" if size < record.size_bytes else "changed"
-            raise BundleError(f"'{path}' is {was}: {size:,} bytes, not {record.size_bytes:,}; {_EXPORT_AGAIN}")
-        return path
+        if not path.is_file():
+            raise BundleError(f"'{path}' is not a file: {EXPORT_AGAIN}")
+        if state.st_size != record.size_bytes:
+            was = "cut short" if state.st_size < record.size_bytes else "changed"
+            raise BundleError(f"'{path}' is {was}: {state.st_size:,} bytes, not {record.size_bytes:,}; {EXPORT_AGAIN}")
+        return state

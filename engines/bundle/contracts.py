@@ -6,20 +6,22 @@ a shape.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..errors import BadInputError, BundleError
+from msgspec import Meta, Struct
+
+from ..errors import BadInputError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-DTYPES = ("uint8", "int64", "bool", "float16", "float32")
+PositiveInt = Annotated[int, Meta(ge=1)]
+DType = Literal["uint8", "int64", "bool", "float16", "float32"]
 
 
-class Stage(StrEnum):
+class Stage(str, Enum):  # noqa: UP042 (StrEnum needs Python 3.11)
     """The five graphs, in the order they run."""
 
     SIGLIP_VISION = "siglip_vision"
@@ -28,9 +30,11 @@ class Stage(StrEnum):
     SAM_ENCODER = "sam_encoder"
     SAM_DECODER = "sam_decoder"
 
+    def __str__(self) -> str:
+        return self.value
 
-@dataclass(frozen=True, slots=True)
-class Dim:
+
+class Dim(Struct, frozen=True, forbid_unknown_fields=True):
     """A size that may vary between calls: its name, bounds and the size to optimise for."""
 
     name: str
@@ -40,27 +44,20 @@ class Dim:
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
-            raise BundleError(f"dimension name {self.name!r} is no identifier")
+            raise ValueError(f"dimension name {self.name!r} is not an identifier")
         if not 1 <= self.min <= self.opt <= self.max:
-            raise BundleError(f"dimension '{self.name}' needs 1 <= min <= opt <= max, got {self}")
+            raise ValueError(f"dimension '{self.name}' needs 1 <= min <= opt <= max, got {self}")
 
     def __str__(self) -> str:
         return f"{self.name}={self.min}..{self.max}"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One named tensor of a graph. ``dtype`` is a numpy dtype name out of ``DTYPES``."""
+class TensorSpec(Struct, frozen=True):
+    """One named tensor of a graph. ``dtype`` is a numpy dtype name."""
 
     name: str
-    dtype: str
-    shape: tuple[int | Dim, ...]
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise BundleError(f"tensor '{self.name}' has dtype {self.dtype!r}; known are {', '.join(DTYPES)}")
-        if any(isinstance(size, int) and size < 1 for size in self.shape):
-            raise BundleError(f"tensor '{self.name}' has a size below 1 in its shape {self.shape_text}")
+    dtype: DType
+    shape: tuple[PositiveInt | Dim, ...]
 
     @property
     def shape_text(self) -> str:
@@ -76,44 +73,22 @@ class TensorSpec:
         """The shape with each varying size taken from ``sizes``, or its ``opt`` when not given."""
         return tuple(sizes.get(size.name, size.opt) if isinstance(size, Dim) else size for size in self.shape)
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of ``shape`` fits this tensor."""
-        return len(shape) == len(self.shape) and all(
-            want.min <= size <= want.max if isinstance(want, Dim) else size == want
-            for size, want in zip(shape, self.shape, strict=True)
-        )
-
     def check(self, array: "npt.NDArray[Any] | np.generic") -> None:
         """Refuse an array of another dtype or shape.
 
         Raises:
             BadInputError: naming the tensor, what it wants and what it got.
         """
-        if str(array.dtype) != self.dtype or not self.fits(array.shape):
+        fits = len(array.shape) == len(self.shape) and all(
+            want.min <= size <= want.max if isinstance(want, Dim) else size == want
+            for size, want in zip(array.shape, self.shape, strict=True)
+        )
+        if str(array.dtype) != self.dtype or not fits:
             found = f"{array.dtype} {list(array.shape)}"
             raise BadInputError(f"tensor '{self.name}' must be {self.dtype} {self.shape_text}, got {found}")
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; a varying size becomes an object."""
-        shape = [asdict(size) if isinstance(size, Dim) else size for size in self.shape]
-        return {"name": self.name, "dtype": self.dtype, "shape": shape}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "TensorSpec":
-        """Inverse of ``to_json``.
-
-        Raises:
-            BundleError: the value is no tensor spec.
-        """
-        try:
-            shape = tuple(Dim(**size) if isinstance(size, dict) else _integer(size) for size in value["shape"])
-            return cls(str(value["name"]), str(value["dtype"]), shape)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"not a tensor spec ({error!r})") from error
-
-
-@dataclass(frozen=True, slots=True)
-class StageContract:
+class StageContract(Struct, frozen=True):
     """Inputs and outputs of one graph, in the graph's order."""
 
     stage: Stage
@@ -165,31 +140,8 @@ class StageContract:
                         f"stage '{self.stage}': '{want.name}' is {was} and, in {kind} '{spec.name}', {size}"
                     )
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "stage": str(self.stage),
-            "inputs": [spec.to_json() for spec in self.inputs],
-            "outputs": [spec.to_json() for spec in self.outputs],
-        }
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "StageContract":
-        """Inverse of ``to_json``.
-
-        Raises:
-            BundleError: the value is no contract.
-        """
-        try:
-            inputs = tuple(TensorSpec.from_json(spec) for spec in value["inputs"])
-            outputs = tuple(TensorSpec.from_json(spec) for spec in value["outputs"])
-            return cls(Stage(value["stage"]), inputs, outputs)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"not a stage contract ({error!r})") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(Struct, frozen=True, forbid_unknown_fields=True):
     """The sizes that follow from a preset: for -b and -l 1024, 729, 1152, 64, 49, 256, 64 and 256.
 
     Attributes:
@@ -203,38 +155,19 @@ class Geometry:
         mask_grid: side of the mask logits and of the dense prompt (256).
     """
 
-    image_size: int
-    clip_tokens: int
-    clip_channels: int
-    text_length: int
-    prompt_tokens: int
-    prompt_channels: int
-    embedding_grid: int
-    mask_grid: int
+    image_size: PositiveInt
+    clip_tokens: PositiveInt
+    clip_channels: PositiveInt
+    text_length: PositiveInt
+    prompt_tokens: PositiveInt
+    prompt_channels: PositiveInt
+    embedding_grid: PositiveInt
+    mask_grid: PositiveInt
 
     def __post_init__(self) -> None:
-        for name, size in self.to_json().items():
-            if not isinstance(size, int) or size < 1:
-                raise BundleError(f"geometry: {name} must be a whole number of at least 1, got {size!r}")
         for name in ("clip_tokens", "prompt_tokens"):
             if math.isqrt(size := getattr(self, name)) ** 2 != size:
-                raise BundleError(f"geometry: {name} must be a square number, got {size}")
-
-    def to_json(self) -> dict[str, int]:
-        """Plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Geometry":
-        """Inverse of ``to_json``.
-
-        Raises:
-            BundleError: a size is missing, unknown or no whole number.
-        """
-        try:
-            return cls(**value)
-        except TypeError as error:
-            raise BundleError(f"not a geometry ({error})") from error
+                raise ValueError(f"geometry: {name} must be a square number, got {size}")
 
 
 PHRASES = Dim("phrases", 1, 1, 32)
@@ -274,10 +207,3 @@ def stage_contracts(geometry: Geometry, phrases: Dim = PHRASES, images: Dim = IM
         StageContract(Stage.SAM_DECODER, (image_embedding(1), sparse_prompts, mask_prompt), (mask_logits,)),
     )
     return {contract.stage: contract for contract in contracts}
-
-
-def _integer(value: object) -> int:
-    """A JSON whole number; booleans and floats are none."""
-    if type(value) is not int:
-        raise TypeError(f"{value!r} is no whole number")
-    return value

@@ -1,4 +1,4 @@
-"""The reference samples of a bundle: real inputs with what FP32 PyTorch makes of them, stage by stage.
+"""The reference samples of a bundle: real inputs with the outputs of FP32 PyTorch, stage by stage.
 
 An edge device without PyTorch proves parity against them. In ``reference.safetensors`` sample ``i`` has its tensors as
 ``"i/<name>"``: ``image``, ``input_ids``, ``token_mask``, every stage output by its contract name, ``masks`` and
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -31,8 +32,8 @@ class ReferenceSample:
         phrases: P texts.
         tensors: by contract name, the inputs ``image`` (1, 3, S, S) uint8, ``input_ids`` and ``token_mask`` (P, L), and
             every output of every stage.
-        masks: (P, H, W) bool, the final masks at the picture's size.
-        original_size: (H, W) of the picture in px.
+        masks: (P, H, W) bool, the final masks at the image's size.
+        original_size: (H, W) of the image in px.
     """
 
     phrases: tuple[str, ...]
@@ -41,11 +42,11 @@ class ReferenceSample:
     original_size: tuple[int, int]
 
     def inputs(self, contract: StageContract) -> dict[str, npt.NDArray[Any]]:
-        """What PyTorch gave to a stage."""
+        """The inputs of a stage."""
         return {spec.name: self.tensors[spec.name] for spec in contract.inputs}
 
     def outputs(self, contract: StageContract) -> dict[str, npt.NDArray[Any]]:
-        """What PyTorch made of it."""
+        """The outputs of a stage, by PyTorch."""
         return {spec.name: self.tensors[spec.name] for spec in contract.outputs}
 
 
@@ -84,7 +85,7 @@ def load_reference(bundle: Bundle) -> tuple[ReferenceSample, ...]:
     contracts = {stage: bundle.manifest.stages[stage].contract for stage in Stage}
     try:
         with safe_open(path, framework="np") as stream:
-            phrases = json.loads(stream.metadata()[_PHRASES])
+            phrases = msgspec.json.decode(stream.metadata()[_PHRASES], type=list[list[str]])
             return tuple(_sample(stream, index, texts, contracts) for index, texts in enumerate(phrases))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, BadInputError) as error:
         raise BundleError(f"'{path}' does not fit its bundle ({error}): export it again") from error

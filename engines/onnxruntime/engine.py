@@ -26,7 +26,7 @@ def why_unavailable(device: str) -> str | None:
     """Why the installed ONNX Runtime has no provider for ``cpu`` or ``cuda``; ``None`` when it has."""
     try:
         onnxruntime = package()
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # a shared library may be missing
         extra = "cpu" if device == "cpu" else "cuda"
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
         return f"onnxruntime {reason}: pip install 'rsrefseg[{extra}]'"

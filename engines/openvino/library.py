@@ -34,7 +34,7 @@ def core(device: str = CPU) -> Any:
         devices = found.available_devices
     except ModuleNotFoundError as error:
         raise NotInstalledError("openvino is not installed: pip install 'rsrefseg[openvino]'") from error
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # a shared library may be missing
         raise MissingPartError(f"openvino cannot be imported ({error}): pip install 'rsrefseg[openvino]'") from error
     except RuntimeError as error:  # a plugin's library is missing, or cannot be loaded
         raise MissingPartError(f"openvino cannot start: {' '.join(str(error).split())}") from error

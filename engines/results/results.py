@@ -153,5 +153,5 @@ def _safe_stem(stem: str) -> str:
 
 
 def _write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    with atomic_file(path) as temporary:
+    with atomic_file(path, durable=False) as temporary:
         Image.fromarray(pixels).save(temporary, compress_level=_FAST)

@@ -1,36 +1,42 @@
-"""How a command speaks: its report on standard output, an error as one line on standard error."""
+"""What a command prints: its report on standard output, an error as one line on standard error."""
 
-import io
-import json
 import os
 import re
 import sys
-import traceback
+from contextlib import suppress
 from typing import Any
 
 from ..errors import RSRefSegError
+from .packages import import_problem
 
-_WIDTH_ELSEWHERE = 1000
+_WIDTH_WITHOUT_TERMINAL = 1000
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """One line and the exit code for an error; what nobody expected is raised again.
+    """One line and the exit code for an error; an unexpected one is raised again.
 
     With ``RSREFSEG_DEBUG=1`` in the environment an expected one shows its traceback as well.
     """
     explained = _explained(error)
     if os.environ.get("RSREFSEG_DEBUG") == "1":
+        import traceback
+
         traceback.print_exception(error)
     return explained
 
 
 def _explained(error: Exception) -> tuple[str, int]:
+    if _is_interruption(error):
+        return "interrupted", 130
     if isinstance(error, RSRefSegError):
         return str(error), error.exit_code
-    if isinstance(error, ImportError) and (line := _missing_extra(error)) is not None:
-        return line, 2
+    if (problem := import_problem(error)) is not None:
+        return problem, 2
     if isinstance(error, MemoryError):
         return "out of memory: close other programs or use a smaller input", 2
+    if isinstance(error, UnicodeEncodeError):
+        hint = "set a UTF-8 locale, e.g. LC_ALL=C.UTF-8, or rename it"
+        return f"the name {error.object!r:.200} cannot be written in {error.encoding}: {hint}", 2
     if isinstance(error, OSError):
         return _system_line(error), 2
     if callable(usage := getattr(error, "format_message", None)):
@@ -38,15 +44,11 @@ def _explained(error: Exception) -> tuple[str, int]:
     raise error
 
 
-def _missing_extra(error: ImportError) -> str | None:
-    """The line for a package of the extra ``train`` that is missing or broken; None for any other import."""
-    from ..doctor import TRAIN_MODULES
-
-    package = (error.name or "").split(".")[0]
-    if package not in TRAIN_MODULES:
-        return None
-    problem = "" if isinstance(error, ModuleNotFoundError) else f", which is installed but broken ({error})"
-    return f"this command needs '{package}'{problem}: install the extra with `pip install 'rsrefseg[train]'`"
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether an error is KeyboardInterrupt, or was raised because of one, as native modules do when imported."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _system_line(error: OSError) -> str:
@@ -60,7 +62,8 @@ def fail(message: str, code: int) -> int:
     """Say on standard error, in one line, why a command ends; gives its exit code."""
     line = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda mark: repr(mark[0])[1:-1], " ".join(message.split()))
     if sys.stderr is not None:
-        print(f"rsrefseg: {line}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"rsrefseg: {line}", file=sys.stderr)
     return code
 
 
@@ -71,25 +74,42 @@ def print_report(report: Any, as_json: bool) -> Any:
 
 
 def print_document(document: Any, text: str, as_json: bool) -> Any:
-    """Print a document for a program, or what it says for a person; gives it back.
+    """Print a document for a program, or its text for a person; gives the document."""
+    import json
 
-    Raises:
-        RSRefSegError: standard output takes no more.
-    """
-    _write(json.dumps(document) if as_json else text)
+    print_text(json.dumps(document) if as_json else text)
     return document
 
 
+def print_text(text: str) -> None:
+    """Print on standard output.
+
+    Raises:
+        RSRefSegError: standard output cannot be written.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        pass  # the reader has seen enough, as `head` does
+    except OSError as error:
+        raise RSRefSegError(f"cannot write to standard output: {error.strerror}") from error
+
+
 def _rendered(content: Any) -> str:
-    """Text or a rich table as it goes to the terminal; nothing in it is taken for markup."""
+    """Text or a rich table as the terminal shows it; nothing in it is interpreted as markup."""
+    if isinstance(content, str):
+        return content
+    import io
+
     from rich.console import Console
 
     # In a file or a pipe there is no width to keep to: cells would be cut for nothing.
     terminal, text = sys.stdout is not None and sys.stdout.isatty(), io.StringIO()
+    width = None if terminal else _WIDTH_WITHOUT_TERMINAL
     console = Console(
         file=text,
         force_terminal=terminal,
-        width=None if terminal else _WIDTH_ELSEWHERE,
+        width=width,
         soft_wrap=True,
         markup=False,
         emoji=False,
@@ -99,12 +119,17 @@ def _rendered(content: Any) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _write(text: str) -> None:
-    """Print on standard output, at once, so that a full disk is told here."""
+def finish_output(code: int) -> int:
+    """Write what is left of standard output when the process ends; gives the exit code. For the program's end only."""
+    if sys.stdout is None:
+        return code
     try:
-        print(text, flush=True)
+        sys.stdout.flush()
     except OSError as error:
-        # What stays in the buffer would fail once more when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # whoever reads has seen enough, as `head` does
-            raise RSRefSegError(f"cannot write to standard output: {error.strerror}") from error
+        # What is left in the buffer would fail again when the interpreter ends.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            return fail(f"cannot write to standard output: {error.strerror}", 2)
+    return code

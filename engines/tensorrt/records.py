@@ -14,17 +14,19 @@ An engine file is native code, so that loading one from elsewhere is running it.
 import hashlib
 import hmac
 import json
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..bundle.bundle import Bundle, file_record
 from ..bundle.contracts import Stage
-from ..bundle.manifest import FileRecord
+from ..bundle.manifest import FileRecord, read_record
 from ..errors import BadInputError, BundleError, RSRefSegError
-from ..system.files import atomic_directory, atomic_write_json, discard_partials, recover_directory, unwritable
+from ..system import files
+from ..system.files import atomic_directory, atomic_write_json, unwritable
 from .secret import machine_secret
 
 ENGINES_FOLDER = "engines"
@@ -32,7 +34,6 @@ RECORD_NAME = "record.json"
 _SCHEMA_VERSION = 1
 # To be raised with any change of how engines are built, e.g. of flags that are no option.
 _RECIPE = "1"
-_HIDDEN = re.compile(r"\.([0-9a-f]{32})\.")
 _SEAL, _OPTION = "seal", "option "
 _BUILD_AGAIN = "build it again with `rsrefseg build`"
 
@@ -48,7 +49,7 @@ class Fingerprint:
         """The fingerprint that an engine of a stage must have now."""
         record = bundle.manifest.stages[stage]
         graphs = {f"graph file {file.name}": file.sha256 for file in (record.graph, *record.data)}
-        contract = hashlib.sha256(_canonical(record.contract.to_json())).hexdigest()
+        contract = hashlib.sha256(_canonical(msgspec.to_builtins(record.contract))).hexdigest()
         fixed = {"stage": str(stage), "precision": record.precision, "contract": contract, "build recipe": _RECIPE}
         return cls({**fixed, **graphs, **platform}).with_options(options)
 
@@ -103,7 +104,7 @@ class EngineRecord:
         """Plain JSON values."""
         values = {name: getattr(self, name) for name in self.__slots__}
         values["fingerprint"] = dict(self.fingerprint.parts)
-        values["files"] = [asdict(file) for file in self.files]
+        values["files"] = msgspec.to_builtins(self.files)
         return {"schema_version": _SCHEMA_VERSION, **values}
 
     @classmethod
@@ -114,7 +115,7 @@ class EngineRecord:
         parts = {str(name): str(text) for name, text in value["fingerprint"].items()}
         record = cls(
             fingerprint=Fingerprint(parts),
-            files=tuple(FileRecord.from_json(file, RECORD_NAME) for file in value["files"]),
+            files=read_record(value["files"], tuple[FileRecord, ...], RECORD_NAME, "$.files"),
             precision=str(value["precision"]),
             activation_bytes=int(value["activation_bytes"]),
             built_at=str(value["built_at"]),
@@ -175,8 +176,7 @@ def stored_engines(bundle: Bundle) -> Iterator[StoredEngine | Unusable]:
     """Everything under the bundle's ``engines/``, by name of its folder."""
     root = bundle.root / ENGINES_FOLDER
     try:
-        for place in _places_left_by_writers(root):
-            recover_directory(place)
+        files.clear_leftovers(root)
         folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return
@@ -194,8 +194,7 @@ def stored_engines(bundle: Bundle) -> Iterator[StoredEngine | Unusable]:
 
 def clear_leftovers(bundle: Bundle) -> None:
     """Remove what builds that were killed left under ``engines/``. Living ones are not touched."""
-    for place in _places_left_by_writers(bundle.root / ENGINES_FOLDER):
-        discard_partials(place)
+    files.clear_leftovers(bundle.root / ENGINES_FOLDER)
 
 
 def store_engine(bundle: Bundle, engine: bytes, layers: str, describe: Mapping[str, Any]) -> StoredEngine:
@@ -223,12 +222,6 @@ def store_engine(bundle: Bundle, engine: bytes, layers: str, describe: Mapping[s
         record = EngineRecord(files=tuple(file_record(folder / name) for name in names), **describe)
         atomic_write_json(folder / RECORD_NAME, _sealed(record.to_json(), machine_secret()))
     return StoredEngine(target, record)
-
-
-def _places_left_by_writers(root: Path) -> set[Path]:
-    """Folders of engines that somebody is writing, or was when killed."""
-    found = (_HIDDEN.match(entry.name) for entry in root.iterdir())
-    return {root / match[1] for match in found if match is not None}
 
 
 def _sealed(document: dict[str, Any], secret: bytes) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Runs one function over many images, in several processes where that pays."""
 
+import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 from rsrefseg.engines.errors import RSRefSegError
@@ -40,13 +42,9 @@ def in_processes(
     # Spawned, not forked: the caller may have threads (torch, OpenCV, a progress bar) that do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        # The processes inherit this mask: an interruption reaches the process that started them alone.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            results = pool.map(work, jobs, chunksize=_CHUNK)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        try:
+            with interrupts_blocked():
+                results = pool.map(work, jobs, chunksize=_CHUNK)
             yield from results
         except BrokenProcessPool as error:
             raise RSRefSegError(
@@ -54,6 +52,17 @@ def in_processes(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Start worker processes inside: they inherit that Ctrl-C is blocked and leave it to this process."""
+    resource_tracker.ensure_running()  # it unblocks the signal when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _one_thread() -> None:

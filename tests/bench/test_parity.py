@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from rsrefseg.bench.parity.parity import mask_rows, run_parity
 from rsrefseg.bench.parity.report import ParityReport
@@ -226,7 +227,7 @@ def test_a_tokenizer_that_reads_the_phrases_otherwise_fails(exported: Exported, 
     words = document["model"]["vocab"]
     words["the"], words["box"] = words["box"], words["the"]
     path.write_text(json.dumps(document))
-    Bundle.write_manifest(root, replace(bundle.manifest, tokenizer=file_record(path)))
+    Bundle.write_manifest(root, structs.replace(bundle.manifest, tokenizer=file_record(path)))
     report = run_parity(root, "onnxruntime")
     assert not report.tokens_equal
     assert not report.holds
@@ -240,9 +241,9 @@ def test_a_half_precision_stage_is_judged_by_its_own_limits_and_so_is_what_follo
     root = tmp_path / "bundle"
     shutil.copytree(exported.bundle, root)
     manifest = Bundle.open(root).manifest
-    half = replace(manifest.stages[Stage.ATTN_PROMPTER], precision="fp16")
+    half = structs.replace(manifest.stages[Stage.ATTN_PROMPTER], precision="fp16")
     stages = {**manifest.stages, Stage.ATTN_PROMPTER: half}
-    Bundle.write_manifest(root, replace(manifest, stages=stages))
+    Bundle.write_manifest(root, structs.replace(manifest, stages=stages))
     measures = {(row.check, row.output): set(row.limits) for row in run_parity(root, "onnxruntime").tensors}
     by_half = {key for key, judged in measures.items() if judged == {Measure.RELATIVE_L2}}
     assert by_half == {

@@ -23,9 +23,9 @@ BUNDLE = {"bundle.bundle", "bundle.manifest", "bundle.reference", "bundle.compar
 BEHIND_LEAVES = {"images.decode", "images.tiff"}
 
 # Third-party packages an edge device installs; a runtime only in its own folder, inside a function.
-ON_THE_EDGE = {"numpy", "PIL", "cv2", "tokenizers", "safetensors", "rich", "msgspec", "filelock", "psutil"}
+ON_THE_EDGE = {"numpy", "PIL", "cv2", "tokenizers", "safetensors", "rich", "msgspec", "psutil"}
 WRAPPERS = {
-    "onnxruntime": ("engines/onnxruntime", "engines/doctor", "bench"),
+    "onnxruntime": ("engines/onnxruntime/library",),
     "openvino": ("engines/openvino/library",),
     "tensorrt": tuple(f"engines/tensorrt/{part}" for part in ("build", "context", "errors", "library", "timing")),
     "cuda": ("engines/tensorrt/cuda",),

@@ -2,23 +2,28 @@
 
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from rsrefseg.engines.bundle import bundle as bundle_module
 from rsrefseg.engines.bundle.bundle import Bundle, default_bundle_path, file_record
-from rsrefseg.engines.bundle.contracts import Dim, Geometry, Stage, StageContract, TensorSpec, stage_contracts
-from rsrefseg.engines.bundle.manifest import SCHEMA_VERSION, AttentionRecord, FileRecord, Manifest, seal
+from rsrefseg.engines.bundle.contracts import Dim, Geometry, Stage, stage_contracts
+from rsrefseg.engines.bundle.manifest import AttentionRecord, FileRecord, manifest_bytes
 from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.errors import BadInputError, BundleError
-from tests.support.made_bundle import CONTRACTS, GEOMETRY, make_bundle
+from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
+from rsrefseg.engines.openvino.engine import OpenVinoEngine
+from tests.support.made_bundle import CONTRACTS, GEOMETRY, change_manifest, make_bundle, replaced_graph
 
 FULL_SIZE = Geometry(1024, 729, 1152, 64, 49, 256, 64, 256)
+Change = Callable[[Any], Any]
 
 
 @pytest.fixture(scope="module")
@@ -31,27 +36,14 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 
-def refused(folder: Path, *told: str) -> None:
+def refused(folder: Path, *facts: str) -> None:
+    """Opening the bundle or reading a file of it is refused in one line with these facts."""
     with pytest.raises(BundleError) as refusal:
-        use_everything(folder)
-    for part in told:
-        assert part in str(refusal.value)
+        [Bundle.open(folder).verified_path(record.name) for record in Bundle.open(folder).manifest.files]
+    for fact in facts:
+        assert fact in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert refusal.value.exit_code == 2
-
-
-def use_everything(folder: Path) -> None:
-    bundle = Bundle.open(folder)
-    for record in bundle.manifest.files:
-        bundle.verified_path(record.name)
-
-
-def changed_manifest(folder: Path, change: Any) -> None:
-    """Spoil ``bundle.json`` as a faulty writer would, with a digest that fits."""
-    path = folder / "bundle.json"
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_bytes(seal(value))
 
 
 def test_a_whole_bundle_opens_and_hands_out_its_files(folder: Path) -> None:
@@ -63,12 +55,13 @@ def test_a_whole_bundle_opens_and_hands_out_its_files(folder: Path) -> None:
     assert bundle.tokenizer().pad_id == 1
 
 
-def test_a_manifest_survives_writing_and_reading(folder: Path, tmp_path: Path) -> None:
-    manifest = Bundle.open(folder).manifest
-    path = Bundle.write_manifest(tmp_path, manifest)
-    assert Manifest.from_json(json.loads(path.read_text())) == manifest
-    assert Bundle.open(folder).manifest == manifest
-    assert path.read_text() == (folder / "bundle.json").read_text()
+def test_a_manifest_is_written_byte_for_byte_as_it_was_read(folder: Path) -> None:
+    data = (folder / "bundle.json").read_bytes()
+    assert manifest_bytes(Bundle.open(folder).manifest) == data
+    assert list(json.loads(data)) == [
+        "schema_version", "preset", "geometry", "stages", "preprocessing", "text", "tokenizer", "reference",
+        "provenance", "digest",
+    ]  # fmt: skip
 
 
 def test_the_default_is_the_variable_or_the_working_folder(
@@ -79,71 +72,47 @@ def test_the_default_is_the_variable_or_the_working_folder(
     assert default_bundle_path() == Path("bundle")
     assert Bundle.open().root == Path("bundle")
     monkeypatch.setenv("RSREFSEG_BUNDLE", str(tmp_path / "other"))
-    refused_line = f"no bundle at '{tmp_path / 'other'}': make one with `rsrefseg export`"
-    with pytest.raises(BundleError, match=refused_line):
+    with pytest.raises(BundleError, match=f"'{tmp_path / 'other'}'.*rsrefseg export"):
         Bundle.open()
 
 
-def test_what_is_no_bundle_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_is_not_a_bundle_is_refused(folder: Path, tmp_path: Path) -> None:
     refused(tmp_path / "missing", "no bundle at", "rsrefseg export", "--bundle")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "is no bundle", "bundle.json")
-    refused(folder / "tokenizer.json", "is no bundle")
-    (folder / "bundle.json").write_bytes(b"\xff\xfe{}")
-    refused(folder, "no readable JSON")
+    refused(tmp_path / "empty", "empty", "bundle.json")
+    refused(folder / "tokenizer.json", "tokenizer.json")
+    text = (folder / "bundle.json").read_bytes()
+    (folder / "bundle.json").write_text('{"schema_version": 2, "digest": ""}')
+    refused(folder, "bundle.json", "$.digest")
+    for content in (b"\xff\xfe{}", b"[" * 100_000, *(text[:length] for length in (0, 1, 100, len(text) - 3))):
+        (folder / "bundle.json").write_bytes(content)
+        refused(folder, "bundle.json", "JSON")
 
 
-def test_a_cut_manifest_is_refused(folder: Path) -> None:
-    text = (folder / "bundle.json").read_text()
-    for length in (0, 1, 100, len(text) // 2, len(text) - 3):
-        (folder / "bundle.json").write_text(text[:length])
-        refused(folder, "bundle.json", "no readable JSON")
+def test_a_manifest_without_the_parts_of_mlps_is_read(folder: Path) -> None:
+    change_manifest(folder, lambda value: value["stages"]["sam_encoder"]["attention"].pop("mlp_parts"))
+    record = Bundle.open(folder).manifest.stages[Stage.SAM_ENCODER].attention
+    assert record == AttentionRecord("published", "additive", 2, "onnxruntime", "made by hand", mlp_parts=1)
 
 
-def test_the_form_of_attention_is_read_back_as_it_was_written() -> None:
-    record = AttentionRecord("published", "additive", 16, "onnxruntime", "because it was measured")
-    assert AttentionRecord.from_json(json.loads(json.dumps(record.to_json())), "here") == record
-    assert str(record) == "windowed published, global additive in 16 parts, for onnxruntime"
-    in_parts = replace(record, mlp_parts=4)
-    assert AttentionRecord.from_json(json.loads(json.dumps(in_parts.to_json())), "here") == in_parts
-    assert str(in_parts) == "windowed published, global additive in 16 parts, MLP in 4 parts, for onnxruntime"
-    older = {name: value for name, value in record.to_json().items() if name != "mlp_parts"}
-    assert AttentionRecord.from_json(older, "here") == record
-    with pytest.raises(BundleError, match="here lacks the field 'global'"):
-        AttentionRecord.from_json({"windowed": "published"}, "here")
+def spoiled(data: bytes, kind: str) -> bytes:
+    middle = len(data) // 2
+    return {
+        "cut short": data[:-1],
+        "changed": data + b"\0",
+        "was changed after export": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+    }[kind]
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
-def test_another_schema_version_is_refused_with_the_way_out(folder: Path, version: Any) -> None:
-    changed_manifest(folder, lambda value: value.update(schema_version=version))
-    refused(folder, f"schema version {version!r}", f"reads {SCHEMA_VERSION}", "export the bundle again")
-
-
-def test_every_file_that_is_missing_is_named(whole: Path, tmp_path: Path) -> None:
-    for name in [record.name for record in Bundle.open(whole).manifest.files]:
-        folder = Path(shutil.copytree(whole, tmp_path / name))
-        (folder / name).unlink()
-        refused(folder, name, "is missing", "rsrefseg export")
-
-
-def test_every_file_that_is_cut_short_or_longer_is_named(whole: Path, tmp_path: Path) -> None:
-    for name in [record.name for record in Bundle.open(whole).manifest.files]:
-        folder = Path(shutil.copytree(whole, tmp_path / name))
-        data = (folder / name).read_bytes()
-        (folder / name).write_bytes(data[:-1])
-        refused(folder, name, "cut short")
-        (folder / name).write_bytes(data + b"\0")
-        refused(folder, name, "changed")
-
-
-def test_one_changed_byte_in_any_file_is_named(whole: Path, tmp_path: Path) -> None:
-    random = np.random.default_rng(2)
-    for name in [record.name for record in Bundle.open(whole).manifest.files]:
-        folder = Path(shutil.copytree(whole, tmp_path / name))
-        data = bytearray((folder / name).read_bytes())
-        data[random.integers(len(data))] ^= 1
-        (folder / name).write_bytes(data)
-        refused(folder, name, "was changed after export")
+@pytest.mark.parametrize("kind", ["is missing", "cut short", "changed", "was changed after export"])
+def test_every_file_that_is_not_as_exported_is_named(kind: str, whole: Path, folder: Path) -> None:
+    for record in Bundle.open(whole).manifest.files:
+        data = (folder / record.name).read_bytes()
+        (folder / record.name).unlink()
+        if kind != "is missing":
+            (folder / record.name).write_bytes(spoiled(data, kind))
+        refused(folder, f"{record.name}'", kind, "rsrefseg export")
+        (folder / record.name).write_bytes(data)
 
 
 def test_weights_beside_a_graph_are_checked_with_it(folder: Path) -> None:
@@ -153,17 +122,30 @@ def test_weights_beside_a_graph_are_checked_with_it(folder: Path) -> None:
         Bundle.open(folder).graph_path(Stage.SIGLIP_TEXT)
 
 
+@pytest.mark.parametrize("runtime", [OnnxRuntimeEngine, OpenVinoEngine])
+def test_a_graph_cannot_read_weights_outside_its_bundle(runtime: type, whole: Path, tmp_path: Path) -> None:
+    shutil.copyfile(whole / "siglip_text.onnx.data", tmp_path / "secret")
+
+    def lead_outside(path: Path) -> None:
+        model = onnx.load(path, load_external_data=False)
+        moved = [entry for t in model.graph.initializer for entry in t.external_data if entry.key == "location"]
+        assert moved
+        for entry in moved:
+            entry.value = "../secret"
+        path.write_bytes(model.SerializeToString())
+
+    bundle = replaced_graph(whole, tmp_path, Stage.SIGLIP_TEXT, lead_outside)
+    feeds = load_reference(bundle)[0].inputs(CONTRACTS[Stage.SIGLIP_TEXT])
+    with runtime(bundle, threads=1) as engine, pytest.raises(BundleError, match="secret") as refusal:
+        engine.run(Stage.SIGLIP_TEXT, feeds)
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_file_is_digested_once_and_again_when_it_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digested: list[str] = []
-
-    def counted(path: Path) -> str:
-        digested.append(path.name)
-        return real(path)
-
     real = bundle_module.sha256_file
-    monkeypatch.setattr(bundle_module, "sha256_file", counted)
+    monkeypatch.setattr(bundle_module, "sha256_file", lambda path: digested.append(path.name) or real(path))
     bundle = Bundle.open(folder)
-    assert digested == []
     for _ in range(3):
         bundle.verified_path("tokenizer.json")
     assert digested == ["tokenizer.json"]
@@ -173,68 +155,81 @@ def test_a_file_is_digested_once_and_again_when_it_changes(folder: Path, monkeyp
         bundle.verified_path("tokenizer.json")
 
 
-@pytest.mark.parametrize(
-    "name", ["../secret", "/etc/passwd", "a/b", "a\\b", "..", ".", "", ".hidden", "C:x", "a\0b", "bundle.json"]
-)
-def test_a_file_name_that_leads_elsewhere_is_refused(folder: Path, name: str) -> None:
-    changed_manifest(folder, lambda value: value["stages"]["sam_encoder"]["graph"].update(name=name))
-    refused(folder, "bundle.json", repr(name))
-
-
 def test_a_name_that_is_no_part_of_the_bundle_is_refused(folder: Path) -> None:
     (folder / "stray.bin").touch()
     for name in ("stray.bin", "../bundle/tokenizer.json", "bundle.json"):
-        with pytest.raises(BundleError, match="has no file"):
+        with pytest.raises(BundleError, match=name):
             Bundle.open(folder).verified_path(name)
 
 
-def manifest_faults() -> dict[str, tuple[Any, str]]:
-    """Ways to spoil a manifest, and what the line says."""
-    return {
-        "list": (lambda value: value.clear(), "schema version None"),
-        "no stages": (lambda value: value.pop("stages"), "lacks the field 'stages'"),
-        "a stage less": (lambda value: value["stages"].pop("sam_decoder"), "lacks the stages sam_decoder"),
-        "a stage more": (lambda value: value["stages"].update(other={}), "unknown stage 'other'"),
-        "opset text": (lambda value: value["stages"]["sam_encoder"].update(opset="18"), "'opset' must be int"),
-        "opset bool": (lambda value: value["stages"]["sam_encoder"].update(opset=True), "'opset' must be int"),
-        "precision": (lambda value: value["stages"]["sam_encoder"].update(precision="int4"), "precision 'int4'"),
-        "digest": (lambda value: value["tokenizer"].update(sha256="12"), "no SHA-256"),
-        "size": (lambda value: value["tokenizer"].update(size_bytes=-1), "is negative"),
-        "twice": (
-            lambda value: value["tokenizer"].update(name="sam_encoder.onnx"),
-            "lists the file 'sam_encoder.onnx' twice",
-        ),
-        "padding": (lambda value: value["text"].update(padding="left"), "text padding 'left'"),
-        "length": (lambda value: value["text"].update(length=32), "text_length as 64 and as 32"),
-        "means": (lambda value: value["preprocessing"].update(sam_mean=[1, 2]), "three numbers"),
-        "geometry": (lambda value: value["geometry"].pop("image_size"), "not a geometry"),
-        "no square": (lambda value: value["geometry"].update(clip_tokens=15), "square number"),
-        "zero": (lambda value: value["geometry"].update(mask_grid=0), "mask_grid must be a whole number"),
-        "dtype": (
-            lambda value: value["stages"]["sam_encoder"]["contract"]["inputs"][0].update(dtype="complex64"),
-            "dtype 'complex64'",
-        ),
-        "dim": (
-            lambda value: value["stages"]["sam_encoder"]["contract"]["inputs"][0].update(shape=["images"]),
-            "not a tensor spec",
-        ),
-        "bounds": (
-            lambda value: value["stages"]["sam_encoder"]["contract"]["inputs"][0]["shape"][0].update(max=0),
-            "1 <= min <= opt <= max",
-        ),
-        "other contract": (
-            lambda value: value["stages"]["sam_encoder"]["contract"].update(stage="sam_decoder"),
-            "another stage's",
-        ),
-        "random weights": (lambda value: value["provenance"].update(random_weights="no"), "must be bool"),
-    }
+def at(path: str, value: Any = ...) -> Change:
+    """Sets what is at a path of the manifest, or removes it."""
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+
+    def change(document: Any) -> None:
+        for part in parents:
+            document = document[part]
+        if value is ...:
+            document.pop(last)
+        else:
+            document[last] = value
+
+    return change
 
 
-@pytest.mark.parametrize("fault", manifest_faults())
-def test_a_manifest_at_odds_with_itself_is_refused(folder: Path, fault: str) -> None:
-    change, told = manifest_faults()[fault]
-    changed_manifest(folder, change)
-    refused(folder, told)
+ENCODER = "stages.sam_encoder"
+IMAGE = f"{ENCODER}.contract.inputs.0"
+# How the manifest is spoiled, and a key word of the refusal: the path of the field, or the fact.
+SPOILED: list[tuple[Change, str]] = [
+    *((at("schema_version", version), f"schema version {version!r}") for version in (0, 1, 3, "2", None, True)),
+    (at("schema_version"), "schema version None"),
+    (at("stages"), "$.stages"),
+    (at("stages.sam_decoder"), "sam_decoder"),
+    (at("stages.other", {}), "other"),
+    (at(f"{ENCODER}.opset", "18"), f"$.{ENCODER}.opset"),
+    (at(f"{ENCODER}.opset", True), f"$.{ENCODER}.opset"),
+    (at(f"{ENCODER}.opset", 0), f"$.{ENCODER}.opset"),
+    (at(f"{ENCODER}.flops", -1), f"$.{ENCODER}.flops"),
+    (at(f"{ENCODER}.precision", "int4"), f"$.{ENCODER}.precision"),
+    (at(f"{ENCODER}.precision_plan", [{"module": "head"}]), f"$.{ENCODER}.precision_plan"),
+    (at(f"{ENCODER}.precision_plan", [{"module": "head", "reason": "x"}]), "float32"),
+    (at(f"{ENCODER}.attention", {"windowed": "published"}), "global"),
+    (at(f"{ENCODER}.data", [3]), f"$.{ENCODER}.data"),
+    (at(f"{ENCODER}.contract.stage", "sam_decoder"), "another stage's"),
+    (at(f"{IMAGE}.dtype", "complex64"), f"$.{ENCODER}.contract.inputs"),
+    (at(f"{IMAGE}.shape", ["images"]), f"$.{ENCODER}.contract.inputs"),
+    (at(f"{IMAGE}.shape", [0]), f"$.{ENCODER}.contract.inputs"),
+    (at(f"{IMAGE}.shape.0.max", 0), "min <= opt <= max"),
+    (at(f"{IMAGE}.shape.0.name", "a b"), "identifier"),
+    (at(f"{IMAGE}.shape.0.unit", "px"), "unit"),
+    (at("tokenizer.sha256", "12"), "$.tokenizer.sha256"),
+    (at("tokenizer.sha256", "A" * 64), "$.tokenizer.sha256"),
+    (at("tokenizer.sha256", "0" * 64 + "\n"), "$.tokenizer.sha256"),
+    (at("tokenizer.size_bytes", -1), "$.tokenizer.size_bytes"),
+    (at("tokenizer.size_bytes", 1.5), "$.tokenizer.size_bytes"),
+    (at("tokenizer.name", "sam_encoder.onnx"), "'sam_encoder.onnx' is listed twice"),
+    *(
+        (at(f"{ENCODER}.graph.name", name), f"$.{ENCODER}.graph.name")
+        for name in ("../x", "/etc/passwd", "a/b", "a\\b", "..", ".", "", ".hidden", "C:x", "a\0b", "bundle.json", None)
+    ),
+    (at("text.padding", "left"), "$.text.padding"),
+    (at("text.length", 32), "text_length"),
+    (at("preprocessing.sam_mean", [1, 2]), "$.preprocessing.sam_mean"),
+    (at("preprocessing.sam_mean", "abc"), "$.preprocessing.sam_mean"),
+    (at("preprocessing.image_size", 64), "image_size"),
+    (at("geometry.image_size"), "image_size"),
+    (at("geometry.depth", 3), "depth"),
+    (at("geometry.clip_tokens", 15), "square number"),
+    (at("geometry.mask_grid", 0), "$.geometry.mask_grid"),
+    (at("provenance.random_weights", "no"), "$.provenance.random_weights"),
+    (at("provenance.versions", {"numpy": 2}), "$.provenance.versions"),
+]
+
+
+@pytest.mark.parametrize(("change", "fact"), SPOILED, ids=[f"{n}-{fact}" for n, (_, fact) in enumerate(SPOILED)])
+def test_a_manifest_with_a_wrong_value_is_refused(change: Change, fact: str, folder: Path) -> None:
+    change_manifest(folder, change)
+    refused(folder, str(folder), "bundle.json", fact)
 
 
 def test_any_changed_byte_of_the_manifest_is_refused(folder: Path) -> None:
@@ -248,22 +243,15 @@ def test_any_changed_byte_of_the_manifest_is_refused(folder: Path) -> None:
                 refused(folder, "bundle.json")
 
 
-def test_a_bundles_digest_tells_it_from_others(folder: Path) -> None:
+def test_the_digest_identifies_a_bundle(folder: Path) -> None:
     first = Bundle.open(folder).digest
-    assert len(first) == 64
     assert Bundle.open(folder).digest == first
-    changed_manifest(folder, lambda value: value.update(preset="other"))
+    change_manifest(folder, at("preset", "other"))
     assert Bundle.open(folder).digest != first
 
 
-def test_a_bundle_whose_replacement_was_interrupted_is_found(folder: Path) -> None:
-    folder.rename(folder.with_name(".bundle.replaced"))
-    assert Bundle.open(folder).root == folder
-
-
-def test_reference_samples_come_back_as_written(folder: Path) -> None:
-    bundle = Bundle.open(folder)
-    (sample,) = load_reference(bundle)
+def test_reference_samples_are_read_as_written(folder: Path) -> None:
+    (sample,) = load_reference(Bundle.open(folder))
     stored = load_file(folder / "reference.safetensors")
     assert stored["0/image"].shape == (3, 32, 32)
     assert sample.tensors["image"].shape == (1, 3, 32, 32)
@@ -271,12 +259,11 @@ def test_reference_samples_come_back_as_written(folder: Path) -> None:
     assert sample.masks.shape == (2, 20, 30)
     for contract in CONTRACTS.values():
         contract.check_inputs(sample.inputs(contract))
-        contract.check_outputs(sample.outputs(contract))
         for name, array in sample.outputs(contract).items():
             assert np.array_equal(array, stored[f"0/{name}"])
 
 
-@pytest.mark.parametrize("fault", ["no tensor", "shape", "masks", "no phrases"])
+@pytest.mark.parametrize("fault", ["no tensor", "shape", "masks", "no phrases", "phrases"])
 def test_reference_samples_that_do_not_fit_are_refused(folder: Path, fault: str) -> None:
     path = folder / "reference.safetensors"
     tensors, metadata = load_file(path), {"phrases": '[["a", "b"]]'}
@@ -287,18 +274,15 @@ def test_reference_samples_that_do_not_fit_are_refused(folder: Path, fault: str)
     elif fault == "masks":
         tensors["0/masks"] = tensors["0/masks"][:1].copy()
     else:
-        metadata = {}
+        metadata = {"phrases": '"ab"'} if fault == "phrases" else {}
     save_file(tensors, path, metadata=metadata)
-    record = file_record(path)
-    changed_manifest(
-        folder, lambda value: value["reference"].update(sha256=record.sha256, size_bytes=record.size_bytes)
-    )
-    with pytest.raises(BundleError, match=r"reference.safetensors' does not fit its bundle"):
+    change_manifest(folder, at("reference", msgspec.to_builtins(file_record(path))))
+    with pytest.raises(BundleError, match=r"reference.safetensors'"):
         load_reference(Bundle.open(folder))
 
 
 def test_a_bundle_without_reference_samples_says_so(folder: Path) -> None:
-    changed_manifest(folder, lambda value: value.update(reference=None))
+    change_manifest(folder, at("reference", None))
     with pytest.raises(BundleError, match="no reference samples"):
         load_reference(Bundle.open(folder))
 
@@ -309,63 +293,37 @@ def test_a_record_is_name_digest_and_size(tmp_path: Path) -> None:
     assert file_record(tmp_path / "a") == FileRecord("a", digest, 3)
 
 
-TABLE = {
-    Stage.SIGLIP_VISION: (
-        {"image": ("uint8", "[images=1..4, 3, 1024, 1024]")},
-        {"clip_features": ("float32", "[images=1..4, 729, 1152]")},
-    ),
-    Stage.SIGLIP_TEXT: (
-        {"input_ids": ("int64", "[phrases=1..32, 64]"), "token_mask": ("bool", "[phrases=1..32, 64]")},
-        {
-            "word_features": ("float32", "[phrases=1..32, 64, 1152]"),
-            "sentence_feature": ("float32", "[phrases=1..32, 1152]"),
-        },
-    ),
-    Stage.ATTN_PROMPTER: (
-        {
-            "clip_features": ("float32", "[1, 729, 1152]"),
-            "word_features": ("float32", "[phrases=1..32, 64, 1152]"),
-            "sentence_feature": ("float32", "[phrases=1..32, 1152]"),
-            "token_mask": ("bool", "[phrases=1..32, 64]"),
-        },
-        {
-            "sparse_prompts": ("float32", "[phrases=1..32, 49, 256]"),
-            "mask_prompt": ("float32", "[phrases=1..32, 1, 256, 256]"),
-        },
-    ),
-    Stage.SAM_ENCODER: (
-        {"image": ("uint8", "[images=1..4, 3, 1024, 1024]")},
-        {"image_embedding": ("float32", "[images=1..4, 256, 64, 64]")},
-    ),
-    Stage.SAM_DECODER: (
-        {
-            "image_embedding": ("float32", "[1, 256, 64, 64]"),
-            "sparse_prompts": ("float32", "[phrases=1..32, 49, 256]"),
-            "mask_prompt": ("float32", "[phrases=1..32, 1, 256, 256]"),
-        },
-        {"mask_logits": ("float32", "[phrases=1..32, 1, 256, 256]")},
-    ),
+SHAPES = {
+    "image": "uint8 [images=1..4, 3, 1024, 1024]",
+    "clip_features": "float32 [images=1..4, 729, 1152]",
+    "input_ids": "int64 [phrases=1..32, 64]",
+    "token_mask": "bool [phrases=1..32, 64]",
+    "word_features": "float32 [phrases=1..32, 64, 1152]",
+    "sentence_feature": "float32 [phrases=1..32, 1152]",
+    "sparse_prompts": "float32 [phrases=1..32, 49, 256]",
+    "mask_prompt": "float32 [phrases=1..32, 1, 256, 256]",
+    "image_embedding": "float32 [images=1..4, 256, 64, 64]",
+    "mask_logits": "float32 [phrases=1..32, 1, 256, 256]",
+}
+GRAPHS = {
+    Stage.SIGLIP_VISION: ("image", "clip_features"),
+    Stage.SIGLIP_TEXT: ("input_ids token_mask", "word_features sentence_feature"),
+    Stage.ATTN_PROMPTER: ("clip_features word_features sentence_feature token_mask", "sparse_prompts mask_prompt"),
+    Stage.SAM_ENCODER: ("image", "image_embedding"),
+    Stage.SAM_DECODER: ("image_embedding sparse_prompts mask_prompt", "mask_logits"),
 }
 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_full_size_contracts_are_those_of_the_design(stage: Stage) -> None:
     contract = stage_contracts(FULL_SIZE)[stage]
-    for specs, want in zip((contract.inputs, contract.outputs), TABLE[stage], strict=True):
-        assert {spec.name: (spec.dtype, spec.shape_text) for spec in specs} == want
-
-
-def test_every_input_is_given_or_is_another_stages_output() -> None:
-    known = {"image", "input_ids", "token_mask"}
-    for contract in CONTRACTS.values():
-        assert {spec.name for spec in contract.inputs} <= known
-        known |= {spec.name for spec in contract.outputs}
-
-
-@pytest.mark.parametrize("stage", Stage)
-def test_contracts_survive_json(stage: Stage) -> None:
-    contract = stage_contracts(FULL_SIZE, Dim("phrases", 1, 8, 16))[stage]
-    assert StageContract.from_json(json.loads(json.dumps(contract.to_json()))) == contract
+    for specs, names in zip((contract.inputs, contract.outputs), GRAPHS[stage], strict=True):
+        assert " ".join(spec.name for spec in specs) == names
+        for spec in specs:
+            # Prompter and decoder take one image.
+            one = stage in (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
+            shape = SHAPES[spec.name].replace("images=1..4", "1" if one else "images=1..4")
+            assert f"{spec.dtype} {spec.shape_text}" == shape
 
 
 def test_a_spec_says_what_it_wants_and_what_it_got() -> None:
@@ -383,26 +341,23 @@ def test_feeds_are_checked_as_a_whole() -> None:
     ids, mask = np.zeros((2, 64), np.int64), np.zeros((2, 64), np.bool_)
     contract.check_inputs({"input_ids": ids, "token_mask": mask})
     faults = {
-        "lacks its input token_mask": {"input_ids": ids},
-        "has no input extra": {"input_ids": ids, "token_mask": mask, "extra": mask},
+        "token_mask": {"input_ids": ids},
+        "extra": {"input_ids": ids, "token_mask": mask, "extra": mask},
         "'phrases' is 2 and, in input 'token_mask', 1": {"input_ids": ids, "token_mask": mask[:1]},
-        "stage 'siglip_text': tensor 'token_mask' must be bool": {"input_ids": ids, "token_mask": ids},
+        "'token_mask' must be bool": {"input_ids": ids, "token_mask": ids},
     }
-    for told, feeds in faults.items():
-        with pytest.raises(BadInputError, match=told):
+    for fact, feeds in faults.items():
+        with pytest.raises(BadInputError, match=f"siglip_text.*{fact}"):
             contract.check_inputs(feeds)
-    with pytest.raises(BadInputError, match="lacks its output word_features"):
+    with pytest.raises(BadInputError, match="word_features"):
         contract.check_outputs({})
 
 
-def test_specs_and_dims_are_validated() -> None:
+def test_sizes_are_validated() -> None:
     for make in (
         lambda: Dim("phrases", 0, 1, 2),
         lambda: Dim("phrases", 2, 1, 3),
-        lambda: Dim("a b", 1, 1, 1),
-        lambda: TensorSpec("a", "float64", (1,)),
-        lambda: TensorSpec("a", "float32", (0,)),
         lambda: Geometry(1024, 728, 1152, 64, 49, 256, 64, 256),
     ):
-        with pytest.raises(BundleError):
+        with pytest.raises(ValueError, match=r"must|needs"):
             make()

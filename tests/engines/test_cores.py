@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from rsrefseg.bench.latency.runners import EngineRunner
-from rsrefseg.bench.system.machine import this_machine
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.system.cores import cpu_groups, usable_cores
@@ -20,108 +18,52 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(root: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-
-
-V2 = "0::/\n"
-V1 = "11:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n0::/system\n"
+def write(root: Path, group: str, **quotas: str) -> None:
+    """The process is in ``group``; ``quotas`` are those of groups, by the last part of their path, ``top`` the top."""
+    top = root / "sys/fs/cgroup"
+    folders = {"top": top} | {path.name: path for path in (top / "a", top / "a/b", top / "other")}
+    files = {folders[name] / "cpu.max": text for name, text in quotas.items()}
+    for path, text in {root / "proc/self/cgroup": f"0::{group}\n", **files}.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 @pytest.mark.parametrize(
-    ("files", "cores"),
+    ("group", "quotas", "cores"),
     [
-        ({}, 64),
-        ({"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
-        ({"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
-        ({"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
-        ({"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": "1000 100000\n"}, 1),
-        ({"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 64),
-        ({"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": "what is this\n"}, 64),
-        (
-            {
-                "proc/self/cgroup": "0::/user.slice/one.scope\n",
-                "sys/fs/cgroup/user.slice/cpu.max": "300000 100000\n",
-                "sys/fs/cgroup/user.slice/one.scope/cpu.max": "800000 100000\n",
-            },
-            3,
-        ),
-        ({"proc/self/cgroup": "0::/docker/abc\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}, 4),
-        (
-            {
-                "proc/self/cgroup": "0::/../other\n",
-                "sys/fs/cgroup/cpu.max": "400000 100000\n",
-                "sys/fs/cgroup/other/cpu.max": "100000 100000\n",
-            },
-            4,
-        ),
-        ({"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": f"1{'0' * 400} 1\n"}, 64),
-        ({"proc/self/cgroup": "0::/a\0b\nhello\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}, 4),
-        (
-            {
-                "proc/self/cgroup": V1,
-                "sys/fs/cgroup/cpu/docker/abc/cpu.cfs_quota_us": "250000\n",
-                "sys/fs/cgroup/cpu/docker/abc/cpu.cfs_period_us": "100000\n",
-            },
-            3,
-        ),
-        (
-            {
-                "proc/self/cgroup": V1,
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            64,
-        ),
-        (
-            {
-                "proc/self/cgroup": V1,
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "500000\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            5,
-        ),
-        (
-            {
-                "proc/self/cgroup": "3:cpuset:/\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "500000\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            64,
-        ),
+        ("/", {}, 64),
+        ("/", {"top": "max 100000\n"}, 64),
+        ("/", {"top": "200000 100000\n"}, 2),
+        ("/", {"top": "150000 100000\n"}, 2),
+        ("/", {"top": "1000 100000\n"}, 1),
+        ("/", {"top": "9900000 100000\n"}, 64),
+        ("/", {"top": "what is this\n"}, 64),
+        ("/", {"top": f"1{'0' * 400} 1\n"}, 64),
+        ("/a/b", {"a": "300000 100000\n", "b": "800000 100000\n"}, 3),
+        ("/docker/hidden", {"top": "400000 100000\n"}, 4),
+        ("/../other", {"top": "400000 100000\n", "other": "100000 100000\n"}, 4),
+        ("/a\0b", {"top": "400000 100000\n"}, 4),
     ],
 )
-def test_a_quota_of_any_kind_counts(root: Path, files: dict[str, str], cores: int) -> None:
-    write(root, files)
+def test_a_quota_of_any_group_counts(root: Path, group: str, quotas: dict[str, str], cores: int) -> None:
+    assert usable_cores(root) == 64
+    write(root, group, **quotas)
     assert usable_cores(root) == cores
+    assert cpu_groups(root)[-1] == root / "sys/fs/cgroup"
 
 
 def test_a_process_bound_to_fewer_cores_uses_those(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(root, {"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": "800000 100000\n"})
+    write(root, "/", top="800000 100000\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
     assert usable_cores(root) == 1
-
-
-def test_groups_are_told_from_the_processs_own_to_the_top(root: Path) -> None:
-    write(root, {"proc/self/cgroup": V1})
-    top = root / "sys/fs/cgroup"
-    first_version = [top / "cpu/docker/abc", top / "cpu/docker", top / "cpu"]
-    assert cpu_groups(root) == [*first_version, top / "system", top]
 
 
 def test_on_this_machine_it_is_some() -> None:
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
 
-def test_engines_and_runners_compute_with_what_a_quota_allows(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(root, {"proc/self/cgroup": V2, "sys/fs/cgroup/cpu.max": "200000 100000\n"})
+def test_engines_compute_with_what_a_quota_allows(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root, "/", top="200000 100000\n")
     monkeypatch.setattr(usable_cores, "__defaults__", (root,))
-    bundle = make_bundle(tmp_path / "bundle")
-    with OnnxRuntimeEngine(bundle) as engine:
+    with OnnxRuntimeEngine(make_bundle(tmp_path / "bundle")) as engine:
         assert engine._loaded(Stage.SAM_DECODER).get_session_options().intra_op_num_threads == 2
-        assert EngineRunner(engine).threads == 2
-    assert this_machine().usable_cores == 2

@@ -2,11 +2,11 @@
 
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from rsrefseg.bench.latency.runners import make_runner
 from rsrefseg.bench.parity.parity import run_parity

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from msgspec import structs
 
 from rsrefseg.engines.bundle.bundle import Bundle, file_record
 from rsrefseg.engines.bundle.contracts import Dim, Stage, stage_contracts
@@ -131,8 +132,8 @@ def test_a_graph_that_changed_builds_its_stage_anew(trt: State, folder: Path) ->
     model = onnx.load(path)
     model.producer_name = "somebody else"
     onnx.save(model, path)
-    stages = {**bundle.manifest.stages, Stage.SAM_DECODER: replace(record, graph=file_record(path))}
-    Bundle.write_manifest(folder, replace(bundle.manifest, stages=stages))
+    stages = {**bundle.manifest.stages, Stage.SAM_DECODER: structs.replace(record, graph=file_record(path))}
+    Bundle.write_manifest(folder, structs.replace(bundle.manifest, stages=stages))
     ((stage, (told,)),) = reasons(build_bundle(folder)).items()
     assert stage == "sam_decoder"
     digests = f"{record.graph.sha256[:12]}... -> {file_record(path).sha256[:12]}..."
@@ -145,11 +146,11 @@ def test_other_bounds_or_another_precision_build_a_stage_anew(trt: State, folder
     record = bundle.manifest.stages[Stage.SIGLIP_TEXT]
     fewer = stage_contracts(bundle.manifest.geometry, phrases=Dim("phrases", 1, 2, 8))[Stage.SIGLIP_TEXT]
     for changed, told in (
-        (replace(record, contract=fewer), "contract "),
-        (replace(record, precision="fp16"), "precision"),
+        (structs.replace(record, contract=fewer), "contract "),
+        (structs.replace(record, precision="fp16"), "precision"),
     ):
         stages = {**bundle.manifest.stages, Stage.SIGLIP_TEXT: changed}
-        Bundle.write_manifest(folder, replace(bundle.manifest, stages=stages))
+        Bundle.write_manifest(folder, structs.replace(bundle.manifest, stages=stages))
         ((stage, (first, *_)),) = reasons(build_bundle(folder)).items()
         assert stage == "siglip_text"
         assert told in first

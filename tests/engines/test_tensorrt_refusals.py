@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from msgspec import structs
 from onnx import TensorProto, helper, numpy_helper
 
 from rsrefseg.engines.backends import select_backend
@@ -208,8 +209,8 @@ def spoiled(folder: Path, stage: Stage, precision: str, model: onnx.ModelProto |
     path = folder / record.graph.name
     if model is not None:
         onnx.save(model, path)
-    changed = replace(record, graph=file_record(path), precision=precision)
-    Bundle.write_manifest(folder, replace(bundle.manifest, stages={**bundle.manifest.stages, stage: changed}))
+    changed = structs.replace(record, graph=file_record(path), precision=precision)
+    Bundle.write_manifest(folder, structs.replace(bundle.manifest, stages={**bundle.manifest.stages, stage: changed}))
     return folder
 
 

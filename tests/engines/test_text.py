@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,26 +16,7 @@ from rsrefseg.engines.text import MAX_PHRASE_CHARACTERS, Tokenizer, clean_phrase
 from rsrefseg.model.tokenizer import build_word_tokenizer
 
 PHRASES = ("the large red stadium on the left", "a small blue ship in the harbour", "two storage tanks near the bridge")
-PIECES = (
-    "▁the",
-    "▁a",
-    "▁ship",
-    "▁stadium",
-    "▁red",
-    "▁large",
-    "s",
-    "t",
-    "a",
-    "d",
-    "i",
-    "u",
-    "m",
-    "e",
-    "r",
-    "p",
-    "h",
-    "▁",
-)
+PIECES = [*["▁the", "▁a", "▁ship", "▁stadium", "▁red", "▁large"], *"stadiumerph▁"]
 
 
 def word_level(path: Path) -> Path:
@@ -72,35 +54,11 @@ def words(tmp_path: Path) -> Path:
     return word_level(tmp_path / "tokenizer.json")
 
 
-odd_text = st.one_of(
-    st.text(max_size=60),
-    st.lists(
-        st.one_of(
-            st.sampled_from(
-                ["the", "Large", "RED", "stadium,", "ships", "ship.", "</s>", "<unk>", "<pad>", "  ", "\n", "\t"]
-            ),
-            st.sampled_from(
-                [
-                    "e\u0301",
-                    "\u202eship",
-                    "שמאל",
-                    "الميناء",
-                    "🚢",
-                    "👩‍👩‍👧",
-                    "\x00",
-                    "\ud800",
-                    "ﬁeld",
-                    "İ",
-                    "ß",
-                    "\u3000",
-                    "\uff11",
-                ]
-            ),
-            st.text(max_size=5),
-        ),
-        max_size=90,
-    ).map(" ".join),
+WORDS = "the Large RED stadium, ships ship. </s> <unk> <pad> e\u0301 \u202eship שמאל الميناء 🚢 👩‍👩‍👧 ﬁeld İ ß \uff11"
+odd_word = st.one_of(
+    st.sampled_from([*WORDS.split(), "  ", "\n", "\t", "\x00", "\ud800", "\u3000"]), st.text(max_size=5)
 )
+odd_text = st.one_of(st.text(max_size=60), st.lists(odd_word, max_size=90).map(" ".join))
 
 
 @settings(
@@ -173,9 +131,8 @@ def test_a_long_phrase_is_cut_with_a_warning_and_keeps_its_end_token(tokenizer_f
     assert batch.input_ids[0].tolist() == batch.input_ids[1].tolist()
     assert batch.input_ids[0, -1] == tokenizer.end_id
     assert batch.token_mask[0].tolist() == [True] * 63 + [False]
-    assert [warning for warning in batch.warnings if "has 100 tokens" in warning and "first 63" in warning] == list(
-        batch.warnings
-    )
+    assert len(batch.warnings) == 1
+    assert "has 100 tokens" in batch.warnings[0]
 
 
 def test_unknown_words_are_named(words: Path) -> None:
@@ -206,13 +163,10 @@ def test_a_phrase_that_says_nothing_is_refused_in_one_line(tokenizer_file: Path,
     str(refusal.value).encode("utf-8")
 
 
-def test_no_phrases_and_a_bare_text_are_refused(words: Path) -> None:
-    with pytest.raises(BadInputError, match="no phrase given"):
-        Tokenizer(words).encode([])
-    with pytest.raises(BadInputError, match="list"):
-        Tokenizer(words).encode("the ship")
-    with pytest.raises(BadInputError, match="must be text, got int"):
-        Tokenizer(words).encode([3])
+@pytest.mark.parametrize("phrases", [[], "the ship", [3]], ids=repr)
+def test_what_is_not_a_list_of_texts_is_refused(phrases: Any, words: Path) -> None:
+    with pytest.raises(BadInputError, match="phrase"):
+        Tokenizer(words).encode(phrases)
 
 
 def test_a_surrogate_pair_is_one_character_and_a_lone_one_is_replaced() -> None:
@@ -228,22 +182,15 @@ def test_quoted_stays_on_one_line_and_short() -> None:
     assert len(quoted("x" * 500)) <= 42
 
 
-@pytest.mark.parametrize(
-    ("content", "told"), [(None, "no tokenizer at"), ("{}", "not a readable"), ("no json", "not a readable")]
-)
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None, told: str) -> None:
+@pytest.mark.parametrize("content", [None, "{}", "no json", "without an end token"])
+def test_a_file_that_is_not_such_a_tokenizer_is_refused(content: str | None, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    if content is not None:
+    if content == "without an end token":
+        FastTokenizer(models.WordLevel({"<unk>": 0, "ship": 1}, unk_token="<unk>")).save(str(path))
+    elif content is not None:
         path.write_text(content)
-    with pytest.raises(BadInputError, match=told):
+    with pytest.raises(BadInputError, match=str(path)):
         Tokenizer(path)
-
-
-def test_a_tokenizer_without_an_end_token_is_refused(tmp_path: Path) -> None:
-    tokenizer = FastTokenizer(models.WordLevel({"<unk>": 0, "ship": 1}, unk_token="<unk>"))
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(BadInputError, match="one end token"):
-        Tokenizer(tmp_path / "tokenizer.json")
 
 
 def test_settings_out_of_range_are_refused(words: Path) -> None:

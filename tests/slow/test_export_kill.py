@@ -5,10 +5,10 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from rsrefseg.engines.bundle.bundle import Bundle
 from tests.support.exported import Exported

@@ -12,7 +12,7 @@ import pytest
 
 from rsrefseg import cli
 
-ENTRY = "from rsrefseg.cli import main; main()"  # what the console script runs
+ENTRY = "from rsrefseg.__main__ import main; main()"  # what the console script runs
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+from msgspec.structs import replace
 
 from rsrefseg.engines.bundle.bundle import Bundle, file_record
 from rsrefseg.engines.bundle.contracts import Stage

@@ -4,9 +4,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
+from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -19,7 +22,7 @@ from rsrefseg.engines.bundle.manifest import (
     Provenance,
     StageRecord,
     TextPolicy,
-    seal,
+    bytes_with_digest,
 )
 from rsrefseg.engines.bundle.reference import ReferenceSample, write_reference
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
@@ -174,8 +177,7 @@ def make_bundle(folder: Path, padding: str = "fixed") -> Bundle:
     )
     sample = made_sample(Bundle(folder, manifest))
     write_reference(folder / REFERENCE_NAME, [sample])
-    values = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
-    Bundle.write_manifest(folder, Manifest(**values | {"reference": file_record(folder / REFERENCE_NAME)}))
+    Bundle.write_manifest(folder, replace(manifest, reference=file_record(folder / REFERENCE_NAME)))
     return Bundle.open(folder)
 
 
@@ -197,7 +199,14 @@ def replaced_graph(folder: Path, tmp_path: Path, stage: Stage, change: Callable[
     copy = Path(shutil.copytree(folder, tmp_path / "bundle"))
     path = copy / f"{stage}.onnx"
     change(path)
-    value, record = json.loads((copy / "bundle.json").read_text()), file_record(path)
-    value["stages"][stage]["graph"].update(sha256=record.sha256, size_bytes=record.size_bytes)
-    (copy / "bundle.json").write_bytes(seal(value))
+    record = file_record(path)
+    change_manifest(copy, lambda value: value["stages"][stage]["graph"].update(msgspec.to_builtins(record)))
     return Bundle.open(copy)
+
+
+def change_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the JSON values of ``bundle.json``, its digest made to fit, as a faulty writer would."""
+    path = folder / "bundle.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    change(value)
+    path.write_bytes(bytes_with_digest(value))

@@ -1,0 +1,53 @@
+"""Packages of others: which one a failed import belongs to, and how to install it."""
+
+from traceback import walk_tb
+
+# Import names of what every command needs, with the name to install.
+RUNTIME = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "msgspec": "msgspec",
+    "numpy": "numpy",
+    "psutil": "psutil",
+    "rich": "rich",
+    "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
+    "typer": "typer",
+}
+TRAIN = (
+    "torch", "torchvision", "transformers", "segment_anything", "peft", "accelerate", "onnx", "onnxscript",
+    "pycocotools",
+)  # fmt: skip
+_EXTRAS = {
+    "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "cuda": "tensorrt",
+    "polygraphy": "tensorrt",
+    "matplotlib": "report",
+    **dict.fromkeys(TRAIN, "train"),
+}
+
+
+def how_to_install(package: str) -> str:
+    """What ``pip install`` takes to bring a package, by its import name."""
+    return RUNTIME[package] if package in RUNTIME else f"'rsrefseg[{_EXTRAS[package]}]'"
+
+
+def import_problem(error: BaseException) -> str | None:
+    """One line for a package that is missing or broken; None if ``error`` is not the failed import of a known package.
+
+    A broken package raises what it likes, e.g. OSError for a shared library that cannot be loaded.
+    """
+    names = [error.name] if isinstance(error, ImportError) and error.name else []
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    names += [frame.f_globals.get("__name__", "") for frame in reversed(frames)]
+    known = [name.partition(".")[0] for name in names if name.partition(".")[0] in {*RUNTIME, *_EXTRAS}]
+    if not known:
+        return None
+    package = known[0]
+    if isinstance(error, ModuleNotFoundError) and error.name == package:
+        return f"the package '{package}' is not installed: `pip install {how_to_install(package)}`"
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    again = f"`pip install --force-reinstall {how_to_install(package)}`"
+    return f"the package '{package}' is installed but broken ({reason}): {again}"
