@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -10,8 +10,11 @@ from pkgutil import resolve_name
 from typing import Any
 
 from .errors import MissingPartError, RSRefSegError
+from .onnxruntime.library import package
 from .system.cores import usable_cores
 from .system.packages import RUNTIME, TRAIN, how_to_install, import_problem
+
+_WSL_DRIVER = "/usr/lib/wsl/lib/libcuda.so.1"
 
 
 @dataclass(frozen=True)
@@ -67,17 +70,14 @@ def _require(reason: str | None) -> None:
 
 
 def _packages() -> str:
-    problems = (_problem(package) for package in RUNTIME)
-    _require("; ".join(dict.fromkeys(problem for problem in problems if problem is not None)))
+    problems = []
+    for name in RUNTIME:
+        try:
+            resolve_name(name)
+        except Exception as error:
+            problems.append(import_problem(error) or f"the package '{name}' is broken ({error!r})")
+    _require("; ".join(dict.fromkeys(problems)))
     return ", ".join(f"{name} {_version(name)}" for name in ("numpy", "tokenizers", "msgspec"))
-
-
-def _problem(package: str) -> str | None:
-    try:
-        resolve_name(package)
-    except Exception as error:
-        return import_problem(error) or f"the package '{package}' is broken ({error!r})"
-    return None
 
 
 def _onnxruntime() -> str:
@@ -111,7 +111,7 @@ def _onnxruntime_cuda() -> str:
     from .onnxruntime.engine import why_unavailable
 
     _require(why_unavailable("cuda"))
-    _require(None if _has_nvidia_gpu() else "no NVIDIA GPU is visible")
+    _require_nvidia_gpu()
     _require(why_not_started())
     return _runtime()
 
@@ -130,7 +130,7 @@ def _training() -> str:
 
 def _cuda_training() -> str:
     _require("torch is missing: `pip install 'rsrefseg[train]'`" if util.find_spec("torch") is None else None)
-    _require(None if _has_nvidia_gpu() else "no NVIDIA GPU is visible")
+    _require_nvidia_gpu()
     build = _version("torch") or ""
     _require(f"torch {build} is a CPU build" if "+cpu" in build else None)
     return f"torch {build}"
@@ -156,16 +156,10 @@ def _version(package: str) -> str | None:
 
 
 def _runtime() -> str:
-    from .onnxruntime.library import package
-
     return f"onnxruntime {package().__version__}"
 
 
-def _has_nvidia_gpu() -> bool:
-    return any(path.exists() for path in _nvidia_files())
-
-
-def _nvidia_files() -> Iterator[Path]:
-    """Files of the driver: of a desktop or server card, of a Jetson's integrated GPU, under Windows' own Linux."""
-    yield from Path("/dev").glob("nvidia[0-9]*")
-    yield from map(Path, ("/dev/nvhost-gpu", "/dev/nvgpu", "/usr/lib/wsl/lib/libcuda.so.1"))
+def _require_nvidia_gpu() -> None:
+    """Look for files of the driver: of a desktop or server card, of a Jetson's GPU, under Windows' own Linux."""
+    files = (*Path("/dev").glob("nvidia[0-9]*"), *map(Path, ("/dev/nvhost-gpu", "/dev/nvgpu", _WSL_DRIVER)))
+    _require(None if any(path.exists() for path in files) else "no NVIDIA GPU is visible")

@@ -65,7 +65,7 @@ def _check_masks(runner: Runner, features: Any, count: int, sample: ReferenceSam
     error = _worst(tensor_error(one, other) for one, other in zip(wanted, result.mask_logits[places], strict=True))
     precision = max(runner.precisions.values(), key=COARSENESS.index)
     if runner.bundle.manifest.provenance.random_weights:
-        return _judged(error, tolerances(precision, Scope.STAGE, Stage.SAM_DECODER))
+        return _judged(error, tolerances(precision, Scope.STAGE))
     ious = [mask_iou(one, other) for one, other in zip(sample.masks[:known], result.masks[places], strict=True)]
     values = error | {Measure.IOU_WORST: min(ious), Measure.IOU_MEAN: float(np.mean(ious))}
     return _judged(values, tolerances(precision, Scope.MASKS))
@@ -78,7 +78,7 @@ def _check_stage(runner: Runner, stage: Stage, sample: ReferenceSample) -> Corre
     error = _worst(
         tensor_error(wanted, runner.to_host(results[name])) for name, wanted in sample.outputs(contract).items()
     )
-    return _judged(error, tolerances(runner.precisions[stage], Scope.STAGE, stage))
+    return _judged(error, tolerances(runner.precisions[stage], Scope.STAGE))
 
 
 def _judged(values: dict[Measure, float], limits: tuple[Tolerance, ...]) -> Correctness:

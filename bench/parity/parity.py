@@ -115,7 +115,7 @@ def _tensor_rows(engine: Engine, errors: dict[tuple[str, Stage, str], TensorErro
     rows = []
     for (check, stage, output), error in errors.items():
         involved = {stage} | (_before(engine.bundle, stage) if check == CHAINED else set())
-        limits = tolerances(_precision(engine, involved), Scope.STAGE, stage)
+        limits = tolerances(_precision(engine, involved), Scope.STAGE)
         rows.append(TensorRow.of(check, stage, output, error, limits))
     return tuple(sorted(rows, key=lambda row: row.check == CHAINED))
 

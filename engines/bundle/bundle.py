@@ -77,15 +77,11 @@ class Bundle:
         atomic_write_bytes(path, manifest_bytes(manifest))
         return path
 
-    @property
-    def tokenizer_path(self) -> Path:
-        """The checked ``tokenizer.json``."""
-        return self.verified_path(self.manifest.tokenizer.name)
-
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer with the bundle's text policy."""
         policy = self.manifest.text
-        return Tokenizer(self.tokenizer_path, policy.length, policy.padding, policy.pad_id)
+        path = self.verified_path(self.manifest.tokenizer.name)
+        return Tokenizer(path, policy.length, policy.padding, policy.pad_id)
 
     def graph_path(self, stage: Stage) -> Path:
         """The ONNX file of a stage. It and the weights beside it are checked."""

@@ -12,7 +12,7 @@ from .tolerances import Measure
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """How far a result is from its reference. If either has a value that is not finite, the errors are infinite.
+    """How far a result is from its reference; infinitely far if a value of either is not finite.
 
     Attributes:
         max_abs: largest absolute difference.
@@ -38,16 +38,6 @@ class TensorError:
             max(self.relative_l2, other.relative_l2),
             min(self.cosine, other.cosine),
         )
-
-    def as_dict(self) -> dict[str, float | None]:
-        """JSON-able form; an infinite error is null."""
-        values = {
-            "max_abs_error": self.max_abs,
-            "share_of_max": self.share_of_max,
-            "relative_l2": self.relative_l2,
-            "cosine": self.cosine,
-        }
-        return {name: finite(value) for name, value in values.items()}
 
 
 def tensor_error(reference: npt.NDArray[Any], result: npt.NDArray[Any]) -> TensorError:

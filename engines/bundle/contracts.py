@@ -104,10 +104,6 @@ class StageContract(Struct, frozen=True):
         """The input called ``name``; ``KeyError`` when there is none."""
         return {spec.name: spec for spec in self.inputs}[name]
 
-    def output(self, name: str) -> TensorSpec:
-        """The output called ``name``; ``KeyError`` when there is none."""
-        return {spec.name: spec for spec in self.outputs}[name]
-
     def check_inputs(self, feeds: Mapping[str, "npt.NDArray[Any]"]) -> None:
         """Refuse feeds with a missing, unknown or ill-shaped tensor, or with two sizes for one varying dimension.
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from .contracts import Stage
-
 
 class Measure(str, Enum):  # noqa: UP042 (StrEnum needs Python 3.11)
     """A measured value. ``IOU_*`` must be at least their limit, all others at most."""
@@ -40,7 +38,6 @@ class Tolerance:
         measure: the measured value.
         limit: the last value that passes.
         reason: why this limit.
-        stages: whose outputs it applies to, for ``Scope.STAGE``.
     """
 
     precision: str
@@ -48,7 +45,6 @@ class Tolerance:
     measure: Measure
     limit: float
     reason: str
-    stages: tuple[Stage, ...] = tuple(Stage)
 
     def allows(self, value: float) -> bool:
         """Whether a value passes; not-a-number never does."""
@@ -68,52 +64,39 @@ class Verdict:
         return self.tolerance.allows(self.value)
 
     def __str__(self) -> str:
-        measure, limit = self.tolerance.measure, self.tolerance.limit
         if self.passed:
             return "PASS"
-        return f"FAIL  {measure.value} {self.value:.3g}, must be {measure.sign} {limit:g}"
+        measure = self.tolerance.measure
+        return f"FAIL  {measure.value} {self.value:.3g}, must be {measure.sign} {self.tolerance.limit:g}"
 
+
+COARSENESS = ("fp32", "fp16", "bf16")  # from fine to coarse
 
 _ROUNDING = "float32 sums in another order differ by a few hundred roundings of 6e-8; a wrong operator by far more"
 _EDGE = "such errors flip only pixels whose logit is nearly 0 (see tie_share): none, or one of a large mask"
 _HALF = "weights and products with 11 significant bits (5e-4 each), averaged over hundreds of terms"
 _BRAIN = "weights and products with 8 significant bits (4e-3 each), averaged over hundreds of terms"
-
-COARSENESS = ("fp32", "fp16", "bf16")  # from fine to coarse
+_SMALL = "small masks have few pixels, and edges move by one of them, or by two in bfloat16"
 
 TOLERANCES = (
     Tolerance("fp32", Scope.STAGE, Measure.SHARE_OF_MAX, 1e-4, _ROUNDING),
     Tolerance("fp32", Scope.MASKS, Measure.SHARE_OF_MAX, 1e-4, _ROUNDING),
     Tolerance("fp32", Scope.MASKS, Measure.IOU_WORST, 0.999, _EDGE),
-    Tolerance(
-        "fp32", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.0005, "a twentieth of a point; published tables show 0.01"
-    ),
+    Tolerance("fp32", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.0005, "a twentieth of a point; tables show 0.01"),
     Tolerance("fp16", Scope.STAGE, Measure.RELATIVE_L2, 1e-2, _HALF),
-    Tolerance(
-        "fp16", Scope.MASKS, Measure.IOU_WORST, 0.98, "small masks have few pixels, and edges move by one of them"
-    ),
+    Tolerance("fp16", Scope.MASKS, Measure.IOU_WORST, 0.98, _SMALL),
     Tolerance("fp16", Scope.MASKS, Measure.IOU_MEAN, 0.995, "what half precision may cost the masks as a whole"),
-    Tolerance(
-        "fp16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "a fifth of a point, below what two trainings differ by"
-    ),
+    Tolerance("fp16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "less than two trainings differ by"),
     Tolerance("bf16", Scope.STAGE, Measure.RELATIVE_L2, 2e-2, _BRAIN),
-    Tolerance(
-        "bf16", Scope.MASKS, Measure.IOU_WORST, 0.9, "small masks have few pixels, and edges move by one or two of them"
-    ),
+    Tolerance("bf16", Scope.MASKS, Measure.IOU_WORST, 0.9, _SMALL),
     Tolerance("bf16", Scope.MASKS, Measure.IOU_MEAN, 0.99, "three bits less than half, and so twice its loss"),
-    Tolerance("bf16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "as for half precision: edges move, to either side"),
+    Tolerance("bf16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "as in half precision: edges move to either side"),
 )
 
 
-def tolerances(precision: str, scope: Scope, stage: Stage | None = None) -> tuple[Tolerance, ...]:
-    """The limits for a precision and scope, and for one stage if ``scope`` is ``Scope.STAGE``."""
-    return tuple(
-        tolerance
-        for tolerance in TOLERANCES
-        if tolerance.precision == precision
-        and tolerance.scope is scope
-        and (stage is None or stage in tolerance.stages)
-    )
+def tolerances(precision: str, scope: Scope) -> tuple[Tolerance, ...]:
+    """The limits for a precision and scope."""
+    return tuple(limit for limit in TOLERANCES if (limit.precision, limit.scope) == (precision, scope))
 
 
 def tie_share(limits: Sequence[Tolerance]) -> float:

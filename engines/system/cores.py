@@ -13,19 +13,14 @@ def usable_cores(root: Path = _ROOT) -> int:
     Args:
         root: where ``/proc`` and ``/sys`` lie.
     """
-    cores = bound_cores()
-    quotas = [quota for group in cpu_groups(root) if (quota := _quota_of(group)) is not None]
-    return max(1, min([len(cores) if cores else os.cpu_count() or 1, *map(math.ceil, quotas)]))
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for group in _cpu_groups(root) if (quota := _quota_of(group)) is not None]
+    return max(1, min([bound, *map(math.ceil, quotas)]))
 
 
-def bound_cores() -> set[int] | None:
-    """Numbers of the cores this process may be scheduled on; ``None`` if the system does not say."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-
-
-def cpu_groups(root: Path = _ROOT) -> list[Path]:
+def _cpu_groups(root: Path) -> list[Path]:
     """Folders of the control groups (version 2) of this process, from its own to the top; some may not exist."""
-    paths = [line[3:] for line in read_text(root / "proc/self/cgroup").splitlines() if line.startswith("0::")]
+    paths = [line[3:] for line in _read_text(root / "proc/self/cgroup").splitlines() if line.startswith("0::")]
     names = [name for path in paths for name in path.split("/") if name]
     if ".." in names:  # in a part of the tree that this process does not see
         names = []
@@ -33,7 +28,7 @@ def cpu_groups(root: Path = _ROOT) -> list[Path]:
     return [top.joinpath(*names[:depth]) for depth in range(len(names), -1, -1)] if paths else []
 
 
-def read_text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """A small file of the system; empty where it cannot be read."""
     try:
         return path.read_text()
@@ -44,7 +39,7 @@ def read_text(path: Path) -> str:
 def _quota_of(group: Path) -> float | None:
     """Processor time as a number of cores; ``None`` without a limit."""
     try:
-        quota, period = (int(text) for text in read_text(group / "cpu.max").split())
+        quota, period = (int(text) for text in _read_text(group / "cpu.max").split())
         return quota / period if quota > 0 and period > 0 else None
     except (ValueError, OverflowError):  # "max", nothing, or something unknown
         return None

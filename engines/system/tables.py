@@ -57,12 +57,6 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def plain_table(title: str, words: Sequence[str], figures: Sequence[str], last: str | None = None) -> rich_table.Table:
-    """A table whose first columns hold words, the next figures, and the last, where there is one, a verdict."""
-    columns = [*words, *figures, *([] if last is None else [last])]
-    return Table(title, columns, words=len(words), verdict=last is not None).to_rich()
-
-
 def three_digits(value: float) -> str:
     """A positive figure with as many places as make three digits or so: ``0.012``, ``1.23``, ``12.3``, ``123``."""
     return f"{value:.{3 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0}f}"

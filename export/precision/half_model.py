@@ -72,7 +72,7 @@ class HalfModel:
         worst = errors[0]
         for error in errors[1:]:
             worst = worst.worst(error)
-        verdicts = judge(worst.measures(), tolerances("fp16", Scope.STAGE, stage))
+        verdicts = judge(worst.measures(), tolerances("fp16", Scope.STAGE))
         return StageCheck(worst, all(verdict.passed for verdict in verdicts))
 
 

@@ -34,7 +34,7 @@ def polygraphy_opinions(root: Path) -> dict[str, Opinion]:
     opinions: dict[str, Opinion] = {}
     for stage in Stage:
         contract = bundle.manifest.stages[stage].contract
-        (limit,) = tolerances("fp32", Scope.STAGE, stage)
+        (limit,) = tolerances("fp32", Scope.STAGE)
         assert limit.measure is Measure.SHARE_OF_MAX
         session = SessionFromOnnx(str(bundle.graph_path(stage)), providers=["cpu"])
         for sample in load_reference(bundle):
@@ -88,7 +88,7 @@ def test_both_judge_a_fault_near_the_limit_alike(
     exported: Exported, tmp_path: Path, stage: Stage, output: str, times: float
 ) -> None:
     """Half the limit passes, twice the limit fails."""
-    (limit,) = tolerances("fp32", Scope.STAGE, stage)
+    (limit,) = tolerances("fp32", Scope.STAGE)
     # The sample with the smallest values is the first to fail.
     scale = min(np.abs(sample.tensors[output]).max() for sample in load_reference(Bundle.open(exported.bundle)))
     shift = np.full((1,), times * limit.limit * scale, np.float32)

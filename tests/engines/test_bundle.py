@@ -15,25 +15,20 @@ from safetensors.numpy import load_file, save_file
 from rsrefseg.engines.bundle import bundle as bundle_module
 from rsrefseg.engines.bundle.bundle import Bundle, default_bundle_path, file_record
 from rsrefseg.engines.bundle.contracts import Dim, Geometry, Stage, stage_contracts
-from rsrefseg.engines.bundle.manifest import AttentionRecord, FileRecord, manifest_bytes
+from rsrefseg.engines.bundle.manifest import AttentionRecord, manifest_bytes
 from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.errors import BadInputError, BundleError
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.openvino.engine import OpenVinoEngine
-from tests.support.made_bundle import CONTRACTS, GEOMETRY, change_manifest, make_bundle, replaced_graph
+from tests.support.made_bundle import CONTRACTS, GEOMETRY, change_manifest, changed_graph
 
-FULL_SIZE = Geometry(1024, 729, 1152, 64, 49, 256, 64, 256)
 Change = Callable[[Any], Any]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("whole") / "bundle").root
-
-
 @pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+def folder(folder: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(folder, tmp_path / "bundle"))
 
 
 def refused(folder: Path, *facts: str) -> None:
@@ -43,7 +38,6 @@ def refused(folder: Path, *facts: str) -> None:
     for fact in facts:
         assert fact in str(refusal.value)
     assert "\n" not in str(refusal.value)
-    assert refusal.value.exit_code == 2
 
 
 def test_a_whole_bundle_opens_and_hands_out_its_files(folder: Path) -> None:
@@ -56,12 +50,15 @@ def test_a_whole_bundle_opens_and_hands_out_its_files(folder: Path) -> None:
 
 
 def test_a_manifest_is_written_byte_for_byte_as_it_was_read(folder: Path) -> None:
-    data = (folder / "bundle.json").read_bytes()
+    data, digest = (folder / "bundle.json").read_bytes(), Bundle.open(folder).digest
     assert manifest_bytes(Bundle.open(folder).manifest) == data
     assert list(json.loads(data)) == [
         "schema_version", "preset", "geometry", "stages", "preprocessing", "text", "tokenizer", "reference",
         "provenance", "digest",
     ]  # fmt: skip
+    assert json.loads(data)["digest"] == digest
+    change_manifest(folder, at("preset", "other"))
+    assert Bundle.open(folder).digest != digest
 
 
 def test_the_default_is_the_variable_or_the_working_folder(
@@ -95,50 +92,38 @@ def test_a_manifest_without_the_parts_of_mlps_is_read(folder: Path) -> None:
     assert record == AttentionRecord("published", "additive", 2, "onnxruntime", "made by hand", mlp_parts=1)
 
 
-def spoiled(data: bytes, kind: str) -> bytes:
-    middle = len(data) // 2
-    return {
-        "cut short": data[:-1],
-        "changed": data + b"\0",
-        "was changed after export": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
-    }[kind]
+SPOILED_FILES: dict[str, Callable[[bytes], bytes]] = {
+    "is missing": lambda data: b"",
+    "cut short": lambda data: data[:-1],
+    "changed": lambda data: data + b"\0",
+    "was changed after export": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+}
 
 
-@pytest.mark.parametrize("kind", ["is missing", "cut short", "changed", "was changed after export"])
-def test_every_file_that_is_not_as_exported_is_named(kind: str, whole: Path, folder: Path) -> None:
-    for record in Bundle.open(whole).manifest.files:
+@pytest.mark.parametrize("kind", SPOILED_FILES)
+def test_every_file_that_is_not_as_exported_is_named(kind: str, folder: Path) -> None:
+    for record in Bundle.open(folder).manifest.files:
         data = (folder / record.name).read_bytes()
         (folder / record.name).unlink()
-        if kind != "is missing":
-            (folder / record.name).write_bytes(spoiled(data, kind))
+        if spoiled := SPOILED_FILES[kind](data):
+            (folder / record.name).write_bytes(spoiled)
         refused(folder, f"{record.name}'", kind, "rsrefseg export")
         (folder / record.name).write_bytes(data)
 
 
-def test_weights_beside_a_graph_are_checked_with_it(folder: Path) -> None:
-    data = folder / "siglip_text.onnx.data"
-    data.write_bytes(bytes(len(data.read_bytes())))
-    with pytest.raises(BundleError, match=r"siglip_text.onnx.data' was changed"):
-        Bundle.open(folder).graph_path(Stage.SIGLIP_TEXT)
-
-
 @pytest.mark.parametrize("runtime", [OnnxRuntimeEngine, OpenVinoEngine])
-def test_a_graph_cannot_read_weights_outside_its_bundle(runtime: type, whole: Path, tmp_path: Path) -> None:
-    shutil.copyfile(whole / "siglip_text.onnx.data", tmp_path / "secret")
-
-    def lead_outside(path: Path) -> None:
-        model = onnx.load(path, load_external_data=False)
+def test_a_graph_cannot_read_weights_outside_its_bundle(runtime: type, folder: Path, tmp_path: Path) -> None:
+    def lead_outside(model: onnx.ModelProto) -> None:
         moved = [entry for t in model.graph.initializer for entry in t.external_data if entry.key == "location"]
         assert moved
         for entry in moved:
             entry.value = "../secret"
-        path.write_bytes(model.SerializeToString())
 
-    bundle = replaced_graph(whole, tmp_path, Stage.SIGLIP_TEXT, lead_outside)
+    bundle = changed_graph(folder, tmp_path / "changed", Stage.SIGLIP_TEXT, lead_outside)
+    shutil.copyfile(folder / "siglip_text.onnx.data", tmp_path / "changed" / "secret")
     feeds = load_reference(bundle)[0].inputs(CONTRACTS[Stage.SIGLIP_TEXT])
-    with runtime(bundle, threads=1) as engine, pytest.raises(BundleError, match="secret") as refusal:
+    with runtime(bundle, threads=1) as engine, pytest.raises(BundleError, match="secret"):
         engine.run(Stage.SIGLIP_TEXT, feeds)
-    assert "\n" not in str(refusal.value)
 
 
 def test_a_file_is_digested_once_and_again_when_it_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,13 +228,6 @@ def test_any_changed_byte_of_the_manifest_is_refused(folder: Path) -> None:
                 refused(folder, "bundle.json")
 
 
-def test_the_digest_identifies_a_bundle(folder: Path) -> None:
-    first = Bundle.open(folder).digest
-    assert Bundle.open(folder).digest == first
-    change_manifest(folder, at("preset", "other"))
-    assert Bundle.open(folder).digest != first
-
-
 def test_reference_samples_are_read_as_written(folder: Path) -> None:
     (sample,) = load_reference(Bundle.open(folder))
     stored = load_file(folder / "reference.safetensors")
@@ -263,34 +241,28 @@ def test_reference_samples_are_read_as_written(folder: Path) -> None:
             assert np.array_equal(array, stored[f"0/{name}"])
 
 
-@pytest.mark.parametrize("fault", ["no tensor", "shape", "masks", "no phrases", "phrases"])
+REFERENCE_FAULTS: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
+    "no tensor": lambda tensors: tensors.pop("0/mask_logits"),
+    "shape": lambda tensors: tensors.update({"0/clip_features": np.ones((1, 3, 6), np.float32)}),
+    "masks": lambda tensors: tensors.update({"0/masks": tensors["0/masks"][:1]}),
+    "no phrases": lambda tensors: None,
+    "phrases": lambda tensors: None,
+}
+
+
+@pytest.mark.parametrize("fault", REFERENCE_FAULTS)
 def test_reference_samples_that_do_not_fit_are_refused(folder: Path, fault: str) -> None:
     path = folder / "reference.safetensors"
-    tensors, metadata = load_file(path), {"phrases": '[["a", "b"]]'}
-    if fault == "no tensor":
-        del tensors["0/mask_logits"]
-    elif fault == "shape":
-        tensors["0/clip_features"] = tensors["0/clip_features"][:, :3].copy()
-    elif fault == "masks":
-        tensors["0/masks"] = tensors["0/masks"][:1].copy()
-    else:
-        metadata = {"phrases": '"ab"'} if fault == "phrases" else {}
-    save_file(tensors, path, metadata=metadata)
+    tensors = load_file(path)
+    REFERENCE_FAULTS[fault](tensors)
+    phrases = {"phrases": {"phrases": '"ab"'}, "no phrases": {}}.get(fault, {"phrases": '[["a", "b"]]'})
+    save_file(tensors, path, metadata=phrases)
     change_manifest(folder, at("reference", msgspec.to_builtins(file_record(path))))
     with pytest.raises(BundleError, match=r"reference.safetensors'"):
         load_reference(Bundle.open(folder))
-
-
-def test_a_bundle_without_reference_samples_says_so(folder: Path) -> None:
     change_manifest(folder, at("reference", None))
     with pytest.raises(BundleError, match="no reference samples"):
         load_reference(Bundle.open(folder))
-
-
-def test_a_record_is_name_digest_and_size(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert file_record(tmp_path / "a") == FileRecord("a", digest, 3)
 
 
 SHAPES = {
@@ -314,16 +286,14 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize("stage", Stage)
-def test_full_size_contracts_are_those_of_the_design(stage: Stage) -> None:
-    contract = stage_contracts(FULL_SIZE)[stage]
-    for specs, names in zip((contract.inputs, contract.outputs), GRAPHS[stage], strict=True):
-        assert " ".join(spec.name for spec in specs) == names
-        for spec in specs:
-            # Prompter and decoder take one image.
-            one = stage in (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
-            shape = SHAPES[spec.name].replace("images=1..4", "1" if one else "images=1..4")
-            assert f"{spec.dtype} {spec.shape_text}" == shape
+def test_full_size_contracts_are_those_of_the_design() -> None:
+    for stage, contract in stage_contracts(Geometry(1024, 729, 1152, 64, 49, 256, 64, 256)).items():
+        for specs, names in zip((contract.inputs, contract.outputs), GRAPHS[stage], strict=True):
+            assert " ".join(spec.name for spec in specs) == names
+            for spec in specs:
+                # Prompter and decoder take one image.
+                images = "1" if stage in (Stage.ATTN_PROMPTER, Stage.SAM_DECODER) else "images=1..4"
+                assert f"{spec.dtype} {spec.shape_text}" == SHAPES[spec.name].replace("images=1..4", images)
 
 
 def test_a_spec_says_what_it_wants_and_what_it_got() -> None:

@@ -11,13 +11,13 @@ import pytest
 
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.engine import Engine
+from rsrefseg.engines.engine import IMAGE_STAGES, Engine
 from rsrefseg.engines.errors import BadInputError, BundleError, RSRefSegError
 from rsrefseg.engines.onnxruntime.cuda import OnnxRuntimeCudaEngine
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.openvino.engine import OpenVinoEngine
-from tests.support.made_bundle import PHRASES, make_bundle, replaced_graph
-from tests.support.openvino_answers import asked, picture
+from tests.support.engines import asked, random_image
+from tests.support.made_bundle import PHRASES, changed_graph, make_bundle
 
 Make = Callable[[Bundle], Engine]
 # OpenVINO 2026.4 with one thread does not report that a run fails.
@@ -26,16 +26,6 @@ MAKERS: dict[str, Make] = {
     "device": lambda bundle: OnnxRuntimeCudaEngine(bundle, threads=1, device="cpu"),
     "openvino": lambda bundle: OpenVinoEngine(bundle, threads=2, fp32=True),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("engine") / "bundle").root
-
-
-@pytest.fixture
-def bundle(folder: Path) -> Bundle:
-    return Bundle.open(folder)
 
 
 @pytest.fixture(params=MAKERS)
@@ -73,12 +63,6 @@ def test_all_stages_load_once(bundle: Bundle, kind: type[Loads], parallel: int) 
     assert engine.load_ms == {}
 
 
-def test_a_stage_loads_when_first_used(bundle: Bundle, make: Make) -> None:
-    with make(bundle) as engine:
-        engine.encode_image(picture(bundle))
-        assert set(engine.load_ms) == {Stage.SIGLIP_VISION, Stage.SAM_ENCODER}
-
-
 def test_a_changed_file_is_refused_by_name(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     path = bundle.root / bundle.manifest.stages[Stage.SIGLIP_TEXT].data[0].name
@@ -89,34 +73,26 @@ def test_a_changed_file_is_refused_by_name(tmp_path: Path) -> None:
         engine.load()
 
 
-def garbage(path: Path) -> None:
-    path.write_bytes(b"no graph" * 100)
-
-
-def unknown_operator(path: Path) -> None:
-    model = onnx.load(path)
+def unknown_operator(model: onnx.ModelProto) -> None:
     model.graph.node[-1].op_type = "Guess"
-    onnx.save(model, path)
 
 
-def renamed_output(path: Path) -> None:
-    model = onnx.load(path)
+def renamed_output(model: onnx.ModelProto) -> None:
     model.graph.output[0].name = model.graph.node[-1].output[0] = "embedding"
-    onnx.save(model, path)
+
+
+def no_graph(model: onnx.ModelProto) -> None:
+    model.ClearField("graph")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "fact"), [(garbage, "cannot load"), (unknown_operator, "Guess"), (renamed_output, "'embedding'")]
+    ("spoil", "fact"), [(no_graph, "cannot load"), (unknown_operator, "Guess"), (renamed_output, "'embedding'")]
 )
 def test_a_graph_that_does_not_fit_is_one_line(
-    folder: Path,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    make: Make,
-    spoil: Callable[[Path], None],
-    fact: str,
-) -> None:
-    bundle = replaced_graph(folder, tmp_path, Stage.SAM_ENCODER, spoil)
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], make: Make,
+    spoil: Callable[[onnx.ModelProto], None], fact: str,
+) -> None:  # fmt: skip
+    bundle = changed_graph(folder, tmp_path, Stage.SAM_ENCODER, spoil)
     with make(bundle) as engine, pytest.raises(BundleError, match=fact) as refusal:
         engine.load(Stage.SAM_ENCODER)
     assert "sam_encoder.onnx'" in str(refusal.value)
@@ -125,53 +101,50 @@ def test_a_graph_that_does_not_fit_is_one_line(
     assert isinstance(engine, OpenVinoEngine) or capfd.readouterr().err == ""
 
 
+def shrink_grid(model: onnx.ModelProto) -> None:
+    (table,) = [weight for weight in model.graph.initializer if weight.name == "four"]
+    table.CopyFrom(onnx.numpy_helper.from_array(np.array([-1, 1, 5, 7]), "four"))
+
+
 def test_a_run_that_fails_is_one_line(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], make: Make
 ) -> None:
-    def shrink(path: Path) -> None:
-        model = onnx.load(path)
-        (table,) = [weight for weight in model.graph.initializer if weight.name == "four"]
-        table.CopyFrom(onnx.numpy_helper.from_array(np.array([-1, 1, 5, 7]), "four"))
-        onnx.save(model, path)
-
-    bundle = replaced_graph(folder, tmp_path, Stage.ATTN_PROMPTER, shrink)
+    bundle = changed_graph(folder, tmp_path, Stage.ATTN_PROMPTER, shrink_grid)
     with make(bundle) as engine, pytest.raises(RSRefSegError, match="stage 'attn_prompter' failed") as refusal:
-        asked(engine, picture(bundle), PHRASES)
+        asked(engine, random_image(bundle), PHRASES)
     assert "\n" not in str(refusal.value)
     assert capfd.readouterr().err == ""
 
 
-def test_arguments_that_do_not_fit_are_refused_before_loading(bundle: Bundle, make: Make) -> None:
+def test_arguments_that_do_not_fit_are_refused(bundle: Bundle, make: Make) -> None:
+    image, tokens = random_image(bundle), bundle.tokenizer().encode(PHRASES[:1])
     with make(bundle) as engine:
-        for image in (picture(bundle)[:, :, :8], picture(bundle).astype(np.float32), np.repeat(picture(bundle), 2, 0)):
+        for wrong in (image[:, :, :8], image.astype(np.float32), np.repeat(image, 2, 0)):
             with pytest.raises(BadInputError):
-                engine.encode_image(image)
+                engine.encode_image(wrong)
         with pytest.raises(BadInputError, match="stage 'sam_encoder' lacks its input image"):
             engine.run(Stage.SAM_ENCODER, {})
         assert engine.load_ms == {}
-
-
-@pytest.mark.parametrize("count", [0, 33])
-def test_a_number_of_phrases_that_is_not_possible_is_refused(bundle: Bundle, make: Make, count: int) -> None:
-    tokens = bundle.tokenizer().encode(PHRASES[:1])
-    with make(bundle) as engine:
+        encoded = engine.encode_image(image)
+        assert set(engine.load_ms) == set(IMAGE_STAGES)  # a stage loads when first used
         (text,) = engine.encode_text(tokens.input_ids, tokens.token_mask)
-        with pytest.raises(BadInputError, match=f"{count} phrases"):
-            engine.answer(engine.encode_image(picture(bundle)), [text] * count)
+        for count in (0, 33):
+            with pytest.raises(BadInputError, match=f"{count} phrases"):
+                engine.answer(encoded, [text] * count)
 
 
 def test_a_closed_engine_loads_again(bundle: Bundle, make: Make) -> None:
     engine = make(bundle)
-    before = asked(engine, picture(bundle), PHRASES)
+    before = asked(engine, random_image(bundle), PHRASES)
     engine.close()
     assert engine.load_ms == {}
     with engine:
-        after = asked(engine, picture(bundle), PHRASES)
+        after = asked(engine, random_image(bundle), PHRASES)
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_threads_share_an_engine_that_is_closed_meanwhile(bundle: Bundle, make: Make) -> None:
-    images = [picture(bundle, seed) for seed in range(3)]
+    images = [random_image(bundle, seed) for seed in range(3)]
     done = threading.Event()
 
     def close() -> int:

@@ -14,30 +14,18 @@ from rsrefseg.engines.backends import Backend
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.reference import load_reference
-from rsrefseg.engines.doctor import examine
 from rsrefseg.engines.engine import IMAGE_STAGES
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.openvino import engine as openvino_engine
 from rsrefseg.engines.openvino.engine import OpenVinoEngine
 from rsrefseg.engines.openvino.library import computes_bf16
 from tests.support import ROOT
+from tests.support.engines import asked, assert_fault_is_found, exact, random_image, share_of_max
 from tests.support.exported import Exported
-from tests.support.made_bundle import make_bundle
-from tests.support.openvino_answers import asked, exact, nudged_bundle, picture, share_of_max
 
 pytest.importorskip("openvino")
 
 needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor has no BF16")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("openvino") / "bundle").root
-
-
-@pytest.fixture
-def bundle(folder: Path) -> Bundle:
-    return Bundle.open(folder)
 
 
 def test_in_fp32_it_computes_what_onnxruntime_does(exported: Exported) -> None:
@@ -64,57 +52,35 @@ def test_parity_holds_and_names_device_and_precision(exported: Exported, backend
 
 
 @needs_bf16
-def test_bf16_is_really_computed_in(exported: Exported) -> None:
+def test_bf16_is_really_computed_in_and_its_limits_still_find_a_fault(exported: Exported, tmp_path: Path) -> None:
     bundle = Bundle.open(exported.bundle)
     sample = load_reference(bundle)[0]
     with exact(bundle) as fp32, OpenVinoEngine(bundle) as bf16:
         wanted, found = (asked(engine, sample.tensors["image"], sample.phrases) for engine in (fp32, bf16))
     assert 1e-4 < share_of_max(wanted, found) < 0.1  # a product rounds by 4e-3
-
-
-@needs_bf16
-@pytest.mark.parametrize("stage", [Stage.SIGLIP_VISION, Stage.SAM_ENCODER])
-def test_the_limits_of_bf16_still_find_a_fault(exported: Exported, tmp_path: Path, stage: Stage) -> None:
-    report = run_parity(nudged_bundle(exported, tmp_path, stage), "openvino")
-    assert {row.stage for row in report.tensors if row.check == "stage" and not row.passed} == {stage}
+    for stage in IMAGE_STAGES:
+        assert_fault_is_found(exported, tmp_path / stage, stage, "openvino")
 
 
 def test_results_are_never_overwritten(bundle: Bundle) -> None:
     with exact(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
-        first = engine.encode_image(picture(bundle, 1))
+        first = engine.encode_image(random_image(bundle, 1))
         for seed in range(2, 12):
-            engine.encode_image(picture(bundle, seed))
-        wanted = plain.encode_image(picture(bundle, 1))
+            engine.encode_image(random_image(bundle, seed))
+        wanted = plain.encode_image(random_image(bundle, 1))
         assert share_of_max(wanted, first) < 1e-5
     assert share_of_max(wanted, first) < 1e-5  # the engine is closed
 
 
-@pytest.mark.parametrize("stage", IMAGE_STAGES)
-def test_a_batch_of_images_gives_what_each_image_gives(bundle: Bundle, stage: Stage) -> None:
-    images = [picture(bundle, seed) for seed in range(3)]
+def test_images_of_any_layout_give_what_each_gives_alone(bundle: Bundle) -> None:
+    images = [random_image(bundle, seed) for seed in range(3)]
+    images[1].flags.writeable = False
     with exact(bundle) as engine:
-        together = engine.run(stage, {"image": np.concatenate(images)})
-        for row, image in enumerate(images):
-            for name, alone in engine.run(stage, {"image": image}).items():
-                assert np.array_equal(together[name][row : row + 1], alone)
-
-
-def test_arrays_of_any_layout_are_understood(bundle: Bundle) -> None:
-    image = picture(bundle)
-    read_only = image.copy()
-    read_only.flags.writeable = False
-    with exact(bundle) as engine:
-        wanted = engine.encode_image(image)
-        for other in (np.asfortranarray(image), read_only):
-            found = engine.encode_image(other)
-            assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
-
-
-def test_doctor_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    ability = next(ability for ability in examine().abilities if "(openvino)" in ability.name)
-    assert not ability.works
-    assert "rsrefseg[openvino]" in ability.detail
+        for stage in IMAGE_STAGES:
+            together = engine.run(stage, {"image": np.asfortranarray(np.concatenate(images))})
+            for row, image in enumerate(images):
+                for name, alone in engine.run(stage, {"image": image}).items():
+                    assert np.array_equal(together[name][row : row + 1], alone)
 
 
 def test_a_processor_without_bf16_computes_in_fp32(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,15 +102,12 @@ def test_its_telemetry_is_hidden_during_the_import_only(folder: Path, tmp_path: 
     assert_done(code, folder, tmp_path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
-@pytest.mark.parametrize(
-    "leave",
-    [
-        "first.close(); del first; second.close(); del second",
-        "second.close(); del second; last = [first]; del first; elsewhere(last.clear)",
-    ],
-    ids=["in the order of opening", "on another thread"],
-)
+LEFT_IN_ORDER = "first.close(); del first; second.close(); del second"
+LEFT_ON_A_THREAD = """second.close(); del second; last = [first]; del first
+        thread = threading.Thread(target=last.clear); thread.start(); thread.join()"""
+
+
+@pytest.mark.parametrize("leave", [LEFT_IN_ORDER, LEFT_ON_A_THREAD], ids=["in order", "on another thread"])
 def test_a_signal_after_engines_are_gone_is_handled(folder: Path, tmp_path: Path, leave: str) -> None:
     code = f"""
         import os, signal, sys, threading
@@ -154,10 +117,6 @@ def test_a_signal_after_engines_are_gone_is_handled(folder: Path, tmp_path: Path
         signal.signal(signal.SIGUSR1, lambda *_: print("done"))
         first, second = (OpenVinoEngine(Bundle.open(sys.argv[1]), threads=1) for _ in range(2))
         first.load(Stage.SAM_DECODER), second.load(Stage.SAM_DECODER)
-        def elsewhere(work):
-            thread = threading.Thread(target=work)
-            thread.start()
-            thread.join()
         {leave}
         os.kill(os.getpid(), signal.SIGUSR1)
     """

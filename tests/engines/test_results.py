@@ -1,4 +1,4 @@
-"""What is written and drawn says what was found, for every size of picture and every kind of phrase."""
+"""What is written and drawn says what was found, for every size of image and every kind of phrase."""
 
 import json
 import os
@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
 from rsrefseg.engines.results.overlay import Overlay, colour_of
 from rsrefseg.engines.results.results import describe, write_results
@@ -68,47 +67,37 @@ def disc(height: int = 60, width: int = 80, radius: float = 15, hole: float = 0)
 def test_the_figures_of_a_mask() -> None:
     mask = np.zeros((10, 20), np.bool_)
     mask[2:5, 7:9] = True
-    told = figures(found(mask, warnings=("cut",)))
-    assert told == {
+    document = figures(found(mask, warnings=("cut",)))
+    assert document == {
         "phrase": "the stadium", "box": [7, 2, 9, 5], "area_px": 6, "area_share": 0.03, "mean_probability": 0.9,
         "polygons": [{"outer": [[7, 2], [7, 4], [8, 4], [8, 2]], "holes": []}], "warnings": ["cut"],
     }  # fmt: skip
-    assert json.loads(json.dumps(told)) == told
-
-
-def test_an_empty_mask_has_no_box_and_no_polygon() -> None:
-    told = figures(found(np.zeros((3, 4), np.bool_)))
-    assert (told["box"], told["area_px"], told["area_share"]) == (None, 0, 0)
-    assert (told["mean_probability"], told["polygons"]) == (None, [])
-
-
-def test_holes_belong_to_their_polygon() -> None:
-    mask = disc(hole=8)
-    mask[0, 0] = True
-    polygons = sorted(figures(found(mask))["polygons"], key=lambda polygon: len(polygon["holes"]))
-    assert [len(polygon["holes"]) for polygon in polygons] == [0, 1]
-    assert polygons[0]["outer"] == [[0, 0]]
+    assert json.loads(json.dumps(document)) == document
+    empty = {"box": None, "area_px": 0, "area_share": 0, "mean_probability": None, "polygons": []}
+    assert figures(found(np.zeros((3, 4), np.bool_))).items() >= empty.items()
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(mask=arrays.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_filling_the_polygons_gives_back_the_mask(mask: np.ndarray) -> None:
+def test_filling_polygons_and_their_holes_gives_back_the_mask(mask: np.ndarray) -> None:
     drawn = np.zeros(mask.shape, np.uint8)
     for polygon in figures(found(mask))["polygons"]:
         region = np.zeros(mask.shape, np.uint8)
         cv2.fillPoly(region, [np.array(ring, np.int32) for ring in (polygon["outer"], *polygon["holes"])], 1)
         drawn |= region
     assert np.array_equal(drawn.astype(np.bool_), mask)
+    (ring,) = figures(found(disc(hole=8)))["polygons"]
+    assert len(ring["holes"]) == 1
 
 
 def test_files_for_each_phrase_an_overlay_and_the_figures(tmp_path: Path) -> None:
-    picture = np.full((60, 80, 3), 120, np.uint8)
+    image = np.full((60, 80, 3), 120, np.uint8)
     answers = [
         found(disc(), "The Stadium, left!"),
         found(~disc(), "the field"),
         found(np.zeros((60, 80), np.bool_), "a ship"),
     ]
-    paths = write_results(tmp_path / "new", "scene", picture, answers)
+    paths = write_results(tmp_path / "new", "scene", image, answers)
     assert [path.name for path in paths] == [
         "scene_the-stadium-left_mask.png", "scene_the-field_mask.png", "scene_a-ship_mask.png",
         "scene_overlay.png", "scene.json",
@@ -158,9 +147,8 @@ def test_odd_and_equal_phrases_have_files_of_their_own(tmp_path: Path) -> None:
     phrases = [*ODD_PHRASES, "the ship", "The Ship!", "the  ship", "phrase"]
     paths = write_results(tmp_path, "a", np.zeros((60, 80, 3), np.uint8), [found(disc(), phrase) for phrase in phrases])
     assert len(set(paths)) == len(phrases) + 2
-    assert all(
-        path.parent == tmp_path and path.is_file() and path.name.isascii() and len(path.name) < 70 for path in paths
-    )
+    assert {path.parent for path in paths} == {tmp_path}
+    assert all(path.is_file() and path.name.isascii() and len(path.name) < 70 for path in paths)
     assert [result["phrase"] for result in json.loads(paths[-1].read_text())["results"]] == phrases
 
 
@@ -172,22 +160,13 @@ def test_an_odd_stem_stays_in_its_folder(tmp_path: Path, stem: str) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(BadInputError, match="cannot write"):
-        write_results(tmp_path / "file", "a", np.zeros((60, 80, 3), np.uint8), [found(disc())])
-
-
 @pytest.mark.parametrize(
     ("size", "shown"),
     [
-        ((60, 80), (576, 768)),
-        ((256, 256), (768, 768)),
-        ((900, 1200), (900, 1200)),
-        ((1000, 8192), (500, 4096)),
-        ((1, 1), (768, 768)),
+        ((60, 80), (576, 768)), ((256, 256), (768, 768)), ((900, 1200), (900, 1200)), ((1000, 8192), (500, 4096)),
+        ((1, 1), (768, 768)), ((500, 1), (768, 384)), ((3, 5000), (2, 4096)),
     ],
-)
+)  # fmt: skip
 def test_the_overlay_is_large_enough_to_read_and_small_enough_to_show(
     size: tuple[int, int], shown: tuple[int, int]
 ) -> None:
@@ -199,42 +178,31 @@ def test_the_overlay_is_large_enough_to_read_and_small_enough_to_show(
     assert shown[0] + 20 < drawn.shape[0] < shown[0] + 60 + shown[1] // 10
 
 
-@pytest.mark.parametrize("size", [(1, 500), (500, 1), (3, 5000)])
-def test_narrow_images_get_a_legend(size: tuple[int, int]) -> None:
-    mask = np.zeros(size, np.bool_)
-    mask[0, 0] = True
-    drawn = overlay(np.zeros((*size, 3), np.uint8), [found(mask), found(~mask)])
-    assert min(drawn.shape[:2]) >= 50
-    assert drawn.shape[1] >= 384
-
-
 def test_regions_keep_their_look_and_the_rest_is_dimmed() -> None:
-    picture = np.random.default_rng(0).integers(100, 200, (768, 768, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(100, 200, (768, 768, 3), dtype=np.uint8)
     mask = np.zeros((768, 768), np.bool_)
     mask[200:600, 200:600] = True
-    drawn = overlay(picture, [found(mask)]).astype(int)
+    drawn = overlay(image, [found(mask)]).astype(int)
     inside, outside = np.s_[250:550, 250:550], np.s_[650:750, 50:700]
-    assert np.abs(drawn[inside] - picture[inside]).max() <= 45
-    assert (drawn[outside] < picture[outside]).all()
+    assert np.abs(drawn[inside] - image[inside]).max() <= 45
+    assert (drawn[outside] < image[outside]).all()
     assert (np.abs(drawn[200, 250:550] - colour_of(0)).max(axis=1) < 10).all()  # the outline
 
 
-def test_an_image_without_regions_is_unchanged() -> None:
+def test_an_image_without_regions_is_unchanged_and_so_are_arguments() -> None:
     image = np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8)
     assert np.array_equal(overlay(image, [found(np.zeros((800, 800), np.bool_))])[:800], image)
-
-
-def test_arguments_are_not_changed() -> None:
-    picture = np.full((800, 800, 3), 90, np.uint8)
-    mask = disc(800, 800, 200)
-    overlay(picture, [found(mask), found(mask), found(~mask)])
-    assert (picture == 90).all()
-    assert np.array_equal(mask, disc(800, 800, 200))
+    before, logits = image.copy(), found(disc(800, 800, 200)).full_size_logits()
+    drawing = Overlay(image)
+    drawing.add("a", logits, 0.9)
+    drawing.render()
+    assert np.array_equal(image, before)
+    assert np.array_equal(logits > 0, disc(800, 800, 200))
 
 
 def test_phrases_that_share_a_region_all_show() -> None:
-    picture = np.full((800, 800, 3), 90, np.uint8)
-    drawn = overlay(picture, [found(disc(800, 800, 200), phrase) for phrase in ("a", "b", "c")])[:800].astype(int)
+    image = np.full((800, 800, 3), 90, np.uint8)
+    drawn = overlay(image, [found(disc(800, 800, 200), phrase) for phrase in ("a", "b", "c")])[:800].astype(int)
     for index in range(3):
         assert (np.abs(drawn - colour_of(index)).max(axis=2) < 8).sum() > 500
 
@@ -246,9 +214,3 @@ def test_one_pixel_in_a_large_image_is_shown() -> None:
     shown = np.argwhere(np.abs(drawn - colour_of(0)).max(axis=2) < 8)
     assert len(shown) > 500
     assert np.abs(shown.mean(axis=0) - (4000 * 4096 / 5000, 1000 * 4096 / 5000)).max() < 3
-
-
-def test_every_kind_of_phrase_can_be_drawn() -> None:
-    picture = np.zeros((60, 80, 3), np.uint8)
-    assert overlay(picture, [found(disc(), phrase) for phrase in ODD_PHRASES]).shape[1] == 768
-    assert overlay(picture, []).shape == (576, 768, 3)

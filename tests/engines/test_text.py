@@ -12,7 +12,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as FastTokenizer
 
 from rsrefseg.engines.errors import BadInputError
-from rsrefseg.engines.text import MAX_PHRASE_CHARACTERS, Tokenizer, clean_phrase, quoted
+from rsrefseg.engines.text import MAX_PHRASE_CHARACTERS, Tokenizer, clean_phrase
 from rsrefseg.model.tokenizer import build_word_tokenizer
 
 PHRASES = ("the large red stadium on the left", "a small blue ship in the harbour", "two storage tanks near the bridge")
@@ -94,16 +94,13 @@ def readers(path: Path) -> tuple:
     return Tokenizer(path), theirs
 
 
-def test_fixed_padding_marks_real_words_only(words: Path) -> None:
+def test_padding_marks_real_words_or_all_up_to_the_end_token(words: Path) -> None:
     tokenizer = Tokenizer(words)
     batch = tokenizer.encode(["the red zeppelin"])
     assert batch.input_ids.shape == batch.token_mask.shape == (1, 64)
     assert (batch.input_ids.dtype, batch.token_mask.dtype) == (np.int64, np.bool_)
     assert batch.token_mask[0].tolist() == [True, True, False] + [False] * 61
     assert (batch.input_ids[0, 3:] == tokenizer.end_id).all()
-
-
-def test_longest_padding_marks_everything_up_to_the_end_token(words: Path) -> None:
     batch = Tokenizer(words, padding="longest").encode(["the red zeppelin"])
     assert batch.token_mask[0].tolist() == [True] * 4 + [False] * 60
 
@@ -143,43 +140,27 @@ def test_unknown_words_are_named(words: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("phrase", "told"),
+    ("phrases", "fact"),
     [
-        ("", "empty phrase"),
-        (" \t\n\u3000 ", "empty phrase"),
-        ("the ship " * 600, "has 5400 characters; the limit is 1000"),
-        ("🚢🚢", "no known word in the phrase '🚢🚢'"),
-        ("...", "no known word"),
-        ("</s>", "no known word"),
-        ("\ud800", "no known word"),
-        ("\x00", "no known word"),
+        ([""], "empty phrase"),
+        ([" \t\n\u3000 "], "empty phrase"),
+        (["the ship " * 600], "has 5400 characters; the limit is 1000"),
+        *((["the ship", phrase], "no known word") for phrase in ("🚢🚢", "...", "</s>", "\ud800", "\x00")),
+        ([], "no phrase"),
+        ("the ship", "list of texts"),
+        ([3], "must be text"),
     ],
 )
-def test_a_phrase_that_says_nothing_is_refused_in_one_line(tokenizer_file: Path, phrase: str, told: str) -> None:
-    with pytest.raises(BadInputError) as refusal:
-        Tokenizer(tokenizer_file).encode(["the ship", phrase])
-    assert told in str(refusal.value)
+def test_phrases_that_cannot_be_used_are_refused_in_one_line(tokenizer_file: Path, phrases: Any, fact: str) -> None:
+    with pytest.raises(BadInputError, match=fact) as refusal:
+        Tokenizer(tokenizer_file).encode(phrases)
     assert "\n" not in str(refusal.value)
     str(refusal.value).encode("utf-8")
 
 
-@pytest.mark.parametrize("phrases", [[], "the ship", [3]], ids=repr)
-def test_what_is_not_a_list_of_texts_is_refused(phrases: Any, words: Path) -> None:
-    with pytest.raises(BadInputError, match="phrase"):
-        Tokenizer(words).encode(phrases)
-
-
-def test_a_surrogate_pair_is_one_character_and_a_lone_one_is_replaced() -> None:
+def test_a_phrase_is_cleaned_before_it_is_counted(words: Path) -> None:
     assert clean_phrase("a \ud83d\udea2 b \udc80") == "a 🚢 b \ufffd"
-
-
-def test_the_limit_counts_characters_after_cleaning(words: Path) -> None:
     assert Tokenizer(words).encode(["ship".ljust(MAX_PHRASE_CHARACTERS, "!")]).token_mask.sum() == 1
-
-
-def test_quoted_stays_on_one_line_and_short() -> None:
-    assert quoted("a\nb\x00") == r"'a\nb\x00'"
-    assert len(quoted("x" * 500)) <= 42
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no json", "without an end token"])

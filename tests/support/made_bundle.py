@@ -194,13 +194,15 @@ def made_sample(bundle: Bundle) -> ReferenceSample:
     return ReferenceSample(PHRASES[:2], tensors, masks, (20, 30))
 
 
-def replaced_graph(folder: Path, tmp_path: Path, stage: Stage, change: Callable[[Path], None]) -> Bundle:
-    """A copy of the bundle with one graph changed and its record made to fit."""
+def changed_graph(folder: Path, tmp_path: Path, stage: Stage, change: Callable[[onnx.ModelProto], None]) -> Bundle:
+    """A copy of the bundle in ``tmp_path`` with one graph changed and its record made to fit."""
     copy = Path(shutil.copytree(folder, tmp_path / "bundle"))
     path = copy / f"{stage}.onnx"
-    change(path)
-    record = file_record(path)
-    change_manifest(copy, lambda value: value["stages"][stage]["graph"].update(msgspec.to_builtins(record)))
+    model = onnx.load(path, load_external_data=False)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    record = msgspec.to_builtins(file_record(path))
+    change_manifest(copy, lambda value: value["stages"][stage].update(graph=record))
     return Bundle.open(copy)
 
 
