@@ -95,7 +95,11 @@ class Tokenizer:
         for row, phrase in enumerate(phrases):
             text = clean_phrase(phrase)
             encoding = self._tokenizer.encode(text)
-            ids = self._shorten(encoding, text, warnings)
+            ids = encoding.ids
+            if len(ids) > self.length:
+                kept = self.length - 1
+                warnings.append(f"the phrase {quoted(text)} has {len(ids) - 1} tokens: only the first {kept} are used")
+                ids = [*ids[:kept], self.end_id]
             words = [self._is_word(token_id) for token_id in ids]
             if not any(words):
                 raise BadInputError(f"no known word in the phrase {quoted(text)}: use plain English words")
@@ -104,14 +108,6 @@ class Tokenizer:
             input_ids[row, : len(ids)] = ids
             token_mask[row, : len(ids)] = True if self.padding == "longest" else words
         return TokenBatch(input_ids, token_mask, tuple(warnings))
-
-    def _shorten(self, encoding: "Encoding", text: str, warnings: list[str]) -> list[int]:
-        ids: list[int] = encoding.ids
-        if len(ids) <= self.length:
-            return ids
-        kept = self.length - 1
-        warnings.append(f"the phrase {quoted(text)} has {len(ids) - 1} tokens: only the first {kept} are used")
-        return [*ids[:kept], self.end_id]
 
     def _is_word(self, token_id: int) -> bool:
         """Whether a token carries a word: not special, not unknown, and more than a bare blank."""
@@ -132,18 +128,13 @@ class Tokenizer:
         return int(added[0])
 
     def _find_unknown_id(self) -> int | None:
-        for token in (getattr(self._tokenizer.model, "unk_token", None), "<unk>"):
-            if token is not None and (token_id := self._tokenizer.token_to_id(token)) is not None:
-                return int(token_id)
-        return None
+        names = (getattr(self._tokenizer.model, "unk_token", None), "<unk>")
+        ids = (self._tokenizer.token_to_id(name) for name in names if name is not None)
+        return next((found for found in ids if found is not None), None)
 
 
 def check_phrases(phrases: Sequence[str]) -> None:
-    """Refuse what is no list of at least one phrase.
-
-    Raises:
-        BadInputError: one of both.
-    """
+    """Raise ``BadInputError`` for a single text and for an empty list."""
     if isinstance(phrases, str):
         raise BadInputError("phrases must be a list of texts, got one text: put it in a list")
     if not phrases:

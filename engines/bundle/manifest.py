@@ -184,16 +184,10 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
 
 def read_record(value: Any, kind: type[_Record], file: str = MANIFEST_NAME, path: str = "$") -> _Record:
-    """Make a record of plain JSON values.
-
-    Args:
-        value: the values.
-        kind: the type of the record.
-        file: where they stand, for the error.
-        path: and where in that file.
+    """Make a record of ``kind`` of the plain JSON values at ``path`` of ``file``.
 
     Raises:
-        BundleError: a field is missing, of another type or out of range; the line names its path.
+        BundleError: a field is missing, of another type or out of range; the line names file and path.
     """
     try:
         return msgspec.convert(value, kind)

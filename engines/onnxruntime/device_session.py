@@ -148,12 +148,11 @@ class _Recording:
         if to_host:
             # On a CPU ``numpy`` gives a view of the recording's own memory.
             return {name: np.array(value.numpy()) for name, value in self._outputs.items()}
-        return {name: self._copy(value) for name, value in self._outputs.items()}
-
-    def _copy(self, value: Any) -> BoundTensor:
-        copy = _empty(value.shape(), TYPES[value.data_type()], self._place)
-        copy.update_inplace(value)
-        return BoundTensor.of(copy)
+        copies: Tensors = {}
+        for name, value in self._outputs.items():
+            copies[name] = BoundTensor.of(_empty(value.shape(), TYPES[value.data_type()], self._place))
+            copies[name].value.update_inplace(value)
+        return copies
 
 
 def _empty(shape: tuple[int, ...], dtype: str, place: tuple[str, int]) -> Any:

@@ -77,13 +77,7 @@ class OnnxRuntimeEngine(Engine):
         return self._session(stage, {}, {})
 
     def _session(self, stage: Stage, entries: Mapping[str, str], provider_options: Mapping[str, str]) -> Any:
-        """A session of a stage.
-
-        Args:
-            stage: which.
-            entries: settings of the session, by ONNX Runtime's own keys.
-            provider_options: settings of the provider, likewise.
-        """
+        """A session of a stage, with more settings of the session and its provider by ONNX Runtime's own keys."""
         onnxruntime, path = package(), self.bundle.graph_path(stage)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL

@@ -95,25 +95,15 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Region:
-    """A mask as it is outlined.
+    """A mask as it is outlined."""
 
-    Attributes:
-        box: (x, y, width, height) of the mask.
-        contours: its outlines.
-        spot: the (x, y) farthest from its edges.
-        depth: the distance of ``spot`` from the edges, px.
-        is_tiny: whether it is too small to catch the eye.
-        coverage: the mask reduced to a coarse grid, shares of area.
-        label: its number among all masks, from 1.
-    """
-
-    box: tuple[int, int, int, int]
+    box: tuple[int, int, int, int]  # x, y, width, height
     contours: Sequence[npt.NDArray[np.int32]]
-    spot: tuple[int, int]
-    depth: float
-    is_tiny: bool
-    coverage: npt.NDArray[np.float32]
-    label: int
+    spot: tuple[int, int]  # the (x, y) farthest from the edges
+    depth: float  # the distance of ``spot`` from the edges, px
+    is_tiny: bool  # too small to catch the eye
+    coverage: npt.NDArray[np.float32]  # the mask on a coarse grid, shares of area
+    label: int  # its number among all masks, from 1
     colour: Colour
 
     @classmethod

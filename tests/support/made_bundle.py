@@ -160,7 +160,7 @@ def write_graph(folder: Path, stage: Stage) -> StageRecord:
     )
 
 
-def make_bundle(folder: Path, padding: str = "fixed") -> Bundle:
+def make_bundle(folder: Path) -> Bundle:
     """A whole bundle with one reference sample."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer().save(str(folder / TOKENIZER_NAME))
@@ -170,7 +170,7 @@ def make_bundle(folder: Path, padding: str = "fixed") -> Bundle:
         geometry=GEOMETRY,
         stages=stages,
         preprocessing=Preprocessing(32, 32, (0.5,) * 3, (0.5,) * 3, (0.4,) * 3, (0.2,) * 3),
-        text=TextPolicy(padding, 64, 1),
+        text=TextPolicy("fixed", 64, 1),
         tokenizer=file_record(folder / TOKENIZER_NAME),
         reference=None,
         provenance=Provenance("0" * 64, False, {"max_difference": 0.0}, {"numpy": np.__version__}),
@@ -182,11 +182,11 @@ def make_bundle(folder: Path, padding: str = "fixed") -> Bundle:
 
 
 def made_sample(bundle: Bundle) -> ReferenceSample:
-    """Two phrases on one picture, every stage run once."""
+    """Two phrases on one image, every stage run once."""
     tokens = bundle.tokenizer().encode(PHRASES[:2])
-    picture = np.zeros((1, 3, 32, 32), np.uint8)
-    picture[:, 0, :16, :16] = 255
-    tensors = {"image": picture, "input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
+    image = np.zeros((1, 3, 32, 32), np.uint8)
+    image[:, 0, :16, :16] = 255
+    tensors = {"image": image, "input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
     with OnnxRuntimeEngine(bundle, threads=1) as engine:
         for stage in Stage:
             tensors |= engine.run(stage, {spec.name: tensors[spec.name] for spec in CONTRACTS[stage].inputs})

@@ -24,15 +24,11 @@ class DeviceType(Enum):
 
 
 class IntelGpuDouble:
-    """An ``openvino.Core`` that sees a GPU.
+    """An ``openvino.Core`` that sees a GPU; ``precisions`` are those requested, model by model.
 
     Args:
         core: the real one.
         folder: for files of rounded weights, which stay mapped.
-
-    Attributes:
-        precisions: what was asked for, model by model.
-        discrete: those of its GPUs that are.
     """
 
     def __init__(self, core: Any, folder: Path) -> None:
@@ -75,7 +71,7 @@ class IntelGpuDouble:
 
 
 class _Compiled:
-    """The real one, but for the precision that it tells."""
+    """The real one, except for the precision that it reports."""
 
     def __init__(self, model: Any, hint: str) -> None:
         self._model, self._hint = model, hint
