@@ -2,18 +2,9 @@
 
 from traceback import walk_tb
 
+_SAME_NAME = ("msgspec", "numpy", "psutil", "rich", "safetensors", "tokenizers", "typer")
 # Import names of what every command needs, with the name to install.
-RUNTIME = {
-    "PIL": "pillow",
-    "cv2": "opencv-python-headless",
-    "msgspec": "msgspec",
-    "numpy": "numpy",
-    "psutil": "psutil",
-    "rich": "rich",
-    "safetensors": "safetensors",
-    "tokenizers": "tokenizers",
-    "typer": "typer",
-}
+RUNTIME = {"PIL": "pillow", "cv2": "opencv-python-headless", **{name: name for name in _SAME_NAME}}
 TRAIN = (
     "torch", "torchvision", "transformers", "segment_anything", "peft", "accelerate", "onnx", "onnxscript",
     "pycocotools",

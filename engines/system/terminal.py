@@ -103,17 +103,11 @@ def _rendered(content: Any) -> str:
 
     from rich.console import Console
 
-    # In a file or a pipe there is no width to keep to: cells would be cut for nothing.
     terminal, text = sys.stdout is not None and sys.stdout.isatty(), io.StringIO()
+    # In a file or a pipe there is no width to keep to: cells would be cut for nothing.
     width = None if terminal else _WIDTH_WITHOUT_TERMINAL
     console = Console(
-        file=text,
-        force_terminal=terminal,
-        width=width,
-        soft_wrap=True,
-        markup=False,
-        emoji=False,
-        highlight=False,
+        file=text, force_terminal=terminal, width=width, soft_wrap=True, markup=False, emoji=False, highlight=False
     )
     console.print(content)
     return text.getvalue().rstrip("\n")

@@ -90,18 +90,6 @@ def test_a_processor_without_bf16_computes_in_fp32(bundle: Bundle, monkeypatch: 
         assert engine.provider_of(Stage.SAM_ENCODER).endswith("CPU, FP32")
 
 
-def test_its_telemetry_is_hidden_during_the_import_only(folder: Path, tmp_path: Path) -> None:
-    code = """
-        from rsrefseg.engines.openvino.library import package
-        package()
-        import sys
-        assert not any(name.startswith("openvino_telemetry") for name in sys.modules)
-        import openvino_telemetry
-        print("done")
-    """
-    assert_done(code, folder, tmp_path)
-
-
 LEFT_IN_ORDER = "first.close(); del first; second.close(); del second"
 LEFT_ON_A_THREAD = """second.close(); del second; last = [first]; del first
         thread = threading.Thread(target=last.clear); thread.start(); thread.join()"""
