@@ -125,13 +125,9 @@ def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
 
 def graph_of(contract: StageContract) -> onnx.ModelProto:
     nodes, weights = graphs()[contract.stage]
-    graph = helper.make_graph(
-        nodes,
-        str(contract.stage),
-        [value_info(spec) for spec in contract.inputs],
-        [value_info(spec) for spec in contract.outputs],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
-    )
+    inputs, outputs = ([value_info(spec) for spec in specs] for specs in (contract.inputs, contract.outputs))
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, str(contract.stage), inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -146,17 +142,10 @@ def write_graph(folder: Path, stage: Stage) -> StageRecord:
         data = (file_record(folder / f"{path.name}.data"),)
     else:
         onnx.save(model, path)
-    attention = AttentionRecord("published", "additive", 2, "onnxruntime", "made by hand")
+    forms = AttentionRecord("published", "additive", 2, "onnxruntime", "made by hand")
+    attention = forms if stage is Stage.SAM_ENCODER else None
     return StageRecord(
-        CONTRACTS[stage],
-        file_record(path),
-        data,
-        OPSET,
-        "fp32",
-        attention if stage is Stage.SAM_ENCODER else None,
-        flops=1000,
-        parameters=10,
-        weight_bytes=40,
+        CONTRACTS[stage], file_record(path), data, OPSET, "fp32", attention, flops=1000, parameters=10, weight_bytes=40
     )
 
 
