@@ -43,7 +43,7 @@ def item(category: str = "ship", color: str | None = None, area: float = 0.02, x
 @pytest.mark.parametrize("domain", Domain)
 def test_same_seed_same_bytes_in_another_process(domain: Domain) -> None:
     code = (
-        "import sys; from tests.rsrefseg.test_scenes import *; "
+        "import sys; from tests.rsrefseg.synth.test_scenes import *; "
         f"print(digest(render_scene(7, Domain('{domain}'))), digest(render_scene(8, Domain('{domain}'), 320, 3)))"
     )
     root = ROOT
