@@ -1,12 +1,8 @@
 """Data sets, folders, arguments and checkpoints a user may get wrong: one clear line that names it, exit code 2."""
 
-import json
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +14,9 @@ import torch
 from rsrefseg.data.masks import encode_mask
 from rsrefseg.data.rrsisd import IMAGE_FOLDER
 from tests.support.commands import assert_refused, run_here
-from tests.support.exported import Exported
 from tests.support.made_bundle import make_bundle
 from tests.support.made_data import Bomb, change_instances, change_refs, refs_path
-from tests.support.places import PHRASE, Capsys, beside_bundle, picture
+from tests.support.places import PHRASE, Capsys, beside_bundle
 
 Change = Callable[[Path], object]
 TRAIN = ("train", "--data", "data", "--from-scratch")
@@ -64,47 +59,6 @@ def test_output_folders_that_cannot_be_written(place: Path, data: Path, capsys: 
         ):
             assert_refused(run_here(capsys, *command), out)
     assert Path("taken").read_text() == "a file"
-
-
-ON_A_FULL_DISK = """
-    import io, json, sys
-    from contextlib import redirect_stderr, redirect_stdout
-    from rsrefseg import cli
-
-    for arguments in json.loads(sys.argv[1]):
-        written = io.StringIO()
-        with redirect_stderr(written), redirect_stdout(io.StringIO()):
-            code, _ = cli.run_command(arguments)
-        print(json.dumps([code, written.getvalue()]))
-"""
-
-
-def test_a_disk_that_is_really_full(place: Path, data: Path, exported: Exported) -> None:
-    """A disk of 128 kB, mounted in a namespace of its own."""
-    disk = place / "disk"
-    disk.mkdir()
-    mount = f"mount -t tmpfs -o size=128k tmpfs '{disk}'"
-    alone = ["unshare", "-rm", "sh", "-c"]
-    if not shutil.which("unshare") or subprocess.run([*alone, mount], capture_output=True).returncode:
-        pytest.skip("no small disk can be mounted here")
-    picture(400, 400).save("large.png")
-    Path("full.py").write_text(textwrap.dedent(ON_A_FULL_DISK))
-    commands = [
-        ["infer", "large.png", PHRASE, "--out", f"{disk}/results"],
-        ["data", "synth", f"{disk}/scenes", "--train", "9", "--val", "0", "--test", "0"],
-        [*TRAIN, "--out", f"{disk}/run"],
-        ["export", str(exported.run), "--out", f"{disk}/bundle"],
-    ]
-    Path("commands.json").write_text(json.dumps(commands))
-    script = f"{mount} && exec '{sys.executable}' full.py \"$(cat commands.json)\""
-    done = subprocess.run([*alone, script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for line, arguments in zip(done.stdout.splitlines(), commands, strict=True):
-        code, written = json.loads(line)
-        assert code == 2, (arguments, written)
-        assert written.count("\n") == 1, written
-        assert str(disk) in written
-        assert "no space left" in written or "MiB free" in written
 
 
 def test_a_disk_that_is_nearly_full_is_reported_before_training(
