@@ -18,14 +18,11 @@ from tests.support.made_bundle import make_bundle
 from tests.support.made_data import Bomb, change_instances, change_refs, refs_path
 from tests.support.places import PHRASE, Capsys, beside_bundle
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Change = Callable[[Path], object]
 TRAIN = ("train", "--data", "data", "--from-scratch")
 EVALUATE = ("eval", "--data", "data", "--split", "val")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -24,16 +24,13 @@ from rsrefseg.runs.reference_inputs import load_reference_inputs
 from rsrefseg.runs.run import Run
 from tests.support.upstream import PHRASES, PublicRSRefSeg, brought_config
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = brought_config()
 TOLERANCE = 1e-5  # of the largest logit: float32 sums in another order, folded adapters among them
 ADAPTERS = 19  # 2 towers x 4 projections + the text head + 2 SAM blocks x 4 linears + 2 neck convolutions
 
 State = dict[str, torch.Tensor]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
