@@ -1,6 +1,7 @@
 """Small data sets in the RRSIS-D layout for the tests of data, and ways to spoil them."""
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,16 @@ from rsrefseg.engines.errors import BadInputError
 
 SPLITS = ("train", "train", "val", "test")
 HEIGHT, WIDTH = 40, 56
+
+
+class Bomb:
+    """Makes a folder when it is unpickled carelessly."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
 
 
 def referral(

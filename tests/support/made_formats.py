@@ -47,8 +47,8 @@ def write_refsegrs(root: Path) -> Path:
     return write_lists(root, "images", "masks", ".tif")
 
 
-def write_risbench(root: Path, images: str = "img_rgb", masks: str = "mask") -> Path:
-    return write_lists(root, images, masks, ".png", named=".png")
+def write_risbench(root: Path) -> Path:
+    return write_lists(root, "img_rgb", "mask", ".png", named=".png")
 
 
 SQUARE = [2, 3, 12, 3, 12, 9, 2, 9]
@@ -61,10 +61,6 @@ def annotation(identity: int, image_id: int, segmentation: Any, category: int = 
 
 
 def ref(identity: int, split: str, image_id: int, ann_id: Any, *phrases: str) -> dict[str, Any]:
-    sentences = [
-        {"tokens": phrase.split(), "raw": phrase, "sent_id": 10 * identity + order, "sent": phrase}
-        for order, phrase in enumerate(phrases)
-    ]
     return {
         "ref_id": identity,
         "split": split,
@@ -72,15 +68,14 @@ def ref(identity: int, split: str, image_id: int, ann_id: Any, *phrases: str) ->
         "ann_id": ann_id,
         "category_id": 2,
         "file_name": f"{image_id}.jpg",
-        "sentences": sentences,
+        "sentences": [{"raw": phrase, "sent": phrase} for phrase in phrases],
     }
 
 
 def nwpu_instances() -> dict[str, Any]:
+    size = {"height": HEIGHT, "width": WIDTH}
     return {
-        "images": [
-            {"id": number, "file_name": f"{number}.jpg", "height": HEIGHT, "width": WIDTH} for number in (1, 2, 3)
-        ],
+        "images": [{"id": number, "file_name": f"{number}.jpg"} | size for number in (1, 2, 3)],
         "annotations": [
             annotation(1, 1, [SQUARE]),
             annotation(2, 1, [TRIANGLE, LOW], category=2),

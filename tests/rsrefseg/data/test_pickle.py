@@ -1,6 +1,5 @@
 """Pickles of annotations: plain values are read, code never runs."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,7 @@ import pytest
 
 from rsrefseg.data import safe_pickle
 from rsrefseg.data.safe_pickle import MAX_PICKLE_BYTES, load_plain_pickle
-from tests.support.made_data import refusal
-
-
-class Bomb:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.target}",)
+from tests.support.made_data import Bomb, refusal
 
 
 def load(folder: Path, data: bytes) -> Any:
@@ -49,23 +40,12 @@ def test_the_older_name_of_numpys_module_and_python_2_are_read(tmp_path: Path) -
 def test_code_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
     line = refusal(lambda: load(tmp_path, pickle.dumps([Bomb(tmp_path / "ran")], protocol=protocol)))
     assert "values.p" in line
-    assert "contains code (posix.system): refused" in line
+    assert "contains code (posix.mkdir)" in line
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
-    "value",
-    [
-        {1, 2},
-        frozenset({1}),
-        bytearray(b"x"),
-        Path("x"),
-        1 + 2j,
-        np.bool_(True),
-        np.str_("x"),
-        np.arange(3),
-        np.dtype("V9"),
-    ],
+    "value", [{1, 2}, bytearray(b"x"), Path("x"), 1 + 2j, np.bool_(True), np.str_("x"), np.arange(3), np.dtype("V9")]
 )
 def test_only_plain_values_are_read(tmp_path: Path, value: object) -> None:
     refusal(lambda: load(tmp_path, pickle.dumps([value], protocol=2)))

@@ -18,13 +18,10 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.model.model import RSRefSeg, build_model
 from tests.support.upstream import brought_config, port_sam, segment_anything_sam, siglip_model, write_siglip_folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = brought_config()
 Change = Callable[[dict[str, torch.Tensor]], Any]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -71,21 +68,18 @@ def test_the_hugging_face_port_gives_the_same_sam(folder: Path, name: str) -> No
     expected = port.vision_encoder(pixels).last_hidden_state
     assert (embedding - expected).abs().max() < 1e-4 * expected.abs().max()  # float32 sums in another order
 
+    # The prompt encoder, one kind of prompt at a time: our arguments, then theirs.
     points, labels = torch.tensor([[[10.0, 20.0], [30.0, 5.0]]]), torch.tensor([[1, 0]])
     boxes, mask = torch.tensor([[4.0, 8.0, 30.0, 40.0]]), torch.randn(1, 1, 16, 16, generator=generator)
-    ours, theirs = model.sam_decoder.prompt_encoder, port.prompt_encoder
-    for prompts in ({"points": True}, {"boxes": True}, {"mask": True}):
-        sparse, dense = ours(
-            points=(points, labels) if "points" in prompts else None,
-            boxes=boxes if "boxes" in prompts else None,
-            masks=mask if "mask" in prompts else None,
-        )
-        port_sparse, port_dense = theirs(
-            input_points=points[:, None] if "points" in prompts else None,
-            input_labels=labels[:, None] if "points" in prompts else None,
-            input_boxes=boxes[:, None] if "boxes" in prompts else None,
-            input_masks=mask if "mask" in prompts else None,
-        )
+    kinds: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+        ({"points": (points, labels)}, {"input_points": points[:, None], "input_labels": labels[:, None]}),
+        ({"boxes": boxes}, {"input_boxes": boxes[:, None]}),
+        ({"masks": mask}, {"input_masks": mask}),
+    )
+    for ours, theirs in kinds:
+        sparse, dense = model.sam_decoder.prompt_encoder(**dict.fromkeys(("points", "boxes", "masks")) | ours)
+        unused = dict.fromkeys(("input_points", "input_labels", "input_boxes", "input_masks"))
+        port_sparse, port_dense = port.prompt_encoder(**unused | theirs)
         assert torch.allclose(dense, port_dense, atol=1e-5)
         if port_sparse is not None:
             assert torch.allclose(sparse, port_sparse[0], atol=1e-5)
@@ -117,7 +111,7 @@ def test_a_port_with_one_or_both_names_of_its_encoding_is_the_same(folder: Path,
         sam_model(tmp_path / "two.safetensors")
 
 
-def test_siglip_is_taken_tensor_for_tensor_and_says_what_it_leaves_out(folder: Path) -> None:
+def test_siglip_is_taken_tensor_for_tensor_and_names_what_it_leaves_out(folder: Path) -> None:
     model = build_model(CONFIG)
     matches = match_siglip(folder / "siglip", CONFIG, model.state_dict())
     fill(model, matches)
@@ -132,19 +126,6 @@ def test_siglip_is_taken_tensor_for_tensor_and_says_what_it_leaves_out(folder: P
     assert len(matches.pairs) + len(matches.dropped) == len(published)
     assert len(matches.notes) == 1
     assert "vision_model.head.attention" in matches.notes[0]
-
-
-@torch.no_grad()
-def test_loaded_towers_compute_what_transformers_computes(folder: Path) -> None:
-    base = pin_public_files(folder / "sam.pth", folder / "siglip")
-    model, published = base.build(CONFIG, seed=0), siglip_model(CONFIG)
-    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
-    ids = torch.tensor([[3, 4, 5, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
-    features = model.siglip_vision.encoder(inputs_embeds=model.siglip_vision.embeddings(pixels)).last_hidden_state
-    expected = published.vision_model(pixels).last_hidden_state
-    assert torch.allclose(model.siglip_vision.post_layernorm(features), expected, atol=1e-5)
-    _, sentence = model.siglip_text(ids, torch.ones_like(ids, dtype=torch.bool))
-    assert torch.allclose(sentence, published.text_model(ids).pooler_output, atol=1e-5)
 
 
 def test_the_two_files_are_pinned_and_rebuilt_alike(folder: Path, tmp_path: Path) -> None:
@@ -170,59 +151,57 @@ def test_other_floats_are_taken_into_float32(folder: Path, tmp_path: Path, dtype
     assert torch.equal(found, state["image_encoder.pos_embed"].float())
 
 
-def test_sharded_and_pickled_folders_are_the_same(folder: Path, tmp_path: Path) -> None:
-    expected = {pair.name: pair.tensor for pair in siglip_matches(folder / "siglip").pairs}
+def save_shards(state: dict[str, torch.Tensor], folder: Path, index: str, save: Callable[..., None]) -> None:
+    shards = {f"{letter}{Path(index).suffix}": sorted(state)[number::2] for number, letter in enumerate("ab")}
+    for shard, names in shards.items():
+        save({name: state[name] for name in names}, folder / shard)
+    home = {name: shard for shard, names in shards.items() for name in names}
+    (folder / f"{index}.index.json").write_text(json.dumps({"weight_map": home}))
+
+
+STORED: dict[str, Callable[[dict[str, torch.Tensor], Path], None]] = {
+    "pickled": lambda state, folder: torch.save(state, folder / "pytorch_model.bin"),
+    "sharded": lambda state, folder: save_shards(state, folder, "model.safetensors", save_file),
+    "sharded and pickled": lambda state, folder: save_shards(state, folder, "pytorch_model.bin", torch.save),
+}
+
+
+@pytest.mark.parametrize("form", STORED)
+def test_sharded_and_pickled_folders_are_the_same(folder: Path, tmp_path: Path, form: str) -> None:
+    shutil.copy(folder / "siglip" / "config.json", tmp_path)
     state = load_file(folder / "siglip" / "model.safetensors")
-    names = sorted(state)
-    for kind in ("sharded", "pickled", "sharded-pickled"):
-        target = tmp_path / kind
-        target.mkdir()
-        shutil.copy(folder / "siglip" / "config.json", target)
-        if kind == "pickled":
-            torch.save(state, target / "pytorch_model.bin")
-        else:
-            suffix = "safetensors" if kind == "sharded" else "bin"
-            shards = {f"a.{suffix}": names[::2], f"b.{suffix}": names[1::2]}
-            for shard, held in shards.items():
-                part = {name: state[name] for name in held}
-                save_file(part, target / shard) if kind == "sharded" else torch.save(part, target / shard)
-            home = {name: shard for shard, held in shards.items() for name in held}
-            index = "model.safetensors" if kind == "sharded" else "pytorch_model.bin"
-            (target / f"{index}.index.json").write_text(json.dumps({"weight_map": home}))
-        found = {pair.name: pair.tensor for pair in siglip_matches(target).pairs}
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-    (target / "b.bin").unlink()
-    with pytest.raises(BadInputError, match=r"lacks 'b\.bin'"):
-        siglip_matches(target)
-    digests = {weights_digest(tmp_path / kind) for kind in ("sharded", "pickled")}
-    assert len(digests) == 2
+    STORED[form](state, tmp_path)
+    expected = {pair.name: pair.tensor for pair in siglip_matches(folder / "siglip").pairs}
+    found = {pair.name: pair.tensor for pair in siglip_matches(tmp_path).pairs}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    if form != "pickled":
+        digest = weights_digest(tmp_path)
+        STORED[form](state | {"logit_bias": state["logit_bias"] + 1}, tmp_path)
+        assert weights_digest(tmp_path) != digest
+        next(tmp_path.glob("b.*")).unlink()
+        with pytest.raises(BadInputError, match=r"lacks 'b\."):
+            siglip_matches(tmp_path)
 
 
-def rename(state: dict[str, torch.Tensor]) -> None:
-    state["image_encoder.extra"] = state["image_encoder.pos_embed"]
+def without(part: str) -> Change:
+    return lambda state: [state.pop(name) for name in list(state) if part in name]
 
 
+def with_one(name: str, tensor: torch.Tensor) -> Change:
+    return lambda state: state.update({name: tensor})
+
+
+POSITIONS, TOKEN = "image_encoder.pos_embed", "mask_decoder.iou_token.weight"
 CHANGES: dict[str, tuple[Change, str]] = {
-    "missing": (lambda state: state.pop("image_encoder.neck.2.weight"), r"misses tensor 'image_encoder\.neck\.2"),
-    "surplus": (rename, r"unknown tensor 'image_encoder\.extra'"),
-    "misshapen": (
-        lambda state: state.update({"image_encoder.pos_embed": torch.zeros(1, 4, 4, 25)}),
-        r"'image_encoder\.pos_embed' has shape \(1, 4, 4, 25\)",
-    ),
-    "integers": (
-        lambda state: state.update({"mask_decoder.iou_token.weight": torch.zeros(1, 32, dtype=torch.int8)}),
-        r"'mask_decoder\.iou_token\.weight' is int8",
-    ),
-    "not finite": (lambda state: state["mask_decoder.iou_token.weight"].fill_(torch.nan), "not finite"),
-    "nothing of SAM": (
-        lambda state: [state.pop(name) for name in list(state) if name.startswith("image_encoder.")],
-        "not a SAM checkpoint",
-    ),
-    "one block less": (
-        lambda state: [state.pop(name) for name in list(state) if ".blocks.1." in name],
-        "misses tensor .* more",
-    ),
+    "missing": (without("image_encoder.neck.2.weight"), r"misses tensor 'image_encoder\.neck\.2"),
+    "surplus": (with_one("image_encoder.extra", torch.ones(1)), r"unknown tensor 'image_encoder\.extra'"),
+    "misshapen": (with_one(POSITIONS, torch.zeros(1, 4, 4, 25)), r"pos_embed' has shape \(1, 4, 4, 25\)"),
+    "integers": (with_one(TOKEN, torch.zeros(1, 32, dtype=torch.int8)), r"iou_token\.weight' is int8"),
+    "not finite": (with_one(TOKEN, torch.full((1, 32), torch.nan)), "not finite"),
+    "a repeated number": (with_one(POSITIONS, torch.ones(1).expand(1, 4, 4, 24)), "not an ordinary dense tensor"),
+    "nothing of SAM": (without("image_encoder."), "not a SAM checkpoint"),
+    "one block less": (without(".blocks.1."), "misses tensor .* more"),
 }
 
 
@@ -231,10 +210,8 @@ def test_a_file_that_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Pat
     state = dict(segment_anything_sam(CONFIG).state_dict())
     CHANGES[change][0](state)
     torch.save(state, tmp_path / "sam.pth")
-    with pytest.raises(BadInputError, match=CHANGES[change][1]) as refusal:
+    with pytest.raises(BadInputError, match=CHANGES[change][1]):
         sam_model(tmp_path / "sam.pth")
-    assert "\n" not in str(refusal.value)
-    assert refusal.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -261,11 +238,11 @@ def test_a_siglip_of_another_configuration_is_refused_by_name(
 
 
 def test_files_are_checked_before_any_model_is_built(folder: Path) -> None:
-    notes = check_public_files(CONFIG, folder / "sam.pth", folder / "siglip")
-    assert len(notes) == 1
+    sam, siglip = folder / "sam.pth", folder / "siglip"
+    assert len(check_public_files(CONFIG, sam, siglip)) == 1
     with pytest.raises(BadInputError, match="is not a folder"):
-        check_public_files(CONFIG, folder / "sam.pth", folder / "siglip" / "model.safetensors")
+        check_public_files(CONFIG, sam, siglip / "model.safetensors")
     with pytest.raises(BadInputError, match="not a SAM checkpoint"):
-        check_public_files(CONFIG, folder / "siglip", folder / "siglip")
+        check_public_files(CONFIG, siglip, siglip)
     with pytest.raises(BadInputError, match="does not exist"):
-        pin_public_files(folder / "none.pth", folder / "siglip")
+        pin_public_files(folder / "none.pth", siglip)

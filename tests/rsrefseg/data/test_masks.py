@@ -1,5 +1,6 @@
 """Masks: every form they come in, and every way they break."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,6 @@ from rsrefseg.data.loading import fit_mask
 from rsrefseg.data.masks import MAX_MASK_PIXELS, BrokenMask, annotated_mask, checked_rle, decode_rle, encode_mask
 from rsrefseg.data.samples import Sample
 from tests.support.made_data import HEIGHT, WIDTH, change_instances, refusal, write_scenes
-from tests.support.made_formats import HEIGHT as LIST_HEIGHT
-from tests.support.made_formats import WIDTH as LIST_WIDTH
 from tests.support.made_formats import mask_of, write_refsegrs
 
 
@@ -89,26 +88,35 @@ def test_broken_polygons_are_named(polygon: list[Any], expected: str) -> None:
     assert expected in mask.reason
 
 
-@pytest.mark.parametrize("form", ["three channels", "one bit", "ones", "alpha", "palette", "16 bits"])
+def grey(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255)
+
+
+def palette(mask: np.ndarray) -> Image.Image:
+    indexed = Image.frombytes("P", mask.shape[::-1], mask.astype(np.uint8).tobytes())
+    indexed.putpalette([0, 0, 0, 128, 0, 0])
+    return indexed
+
+
+MASK_FILES: dict[str, tuple[str, Callable[[np.ndarray], Image.Image]]] = {
+    "three channels": (
+        ".tif",
+        lambda mask: Image.fromarray(np.dstack([mask * 0, mask * 3, mask * 0]).astype(np.uint8)),
+    ),
+    "one bit": (".tif", lambda mask: grey(mask).convert("1")),
+    "ones": (".tif", lambda mask: Image.fromarray(mask.astype(np.uint8))),
+    "alpha": (".png", lambda mask: grey(mask).convert("RGBA")),
+    "palette": (".tif", palette),
+    "16 bits": (".tif", lambda mask: Image.fromarray(mask.astype(np.uint16) * 65535)),
+}
+
+
+@pytest.mark.parametrize("form", MASK_FILES)
 def test_every_pixel_of_a_mask_file_that_is_not_black_is_foreground(tmp_path: Path, form: str) -> None:
     root, mask = write_refsegrs(tmp_path / "set"), mask_of(7)
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    path = root / "masks" / "7.tif"
-    if form == "three channels":
-        Image.fromarray(np.stack([mask * 0, mask * 3, mask * 0], axis=2).astype(np.uint8)).save(path)
-    elif form == "one bit":
-        grey.convert("1").save(path)
-    elif form == "ones":
-        Image.fromarray(mask.astype(np.uint8)).save(path)
-    elif form == "alpha":
-        path.unlink()
-        grey.convert("RGBA").save(path.with_suffix(".png"))
-    elif form == "palette":
-        indexed = Image.frombytes("P", (LIST_WIDTH, LIST_HEIGHT), mask.astype(np.uint8).tobytes())
-        indexed.putpalette([0, 0, 0, 128, 0, 0])
-        indexed.save(path)
-    else:
-        Image.fromarray(mask.astype(np.uint16) * 65535).save(path)
+    (root / "masks" / "7.tif").unlink()
+    suffix, draw = MASK_FILES[form]
+    draw(mask).save(root / "masks" / f"7{suffix}")
     np.testing.assert_array_equal(open_dataset(root).samples[0].mask(), mask)
 
 
@@ -116,11 +124,9 @@ def test_a_mask_of_another_size_is_refused_or_resized_as_asked(tmp_path: Path) -
     write_scenes(tmp_path / "scenes")
     sample = open_dataset(tmp_path / "scenes").samples[0]
     line = refusal(lambda: fit_mask(sample, (2 * HEIGHT, 2 * WIDTH)))
-    for part in ("'1'", "00001.jpg", f"{HEIGHT}x{WIDTH}", f"{2 * HEIGHT}x{2 * WIDTH}", "--resize-masks"):
+    for part in ("00001.jpg", f"{HEIGHT}x{WIDTH}", f"{2 * HEIGHT}x{2 * WIDTH}", "--resize-masks"):
         assert part in line
-    mask, resized = fit_mask(sample, (2 * HEIGHT, 2 * WIDTH), "resize")
-    assert resized
-    np.testing.assert_array_equal(mask, sample.mask().repeat(2, axis=0).repeat(2, axis=1))
-    mask, resized = fit_mask(sample, (HEIGHT, WIDTH), "resize")
-    assert not resized
-    np.testing.assert_array_equal(mask, sample.mask())
+    for factor in (1, 2):
+        mask, resized = fit_mask(sample, (factor * HEIGHT, factor * WIDTH), "resize")
+        assert resized == (factor == 2)
+        np.testing.assert_array_equal(mask, sample.mask().repeat(factor, axis=0).repeat(factor, axis=1))

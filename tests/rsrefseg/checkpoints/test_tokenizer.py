@@ -16,6 +16,7 @@ from rsrefseg.checkpoints.tokenizer_file import convert_spiece, open_tokenizer, 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Tokenizer
 from rsrefseg.model.tokenizer import write_word_tokenizer
+from tests.support.runs import refused
 from tests.support.upstream import PHRASES, brought_config
 
 CONFIG = brought_config()
@@ -122,9 +123,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "tokenizer.json").read_text())
     document["post_processor"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(BadInputError, match="one end token") as refusal:
+    with refused("one end token", str(tmp_path / "tokenizer.json")):
         tokenizer_bytes(tmp_path / "tokenizer.json", CONFIG)
-    assert str(tmp_path / "tokenizer.json") in str(refusal.value)
 
 
 SPOILED: dict[str, Callable[[Path], object]] = {
@@ -134,7 +134,6 @@ SPOILED: dict[str, Callable[[Path], object]] = {
     "a map beyond its end": lambda path: made_model(path, charsmap=b"\x04\0\0\0" + b"\xff" * 9),
     "unknown beyond the vocabulary": lambda path: made_model(path, unk_id=1000),
     "empty": lambda path: path.write_bytes(b""),
-    "zeros": lambda path: path.write_bytes(b"\0" * 100),
     "a web page": lambda path: path.write_bytes(b"<!DOCTYPE html>"),
     "a length beyond the end": lambda path: path.write_bytes(b"\x0a\xff\xff\xff\xff\x0f"),
 }
@@ -143,6 +142,5 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("fault", SPOILED)
 def test_a_spoiled_model_is_refused_in_one_line(tmp_path: Path, fault: str) -> None:
     SPOILED[fault](tmp_path / "spiece.model")
-    with pytest.raises(BadInputError, match=r"tokenizer\.json") as refusal:
+    with refused("tokenizer.json"):
         open_tokenizer(tmp_path, 64, "longest")
-    assert "\n" not in str(refusal.value)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rsrefseg.checkpoints.model_file import load_model, load_tensors, save_model, save_tensors
-from rsrefseg.engines.errors import BadInputError
 from rsrefseg.model.model import build_model
+from tests.support.runs import refused
 from tests.support.small import small_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,32 +38,23 @@ def test_tensors_can_be_read_by_prefix(tmp_path: Path) -> None:
     assert load_tensors(tmp_path / "t.safetensors", prefix="a.").tensors.keys() == {"x"}
 
 
+CONFIG = {"config": small_config().to_dict()}
+
+
 @pytest.mark.parametrize(
-    ("tensors", "header", "told"),
+    ("tensors", "header", "fact"),
     [
-        ({"x": torch.ones(1)}, {"config": small_config().to_dict()}, "misses tensor"),
-        (None, {}, "part of a model"),
-        (None, {"config": {"preset": "small"}}, "configuration"),
-        (None, {"schema_version": 9}, "schema version 9"),
-        (None, {"format": "other"}, "rsrefseg convert"),
+        (None, CONFIG, "misses tensor"),
+        ({"extra": torch.ones(1)}, CONFIG, "extra"),
+        ({"siglip_text.head.bias": torch.ones(3)}, CONFIG, "siglip_text.head.bias' has shape (3,)"),
+        ({}, {}, "part of a model"),
+        ({}, {"config": {"preset": "small"}}, "configuration"),
+        ({}, {"schema_version": 9}, "schema version 9"),
+        ({}, {"format": "other"}, "rsrefseg convert"),
     ],
 )
-def test_what_is_no_model_file_is_refused(tmp_path: Path, tensors: Any, header: dict[str, Any], told: str) -> None:
-    path = tmp_path / "model.safetensors"
-    save_tensors(path, tensors or build_model(small_config()).state_dict(), header)
-    with pytest.raises(BadInputError) as refusal:
-        load_model(path)
-    assert told in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
-def test_a_surplus_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    model = build_model(small_config())
-    header = {"config": model.config.to_dict()}
-    save_tensors(path, model.state_dict() | {"extra": torch.ones(1)}, header)
-    with pytest.raises(BadInputError, match="extra"):
-        load_model(path)
-    save_tensors(path, model.state_dict() | {"siglip_text.head.bias": torch.ones(3)}, header)
-    with pytest.raises(BadInputError, match=r"siglip_text.head.bias.*\(3,\).*\(24,\)"):
-        load_model(path)
+def test_what_is_no_model_file_is_refused(tmp_path: Path, tensors: Any, header: dict[str, Any], fact: str) -> None:
+    state = {"x": torch.ones(1)} if tensors is None else build_model(small_config()).state_dict() | tensors
+    save_tensors(tmp_path / "model.safetensors", state, header)
+    with refused(fact):
+        load_model(tmp_path / "model.safetensors")
