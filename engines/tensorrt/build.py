@@ -92,7 +92,7 @@ def build_engine(
     except RSRefSegError as error:  # the engine is what took so long
         progress.say(f"the timings of this build are not kept: {error}")
     engine = load_engine(library, stage, data)
-    check_face(engine, record.contract, version)
+    _check_signature(engine, record.contract, version)
     layers = _inspect(engine, asking)
     heavy_layers, note = check_precision(stage, record.precision, layers, version)
     if note is not None:
@@ -113,7 +113,7 @@ def load_engine(library: Library, stage: Stage, data: bytes) -> "trt.ICudaEngine
     )
 
 
-def check_face(engine: "trt.ICudaEngine", contract: StageContract, version: str) -> None:
+def _check_signature(engine: "trt.ICudaEngine", contract: StageContract, version: str) -> None:
     """See that an engine takes and gives what its contract says.
 
     Raises:

@@ -149,7 +149,7 @@ class TensorRTEngine(Engine):
             raise MissingPartError(f"{reason}: build it with `rsrefseg build`")
         if lacking:
             built = ensure_engines(self._library, self.bundle, lacking)
-            engines |= {stage: stored for stage, (stored, _) in built.items()}
+            engines |= {stage: one.engine for stage, one in built.items()}
         return engines
 
     def _opened(self) -> Session:

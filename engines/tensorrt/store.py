@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -52,38 +51,37 @@ class Found(Struct, frozen=True):
     options: BuildOptions = BuildOptions()
 
 
-class StageBuild(Struct, frozen=True):
-    """What ``build`` did for a stage.
+class StageBuild(NamedTuple):
+    """What ``build`` did for a stage: its engine, and why it was built now; no reasons where it was not."""
 
-    Attributes:
-        stage: its name.
-        built: whether it was built now.
-        reasons: why; empty where the engine is current.
-        folder: of the engine.
-        size_bytes: of the engine.
-        build_seconds: how long the build took, then or now.
-        heavy_layers: precision of its layers that multiply, as the inspector reports it.
-    """
-
-    stage: Stage
-    built: bool
+    engine: StoredEngine
     reasons: tuple[str, ...]
-    folder: str
-    size_bytes: int
-    build_seconds: float
-    heavy_layers: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        record = self.engine.record
+        return {
+            "stage": record.fingerprint.parts["stage"],
+            "built": bool(self.reasons),
+            "reasons": list(self.reasons),
+            "folder": str(self.engine.folder),
+            "size_bytes": record.engine.size_bytes,
+            "build_seconds": record.build_seconds,
+            "heavy_layers": record.heavy_layers,
+        }
 
 
-class BuildReport(Struct, frozen=True):
+class BuildReport(NamedTuple):
     """What ``rsrefseg build`` did."""
 
     bundle: str
     platform: str
-    stages: tuple[StageBuild, ...]
+    stages: dict[Stage, StageBuild]
 
-    def as_dict(self) -> Any:
+    def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return msgspec.to_builtins(self)
+        stages = [build.as_dict() for build in self.stages.values()]
+        return {"bundle": self.bundle, "platform": self.platform, "stages": stages}
 
     def render(self) -> Any:
         """A table for a person."""
@@ -95,10 +93,10 @@ class BuildReport(Struct, frozen=True):
         table.add_column("MiB", justify="right")
         table.add_column("s", justify="right")
         table.add_column("layers that multiply")
-        for row in self.stages:
-            did = f"built: {'; '.join(row.reasons)}" if row.built else "current"
-            size = f"{row.size_bytes / 2**20:.1f}"
-            table.add_row(str(row.stage), did, size, f"{row.build_seconds:.1f}", row.heavy_layers)
+        for stage, (engine, reasons) in self.stages.items():
+            did, record = f"built: {'; '.join(reasons)}" if reasons else "current", engine.record
+            size, seconds = f"{record.engine.size_bytes / 2**20:.1f}", f"{record.build_seconds:.1f}"
+            table.add_row(stage, did, size, seconds, record.heavy_layers)
         return table
 
 
@@ -141,14 +139,8 @@ def build_bundle(
     BuildOptions(**asked)
     bundle = Bundle.open(path)
     library = Library()
-    rows = []
-    for stage, (stored, reasons) in ensure_engines(library, bundle, chosen, asked, force).items():
-        record = stored.record
-        took, heavy = record.build_seconds, record.heavy_layers
-        rows.append(
-            StageBuild(stage, bool(reasons), reasons, str(stored.folder), record.engine.size_bytes, took, heavy)
-        )
-    return BuildReport(str(bundle.root), str(library.platform), tuple(rows))
+    built = ensure_engines(library, bundle, chosen, asked, force)
+    return BuildReport(str(bundle.root), str(library.platform), built)
 
 
 def find_engine(bundle: Bundle, stage: Stage, platform: Platform, asked: dict[str, int] | None = None) -> Found:
@@ -184,11 +176,8 @@ def ensure_engines(
     stages: Sequence[Stage],
     asked: dict[str, int] | None = None,
     force: bool = False,
-) -> dict[Stage, tuple[StoredEngine, tuple[str, ...]]]:
+) -> dict[Stage, StageBuild]:
     """Build the engines that are missing or stale and say why; current ones stay as they are.
-
-    Returns:
-        The engine of each stage, and why it was built now; no reasons where it was not.
 
     Raises:
         RSRefSegError: as for ``build_bundle``. Engines that were built before stay.
@@ -207,7 +196,7 @@ def ensure_engines(
                     engine, reasons = None, (str(error).partition(": ")[0],)
             if engine is None:
                 engine = _build(library, bundle, stage, replace(found.options, **(asked or {})), reasons)
-            done[stage] = (engine, reasons)
+            done[stage] = StageBuild(engine, reasons)
     return done
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from msgspec import structs
 
 from rsrefseg.engines.backends import select_backend
-from rsrefseg.engines.bundle.bundle import Bundle, file_record
+from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import RSRefSegError
 from rsrefseg.engines.segmenter import Segmenter
@@ -25,7 +24,7 @@ from rsrefseg.engines.tensorrt.store import build_bundle
 from tests.support.commands import Ran, assert_refused, run_here
 from tests.support.doubles.cuda_double import DeviceFault, cudaError_t
 from tests.support.doubles.tensorrt_double import VERSIONS, State, doubled
-from tests.support.made_bundle import PHRASES, make_bundle
+from tests.support.made_bundle import PHRASES, change_stage, make_bundle
 
 # One call for each way in which TensorRT and CUDA report a failure.
 BUILDING = {
@@ -43,7 +42,6 @@ BUILDING = {
     "EngineInspector.get_engine_information": "could not tell the engine's layers",  # an empty text
 }
 RUNNING = {
-    "ICudaEngine.device_memory_size_v2": "needs 1,099,511,627,776 bytes for activations",
     "IExecutionContext.set_device_memory": "could not take its activation memory",
     "IExecutionContext.infer_shapes": "could not infer shapes without planted",
     "IExecutionContext.get_tensor_shape": "could not give 'image_embedding' as [1, 5, 4, 4], it gives [7]",
@@ -155,23 +153,11 @@ def test_a_fault_of_a_kernel_comes_to_light(trt: State, built: Path, monkeypatch
             segmenter.segment(np.zeros((40, 60, 3), np.uint8), PHRASES[:1])
 
 
-def spoiled(folder: Path, stage: Stage, precision: str, model: onnx.ModelProto | None = None) -> Path:
-    """The bundle with another graph or precision of one stage, its digests made to fit."""
-    bundle = Bundle.open(folder)
-    record = bundle.manifest.stages[stage]
-    path = folder / record.graph.name
-    if model is not None:
-        onnx.save(model, path)
-    changed = structs.replace(record, graph=file_record(path), precision=precision)
-    Bundle.write_manifest(folder, structs.replace(bundle.manifest, stages={**bundle.manifest.stages, stage: changed}))
-    return folder
-
-
 def test_every_error_of_the_parser_is_passed_on(trt: State, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = onnx.load(folder / "sam_decoder.onnx")
     for index, node in enumerate(model.graph.node[:2]):
         node.op_type, node.domain, node.name = f"Strange{index}", "somebody", f"decoder.block{index}/op"
-    spoiled(folder, Stage.SAM_DECODER, "fp32", model)
+    change_stage(folder, Stage.SAM_DECODER, model)
     ran = run_here(capsys, "build", "--bundle", folder)
     lines = ran.err.splitlines()
     for index in range(2):
@@ -187,7 +173,7 @@ def test_every_error_of_the_parser_is_passed_on(trt: State, folder: Path, capsys
 def test_an_engine_of_another_precision_is_refused_and_not_kept(
     folder: Path, cache: Path, version: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoiled(folder, Stage.SIGLIP_VISION, "fp16")  # the graph is FP32 all the same
+    change_stage(folder, Stage.SIGLIP_VISION, precision="fp16")  # the graph is FP32 all the same
     with doubled(version):
         ran = build(capsys, folder)
     assert_refused(ran, "stage 'siglip_vision': asked for in FP16", "1 FP32")

@@ -3,18 +3,15 @@
 import json
 import shutil
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from msgspec import structs
 
 from rsrefseg.engines.bundle.bundle import Bundle, file_record
 from rsrefseg.engines.bundle.contracts import Dim, Stage, stage_contracts
-from rsrefseg.engines.bundle.manifest import StageRecord
 from rsrefseg.engines.errors import BundleError, MissingPartError
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.tensorrt.engine import TensorRTEngine
@@ -22,7 +19,7 @@ from rsrefseg.engines.tensorrt.records import RECORD_NAME, stored_engines
 from rsrefseg.engines.tensorrt.store import BuildReport, build_bundle
 from tests.support.commands import assert_refused, run_here
 from tests.support.doubles.tensorrt_double import VERSIONS, State, doubled, files_below
-from tests.support.made_bundle import PHRASES
+from tests.support.made_bundle import PHRASES, change_stage
 
 VERSION = VERSIONS[0]
 NEW = dict.fromkeys(map(str, Stage), ("it has no engine yet",))
@@ -34,7 +31,7 @@ def engine_file(cache: Path, stage: Stage) -> Path:
 
 
 def reasons(report: BuildReport) -> dict[str, tuple[str, ...]]:
-    return {str(stage.stage): stage.reasons for stage in report.stages if stage.built}
+    return {str(stage): build.reasons for stage, build in report.stages.items() if build.reasons}
 
 
 def segment(bundle: Path) -> None:
@@ -42,20 +39,10 @@ def segment(bundle: Path) -> None:
         segmenter.segment(np.zeros((40, 60, 3), np.uint8), PHRASES[:1])
 
 
-def change(folder: Path, stage: Stage, edit: Callable[[StageRecord], StageRecord]) -> None:
-    """Write the bundle's manifest with another record of one stage."""
-    manifest = Bundle.open(folder).manifest
-    stages = {**manifest.stages, stage: edit(manifest.stages[stage])}
-    Bundle.write_manifest(folder, structs.replace(manifest, stages=stages))
-
-
-def other_graph(folder: Path, stage: Stage, producer: str = "somebody else") -> None:
-    """The bundle with other bytes of one graph."""
-    path = folder / f"{stage}.onnx"
-    model = onnx.load(path)
-    model.producer_name = producer
-    onnx.save(model, path)
-    change(folder, stage, lambda record: structs.replace(record, graph=file_record(path)))
+def other_graph(folder: Path, stage: Stage) -> None:
+    model = onnx.load(folder / f"{stage}.onnx")
+    model.producer_name = "somebody else"
+    change_stage(folder, stage, model)
 
 
 def test_current_engines_are_kept_and_the_bundle_is_not_touched(trt: State, folder: Path, cache: Path) -> None:
@@ -67,6 +54,8 @@ def test_current_engines_are_kept_and_the_bundle_is_not_touched(trt: State, fold
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.engine")} == before
     assert len(trt.built) == 5
     assert files_below(folder) == bundle
+    layers = engine_file(cache, Stage.SAM_DECODER).with_name("layers.json")
+    assert json.loads(layers.read_text())["Layers"]
     assert reasons(build_bundle(folder, "sam_decoder", force=True)) == {"sam_decoder": ("asked for with --force",)}
 
 
@@ -122,8 +111,8 @@ def test_a_changed_graph_contract_or_precision_builds_its_stage_again(trt: State
     bundle = Bundle.open(folder)
     fewer = stage_contracts(bundle.manifest.geometry, phrases=Dim("phrases", 1, 2, 8))[Stage.SIGLIP_TEXT]
     other_graph(folder, Stage.SAM_DECODER)
-    change(folder, Stage.SIGLIP_TEXT, lambda record: structs.replace(record, contract=fewer))
-    change(folder, Stage.ATTN_PROMPTER, lambda record: structs.replace(record, precision="fp16"))
+    change_stage(folder, Stage.SIGLIP_TEXT, contract=fewer)
+    change_stage(folder, Stage.ATTN_PROMPTER, precision="fp16")
     before = bundle.manifest.stages[Stage.SAM_DECODER].graph.sha256
     after = file_record(folder / "sam_decoder.onnx").sha256
     told = reasons(build_bundle(folder, "siglip_text,sam_decoder"))
