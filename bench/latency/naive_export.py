@@ -15,8 +15,7 @@ from rsrefseg.engines.engine import Tensors
 from rsrefseg.engines.errors import MissingPartError
 from rsrefseg.engines.onnxruntime.engine import FATAL, PROVIDERS, why_unavailable
 from rsrefseg.engines.onnxruntime.library import package
-from rsrefseg.engines.system.files import atomic_directory
-from rsrefseg.engines.tensorrt.secret import cache_folder
+from rsrefseg.engines.system.files import atomic_directory, cache_folder
 
 from .torch_runners import PublishedModel, restore_layer_norms
 

@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInputError, RSRefSegError
+from ..errors import BadInputError, MissingPartError, RSRefSegError
 
 _CHUNK_BYTES = 1 << 20
 _PARTIAL, _REPLACED = "partial", "replaced"
@@ -42,6 +42,46 @@ def unwritable(path: Path, error: OSError) -> RSRefSegError:
     if error.errno in _DISK_FULL:
         return RSRefSegError(f"no space left on the disk of '{path}': free some or choose another place")
     return BadInputError(f"cannot write '{path}': {error.strerror or error}; choose a place that can be written")
+
+
+def cache_folder() -> Path:
+    """Where this user keeps what belongs to this machine: ``$XDG_CACHE_HOME/rsrefseg`` or ``~/.cache/rsrefseg``.
+
+    Raises:
+        MissingPartError: this user has no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "rsrefseg"
+    except RuntimeError as error:
+        raise MissingPartError("this user has no home folder: set XDG_CACHE_HOME to one that can be written") from error
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder below ``cache_folder`` with mode 0700, unless it exists.
+
+    Raises:
+        MissingPartError: it cannot be made, or others can write it.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(path)
+    except OSError as error:
+        hint = "set XDG_CACHE_HOME to a folder that can be written"
+        raise MissingPartError(f"cannot write '{path}' ({error.strerror or error}): {hint}") from error
+    return path
+
+
+def check_private(path: Path) -> None:
+    """Refuse a folder for native code that others can write.
+
+    Raises:
+        MissingPartError: it belongs to somebody else, or its mode lets others write.
+        OSError: it cannot be examined.
+    """
+    state = path.stat()
+    if state.st_uid != os.getuid() or state.st_mode & 0o022:
+        raise MissingPartError(f"others can write '{path}': remove it, or set XDG_CACHE_HOME to a folder of your own")
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:

@@ -2,55 +2,26 @@
 
 import logging
 import threading
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, SupportsInt
 
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage, StageContract
-from ..errors import BadInputError, RSRefSegError
+from ..errors import RSRefSegError
 from ..system.progress import ProgressLine
 from .errors import Asking, host_bytes, parser_errors, unparsable
 from .inspect import check_precision
 from .library import Library
+from .records import BuildOptions
 from .timing import attach, keep
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-DEFAULT_WORKSPACE_MIB, DEFAULT_OPTIMIZATION_LEVEL = 4096, 3
 _LOG = logging.getLogger(__name__)
 _REPORT = "run `rsrefseg doctor`, close other programs on the GPU and build again"
-
-
-@dataclass(frozen=True, slots=True)
-class BuildOptions:
-    """What a user may choose.
-
-    Attributes:
-        workspace_mib: GPU memory a layer may use for scratch, MiB.
-        optimization_level: how long TensorRT searches for kernels, 0 (shortest) to 5.
-    """
-
-    workspace_mib: int = DEFAULT_WORKSPACE_MIB
-    optimization_level: int = DEFAULT_OPTIMIZATION_LEVEL
-
-    def __post_init__(self) -> None:
-        if self.workspace_mib < 1:
-            raise BadInputError(f"the workspace must be at least 1 MiB, got {self.workspace_mib}")
-        if not 0 <= self.optimization_level <= 5:
-            raise BadInputError(f"the optimisation level must be 0 to 5, got {self.optimization_level}")
-
-    def parts(self) -> dict[str, str]:
-        """By the names that lines for people use. Typing and TF32 are not a choice."""
-        return {"workspace MiB": str(self.workspace_mib), "optimisation level": str(self.optimization_level)}
-
-    @classmethod
-    def from_parts(cls, parts: Mapping[str, str]) -> "BuildOptions":
-        """Inverse of ``parts``; the default for an option that a later release calls otherwise."""
-        names = cls().parts() | dict(parts)
-        return cls(int(names["workspace MiB"]), int(names["optimisation level"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +31,13 @@ class BuiltEngine:
     Attributes:
         data: serialised.
         layers: the inspector's JSON.
-        precision: what that shows of the heavy layers.
+        heavy_layers: what that shows of the layers that multiply.
         activation_bytes: GPU memory one run needs besides weights, inputs and outputs.
     """
 
     data: bytes
     layers: str
-    precision: str
+    heavy_layers: str
     activation_bytes: int
 
 
@@ -117,16 +88,16 @@ def build_engine(
             raise
     data = host_bytes(plan)
     try:
-        keep(timings, config, library.platform, asking)
+        keep(timings, library.platform, asking)
     except RSRefSegError as error:  # the engine is what took so long
         progress.say(f"the timings of this build are not kept: {error}")
     engine = load_engine(library, stage, data)
-    check_face(engine, record.contract, version)
+    _check_signature(engine, record.contract, version)
     layers = _inspect(engine, asking)
-    precision, note = check_precision(stage, record.precision, layers, version)
+    heavy_layers, note = check_precision(stage, record.precision, layers, version)
     if note is not None:
         progress.say(note)
-    return BuiltEngine(data, layers, precision, int(engine.device_memory_size_v2))
+    return BuiltEngine(data, layers, heavy_layers, int(engine.device_memory_size_v2))
 
 
 def load_engine(library: Library, stage: Stage, data: bytes) -> "trt.ICudaEngine":
@@ -138,11 +109,11 @@ def load_engine(library: Library, stage: Stage, data: bytes) -> "trt.ICudaEngine
     asking = Asking(stage, library.words)
     runtime = asking.made(library.runtime, "start its runtime", _REPORT)
     return asking.made(
-        lambda: runtime.deserialize_cuda_engine(data), "load the engine", "build it anew: `rsrefseg build --force`"
+        lambda: runtime.deserialize_cuda_engine(data), "load the engine", "build it again: `rsrefseg build --force`"
     )
 
 
-def check_face(engine: "trt.ICudaEngine", contract: StageContract, version: str) -> None:
+def _check_signature(engine: "trt.ICudaEngine", contract: StageContract, version: str) -> None:
     """See that an engine takes and gives what its contract says.
 
     Raises:
@@ -200,21 +171,10 @@ def _add_profile(builder: "trt.Builder", config: "trt.IBuilderConfig", contract:
             trt.Dims([*spec.sized(**{dim.name: getattr(dim, bound) for dim in spec.dims})])
             for bound in ("min", "opt", "max")
         )
-        _set_shape(profile, spec.name, low, best, high, asking, f"take the shapes {spec.shape_text} of '{spec.name}'")
+        set_shape = partial(profile.set_shape, spec.name, low, best, high)
+        asking.done(set_shape, f"take the shapes {spec.shape_text} of '{spec.name}'", export_again)
     asking.agreed(lambda: bool(profile), "use the contract's shapes as a profile", export_again)
     asking.agreed(lambda: config.add_optimization_profile(profile) >= 0, "add the optimisation profile", export_again)
-
-
-def _set_shape(
-    profile: "trt.IOptimizationProfile",
-    name: str,
-    low: "trt.Dims",
-    best: "trt.Dims",
-    high: "trt.Dims",
-    asking: Asking,
-    what: str,
-) -> None:
-    asking.done(lambda: profile.set_shape(name, low, best, high), what, "export the bundle again")
 
 
 def _inspect(engine: "trt.ICudaEngine", asking: Asking) -> str:

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..bundle.contracts import Dim, StageContract
-from ..errors import RSRefSegError
-from .build import check_face, load_engine
+from .build import load_engine
 from .errors import Asking
 from .library import Library
 
-_AGAIN = "start again; if it stays so, build anew with `rsrefseg build --force`"
+_AGAIN = "start again; if it stays so, build again with `rsrefseg build --force`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +32,14 @@ class LoadedStage:
         stream: on which they run.
 
     Raises:
-        RSRefSegError: TensorRT does not take it, or it is not what its contract and record say.
+        RSRefSegError: TensorRT does not take it.
     """
 
     def __init__(self, library: Library, contract: StageContract, data: bytes, region: Region, stream: Any) -> None:
         self.contract, self.region, self.stream = contract, region, stream
         self.asking = Asking(contract.stage, library.words)
         self.engine = load_engine(library, contract.stage, data)
-        check_face(self.engine, contract, library.platform.tensorrt)
-        if (needed := int(self.engine.device_memory_size_v2)) > region.size_bytes:
-            raise RSRefSegError(
-                f"stage '{contract.stage}': its engine needs {needed:,} bytes for activations, more than when it was"
-                " built: build it anew with `rsrefseg build --force`"
-            )
-        self.own = self.context()
-
-    def context(self) -> "StageContext":
-        """One more execution context."""
-        return StageContext(self)
+        self.own = StageContext(self)
 
 
 class StageContext:
@@ -91,7 +81,8 @@ class StageContext:
         contract, context = self._contract, self._context
         for spec in contract.inputs:
             shape = spec.sized(**sizes)
-            self._agreed_on(spec.name, shape)
+            set_shape = partial(context.set_input_shape, spec.name, shape)
+            self._asking.agreed(set_shape, f"take '{spec.name}' as {list(shape)}", _AGAIN)
         missing = self._asking.made(context.infer_shapes, "infer the shapes of its tensors", _AGAIN)
         if missing:
             raise self._asking.refused(f"infer shapes without {', '.join(missing)}", _AGAIN)
@@ -101,7 +92,8 @@ class StageContext:
                 what = f"give '{spec.name}' as {list(spec.sized(**sizes))}, it gives {list(shape)}"
                 raise self._asking.refused(what, "export the bundle again")
         for spec in (*contract.inputs, *contract.outputs):
-            self._address(spec.name, addresses[spec.name])
+            set_address = partial(context.set_tensor_address, spec.name, addresses[spec.name])
+            self._asking.agreed(set_address, f"take an address for '{spec.name}'", _AGAIN)
 
     def enqueue(self) -> None:
         """Give one run to the stage's stream.
@@ -111,16 +103,6 @@ class StageContext:
         """
         stream = int(self._stream)
         self._asking.agreed(lambda: self._context.execute_async_v3(stream), "run", _AGAIN)
-
-    def _agreed_on(self, name: str, shape: tuple[int, ...]) -> None:
-        self._asking.agreed(
-            lambda: self._context.set_input_shape(name, shape), f"take '{name}' as {list(shape)}", _AGAIN
-        )
-
-    def _address(self, name: str, address: int) -> None:
-        self._asking.agreed(
-            lambda: self._context.set_tensor_address(name, address), f"take an address for '{name}'", _AGAIN
-        )
 
 
 def sizes_of(contract: StageContract, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from ..errors import MissingPartError, NotInstalledError, RSRefSegError
 
 _SUCCESS, _OUT_OF_MEMORY, _DRIVER_TOO_OLD, _NO_DEVICE = 0, 2, 35, 100
 _DRIVER_VERSION = Path("/sys/module/nvidia/version")
-_EXTRA = "pip install 'rsrefseg[tensorrt]'"
+EXTRA = "pip install 'rsrefseg[tensorrt]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,10 @@ class Cuda:
         self._ask(self._rt.cudaStreamDestroy(stream), "free a stream")
 
     def wait_for_stream(self, stream: Any, what: str) -> None:
-        """Wait on the host until a stream has done all it was given; ``what`` continues "could not"."""
+        """Wait on the host until a stream has done all it was given; ``what`` continues "could not".
+
+        Errors of kernels are reported here, whichever call gave them to the stream.
+        """
         self._ask(self._rt.cudaStreamSynchronize(stream), what)
 
     def make_event(self) -> Any:
@@ -191,10 +194,13 @@ def _import_runtime() -> Any:
 
             return cudart
         except ImportError:
-            missing = isinstance(error, ModuleNotFoundError)
-            problem = "is not installed" if missing else f"cannot be imported ({' '.join(str(error).split())})"
-            kind = NotInstalledError if missing else MissingPartError
-            raise kind(f"cuda-python {problem}: {_EXTRA}") from error
+            raise cannot_import("cuda-python", error, isinstance(error, ModuleNotFoundError)) from error
+
+
+def cannot_import(package: str, error: ImportError, missing: bool) -> MissingPartError:
+    """The error for a package of the extra ``tensorrt`` that is missing or broken."""
+    problem = "is not installed" if missing else f"cannot be imported ({' '.join(str(error).split())})"
+    return (NotInstalledError if missing else MissingPartError)(f"{package} {problem}: {EXTRA}")
 
 
 def _version(number: int) -> str:

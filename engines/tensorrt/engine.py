@@ -54,7 +54,7 @@ class TensorRTEngine(Engine):
         """TensorRT's version, the GPU, and the precision of the layers that multiply."""
         self.load(stage)
         platform = self._library.platform
-        return f"TensorRT {platform.tensorrt} on {platform.gpu.name}, {self._stored[stage].record.precision}"
+        return f"TensorRT {platform.tensorrt} on {platform.gpu.name}, {self._stored[stage].record.heavy_layers}"
 
     def _encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
         """Both image encoders at the same time; gives before they are done."""
@@ -108,20 +108,20 @@ class TensorRTEngine(Engine):
             (spec,) = session.contracts[Stage.SAM_DECODER].outputs
             shape = spec.sized(phrases=count)
             fetch = session.staging.download(spec.name, self._fixed[spec.name].address, shape, spec.dtype, session.main)
-            session.wait(session.main, "finish the encoders, prompter and decoder")
+            self._library.cuda.wait_for_stream(session.main, "finish the encoders, prompter and decoder")
             return fetch()
 
     def to_host(self, tensors: Tensors) -> Arrays:
         """Copies in host memory."""
         with self._lock, self._opened().settled():
-            session = self._opened()
+            session, cuda = self._opened(), self._library.cuda
             fetched = {}
             for name, tensor in tensors.items():
-                self._library.cuda.wait_in_stream(session.main, tensor.ready)
+                cuda.wait_in_stream(session.main, tensor.ready)
                 fetched[name] = session.staging.download(
                     f"kept {name}", tensor.address, tensor.shape, str(tensor.dtype), session.main
                 )
-            session.wait(session.main, "finish the encoders")
+            cuda.wait_for_stream(session.main, "finish the encoders")
             return {name: fetch() for name, fetch in fetched.items()}
 
     def close(self) -> None:
@@ -142,16 +142,14 @@ class TensorRTEngine(Engine):
         """The current engine of every stage, built where there is none."""
         platform = self._library.platform
         found = {stage: find_engine(self.bundle, stage, platform) for stage in Stage}
-        lacking = [stage for stage in Stage if found[stage].engine is None]
+        engines = {stage: one.engine for stage, one in found.items() if one.engine is not None}
+        lacking = [stage for stage in Stage if stage not in engines]
         if lacking and not build:
             reason = f"no TensorRT engine of {lacking[0]} for this machine ({found[lacking[0]].reasons[0]})"
             raise MissingPartError(f"{reason}: build it with `rsrefseg build`")
         if lacking:
-            ensure_engines(self._library, self.bundle, lacking)
-            found |= {stage: find_engine(self.bundle, stage, platform) for stage in lacking}
-        engines = {stage: one.engine for stage, one in found.items() if one.engine is not None}
-        if missing := [stage for stage in Stage if stage not in engines]:
-            raise RSRefSegError(f"the TensorRT engine of {missing[0]} was removed while it was opened: start again")
+            built = ensure_engines(self._library, self.bundle, lacking)
+            engines |= {stage: one.engine for stage, one in built.items()}
         return engines
 
     def _opened(self) -> Session:

@@ -7,14 +7,13 @@ from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..errors import MissingPartError, NotInstalledError
-from .cuda import Cuda, Gpu
+from ..errors import MissingPartError
+from .cuda import EXTRA, Cuda, Gpu, cannot_import
 from .errors import Words
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-_EXTRA = "pip install 'rsrefseg[tensorrt]'"
 # The oldest that is built for: what JetPack 6 brings.
 _OLDEST = (10, 3)
 _LOG = logging.getLogger(__name__)
@@ -59,14 +58,12 @@ class Library:
             import tensorrt
         except ImportError as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == "tensorrt"
-            problem = "is not installed" if missing else f"cannot be imported ({' '.join(str(error).split())})"
-            kind = NotInstalledError if missing else MissingPartError
-            raise kind(f"tensorrt {problem}: {_EXTRA}") from error
+            raise cannot_import("tensorrt", error, missing) from error
         version = str(getattr(tensorrt, "__version__", "unknown"))
         numbers = re.match(r"(\d+)\.(\d+)", version)
         if numbers is None or (int(numbers[1]), int(numbers[2])) < _OLDEST:
             oldest = ".".join(map(str, _OLDEST))
-            raise MissingPartError(f"TensorRT {version} is too old, {oldest} is needed: {_EXTRA}")
+            raise MissingPartError(f"TensorRT {version} is too old, {oldest} is needed: {EXTRA}")
         self.cuda = Cuda()
         self.platform = Platform(version, self.cuda.gpu)
         self.logger, self.words = _logger(tensorrt)

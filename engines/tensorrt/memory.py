@@ -48,9 +48,7 @@ class DeviceTensor:
             RSRefSegError: the engine that made it was closed.
         """
         if self._pool.closed:
-            raise RSRefSegError(
-                "these features were freed when their engine was closed: encode picture and phrase again"
-            )
+            raise RSRefSegError("these features were freed when their engine was closed: encode image and phrase again")
         return self._block.address
 
     @property
@@ -98,14 +96,14 @@ class DevicePool:
             if not self.closed:
                 self._spare.setdefault(block.size_bytes, []).append(block)
 
-    def close(self, free: Callable[[Callable[[], None]], None]) -> None:
+    def close(self, free: Callable[..., None]) -> None:
         """Free everything by way of ``free``; tensors that are still held become unusable."""
         with self._lock:
             self.closed = True
             self._spare.clear()
         for block in self._blocks:
-            free(lambda block=block: self.cuda.free(block.address))  # type: ignore[misc]
-            free(lambda block=block: self.cuda.free_event(block.ready))  # type: ignore[misc]
+            free(self.cuda.free, block.address)
+            free(self.cuda.free_event, block.ready)
         self._blocks.clear()
 
 
@@ -144,11 +142,11 @@ class Staging:
         self._cuda.record(piece.used, stream)
         return lambda: piece.view[:size].view(dtype).reshape(shape).copy()
 
-    def close(self, free: Callable[[Callable[[], None]], None]) -> None:
+    def close(self, free: Callable[..., None]) -> None:
         """Free everything by way of ``free``."""
         for piece in self._pieces.values():
-            free(lambda piece=piece: self._cuda.free_pinned(piece.address))  # type: ignore[misc]
-            free(lambda piece=piece: self._cuda.free_event(piece.used))  # type: ignore[misc]
+            free(self._cuda.free_pinned, piece.address)
+            free(self._cuda.free_event, piece.used)
         self._pieces.clear()
 
     def _piece(self, name: str, size_bytes: int) -> _Pinned:

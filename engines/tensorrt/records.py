@@ -1,243 +1,203 @@
-"""Engines on disk: ``engines/<fingerprint>/`` of a bundle, each with a record that says what it was built from and for.
+"""Engines on disk: ``engines/<fingerprint>/`` of the user's cache folder, each with a record of what it was built from.
 
-An engine file is native code, so that loading one from elsewhere is running it. Three things must hold before one is:
-
-- Its record carries a seal, an HMAC under a secret that lies in this user's cache folder, ``~/.cache/rsrefseg`` (or
-  ``$XDG_CACHE_HOME/rsrefseg``), readable by nobody else. "Made on this machine" means: made by somebody who could read
-  that secret. It never goes into a bundle, so a bundle that was copied here, its record forged or not, brings engines
-  that are built anew.
-- The record's fingerprint is the one of now: the digests of the graph's files, TensorRT's version, the GPU, its driver
-  and the build options.
-- The bytes that are handed to TensorRT have the digest that the record gives.
+An engine file is native code: to load it is to run it. So engines never lie in a bundle, but in a folder that only
+this user can write. An engine is loaded if its record's fingerprint is the current one and its bytes have the digest
+that the record gives.
 """
 
 import hashlib
-import hmac
 import json
-from collections.abc import Iterator, Mapping
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from msgspec import Struct
 
-from ..bundle.bundle import Bundle, file_record
+from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
-from ..bundle.manifest import FileRecord, read_record
-from ..errors import BadInputError, BundleError, RSRefSegError
-from ..system import files
-from ..system.files import atomic_directory, atomic_write_json, unwritable
-from .secret import machine_secret
+from ..bundle.manifest import FileRecord
+from ..errors import BadInputError, BundleError
+from ..system.files import atomic_directory, cache_folder, check_private, clear_leftovers
+from .library import Platform
 
-ENGINES_FOLDER = "engines"
 RECORD_NAME = "record.json"
-_SCHEMA_VERSION = 1
-# To be raised with any change of how engines are built, e.g. of flags that are no option.
+DEFAULT_WORKSPACE_MIB, DEFAULT_OPTIMIZATION_LEVEL = 4096, 3
+# Raise it with any change of how engines are built that is not an option, such as a builder flag.
 _RECIPE = "1"
-_SEAL, _OPTION = "seal", "option "
+_GPU_PARTS = ("GPU", "compute capability", "multiprocessors")
 _BUILD_AGAIN = "build it again with `rsrefseg build`"
+_LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What an engine depends on, as named texts: its stage, contract, graph files, platform and options."""
+class BuildOptions(Struct, frozen=True):
+    """What a user may choose. Typing and TF32 are not a choice.
 
-    parts: Mapping[str, str]
+    Attributes:
+        workspace_mib: GPU memory a layer may use for scratch, MiB.
+        optimization_level: how long TensorRT searches for kernels, 0 (shortest) to 5.
+    """
+
+    workspace_mib: int = DEFAULT_WORKSPACE_MIB
+    optimization_level: int = DEFAULT_OPTIMIZATION_LEVEL
+
+    def __post_init__(self) -> None:
+        if self.workspace_mib < 1:
+            raise BadInputError(f"the workspace must be at least 1 MiB, got {self.workspace_mib}")
+        if not 0 <= self.optimization_level <= 5:
+            raise BadInputError(f"the optimisation level must be 0 to 5, got {self.optimization_level}")
+
+
+class Fingerprint(Struct, frozen=True):
+    """What an engine depends on: stage, contract, graph files and platform as named texts, and the build options."""
+
+    parts: dict[str, str]
+    options: BuildOptions
 
     @classmethod
-    def of(cls, bundle: Bundle, stage: Stage, platform: Mapping[str, str], options: Mapping[str, str]) -> "Fingerprint":
-        """The fingerprint that an engine of a stage must have now."""
+    def of(cls, bundle: Bundle, stage: Stage, platform: Platform, options: BuildOptions) -> "Fingerprint":
+        """The fingerprint of an engine that is current."""
         record = bundle.manifest.stages[stage]
         graphs = {f"graph file {file.name}": file.sha256 for file in (record.graph, *record.data)}
-        contract = hashlib.sha256(_canonical(msgspec.to_builtins(record.contract))).hexdigest()
+        contract = _digest(record.contract)
         fixed = {"stage": str(stage), "precision": record.precision, "contract": contract, "build recipe": _RECIPE}
-        return cls({**fixed, **graphs, **platform}).with_options(options)
+        return cls({**fixed, **graphs, **platform.parts()}, options)
 
     @property
     def digest(self) -> str:
         """32 hex digits; the name of the folder."""
-        return hashlib.sha256(_canonical(dict(self.parts))).hexdigest()[:32]
+        return _digest(self)[:32]
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """What ``other`` has otherwise, one text each: ``driver CUDA 12.4 -> CUDA 13.0``."""
-        names = dict.fromkeys((*self.parts, *other.parts))
-        changed = [name for name in names if self.parts.get(name) != other.parts.get(name)]
-        return [f"{name} {_short(self.parts.get(name))} -> {_short(other.parts.get(name))}" for name in changed]
+        """What differs in ``other``, one text each: ``driver CUDA 12.4 -> CUDA 13.0``."""
+        mine, theirs = self._texts(), other._texts()
+        changed = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+        return [f"{name} {_short(mine.get(name))} -> {_short(theirs.get(name))}" for name in changed]
 
-    @property
-    def options(self) -> dict[str, str]:
-        """The build options."""
-        return {name[len(_OPTION) :]: text for name, text in self.parts.items() if name.startswith(_OPTION)}
-
-    def with_options(self, options: Mapping[str, str]) -> "Fingerprint":
-        """The same with other options."""
-        kept = {name: text for name, text in self.parts.items() if not name.startswith(_OPTION)}
-        return Fingerprint(kept | {_OPTION + name: text for name, text in options.items()})
+    def _texts(self) -> dict[str, str]:
+        return self.parts | {
+            "option workspace MiB": str(self.options.workspace_mib),
+            "option optimisation level": str(self.options.optimization_level),
+        }
 
 
-@dataclass(frozen=True, slots=True)
-class EngineRecord:
+class EngineRecord(Struct, frozen=True):
     """What is known of a built engine.
 
     Attributes:
         fingerprint: what it was built from and for.
-        files: engine and inspector's JSON.
-        precision: what the inspector showed.
+        bundle: path of the bundle it was built for.
+        engine: its file.
+        heavy_layers: precision of the layers that multiply, as the engine inspector reports it.
         activation_bytes: GPU memory one run needs besides weights, inputs and outputs.
         built_at: UTC, ISO 8601.
-        build_seconds: how long it took.
+        build_seconds: how long the build took.
     """
 
     fingerprint: Fingerprint
-    files: tuple[FileRecord, ...]
-    precision: str
+    bundle: str
+    engine: FileRecord
+    heavy_layers: str
     activation_bytes: int
     built_at: str
     build_seconds: float
 
-    @property
-    def stage(self) -> Stage:
-        """Of which stage it is."""
-        return Stage(self.fingerprint.parts["stage"])
+    def precedes(self, wanted: Fingerprint, bundle: Bundle) -> bool:
+        """Whether this is an earlier engine of the same stage, for the same bundle or the same graph files."""
+        mine, theirs = self.fingerprint.parts, wanted.parts
+        if mine.get("stage") != theirs["stage"]:
+            return False
+        graphs = [{name: text for name, text in parts.items() if "graph file" in name} for parts in (mine, theirs)]
+        return self.bundle == bundle_path(bundle) or graphs[0] == graphs[1]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        values["fingerprint"] = dict(self.fingerprint.parts)
-        values["files"] = msgspec.to_builtins(self.files)
-        return {"schema_version": _SCHEMA_VERSION, **values}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "EngineRecord":
-        """Inverse of ``to_json``; raises ``KeyError``, ``TypeError`` or ``ValueError`` where it is none."""
-        if value["schema_version"] != _SCHEMA_VERSION:
-            raise ValueError(f"schema version {value['schema_version']!r}")
-        parts = {str(name): str(text) for name, text in value["fingerprint"].items()}
-        record = cls(
-            fingerprint=Fingerprint(parts),
-            files=read_record(value["files"], tuple[FileRecord, ...], RECORD_NAME, "$.files"),
-            precision=str(value["precision"]),
-            activation_bytes=int(value["activation_bytes"]),
-            built_at=str(value["built_at"]),
-            build_seconds=float(value["build_seconds"]),
-        )
-        _ = record.stage
-        return record
+    def same_gpu(self, other: "EngineRecord") -> bool:
+        """Whether both were built for the same model of GPU."""
+        mine, theirs = self.fingerprint.parts, other.fingerprint.parts
+        return all(mine.get(name) == theirs.get(name) for name in _GPU_PARTS)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredEngine:
-    """An engine that lies in a bundle with a record whose seal holds."""
+    """An engine in the cache folder."""
 
     folder: Path
     record: EngineRecord
 
     def read(self) -> bytes:
-        """The engine's bytes, once they are known to be those that were built.
+        """The engine's bytes, once their digest is verified.
 
         Raises:
-            BundleError: a file is missing or changed; the line names it.
+            BundleError: the file is missing or changed; the line names it.
         """
-        data = {file.name: self._read(file) for file in self.record.files}
-        return data[engine_name(self.record.stage)]
-
-    def _read(self, file: FileRecord) -> bytes:
-        path = self.folder / file.name
+        path = self.folder / self.record.engine.name
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             raise BundleError(f"'{path}' is missing: {_BUILD_AGAIN}") from None
         except OSError as error:
             raise BundleError(f"cannot read '{path}': {error.strerror or error}") from error
-        if hashlib.sha256(data).hexdigest() != file.sha256:
+        if hashlib.sha256(data).hexdigest() != self.record.engine.sha256:
             raise BundleError(f"'{path}' was changed after it was built: {_BUILD_AGAIN}")
         return data
 
 
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """A folder of engines that cannot be trusted or read, and why."""
-
-    folder: Path
-    reason: str
+def bundle_path(bundle: Bundle) -> str:
+    """The absolute path of a bundle, as it stands in records."""
+    return str(bundle.root.resolve())
 
 
-def engine_name(stage: Stage) -> str:
-    """File name of an engine."""
-    return f"{stage}.engine"
+def engines_folder() -> Path:
+    """Where this user's engines lie."""
+    return cache_folder() / "engines"
 
 
-def layers_name(stage: Stage) -> str:
-    """File name of what the engine inspector told."""
-    return f"{stage}.layers.json"
+def stored_engines() -> list[StoredEngine]:
+    """All engines of this user, newest first. One whose record cannot be read is skipped.
 
-
-def stored_engines(bundle: Bundle) -> Iterator[StoredEngine | Unusable]:
-    """Everything under the bundle's ``engines/``, by name of its folder."""
-    root = bundle.root / ENGINES_FOLDER
+    Raises:
+        MissingPartError: others can write the folder.
+        BundleError: it cannot be read.
+    """
+    root, found = engines_folder(), []
     try:
-        files.clear_leftovers(root)
-        folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return
+        check_private(root)
+        clear_leftovers(root)
+        folders = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise BundleError(f"cannot read '{root}': {error.strerror or error}") from error
-    secret = machine_secret() if folders else b""
     for folder in folders:
         try:
-            yield StoredEngine(folder, _unsealed((folder / RECORD_NAME).read_bytes(), secret))
-        except OSError as error:
-            yield Unusable(folder, f"its {RECORD_NAME} cannot be read ({error.strerror or error})")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RSRefSegError):
-            yield Unusable(folder, f"its {RECORD_NAME} was not made on this machine, or was changed")
+            record = msgspec.json.decode((folder / RECORD_NAME).read_bytes(), type=EngineRecord)
+            found.append(StoredEngine(folder, record))
+        except (OSError, ValueError, RecursionError, BadInputError) as error:
+            _LOG.debug("'%s' is skipped: %s", folder, error)
+    return sorted(found, key=lambda stored: stored.record.built_at, reverse=True)
 
 
-def clear_leftovers(bundle: Bundle) -> None:
-    """Remove what builds that were killed left under ``engines/``. Living ones are not touched."""
-    files.clear_leftovers(bundle.root / ENGINES_FOLDER)
-
-
-def store_engine(bundle: Bundle, engine: bytes, layers: str, describe: Mapping[str, Any]) -> StoredEngine:
+def store_engine(record: EngineRecord, engine: bytes, layers: str) -> StoredEngine:
     """Write an engine with its record, whole or not at all; replaces one of the same fingerprint.
 
     Args:
-        bundle: into whose ``engines/``.
+        record: what is known of it.
         engine: the serialised engine.
-        layers: the inspector's JSON.
-        describe: the fields of ``EngineRecord`` but ``files``.
+        layers: the inspector's JSON, kept beside it for people.
 
     Raises:
-        RSRefSegError: the disk is full or the bundle's folder cannot be written.
+        RSRefSegError: the disk is full or the cache folder cannot be written.
     """
-    fingerprint: Fingerprint = describe["fingerprint"]
-    stage = Stage(fingerprint.parts["stage"])
-    target = bundle.root / ENGINES_FOLDER / fingerprint.digest
+    target = engines_folder() / record.fingerprint.digest
     with atomic_directory(target) as folder:
-        names = {engine_name(stage): engine, layers_name(stage): layers.encode()}
-        for name, data in names.items():
-            try:
-                (folder / name).write_bytes(data)
-            except OSError as error:
-                raise unwritable(target / name, error) from error
-        record = EngineRecord(files=tuple(file_record(folder / name) for name in names), **describe)
-        atomic_write_json(folder / RECORD_NAME, _sealed(record.to_json(), machine_secret()))
+        (folder / record.engine.name).write_bytes(engine)
+        (folder / "layers.json").write_text(layers, encoding="utf-8")
+        (folder / RECORD_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
     return StoredEngine(target, record)
 
 
-def _sealed(document: dict[str, Any], secret: bytes) -> dict[str, Any]:
-    return {**document, _SEAL: hmac.new(secret, _canonical(document), hashlib.sha256).hexdigest()}
-
-
-def _unsealed(data: bytes, secret: bytes) -> EngineRecord:
-    document = json.loads(data)
-    seal = document.pop(_SEAL)
-    if not hmac.compare_digest(_sealed(document, secret)[_SEAL], str(seal)):
-        raise BadInputError("the seal does not hold")
-    return EngineRecord.from_json(document)
-
-
-def _canonical(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+def _digest(record: Struct) -> str:
+    plain = msgspec.to_builtins(record)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _short(text: str | None) -> str:

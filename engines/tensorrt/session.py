@@ -86,12 +86,8 @@ class Session:
                 )
                 for spec in contract.outputs
             }
-            self.wait(stream, f"finish stage '{stage}'")
+            self.cuda.wait_for_stream(stream, f"finish stage '{stage}'")
             return {name: fetch() for name, fetch in fetched.items()}
-
-    def wait(self, stream: Any, what: str) -> None:
-        """Wait for a stream. Errors of kernels come to light here, whichever call gave them to it."""
-        self.cuda.wait_for_stream(stream, what)
 
     @contextmanager
     def settled(self) -> Iterator[None]:
@@ -99,27 +95,27 @@ class Session:
         try:
             yield
         except BaseException:
-            self._quietly(lambda: self.cuda.wait_for_stream(self.side, "settle"))
-            self._quietly(lambda: self.cuda.wait_for_stream(self.main, "settle"))
+            for stream in (self.side, self.main):
+                self._quietly(self.cuda.wait_for_stream, stream, "settle")
             raise
 
     def close(self, graphs: Sequence[Any] = (), events: Sequence[Any] = ()) -> None:
         """Free everything. What CUDA says of it is logged: the error that matters was raised before."""
         for stream in (self.side, self.main):
-            self._quietly(lambda stream=stream: self.cuda.wait_for_stream(stream, "finish"))  # type: ignore[misc]
+            self._quietly(self.cuda.wait_for_stream, stream, "finish")
         for graph in graphs:
-            self._quietly(lambda graph=graph: self.cuda.free_graph(graph))  # type: ignore[misc]
+            self._quietly(self.cuda.free_graph, graph)
         for event in events:
-            self._quietly(lambda event=event: self.cuda.free_event(event))  # type: ignore[misc]
+            self._quietly(self.cuda.free_event, event)
         self._stages.clear()
         self.pool.close(self._quietly)
         self.staging.close(self._quietly)
-        self._quietly(lambda: self.cuda.free(self._activations))
+        self._quietly(self.cuda.free, self._activations)
         for stream in (self.side, self.main):
-            self._quietly(lambda stream=stream: self.cuda.free_stream(stream))  # type: ignore[misc]
+            self._quietly(self.cuda.free_stream, stream)
 
-    def _quietly(self, do: Callable[[], None]) -> None:
+    def _quietly(self, do: Callable[..., None], *arguments: Any) -> None:
         try:
-            do()
+            do(*arguments)
         except RSRefSegError as error:
             _LOG.warning("%s", error)

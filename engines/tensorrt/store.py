@@ -1,115 +1,102 @@
-"""Which engine of a bundle may be used here and now, and the building of those that are missing or stale."""
+"""Which engine of a bundle is current on this machine, and the build of those that are missing or stale."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
+from ..bundle.manifest import FileRecord
 from ..errors import BadInputError, BundleError, MissingPartError
-from ..system.files import unwritable
+from ..system.files import private_folder, unwritable
 from ..system.progress import ProgressLine
-from .build import BuildOptions, build_engine
+from .build import build_engine
 from .library import Library, Platform
 from .records import (
-    ENGINES_FOLDER,
+    BuildOptions,
+    EngineRecord,
     Fingerprint,
     StoredEngine,
-    clear_leftovers,
-    engine_name,
+    bundle_path,
+    engines_folder,
     store_engine,
     stored_engines,
 )
-from .secret import machine_secret
+from .timing import timing_cache_path
 
 _NO_ENGINE = "it has no engine yet"
 _MAX_OPSET = 20  # of TensorRT 10.3, and with it of the table that exported graphs are held against
-_LOCK_NAME = ".build.lock"
-_GPU_PARTS = ("GPU", "compute capability", "multiprocessors")
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a bundle has for a stage.
+class Found(Struct, frozen=True):
+    """What there is for a stage.
 
     Attributes:
-        engine: one that may be used now; ``None`` where there is none.
+        engine: the current one; ``None`` where there is none.
         reasons: why there is none, one text each.
-        options: those of the engine, or of the stale one nearest to it; ``None`` where there was never one.
+        options: those of the engine, or of the stale one nearest to it; the defaults where there was never one.
     """
 
     engine: StoredEngine | None
     reasons: tuple[str, ...] = ()
-    options: BuildOptions | None = None
+    options: BuildOptions = BuildOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class StageBuild:
-    """What ``build`` did for a stage.
+class StageBuild(NamedTuple):
+    """What ``build`` did for a stage: its engine, and why it was built now; no reasons where it was not."""
 
-    Attributes:
-        stage: which.
-        reasons: why it was built; empty where the engine that was there is current.
-        folder: of the engine.
-        size_bytes: of the engine.
-        build_seconds: how long building took, then or now.
-        precision: what the inspector showed of its heavy layers.
-    """
-
-    stage: Stage
+    engine: StoredEngine
     reasons: tuple[str, ...]
-    folder: Path
-    size_bytes: int
-    build_seconds: float
-    precision: str
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
+        record = self.engine.record
         return {
-            "stage": str(self.stage),
+            "stage": record.fingerprint.parts["stage"],
             "built": bool(self.reasons),
             "reasons": list(self.reasons),
-            "folder": str(self.folder),
-            "size_bytes": self.size_bytes,
-            "build_seconds": self.build_seconds,
-            "heavy_layers": self.precision,
+            "folder": str(self.engine.folder),
+            "size_bytes": record.engine.size_bytes,
+            "build_seconds": record.build_seconds,
+            "heavy_layers": record.heavy_layers,
         }
 
 
-@dataclass(frozen=True, slots=True)
-class BuildReport:
+class BuildReport(NamedTuple):
     """What ``rsrefseg build`` did."""
 
     bundle: str
     platform: str
-    stages: tuple[StageBuild, ...]
+    stages: dict[Stage, StageBuild]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {
-            "bundle": self.bundle,
-            "platform": self.platform,
-            "stages": [stage.as_dict() for stage in self.stages],
-        }
+        stages = [build.as_dict() for build in self.stages.values()]
+        return {"bundle": self.bundle, "platform": self.platform, "stages": stages}
 
     def render(self) -> Any:
         """A table for a person."""
         from rich.table import Table
 
         table = Table(title=f"{self.bundle} for {self.platform}", title_justify="left")
-        for column, justify in {"stage": "left", "": "left", "MiB": "right", "s": "right"}.items():
-            table.add_column(column, justify="right" if justify == "right" else "left")
+        table.add_column("stage")
+        table.add_column()
+        table.add_column("MiB", justify="right")
+        table.add_column("s", justify="right")
         table.add_column("layers that multiply")
-        for row in self.stages:
-            did = f"built: {'; '.join(row.reasons)}" if row.reasons else "current"
-            size = f"{row.size_bytes / 2**20:.1f}"
-            table.add_row(str(row.stage), did, size, f"{row.build_seconds:.1f}", row.precision)
+        for stage, (engine, reasons) in self.stages.items():
+            did, record = f"built: {'; '.join(reasons)}" if reasons else "current", engine.record
+            size, seconds = f"{record.engine.size_bytes / 2**20:.1f}", f"{record.build_seconds:.1f}"
+            table.add_row(stage, did, size, seconds, record.heavy_layers)
         return table
 
 
@@ -137,13 +124,13 @@ def build_bundle(
     Args:
         path: the bundle; default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
         stages: comma-separated; all by default.
-        workspace_mib: as for ``BuildOptions``; default is what the engine before was built with.
+        workspace_mib: as for ``BuildOptions``; default is that of the engine before.
         optimization_level: the same.
-        force: build anew what is current as well.
+        force: build current engines again as well.
 
     Raises:
         BundleError: the bundle is not whole, or TensorRT cannot parse a graph.
-        MissingPartError: TensorRT, CUDA or a GPU is missing.
+        MissingPartError: TensorRT, CUDA, a GPU or a cache folder is missing.
         RSRefSegError: TensorRT cannot build an engine, or it cannot be written.
     """
     chosen = parse_stages(stages)
@@ -153,14 +140,14 @@ def build_bundle(
     bundle = Bundle.open(path)
     library = Library()
     built = ensure_engines(library, bundle, chosen, asked, force)
-    return BuildReport(str(bundle.root), str(library.platform), tuple(built))
+    return BuildReport(str(bundle.root), str(library.platform), built)
 
 
 def find_engine(bundle: Bundle, stage: Stage, platform: Platform, asked: dict[str, int] | None = None) -> Found:
-    """The engine of a stage that was built here, from this graph, for this platform; the newest of several.
+    """The engine of a stage that was built from this graph for this platform; the newest of several.
 
     Args:
-        bundle: where to look.
+        bundle: whose stage it is.
         stage: which.
         platform: this machine's.
         asked: options it must have; any will do where there are none.
@@ -172,28 +159,15 @@ def find_engine(bundle: Bundle, stage: Stage, platform: Platform, asked: dict[st
         raise MissingPartError(
             f"TensorRT does not read opset {opset} of '{stage}': export the bundle again without --opset {opset}"
         )
-    stale: list[StoredEngine] = []
-    current: list[StoredEngine] = []
-    refused: list[str] = []
-    for stored in stored_engines(bundle):
-        if not isinstance(stored, StoredEngine):
-            if (stored.folder / engine_name(stage)).exists():
-                refused.append(f"'{stored.folder}' is not used: {stored.reason}")
-        elif stored.record.stage is stage:
-            wanted = _wanted(bundle, stage, platform, _options(stored, asked))
-            (current if stored.record.fingerprint == wanted else stale).append(stored)
-    if current:
-        newest = max(current, key=lambda stored: stored.record.built_at)
-        return Found(newest, options=_options(newest, None))
-    if not stale:
-        return Found(None, tuple(refused) or (_NO_ENGINE,))
-
-    def differences(stored: StoredEngine) -> list[str]:
-        wanted = _wanted(bundle, stage, platform, _options(stored, asked))
-        return stored.record.fingerprint.differences(wanted)
-
-    nearest = min(reversed(stale), key=lambda stored: len(differences(stored)))
-    return Found(None, (*differences(nearest), *refused), _options(nearest, None))
+    stale: list[Found] = []
+    for stored in stored_engines():
+        found = stored.record.fingerprint
+        wanted = Fingerprint.of(bundle, stage, platform, replace(found.options, **(asked or {})))
+        if found == wanted:
+            return Found(stored, options=found.options)
+        if stored.record.precedes(wanted, bundle):
+            stale.append(Found(None, tuple(found.differences(wanted)), found.options))
+    return min(stale, key=lambda one: len(one.reasons), default=Found(None, (_NO_ENGINE,)))
 
 
 def ensure_engines(
@@ -202,16 +176,14 @@ def ensure_engines(
     stages: Sequence[Stage],
     asked: dict[str, int] | None = None,
     force: bool = False,
-) -> list[StageBuild]:
-    """Build the engines that are missing or stale and say why; those that are current stay as they are.
+) -> dict[Stage, StageBuild]:
+    """Build the engines that are missing or stale and say why; current ones stay as they are.
 
     Raises:
-        RSRefSegError: as for ``build_bundle``. Engines that were done before stay.
+        RSRefSegError: as for ``build_bundle``. Engines that were built before stay.
     """
-    done: list[StageBuild] = []
-    machine_secret()  # before the long part
-    with _alone(bundle, ProgressLine("building").say):
-        clear_leftovers(bundle)
+    done = {}
+    with _alone(library.platform, ProgressLine("building").say):
         for stage in stages:
             found = find_engine(bundle, stage, library.platform, asked)
             engine, reasons = found.engine, found.reasons
@@ -223,10 +195,8 @@ def ensure_engines(
                 except BundleError as error:
                     engine, reasons = None, (str(error).partition(": ")[0],)
             if engine is None:
-                engine = _build(library, bundle, stage, _merged(found.options, asked), reasons)
-            else:
-                reasons = ()
-            done.append(_row(stage, reasons, engine))
+                engine = _build(library, bundle, stage, replace(found.options, **(asked or {})), reasons)
+            done[stage] = StageBuild(engine, reasons)
     return done
 
 
@@ -239,73 +209,42 @@ def _build(
         built = build_engine(library, bundle, stage, options, progress)
         seconds = time.perf_counter() - start
         progress.say(f"built {stage} in {seconds:.1f} s")
-    stored = store_engine(
-        bundle,
-        built.data,
-        built.layers,
-        {
-            "fingerprint": _wanted(bundle, stage, library.platform, options),
-            "precision": built.precision,
-            "activation_bytes": built.activation_bytes,
-            "built_at": datetime.now(timezone.utc).isoformat(timespec="microseconds"),  # noqa: UP017 - Python 3.10
-            "build_seconds": round(seconds, 3),
-        },
+    record = EngineRecord(
+        fingerprint=Fingerprint.of(bundle, stage, library.platform, options),
+        bundle=bundle_path(bundle),
+        engine=FileRecord(f"{stage}.engine", hashlib.sha256(built.data).hexdigest(), len(built.data)),
+        heavy_layers=built.heavy_layers,
+        activation_bytes=built.activation_bytes,
+        built_at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),  # noqa: UP017 - Python 3.10
+        build_seconds=round(seconds, 3),
     )
-    _remove_superseded(bundle, stored)
+    stored = store_engine(record, built.data, built.layers)
+    for other in stored_engines():  # engines are large: those that this one supersedes go
+        before = other.record
+        if other.folder != stored.folder and before.precedes(record.fingerprint, bundle) and before.same_gpu(record):
+            shutil.rmtree(other.folder, ignore_errors=True)
     return stored
 
 
-def _remove_superseded(bundle: Bundle, newest: StoredEngine) -> None:
-    """Remove engines of the same stage that this user built before for the same GPU; engines are large."""
-    parts = newest.record.fingerprint.parts
-    for stored in stored_engines(bundle):
-        if not isinstance(stored, StoredEngine) or stored.folder == newest.folder:
-            continue
-        theirs = stored.record.fingerprint.parts
-        if all(theirs.get(name) == parts.get(name) for name in ("stage", *_GPU_PARTS)):
-            shutil.rmtree(stored.folder, ignore_errors=True)
-
-
-def _wanted(bundle: Bundle, stage: Stage, platform: Platform, options: BuildOptions) -> Fingerprint:
-    return Fingerprint.of(bundle, stage, platform.parts(), options.parts())
-
-
-def _options(stored: StoredEngine, asked: dict[str, int] | None) -> BuildOptions:
-    """The options of an engine, with those that are asked for in their place."""
-    return _merged(BuildOptions.from_parts(stored.record.fingerprint.options), asked)
-
-
-def _merged(before: BuildOptions | None, asked: dict[str, int] | None) -> BuildOptions:
-    kept = {} if before is None else {name: getattr(before, name) for name in BuildOptions.__slots__}
-    return BuildOptions(**(kept | (asked or {})))
-
-
-def _row(stage: Stage, reasons: tuple[str, ...], engine: StoredEngine) -> StageBuild:
-    record = engine.record
-    size = next(file.size_bytes for file in record.files if file.name == engine_name(stage))
-    return StageBuild(stage, reasons, engine.folder, size, record.build_seconds, record.precision)
-
-
 @contextlib.contextmanager
-def _alone(bundle: Bundle, say: Callable[[str], None]) -> Iterator[None]:
-    """One build of a bundle at a time: two at once would spoil each other's timings and build everything twice."""
+def _alone(platform: Platform, say: Callable[[str], None]) -> Iterator[None]:
+    """One build for a platform at a time: two at once would spoil each other's timings and do the work twice."""
     import fcntl
 
-    folder = bundle.root / ENGINES_FOLDER
-    path = folder / _LOCK_NAME
+    folder = private_folder(engines_folder())
+    path = folder / f".{timing_cache_path(platform).stem}.lock"
     try:
-        folder.mkdir(exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise unwritable(path, error) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another build of '{bundle.root}' is at work: waiting for it")
+            say("another build for this GPU is running: waiting for it")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:
-            say(f"'{folder}' lies on a file system without locks: let no other build of it run meanwhile")
+            say(f"the file system of '{folder}' has no locks: run no other build meanwhile")
         yield
     finally:
         os.close(descriptor)

@@ -195,6 +195,15 @@ def changed_graph(folder: Path, tmp_path: Path, stage: Stage, change: Callable[[
     return Bundle.open(copy)
 
 
+def change_stage(folder: Path, stage: Stage, model: onnx.ModelProto | None = None, **fields: Any) -> None:
+    """Another graph of a stage, or other fields of its record, in a manifest that fits."""
+    path = folder / f"{stage}.onnx"
+    if model is not None:
+        onnx.save(model, path)
+    values = msgspec.to_builtins(fields | {"graph": file_record(path)})
+    change_manifest(folder, lambda value: value["stages"][stage].update(values))
+
+
 def change_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change the JSON values of ``bundle.json``, its digest made to fit, as a faulty writer would."""
     path = folder / "bundle.json"

@@ -41,14 +41,6 @@ class ITimingCache:
     def __init__(self, entries: dict[str, Any]) -> None:
         self.entries = entries
 
-    @fallible(False)
-    def combine(self, input_cache: Any, ignore_mismatch: bool) -> bool:
-        if getattr(input_cache, "version", state().version) != state().version and not ignore_mismatch:
-            state().refuse("the timing cache was made by another version")
-            return False
-        self.entries |= input_cache.entries
-        return True
-
     @fallible(None)
     def serialize(self) -> Any:
         return IHostMemory(json.dumps({"version": state().version, "entries": self.entries}).encode())
@@ -118,10 +110,6 @@ class INetworkDefinition:
     def __init__(self) -> None:
         self.model: onnx.ModelProto | None = None
 
-    @property
-    def num_layers(self) -> int:
-        return len(self.model.graph.node) if self.model is not None else 0
-
 
 class Builder:
     @fallible(TypeError)
@@ -172,7 +160,6 @@ class Builder:
             "detailed": config.profiling_verbosity is ProfilingVerbosity.DETAILED,
             "tf32": config.get_flag(BuilderFlag.TF32),
             "level": config.builder_optimization_level,
-            "keeps_types": state().keeps_types,
         }
         return IHostMemory(MAGIC + json.dumps(header).encode() + b"\n" + graph)
 

@@ -13,50 +13,30 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+from tests.support.doubles import tensorrt_building, tensorrt_running, tensorrt_values
 from tests.support.doubles.cuda_double import CudaDouble
-from tests.support.doubles.tensorrt_building import (
-    Builder,
-    IBuilderConfig,
-    INetworkDefinition,
-    IOptimizationProfile,
-    ITimingCache,
-    OnnxParser,
-    ParserError,
-)
-from tests.support.doubles.tensorrt_running import EngineInspector, ICudaEngine, IExecutionContext, Runtime
-from tests.support.doubles.tensorrt_state import FALLIBLE, State, state, use
-from tests.support.doubles.tensorrt_values import (
-    BuilderFlag,
-    DataType,
-    Dims,
-    ExecutionContextAllocationStrategy,
-    IHostMemory,
-    ILogger,
-    IProgressMonitor,
-    LayerInformationFormat,
-    MemoryPoolType,
-    NetworkDefinitionCreationFlag,
-    ProfilingVerbosity,
-    TensorIOMode,
-)
+from tests.support.doubles.tensorrt_state import State, state, use
 
-__all__ = ["FALLIBLE", "State", "doubled", "files_below"]
+__all__ = ["VERSIONS", "State", "doubled", "files_below"]
 
-CLASSES = (
-    ILogger, IProgressMonitor, DataType, TensorIOMode, MemoryPoolType, BuilderFlag, ProfilingVerbosity,
-    LayerInformationFormat, ExecutionContextAllocationStrategy, Dims, IHostMemory, IOptimizationProfile, ITimingCache,
-    IBuilderConfig, INetworkDefinition, Builder, ParserError, OnnxParser, EngineInspector, IExecutionContext,
-    ICudaEngine, Runtime,
-)  # fmt: skip
+VERSIONS = ("10.9.0.34", "11.4.0.106")
+
+MODULES = (tensorrt_values, tensorrt_building, tensorrt_running)
+CLASSES = {
+    name: one
+    for module in MODULES
+    for name, one in vars(module).items()
+    if isinstance(one, type) and one.__module__ == module.__name__
+}
 
 
 @contextmanager
-def doubled(version: str = "10.9.0.34") -> Iterator[State]:
+def doubled(version: str = VERSIONS[0]) -> Iterator[State]:
     """Put both doubles in the place of ``tensorrt`` and ``cuda.bindings.runtime``."""
-    use(State(version, CudaDouble(), error_severity=ILogger.Severity.ERROR))
+    use(State(version, CudaDouble(), error_severity=tensorrt_values.ILogger.Severity.ERROR))
     tensorrt = ModuleType("tensorrt", "A double: no TensorRT.")
-    tensorrt.__dict__.update({one.__name__: one for one in CLASSES}, __version__=version)
-    tensorrt.__dict__["NetworkDefinitionCreationFlag"] = NetworkDefinitionCreationFlag()
+    tensorrt.__dict__.update(CLASSES, __version__=version)
+    tensorrt.__dict__["NetworkDefinitionCreationFlag"] = tensorrt_values.NetworkDefinitionCreationFlag()
     cuda, bindings = ModuleType("cuda"), ModuleType("cuda.bindings")
     bindings.runtime = state().cuda.module()  # type: ignore[attr-defined]
     replaced = {

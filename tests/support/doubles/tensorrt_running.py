@@ -23,8 +23,6 @@ class EngineInspector:
 
     @fallible("")
     def get_engine_information(self, format: Any) -> str:
-        if state().inspector is not None:
-            return state().inspector
         return json.dumps({"Layers": list(self._engine.layers()), "Bindings": []})
 
 
@@ -65,7 +63,6 @@ class ICudaEngine:
         return len(self.tensors)
 
     @property
-    @fallible(1 << 40)
     def device_memory_size_v2(self) -> int:
         return 1000 + 64 * sum(int(np.prod(high)) for _, _, high in self.header["profile"].values())
 
@@ -100,7 +97,7 @@ class ICudaEngine:
         found |= {weight.name: weight.data_type for weight in typed.graph.initializer}
         words = {10: ("Row major linear FP32", "Row major linear FP16 format"), 11: ("Float", "Half")}[state().major]
         for node in self.model.graph.node:
-            half = found.get(node.input[0]) == onnx.TensorProto.FLOAT16 and self.header["keeps_types"]
+            half = found.get(node.input[0]) == onnx.TensorProto.FLOAT16
             tensors = [{"Name": name, "Format/Datatype": words[half]} for name in (*node.input, *node.output)]
             layer = {"Name": node.name or f"{node.op_type}_of_{node.output[0]}", "Inputs": tensors, "Outputs": tensors}
             kind = "gemm" if node.op_type in _HEAVY_OPERATORS else "kgen"

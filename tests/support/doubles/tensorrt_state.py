@@ -1,6 +1,5 @@
 """What the double of TensorRT is told by tests and tells them, and its planted failures."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +7,6 @@ from weakref import WeakSet
 
 from tests.support.doubles.cuda_double import CudaDouble, RuleBroken
 
-FALLIBLE: dict[str, Any] = {}  # every call that can be planted to fail, and what it answers then
 _current: list["State"] = []
 
 
@@ -22,8 +20,6 @@ class State:
         faults: calls that fail, as ``Class.method``.
         built: names of the graphs that were built, in order.
         deserialized: engines loaded so far.
-        keeps_types: whether FP16 layers of a graph stay FP16 in the engine, as they must.
-        inspector: what the inspector tells instead of the truth.
         during_build: called in the middle of a build.
         logger: the first one that was given.
         error_severity: of what it is told.
@@ -35,8 +31,6 @@ class State:
     faults: set[str] = field(default_factory=set)
     built: list[str] = field(default_factory=list)
     deserialized: int = 0
-    keeps_types: bool = True
-    inspector: str | None = None
     during_build: Callable[[], None] = lambda: None
     logger: Any = None
     error_severity: Any = None
@@ -66,7 +60,6 @@ def fallible(answer: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(call: Callable[..., Any]) -> Any:
         name = call.__qualname__
-        FALLIBLE[name] = answer
 
         def guarded(*arguments: Any, **named: Any) -> Any:
             if name in state().faults:
@@ -77,8 +70,6 @@ def fallible(answer: Any) -> Callable[[Callable[..., Any]], Any]:
                 return answer
             return call(*arguments, **named)
 
-        guarded.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
-        guarded.__name__ = call.__name__
         return guarded
 
     return decorate

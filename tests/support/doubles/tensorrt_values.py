@@ -88,10 +88,6 @@ class IHostMemory:
     def __bytes__(self) -> bytes:
         return self._data
 
-    @property
-    def nbytes(self) -> int:
-        return len(self._data)
-
 
 def NetworkDefinitionCreationFlag() -> Any:
     """The enum of this version: the bit's number moved from 1 to 0."""

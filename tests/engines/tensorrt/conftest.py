@@ -1,0 +1,31 @@
+"""What the tests of TensorRT share: a cache folder of their own, the double in TensorRT's place, a made bundle."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.doubles.tensorrt_double import State
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "rsrefseg"
+
+
+@pytest.fixture
+def trt(cache: Path) -> Iterator["State"]:
+    from tests.support.doubles.tensorrt_double import doubled
+
+    with doubled() as state:
+        yield state
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    from tests.support.made_bundle import make_bundle
+
+    return make_bundle(tmp_path / "bundle").root

@@ -1,0 +1,244 @@
+"""Engines lie in the user's cache folder, are used only for what they were built from, and say why they are stale."""
+
+import json
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from rsrefseg.engines.bundle.bundle import Bundle, file_record
+from rsrefseg.engines.bundle.contracts import Dim, Stage, stage_contracts
+from rsrefseg.engines.errors import BundleError, MissingPartError
+from rsrefseg.engines.segmenter import Segmenter
+from rsrefseg.engines.tensorrt.engine import TensorRTEngine
+from rsrefseg.engines.tensorrt.records import RECORD_NAME, stored_engines
+from rsrefseg.engines.tensorrt.store import BuildReport, build_bundle
+from tests.support.commands import assert_refused, run_here
+from tests.support.doubles.tensorrt_double import VERSIONS, State, doubled, files_below
+from tests.support.made_bundle import PHRASES, change_stage
+
+VERSION = VERSIONS[0]
+NEW = dict.fromkeys(map(str, Stage), ("it has no engine yet",))
+
+
+def engine_file(cache: Path, stage: Stage) -> Path:
+    (path,) = cache.glob(f"engines/*/{stage}.engine")
+    return path
+
+
+def reasons(report: BuildReport) -> dict[str, tuple[str, ...]]:
+    return {str(stage): build.reasons for stage, build in report.stages.items() if build.reasons}
+
+
+def segment(bundle: Path) -> None:
+    with Segmenter(Bundle.open(bundle), TensorRTEngine(Bundle.open(bundle))) as segmenter:
+        segmenter.segment(np.zeros((40, 60, 3), np.uint8), PHRASES[:1])
+
+
+def other_graph(folder: Path, stage: Stage) -> None:
+    model = onnx.load(folder / f"{stage}.onnx")
+    model.producer_name = "somebody else"
+    change_stage(folder, stage, model)
+
+
+def test_current_engines_are_kept_and_the_bundle_is_not_touched(trt: State, folder: Path, cache: Path) -> None:
+    bundle = files_below(folder)
+    assert reasons(build_bundle(folder)) == NEW
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.engine")}
+    assert reasons(build_bundle(folder)) == {}
+    segment(folder)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.engine")} == before
+    assert len(trt.built) == 5
+    assert files_below(folder) == bundle
+    layers = engine_file(cache, Stage.SAM_DECODER).with_name("layers.json")
+    assert json.loads(layers.read_text())["Layers"]
+    assert reasons(build_bundle(folder, "sam_decoder", force=True)) == {"sam_decoder": ("asked for with --force",)}
+
+
+def test_opening_builds_what_is_missing_and_says_so(
+    trt: State, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_bundle(folder, "sam_encoder, siglip_text,attn_prompter,sam_decoder")
+    assert trt.built == ["siglip_text", "attn_prompter", "sam_encoder", "sam_decoder"]
+    capsys.readouterr()
+    segment(folder)
+    assert trt.built[4:] == ["siglip_vision"]
+    assert "building siglip_vision: it has no engine yet" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize(
+    ("version", "changes", "driver", "told"),
+    [
+        ("10.13.2.6", {}, 13000, "TensorRT 10.9.0.34 -> 10.13.2.6"),
+        (VERSION, {}, 13010, "driver CUDA 13.0 -> CUDA 13.1"),
+        (VERSION, {"multiProcessorCount": 8}, 13000, "multiprocessors 16 -> 8"),
+    ],
+)
+def test_on_another_platform_engines_are_built_again_with_the_reason(
+    folder: Path, version: str, changes: dict, driver: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with doubled(VERSION):
+        build_bundle(folder, optimization_level=4)
+    capsys.readouterr()
+    with doubled(version) as now:
+        now.cuda.properties, now.cuda.driver = replace(now.cuda.properties, **changes), driver
+        segment(folder)
+        assert len(now.built) == 5
+        assert now.deserialized == 10, "each once to look at and once to run, the old ones never"
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("building")]
+    assert lines == [f"building {stage}: {told}" for stage in Stage]
+    engines = stored_engines()
+    assert {one.record.fingerprint.options.optimization_level for one in engines} == {4}, "as chosen before"
+    assert len(engines) == (10 if changes else 5), "engines for another GPU stay, superseded ones go"
+
+
+def test_other_options_build_again_and_stay(trt: State, folder: Path) -> None:
+    build_bundle(folder, workspace_mib=100)
+    report = build_bundle(folder, workspace_mib=200, optimization_level=5)
+    told = ("option workspace MiB 100 -> 200", "option optimisation level 3 -> 5")
+    assert reasons(report) == dict.fromkeys(map(str, Stage), told)
+    assert reasons(build_bundle(folder)) == {}
+    assert len(stored_engines()) == 5
+
+
+def test_a_changed_graph_contract_or_precision_builds_its_stage_again(trt: State, folder: Path) -> None:
+    build_bundle(folder)
+    bundle = Bundle.open(folder)
+    fewer = stage_contracts(bundle.manifest.geometry, phrases=Dim("phrases", 1, 2, 8))[Stage.SIGLIP_TEXT]
+    other_graph(folder, Stage.SAM_DECODER)
+    change_stage(folder, Stage.SIGLIP_TEXT, contract=fewer)
+    change_stage(folder, Stage.ATTN_PROMPTER, precision="fp16")
+    before = bundle.manifest.stages[Stage.SAM_DECODER].graph.sha256
+    after = file_record(folder / "sam_decoder.onnx").sha256
+    told = reasons(build_bundle(folder, "siglip_text,sam_decoder"))
+    assert told["sam_decoder"] == (f"graph file sam_decoder.onnx {before[:12]}... -> {after[:12]}...",)
+    assert told["siglip_text"][0].startswith("contract ")
+    with pytest.raises(MissingPartError, match=r"attn_prompter .*precision fp32 -> fp16"):
+        TensorRTEngine(Bundle.open(folder), build=False)
+
+
+def test_bundles_share_engines_of_equal_graphs_and_leave_those_of_others(trt: State, folder: Path) -> None:
+    build_bundle(folder)
+    copy = Path(shutil.copytree(folder, folder.with_name("copy")))
+    assert reasons(build_bundle(copy)) == {}
+    other_graph(copy, Stage.SAM_DECODER)
+    assert reasons(build_bundle(copy)) == {"sam_decoder": NEW["sam_decoder"]}
+    for bundle in (folder, copy):
+        assert reasons(build_bundle(bundle)) == {}
+
+
+def test_a_bundle_from_elsewhere_brings_no_engines(trt: State, folder: Path, cache: Path) -> None:
+    build_bundle(folder)
+    (cache / "engines").rename(folder / "engines")
+    with pytest.raises(MissingPartError, match="it has no engine yet"):
+        TensorRTEngine(Bundle.open(folder), build=False)
+    for path in folder.rglob("*.engine"):
+        path.write_bytes(b"native code of somebody else")
+    segment(folder)  # the double breaks the test if that code reaches it
+    assert len(trt.built) == 10
+
+
+@pytest.mark.parametrize("spoil", ["changed", "cut short", "removed"])
+def test_a_spoiled_engine_is_refused_by_name_and_build_replaces_it(
+    trt: State, folder: Path, cache: Path, spoil: str
+) -> None:
+    build_bundle(folder)
+    path = engine_file(cache, Stage.SAM_ENCODER)
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] if spoil == "cut short" else data[:middle] + b"\0" + data[middle + 1 :])
+    if spoil == "removed":
+        path.unlink()
+    loaded = trt.deserialized
+    with pytest.raises(BundleError, match=rf"'{path}' .*: build it again with"):
+        segment(folder)
+    assert trt.deserialized <= loaded + 1, "SigLIP's at most, never the changed one"
+    assert list(reasons(build_bundle(folder))) == ["sam_encoder"]
+    segment(folder)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{}", b"[" * 100_000])
+def test_an_unreadable_record_is_an_engine_to_build_again(
+    trt: State, folder: Path, cache: Path, content: bytes
+) -> None:
+    build_bundle(folder)
+    (engine_file(cache, Stage.SIGLIP_TEXT).parent / RECORD_NAME).write_bytes(content)
+    assert reasons(build_bundle(folder)) == {"siglip_text": NEW["siglip_text"]}
+    segment(folder)
+
+
+def test_engines_lie_where_only_their_user_can_write(trt: State, folder: Path, cache: Path) -> None:
+    build_bundle(folder, "siglip_text")
+    engines = cache / "engines"
+    assert engines.stat().st_mode & 0o777 == 0o700
+    engines.chmod(0o770)
+    for use in (lambda: TensorRTEngine(Bundle.open(folder), build=False), lambda: build_bundle(folder)):
+        with pytest.raises(MissingPartError, match=f"others can write '{engines}'"):
+            use()
+
+
+def test_a_cache_folder_that_cannot_be_is_named(
+    trt: State, folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache.parent.write_text("a file")
+    assert_refused(run_here(capsys, "build", "--bundle", folder), "XDG_CACHE_HOME")
+    assert trt.built == []
+
+
+def test_timings_that_cannot_be_used_are_replaced(
+    trt: State, folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_bundle(folder, "siglip_text")
+    (path,) = (cache / "timing").iterdir()
+    assert path.name == "Double_of_a_GPU-8.7-16sm-10.9.0.34.cache"
+    whole = json.loads(path.read_bytes())
+    for broken in (b"no timings", json.dumps({**whole, "version": "10.8.0.43"}).encode()):
+        path.write_bytes(broken)
+        for discarded in (True, False):
+            capsys.readouterr()
+            build_bundle(folder, "sam_encoder", force=True)
+            assert (f"the timing cache '{path}' is discarded" in capsys.readouterr().err) is discarded
+
+
+def test_two_builds_at_once_do_the_work_once_and_keep_all_timings(
+    trt: State, folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In threads, with the lock that processes use; of two bundles with equal graphs."""
+    reports: list[BuildReport] = []
+    copy = Path(shutil.copytree(folder, folder.with_name("copy")))
+    second = threading.Thread(target=lambda: reports.append(build_bundle(copy, "sam_decoder,attn_prompter")))
+
+    def start_second() -> None:
+        trt.during_build = lambda: None
+        second.start()
+        second.join(0.3)
+        assert second.is_alive(), "it waits"
+
+    trt.during_build = start_second
+    reports.append(build_bundle(folder, "sam_decoder"))
+    second.join()
+    assert trt.built == ["sam_decoder", "attn_prompter"]
+    assert [list(reasons(report)) for report in reports] == [["sam_decoder"], ["attn_prompter"]]
+    assert "another build" in capsys.readouterr().err
+    (path,) = (cache / "timing").iterdir()
+    assert len(json.loads(path.read_bytes())["entries"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--stages", "sam"), "unknown stage 'sam': known are siglip_vision"),
+        (("--optimization-level", "6"), "the optimisation level must be 0 to 5, got 6"),
+        (("--workspace-mib", "0"), "the workspace must be at least 1 MiB, got 0"),
+    ],
+)
+def test_arguments_are_checked_first(
+    trt: State, folder: Path, cache: Path, arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_refused(run_here(capsys, "build", "--bundle", folder, *arguments), told)
+    assert not cache.exists()
