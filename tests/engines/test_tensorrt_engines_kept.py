@@ -25,7 +25,7 @@ from rsrefseg.engines.tensorrt.records import RECORD_NAME, StoredEngine, stored_
 from rsrefseg.engines.tensorrt.store import BuildReport, build_bundle, find_engine
 from tests.support.commands import assert_refused, run_here
 from tests.support.doubles.tensorrt_double import State, doubled, files_below
-from tests.support.killing import KillServer, Moment
+from tests.support.killing import Moment, run_job
 from tests.support.made_bundle import PHRASES, make_bundle
 
 VERSION = "10.9.0.34"
@@ -324,19 +324,15 @@ def build_job(bundle: str, cache: str) -> None:
 
 def test_a_killed_build_leaves_the_old_engine_or_the_new_one(folder: Path, tmp_path: Path) -> None:
     arguments = {"bundle": str(folder), "cache": str(tmp_path / "cache")}
-    job = "tests.engines.test_tensorrt_engines_kept:build_job"
-    with (
-        KillServer(preload=["tests.engines.test_tensorrt_engines_kept", "rsrefseg.engines.system.progress"]) as server,
-        doubled(VERSION),
-    ):
+    with doubled(VERSION):
         build_bundle(folder)
         platform = Library().platform
-        changes = server.run(job, arguments, watched=folder).changes
+        changes = run_job(build_job, arguments, folder)
         assert changes is not None
         moments = [Moment(change) for change in range(1, changes + 1)] + [Moment(change, 5) for change in (4, 6)]
         killed = 0
         for moment in moments:
-            killed += server.run(job, arguments, watched=folder, moment=moment).killed
+            killed += run_job(build_job, arguments, folder, moment) is None
             found = find_engine(Bundle.open(folder), Stage.SAM_DECODER, platform)
             assert found.engine is not None, moment
             found.engine.read()

@@ -1,12 +1,12 @@
 """The commands that bring weights in: train --sam --siglip, convert, export --random-weights, and what they say."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from rsrefseg.checkpoints.model_file import is_random, load_model
