@@ -19,8 +19,7 @@ from rsrefseg.model.model import RSRefSeg, build_model
 from rsrefseg.model.tokenizer import write_word_tokenizer
 from rsrefseg.runs.base import BaseWeights, from_file
 from rsrefseg.runs.convert import ConvertReport, ConvertRequest, convert_checkpoint
-from rsrefseg.runs.imported_run import made_scenes
-from rsrefseg.runs.random_run import make_random_run
+from rsrefseg.runs.imported_run import made_scenes, make_random_run
 from rsrefseg.runs.reference_inputs import load_reference_inputs
 from rsrefseg.runs.run import Run
 from tests.support.upstream import PHRASES, PublicRSRefSeg, brought_config
