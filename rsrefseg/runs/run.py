@@ -1,70 +1,58 @@
 """The folder of one training run: what is in it, and how a run is found again."""
 
-import contextlib
-import json
 import platform
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 from filelock import FileLock, Timeout
 
 from rsrefseg.engines.errors import BadInputError, MissingPartError
 from rsrefseg.engines.system.files import atomic_write_json, sha256_file
 
-RUN_SCHEMA_VERSION = 1
-_RECORD_PARTS = ("model", "train", "base", "data")
 _SHOWN_DIGITS = 12
 
 
-class Run:
-    """A run folder.
+class _Record(msgspec.Struct):
+    """What every run's record has."""
 
-    Attributes:
-        path: the folder.
-        record_path: configuration, base and data; written once.
-        tokenizer_path: the tokenizer the model was trained with.
-        reference_inputs_path: a few real inputs, for the proofs of merging and exporting.
-        metrics_path: training steps and validations, one JSON object a line.
-        last_path: the latest checkpoint: all that resuming needs.
-        best_path: trained weights at the best validation gIoU.
-        merged_path: the whole model without adapters, by ``rsrefseg merge``.
-    """
+    schema_version: Literal[1]
+    model: dict[str, Any]
+    train: dict[str, Any]
+    base: dict[str, Any]
+    data: dict[str, Any]
+
+
+class Run:
+    """A run folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.record_path = path / "run.json"
+        self.record_path = path / "run.json"  # configuration, base and data; written once
         self.tokenizer_path = path / "tokenizer.json"
-        self.reference_inputs_path = path / "reference_inputs.safetensors"
-        self.metrics_path = path / "metrics.jsonl"
-        self.last_path = path / "last.safetensors"
-        self.best_path = path / "best.safetensors"
-        self.merged_path = path / "merged.safetensors"
+        self.reference_inputs_path = path / "reference_inputs.safetensors"  # for the proofs of merging and exporting
+        self.metrics_path = path / "metrics.jsonl"  # training steps and validations
+        self.last_path = path / "last.safetensors"  # the latest checkpoint: all that resuming needs
+        self.best_path = path / "best.safetensors"  # trained weights at the best validation gIoU
+        self.merged_path = path / "merged.safetensors"  # the whole model without adapters
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[object]:
         """Hold the folder for one training; the lock ends with the process, however it ends.
 
         Raises:
             BadInputError: another process trains into it.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            lock.acquire()
+            return FileLock(self.path / ".lock", timeout=0).acquire()
         except Timeout as error:
-            raise BadInputError(
-                f"another process is training into '{self.path}': wait for it, or give another --out"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+            raise BadInputError(f"another process trains into '{self.path}': wait, or give another --out") from error
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write ``run.json``."""
-        atomic_write_json(self.record_path, {"schema_version": RUN_SCHEMA_VERSION, **record})
+        atomic_write_json(self.record_path, {"schema_version": 1, **record})
 
     def read_record(self) -> dict[str, Any]:
         """Read ``run.json``.
@@ -75,15 +63,12 @@ class Run:
         if not self.record_path.is_file():
             raise BadInputError(f"'{self.path}' is not a run: it has no run.json; make one with `rsrefseg train`")
         try:
-            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+            record: dict[str, Any] = msgspec.json.decode(self.record_path.read_bytes())
+            msgspec.convert(record, _Record)
         except (OSError, ValueError) as error:
-            raise BadInputError(f"'{self.record_path}' cannot be read: {error}") from error
-        if not isinstance(record, dict) or record.get("schema_version") != RUN_SCHEMA_VERSION:
-            raise BadInputError(f"'{self.record_path}' is of another release: train again with this one")
-        if missing := [name for name in _RECORD_PARTS if not isinstance(record.get(name), dict)]:
             raise BadInputError(
-                f"'{self.record_path}' is damaged, it lacks '{missing[0]}': train again in another --out"
-            )
+                f"'{self.record_path}' is damaged or of another release ({error}): train again in another --out"
+            ) from error
         return record
 
 

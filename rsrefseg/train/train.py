@@ -2,14 +2,16 @@
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_write_bytes, unwritable
 
+from ..data.loading import SizeMismatch
 from ..data.samples import group_by_image
 from ..model.config import ModelConfig
 from ..model.lora import ParameterCounts, count_parameters
@@ -35,6 +37,25 @@ class TrainResult:
     run: Run
     position: Position
     parameters: ParameterCounts
+
+    @property
+    def best_giou(self) -> float | None:
+        """Best validation gIoU; None without a validation split."""
+        return self.position.best_giou if self.position.best_giou >= 0 else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        counts = {"trained": self.parameters.trained, **asdict(self.parameters)}
+        del counts["towers"]
+        report = {"run": str(self.run.path), "steps": self.position.step, "best_gIoU": self.best_giou}
+        return report | {f"{part}_parameters": count for part, count in counts.items()}
+
+    def render(self) -> str:
+        """Two lines for a person."""
+        found = "no validation split" if self.best_giou is None else f"best validation gIoU {self.best_giou:.4f}"
+        trained, total = self.parameters.trained, self.parameters.total
+        share = f"trained {trained:,} of {total:,} parameters ({trained / total:.1%})"
+        return f"run {self.run.path}: {self.position.step} steps, {found}\n{share}"
 
 
 def train(
@@ -67,7 +88,12 @@ def train(
         processes.wait_for_everyone()  # all of them look before one writes
         if started:
             record = run.read_record()
-            _refuse_other_number(run, record.get("processes"), processes.num_processes)
+            if (before := record.get("processes")) not in (None, processes.num_processes):
+                # A position counts what all processes take together.
+                raise BadInputError(
+                    f"'{out}' was started on {before} processes, these are {processes.num_processes}: continue with "
+                    f"{before} (accelerate launch --num_processes {before}), or give another --out"
+                )
             model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
             base = BaseWeights.from_dict(record["base"])
             resize_masks = record["data"].get("resize_masks", data.resize_masks)
@@ -83,13 +109,10 @@ def train(
             reference = pick_reference_inputs(validation or samples, model_config.sam.image_size)
             save_reference_inputs(run.reference_inputs_path, reference)
         processes.wait_for_everyone()
-        training_data = TrainingData(
-            group_by_image(samples),
-            validation,
-            open_tokenizer(run, model_config),
-            "resize" if data.resize_masks else "refuse",
-        )
-        if warnings := check_phrases([*samples, *validation], training_data.tokenizer):
+        on_size_mismatch: SizeMismatch = "resize" if data.resize_masks else "refuse"
+        reader = open_tokenizer(run, model_config)
+        training_data = TrainingData(group_by_image(samples), validation, reader, on_size_mismatch)
+        if warnings := check_phrases([*samples, *validation], reader):
             watcher.on_note(f"{len(warnings)} phrases are not read in full; the first: {warnings[0]}")
         model, _ = prepare_model(base, model_config, config.lora, config.seed)
         parameters = count_parameters(model)
@@ -100,11 +123,7 @@ def train(
                     "model": model_config.to_dict(),
                     "train": config.to_dict(),
                     "base": base.to_dict(),
-                    "data": {
-                        "path": str(Path(data.path or "").resolve()),
-                        "resize_masks": data.resize_masks,
-                        **contents,
-                    },
+                    "data": {"path": str(data.path.resolve()), "resize_masks": data.resize_masks, **contents},
                     "parameters": {"trained": parameters.trained, "total": parameters.total},
                     "processes": processes.num_processes,
                     "versions": versions(),
@@ -125,15 +144,6 @@ def _check_output(path: Path) -> None:
         raise unwritable(path, error) from error
     if free_mib < _MIN_FREE_MIB:
         raise BadInputError(f"only {free_mib:.0f} MiB free on the disk of '{path}': {_MIN_FREE_MIB} MiB are needed")
-
-
-def _refuse_other_number(run: Run, before: int | None, now: int) -> None:
-    """A position counts what all processes take together: with another number of them it has another meaning."""
-    if before not in (None, now):
-        raise BadInputError(
-            f"'{run.path}' was started on {before} processes, these are {now}: continue with {before} "
-            f"(accelerate launch --num_processes {before}), or give another --out"
-        )
 
 
 def _is_started(run: Run, resume: bool) -> bool:
