@@ -102,15 +102,10 @@ def _options(items: Sequence[Item]) -> list[tuple[str, Query, int]]:
 def _relations(items: Sequence[Item], name: str, several: bool) -> list[Relation]:
     """Relations to every object that is named without doubt: by its class if it is the only one, else by its colour."""
     relations = []
-    for anchor in sorted({(item.category, item.color) for item in items}, key=str):
-        category, color = anchor
+    for category, color in sorted({(item.category, item.color) for item in items}, key=str):
         alone = sum(item.category == category for item in items) == 1
-        if (category == name and color is None) or (not alone and color is None):
-            continue
-        if alone and category == name:
-            continue
         said = None if alone else color
-        if solve(items, Query(category, color=said)) is None:
+        if (category == name if alone else color is None) or solve(items, Query(category, color=said)) is None:
             continue
         kinds = (*_SIDES, "nearest", "farthest", "next") if several else (*_SIDES, "next")
         relations += [Relation(kind, category, said) for kind in kinds]
@@ -134,8 +129,9 @@ def _say(items: Sequence[Item], query: Query, rng: np.random.Generator) -> str:
     if not definite and rng.random() < 0.3:
         article = "an" if phrase[0] in "aeiou" else "a"
     phrase = f"{article} {phrase}"
-    if query.relation is not None:
-        phrase += f" {rng.choice(_RELATION_WORDS[query.relation.kind])} the {_anchor(query.relation, rng)}"
+    if (relation := query.relation) is not None:
+        phrase += f" {rng.choice(_RELATION_WORDS[relation.kind])} the {relation.color + ' ' if relation.color else ''}"
+        phrase += _name(relation.category, rng)
     if query.place is not None:
         phrase += f" {_place_words(query.place, rng)}"
     return phrase[0].upper() + phrase[1:] if rng.random() < 0.3 else phrase
@@ -144,11 +140,6 @@ def _say(items: Sequence[Item], query: Query, rng: np.random.Generator) -> str:
 def _name(category: str, rng: np.random.Generator) -> str:
     names = CATEGORIES[category].names
     return names[0] if len(names) == 1 or rng.random() < 0.65 else str(rng.choice(names[1:]))
-
-
-def _anchor(relation: Relation, rng: np.random.Generator) -> str:
-    name = _name(relation.category, rng)
-    return name if relation.color is None else f"{relation.color} {name}"
 
 
 def _size_word(size: str, compared: int, rng: np.random.Generator) -> str:
@@ -160,9 +151,9 @@ def _size_word(size: str, compared: int, rng: np.random.Generator) -> str:
 
 
 def _rank_words(direction: str, rng: np.random.Generator) -> tuple[list[str], str]:
-    if direction in ("left", "right"):
-        return ([f"{direction}most"], "") if rng.random() < 0.6 else ([], f" farthest to the {direction}")
-    return [str(rng.choice(_MOST[direction]))], ""
+    if direction in _MOST:
+        return [str(rng.choice(_MOST[direction]))], ""
+    return ([f"{direction}most"], "") if rng.random() < 0.6 else ([], f" farthest to the {direction}")
 
 
 def _place_words(place: str, rng: np.random.Generator) -> str:

@@ -69,7 +69,7 @@ class Query:
 
 def solve(items: Sequence[Item], query: Query) -> int | None:
     """Index of the one object that a query means; None if there is no such object or any doubt."""
-    kept = _select(items, range(len(items)), query.category, query.color)
+    kept = _select(items, query.category, query.color)
     if not kept:
         return None
     if query.relation is not None:
@@ -91,7 +91,7 @@ def solve(items: Sequence[Item], query: Query) -> int | None:
 
 def comparison_set(items: Sequence[Item], query: Query) -> int:
     """How many objects a size word compares: the like-named, like-coloured ones at the place if it has several."""
-    kept = _select(items, range(len(items)), query.category, query.color) or []
+    kept = _select(items, query.category, query.color) or []
     there = _placed(items, kept, query.place) or []
     return len(there) if len(there) > 1 else len(kept)
 
@@ -109,8 +109,8 @@ def _keep(indices: Sequence[int], test: Callable[[int], int]) -> list[int] | Non
     return [index for index, result in results.items() if result == YES]
 
 
-def _select(items: Sequence[Item], indices: Sequence[int], category: str, color: str | None) -> list[int] | None:
-    same = [index for index in indices if items[index].category == category]
+def _select(items: Sequence[Item], category: str, color: str | None) -> list[int] | None:
+    same = [index for index, item in enumerate(items) if item.category == category]
     if color is None:
         return same
 
@@ -159,7 +159,7 @@ def _outermost(items: Sequence[Item], indices: list[int], direction: str) -> lis
 
 
 def _related(items: Sequence[Item], indices: list[int], relation: Relation) -> list[int] | None:
-    anchors = _select(items, range(len(items)), relation.category, relation.color)
+    anchors = _select(items, relation.category, relation.color)
     if anchors is None or len(anchors) != 1:
         return None
     anchor = items[anchors[0]]
