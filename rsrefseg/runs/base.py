@@ -1,6 +1,6 @@
 """What training starts from: random weights, the shipped tiny base, a model file, or the files of SAM and SigLIP."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -46,7 +46,7 @@ class BaseWeights:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form."""
         record: dict[str, Any] = {"kind": self.kind.value, "path": self.path, "sha256": self.sha256}
-        files = {"files": self.files.to_dict()} if self.files is not None else {}
+        files = {"files": asdict(self.files)} if self.files is not None else {}
         return record | files | ({"random_weights": True} if self.random_weights else {})
 
     @classmethod
