@@ -56,8 +56,7 @@ def synthesize(
 
     The same arguments give the same bytes, whatever the number of workers. No seed is used for two scenes, and a
     longer split begins with the scenes of a shorter one. ``train``, ``val`` and ``test`` count images, not expressions;
-    ``size`` is their height and width in pixels; ``progress`` is called with (scenes done, scenes in all); ``overwrite``
-    replaces an RRSIS-D folder that is already there.
+    ``progress`` is called with (scenes done, scenes in all); ``overwrite`` replaces an RRSIS-D folder that is there.
 
     Raises:
         BadInputError: A value out of range, or a folder that already holds something.

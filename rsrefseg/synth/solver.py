@@ -48,22 +48,13 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a phrase says.
-
-    Attributes:
-        category: Class of the object.
-        color: Colour word.
-        place: Directions joined by a space ("upper left", "right"), or "middle".
-        size: "large" or "small" among its like.
-        rank: Direction in which it is the outermost of its like.
-        relation: Position relative to another object.
-    """
+    """What a phrase says."""
 
     category: str
     color: str | None = None
-    place: str | None = None
-    size: str | None = None
-    rank: str | None = None
+    place: str | None = None  # directions joined by a space ("upper left", "right"), or "middle"
+    size: str | None = None  # "large" or "small" among its like
+    rank: str | None = None  # direction in which it is the outermost of its like
     relation: Relation | None = None
 
 
@@ -78,14 +69,10 @@ def solve(items: Sequence[Item], query: Query) -> int | None:
         kept = _outermost(items, kept, query.rank)
     if query.size is None:
         kept = _placed(items, kept, query.place)
-    elif query.place is None:
-        kept = _by_size(items, kept, query.size)
     else:
         # "the larger tank at the lower left": the larger of several there, or the largest of all, which is there.
-        there = _placed(items, kept, query.place)
-        kept = _agree(
-            _by_size(items, there, query.size), _placed(items, _by_size(items, kept, query.size), query.place)
-        )
+        largest_there = _by_size(items, _placed(items, kept, query.place), query.size)
+        kept = _agree(largest_there, _placed(items, _by_size(items, kept, query.size), query.place))
     return kept[0] if kept is not None and len(kept) == 1 else None
 
 
@@ -124,9 +111,7 @@ def _select(items: Sequence[Item], category: str, color: str | None) -> list[int
 
 
 def _placed(items: Sequence[Item], indices: list[int] | None, place: str | None) -> list[int] | None:
-    if indices is None or place is None:
-        return indices
-    return _keep(indices, lambda index: _at(items[index], place))
+    return indices if indices is None or place is None else _keep(indices, lambda index: _at(items[index], place))
 
 
 def _at(item: Item, place: str) -> int:
