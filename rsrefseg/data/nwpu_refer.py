@@ -108,8 +108,7 @@ def _segmentation(annotation: dict[str, Any], name: str) -> Segmentation | None:
         if all(isinstance(side, int | float) and side > 0 for side in sides):
             raise BadInputError(f"{name} has a box but no outline: get the annotations again")
         return None
-    is_polygons = isinstance(value, list) and all(isinstance(part, list) for part in value)
-    if not is_polygons and not isinstance(value, dict):
+    if not isinstance(value, dict) and not (isinstance(value, list) and all(isinstance(part, list) for part in value)):
         raise BadInputError(f"{name}: its 'segmentation' is neither polygons nor a run-length mask")
     return value
 

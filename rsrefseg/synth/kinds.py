@@ -94,7 +94,8 @@ def _tank_farm(layout: Layout, rng: np.random.Generator, angle: float, grid: tup
         layout.place("building", angles=grid, length=(0.16, 0.27))
     layout.place("solar panel", chance=0.25, angles=grid)
     for _ in range(6):
-        layout.clutter(Pose(*map(float, rng.uniform(0.05, 0.95, 2)), float(rng.uniform(0.03, 0.05)), angle))
+        x, y = map(float, rng.uniform(0.05, 0.95, 2))
+        layout.clutter(Pose(x, y, float(rng.uniform(0.03, 0.05)), angle))
     layout.reserve(yard)
 
 
