@@ -82,6 +82,15 @@ def match(
     return Matches(path, tuple(Match(name, source, state[source]) for source, name in sources.items()), dropped)
 
 
+def match_own(expected: Mapping[str, Tensor], state: State, path: Path) -> Matches:
+    """Pair the tensors of a model, or of a part of it, with those of a file that must have the same names.
+
+    Raises:
+        BadInputError: as ``match``.
+    """
+    return match(expected, str, state, lambda _: False, path, "file of this model")
+
+
 @torch.no_grad()
 def fill(module: nn.Module, matches: Matches) -> None:
     """Copy matched tensors into a module, half precision widened to float32.

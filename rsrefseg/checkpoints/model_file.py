@@ -1,9 +1,12 @@
-"""Weights on disk: safetensors with the model configuration in the header. No pickles."""
+"""Weights on disk: safetensors with the model configuration in the header. No pickles.
+
+Every reader raises a BadInputError where a file is missing, damaged, not one of ours, or its tensors do not fit.
+"""
 
 import contextlib
 import json
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from rsrefseg.engines.system.files import atomic_file, sha256_file
 
 from ..model.config import ModelConfig
 from ..model.model import RSRefSeg, build_stage
+from .key_matching import match_own
 
 FORMAT = "rsrefseg"
 SCHEMA_VERSION = 1
@@ -54,11 +58,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
 
 
 def load_tensors(path: Path, prefix: str = "") -> TensorFile:
-    """Read a tensor file this project wrote; with ``prefix`` only the tensors under it, the prefix cut off.
-
-    Raises:
-        BadInputError: the file is missing, truncated, or not one of ours.
-    """
+    """Read a tensor file this project wrote; with ``prefix`` only the tensors under it, the prefix cut off."""
     if not path.is_file():
         raise BadInputError(f"'{path}' does not exist: give a safetensors file that `rsrefseg train` or `merge` wrote")
     try:
@@ -94,11 +94,7 @@ def load_model(path: Path) -> RSRefSeg:
 
 
 def model_from(file: TensorFile) -> RSRefSeg:
-    """The model that a file holds, in float32 and eval mode. Its weights stay in the file until they are used.
-
-    Raises:
-        BadInputError: it holds no whole model, or its tensors do not fit its configuration.
-    """
+    """The model that a file holds, in float32 and eval mode. Its weights stay in the file until they are used."""
     config = config_of(file)
     with _without_weights():
         model = RSRefSeg(config).eval()
@@ -107,11 +103,7 @@ def model_from(file: TensorFile) -> RSRefSeg:
 
 
 def load_stage(path: Path, stage: Stage) -> nn.Module:
-    """One stage of a whole model, in float32 and eval mode; nothing of the other stages is read.
-
-    Raises:
-        BadInputError: the file is damaged, or its tensors do not fit its configuration.
-    """
+    """One stage of a whole model, in float32 and eval mode; nothing of the other stages is read."""
     file = load_tensors(path, f"{stage}.")
     config = config_of(file)
     with _without_weights():
@@ -121,11 +113,7 @@ def load_stage(path: Path, stage: Stage) -> nn.Module:
 
 
 def config_of(file: TensorFile) -> ModelConfig:
-    """The configuration in the header of a whole model.
-
-    Raises:
-        BadInputError: the file holds no whole model, or the configuration cannot be read.
-    """
+    """The configuration in the header of a whole model."""
     if "config" not in file.header:
         raise BadInputError(f"'{file.path}' holds part of a model: run `rsrefseg merge` and give its result")
     return ModelConfig.from_dict(file.header["config"])
@@ -138,29 +126,11 @@ def _without_weights() -> Iterator[None]:
         yield
 
 
-def _take(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Make tensors the weights of a model that must have exactly these names and shapes.
-
-    Raises:
-        BadInputError: names the first missing, surplus or misshapen tensor.
-    """
-    expected = model.state_dict()
-    check_names(expected.keys(), tensors.keys(), path)
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
-            raise BadInputError(f"'{path}': tensor '{name}' has shape {found}, the model has {wanted}")
+def _take(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Make tensors the weights of a model, in float32."""
+    match_own(model.state_dict(), tensors, path)
     single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     model.load_state_dict(single, assign=True)
-
-
-def check_names(expected: Iterable[str], found: Iterable[str], path: Path) -> None:
-    """Raise a BadInputError unless both sets of tensor names are equal."""
-    missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    for kind, names in (("misses", missing), ("has the unknown", surplus)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise BadInputError(f"'{path}' {kind} tensor '{names[0]}'{more}: it was not made for this model")
 
 
 def is_random(path: Path) -> bool:
@@ -172,11 +142,7 @@ def is_random(path: Path) -> bool:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a checkpoint file, as manifests and run records state it.
-
-    Raises:
-        BadInputError: it cannot be read.
-    """
+    """SHA-256 of a checkpoint file, as manifests and run records state it."""
     try:
         return sha256_file(path)
     except OSError as error:

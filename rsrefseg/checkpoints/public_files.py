@@ -60,10 +60,7 @@ def pin_public_files(sam: Path, siglip: Path) -> PublicFiles:
 
 
 def check_public_files(config: ModelConfig, sam: Path, siglip: Path) -> tuple[str, ...]:
-    """Account for every tensor of both without building the model.
-
-    Returns:
-        One line for each file of which something is left out.
+    """Account for every tensor of both without building the model; a line for each file with unused tensors.
 
     Raises:
         BadInputError: one of them cannot be read or does not fit ``config``.

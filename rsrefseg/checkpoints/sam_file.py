@@ -57,10 +57,8 @@ _PORT_NAMES = tuple(
 def match_sam(path: Path, config: ModelConfig, expected: Mapping[str, Tensor]) -> Matches:
     """Account for every tensor of a SAM file or Hugging Face folder.
 
-    Args:
-        path: ``sam_vit_b_01ec64.pth``, the same as safetensors, or the port's file or folder.
-        config: of the model to fill.
-        expected: that model's state dict; tensors may lie on the meta device.
+    ``path`` is ``sam_vit_b_01ec64.pth``, the same as safetensors, or the port's file or folder; ``expected`` is the
+    state dict of a model of this ``config``, whose tensors may lie on the meta device.
 
     Raises:
         BadInputError: the file cannot be read, or is not a SAM of this size.

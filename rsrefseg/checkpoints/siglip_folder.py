@@ -18,17 +18,14 @@ CONFIG_NAME = "config.json"
 SIGLIP_FILES = ((CONFIG_NAME,), ("model.safetensors",), ("tokenizer.json", "spiece.model"))
 _UNUSED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 _POOLING_HEAD = "vision_model.head."
-_PREFIXES = {"siglip_vision.": "vision_model.", "siglip_text.": "text_model."}
-_SIMILARITY = {"attn_prompter.logit_scale": "logit_scale", "attn_prompter.logit_bias": "logit_bias"}
+_PREFIXES = {"siglip_vision.": "vision_model.", "siglip_text.": "text_model.", "attn_prompter.logit_": "logit_"}
 
 
 def match_siglip(folder: Path, config: ModelConfig, expected: Mapping[str, Tensor]) -> Matches:
     """Check a folder's configuration and account for every tensor of its weights.
 
-    Args:
-        folder: with ``config.json`` and ``model.safetensors`` (or shards with their index, or ``pytorch_model.bin``).
-        config: of the model to fill.
-        expected: that model's state dict; tensors may lie on the meta device.
+    ``folder`` has ``config.json`` and ``model.safetensors`` (or shards with their index, or ``pytorch_model.bin``);
+    ``expected`` is the state dict of a model of this ``config``, whose tensors may lie on the meta device.
 
     Raises:
         BadInputError: the folder cannot be read, or is not a SigLIP of this configuration.
@@ -37,9 +34,7 @@ def match_siglip(folder: Path, config: ModelConfig, expected: Mapping[str, Tenso
         wanted = f"{CONFIG_NAME}, model.safetensors, tokenizer"
         raise BadInputError(f"'{folder}' is not a folder: give a Hugging Face SigLIP folder ({wanted})")
     _check_config(folder / CONFIG_NAME, config)
-    ours = {
-        name: tensor for name, tensor in expected.items() if name in _SIMILARITY or name.startswith(tuple(_PREFIXES))
-    }
+    ours = {name: tensor for name, tensor in expected.items() if name.startswith(tuple(_PREFIXES))}
     what = f"SigLIP for preset '{config.preset}'"
     return match(ours, _published_name, read_weights(folder), is_unused, folder, what)
 
@@ -50,10 +45,8 @@ def is_unused(name: str) -> bool:
 
 
 def _published_name(name: str) -> str:
-    if name in _SIMILARITY:
-        return _SIMILARITY[name]
-    stage, dot, rest = name.partition(".")
-    return _PREFIXES[stage + dot] + rest
+    prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
+    return _PREFIXES[prefix] + name.removeprefix(prefix)
 
 
 def _check_config(path: Path, config: ModelConfig) -> None:

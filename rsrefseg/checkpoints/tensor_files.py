@@ -25,14 +25,9 @@ _MAX_PICKLE_OPCODES = 2_000_000
 _ZIP_START, _ZIP_END, _ZIP_END_BYTES = b"PK\x03\x04", b"PK\x05\x06", 22
 _MAX_JSON_BYTES = 16 << 20
 # In the order they are looked for: safetensors first, for it cannot hold code.
-_FOLDER_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 _INDEX_SUFFIX = ".index.json"
-# How trainers wrap a state dict: DeepSpeed, mmengine, plain loops.
+_FOLDER_FILES = [name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", _INDEX_SUFFIX)]
+# How trainers wrap a state dict (DeepSpeed, mmengine, plain loops), and how data-parallel training prefixes its names.
 _WRAPPINGS = ("module", "state_dict", "model_state_dict")
 _PARALLEL_PREFIX = "module."
 # What a state dict needs. PyTorch's own list is longer: it has `bytearray`, which takes any amount of memory.
@@ -52,10 +47,8 @@ def read_weights(path: Path) -> State:
     Raises:
         BadInputError: there is nothing to read, or it is damaged, hostile or not a plain set of dense tensors.
     """
-    if not path.is_dir():
-        return _plain_state(_read_file(path), path)
     files = weight_files(path)
-    if not files[0].name.endswith(_INDEX_SUFFIX):
+    if len(files) == 1:
         return _plain_state(_read_file(files[0]), files[0])
     file_of = _read_index(files[0])
     state: State = {}
@@ -91,10 +84,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def read_wrapped(path: Path) -> State:
-    """As ``read_weights`` for one file, whose state dict may be wrapped as trainers do.
-
-    Known are a flat dict, ``{"module": ...}`` (DeepSpeed), ``{"state_dict": ...}`` (mmengine) and
-    ``{"model_state_dict": ...}``, and the prefix ``module.`` that data-parallel training puts before every name.
+    """As ``read_weights`` for one file, whose state dict may be wrapped, and its names prefixed, as trainers do.
 
     Raises:
         BadInputError: as ``read_weights``; or there are two wrapped state dicts to choose from.
@@ -194,7 +184,6 @@ def _plain_state(value: Any, path: Path) -> State:
         ordinary = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         # A tensor that is larger than its storage repeats a few numbers: copying it may take any amount of memory.
         if not ordinary or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise BadInputError(
-                f"'{path}': tensor '{name}' is not an ordinary dense tensor: save it with .contiguous()"
-            )
+            fix = "save it with .contiguous()"
+            raise BadInputError(f"'{path}': tensor '{name}' is not an ordinary dense tensor: {fix}")
     return {name: tensor.detach() for name, tensor in value.items()}

@@ -11,12 +11,13 @@ from tokenizers import Tokenizer as FastTokenizer
 from rsrefseg.engines.errors import BadInputError, MissingPartError
 from rsrefseg.engines.text import Padding, Tokenizer
 
+from ..data.annotation_files import read_bytes
 from ..model.config import ModelConfig
 
 FAST_NAME = "tokenizer.json"
 SPIECE_NAME = "spiece.model"
 _END = "</s>"
-_MAX_MODEL_BYTES = 64 << 20
+_MAX_FILE_BYTES = 64 << 20
 _UNIGRAM = 1
 _WORD_START = "\u2581"
 
@@ -63,10 +64,7 @@ def _read(path: Path) -> bytes:
         raise BadInputError(f"the tokenizer '{file}' does not exist: give a {FAST_NAME} or {SPIECE_NAME}")
     if file.suffix == ".model":
         return convert_spiece(file).to_str(pretty=True).encode() + b"\n"
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise BadInputError(f"the tokenizer '{file}' cannot be read: {error.strerror}") from error
+    return read_bytes(file, _MAX_FILE_BYTES)
 
 
 def _opened(content: bytes, path: Path, length: int, padding: Padding, pad_id: int | None = None) -> Tokenizer:
@@ -137,14 +135,9 @@ def _read_spiece(path: Path) -> Any:
         raise MissingPartError(
             f"'{path}' needs the package 'protobuf' to be read: `pip install protobuf`, or give a tokenizer.json"
         ) from error
+    content = read_bytes(path, _MAX_FILE_BYTES)
     try:
-        if path.stat().st_size > _MAX_MODEL_BYTES:
-            raise BadInputError(f"'{path}' has more than {_MAX_MODEL_BYTES >> 20} MiB, which no SigLIP vocabulary has")
-        proto.ParseFromString(path.read_bytes())
-    except OSError as error:
-        raise BadInputError(f"'{path}' cannot be read: {error.strerror}") from error
-    except BadInputError:
-        raise
+        proto.ParseFromString(content)
     except Exception as error:  # protobuf's DecodeError is another class in each of its implementations
         raise BadInputError(f"'{path}' is not a SentencePiece model: give a tokenizer.json") from error
     return proto

@@ -55,10 +55,7 @@ class PublishedCheckpoint:
 def plain_checkpoint(state: State, alpha: float | None, path: Path) -> PublishedCheckpoint:
     """Take peft's wrappers off and fold the adapters.
 
-    Args:
-        state: the file's tensors.
-        alpha: LoRA alpha of the training; None where it equalled the rank, as published.
-        path: the file, for messages.
+    ``alpha`` is the LoRA alpha of the training; None where it equalled the rank, as published.
 
     Raises:
         BadInputError: two tensors come out under one name, or an adapter cannot be folded.
@@ -70,13 +67,12 @@ def plain_checkpoint(state: State, alpha: float | None, path: Path) -> Published
             raise BadInputError(f"'{path}' holds '{short}' twice, wrapped and plain: save the model once more")
         plain[short] = tensor
     # The adapter of a part that is left out is left out with it.
-    unused = {name: tensor for name, tensor in plain.items() if _is_left_out(name)}
-    used = {name: tensor for name, tensor in plain.items() if name not in unused}
-    adapters = _fold_adapters(used, alpha, path)
+    unused = {name: plain.pop(name) for name in list(plain) if _is_left_out(name)}
+    adapters = _fold_adapters(plain, alpha, path)
     # Only points and boxes read the prompt encoder's own copy, so nothing kept the two alike.
-    if _SHARED not in used or _OTHER not in used or torch.equal(used[_SHARED], used[_OTHER]):
-        used = join_shared_encoding(used, _SHARED, _OTHER, path)
-    return PublishedCheckpoint(path, used | unused, adapters)
+    if _SHARED not in plain or _OTHER not in plain or torch.equal(plain[_SHARED], plain[_OTHER]):
+        plain = join_shared_encoding(plain, _SHARED, _OTHER, path)
+    return PublishedCheckpoint(path, plain | unused, adapters)
 
 
 def match_published(checkpoint: PublishedCheckpoint, config: ModelConfig, expected: Mapping[str, Tensor]) -> Matches:
@@ -131,9 +127,7 @@ def _fold_adapters(state: State, alpha: float | None, path: Path) -> int:
     """Add every ``lora_B @ lora_A`` to its weight, scaled by alpha / rank (Hu et al. 2021, section 4.1), in place.
 
     Linear layers have A (r, in) and B (out, r); convolutions A (r, in, h, w) and B (out, r, 1, 1), the same product.
-
-    Returns:
-        How many there were.
+    Returns how many there were.
     """
     adapters: dict[str, State] = {}
     for name in list(state):
@@ -156,9 +150,8 @@ def _folded(weight: Tensor, a: Tensor, b: Tensor, alpha: float | None, what: str
     rank = a.shape[0] if a.ndim else 0
     is_pair = min(weight.ndim, a.ndim, b.ndim) >= 2 and rank >= 1 and a.shape[1:] == weight.shape[1:]
     if not is_pair or b.numel() != weight.shape[0] * rank or b.shape[:2] != (weight.shape[0], rank):
-        raise BadInputError(
-            f"{what} has shapes {tuple(b.shape)} and {tuple(a.shape)}, its weight {tuple(weight.shape)}"
-        )
+        shapes = f"{tuple(b.shape)} and {tuple(a.shape)}, its weight {tuple(weight.shape)}"
+        raise BadInputError(f"{what} has shapes {shapes}")
     if any(tensor.dtype not in FLOAT_DTYPES for tensor in (weight, a, b)):
         raise BadInputError(f"{what} or its weight is not floating-point: save it as float32")
     scale = 1.0 if alpha is None else alpha / rank

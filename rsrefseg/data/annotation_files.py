@@ -1,6 +1,7 @@
 """Annotation files, read without trust: sizes are bounded, and image names stay inside their folder."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -11,7 +12,7 @@ MAX_ANNOTATION_BYTES = 1 << 30
 
 
 def read_bytes(path: Path, limit: int = MAX_ANNOTATION_BYTES) -> bytes:
-    """The content of an annotation file.
+    """The content of a file.
 
     Raises:
         BadInputError: it cannot be read, or is larger than ``limit``.
@@ -19,14 +20,16 @@ def read_bytes(path: Path, limit: int = MAX_ANNOTATION_BYTES) -> bytes:
     try:
         size = path.stat().st_size
         if size > limit:
-            raise BadInputError(f"'{path}' has {size >> 20} MiB; annotations may have {limit >> 20} MiB")
+            raise BadInputError(
+                f"'{path}' has {size >> 20} MiB, more than the {limit >> 20} MiB that such a file may have"
+            )
         return path.read_bytes()
     except OSError as error:
         raise BadInputError(f"cannot read '{path}': {error.strerror or error}") from error
 
 
 def read_text(path: Path, limit: int = MAX_ANNOTATION_BYTES) -> str:
-    """The content of an annotation file as UTF-8 text, with or without a byte-order mark.
+    """The content of a UTF-8 file, with or without a byte-order mark.
 
     Raises:
         BadInputError: it cannot be read, is too large, or is not UTF-8.
@@ -37,12 +40,19 @@ def read_text(path: Path, limit: int = MAX_ANNOTATION_BYTES) -> str:
         raise BadInputError(f"'{path}' is not UTF-8 text ({error.reason})") from error
 
 
-def parse_object(text: str, name: str) -> dict[str, Any]:
-    """A JSON object.
+def read_lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Number, name for error lines, and text of every line that is not blank.
 
-    Args:
-        text: the JSON.
-        name: where it stands, for the error line.
+    Raises:
+        BadInputError: as ``read_text``.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, f"line {number} of '{path}'", line
+
+
+def parse_object(text: str, name: str) -> dict[str, Any]:
+    """A JSON object; ``name`` says where it stands.
 
     Raises:
         BadInputError: it is cut off, or not an object.
@@ -58,10 +68,6 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
 
 def image_file_name(value: Any, name: str) -> Path:
     """An image's file name relative to the image folder; backslashes separate folders too.
-
-    Args:
-        value: what the annotation says.
-        name: where it stands, for the error line.
 
     Raises:
         BadInputError: it is not a file name, or would lead out of the image folder.

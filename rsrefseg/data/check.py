@@ -39,12 +39,7 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "problem": self.problem.name.lower(),
-            "text": self.problem.value,
-            "count": self.count,
-            "examples": list(self.examples),
-        }
+        return asdict(self) | {"problem": self.problem.name.lower(), "text": self.problem.value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +54,7 @@ class SplitCount:
 class DatasetReport:
     """What a data set holds and what is wrong with it.
 
-    Attributes:
-        root: the folder or file that was read.
-        format: the format it was recognised as.
-        splits: samples and images of each split.
-        categories: samples of each class, most frequent first.
-        longest_phrase: the length of the longest phrase.
-        phrase_rule: how phrases were measured.
-        findings: every kind of problem met, in the order of ``Problem``.
+    ``categories`` counts the samples of each class, most frequent first; ``findings`` are in the order of ``Problem``.
     """
 
     root: Path
@@ -133,8 +121,8 @@ def check_dataset(
         progress: called with (images done, images in all) after each image.
         rule: how long a phrase may be; in words by default.
         images: folder of the images where it is not the format's own.
-        splits: the only ones to check, and all of them must exist; by default every split is checked, and a data set
-            must have what ``train`` reads or, without a split to train on, what ``eval`` reads.
+        splits: the only ones to check, all of which must exist; by default all, and those that ``train`` reads (or,
+            without a training split, ``eval``) must exist.
         resize_masks: whether ``train`` and ``eval`` will resize masks of another size than their image.
 
     Raises:
@@ -145,12 +133,12 @@ def check_dataset(
     groups = group_by_image(samples)
     found: dict[Problem, list[str]] = {problem: [] for problem in Problem}
     groups_by_digest: dict[str, list[tuple[Sample, ...]]] = {}
-    for done, (group, look) in enumerate(zip(groups, in_processes(_look, groups, workers), strict=True), start=1):
-        for problem, example in look.problems:
-            if resize_masks and problem is Problem.SIZE_DIFFERENCE:
-                problem = Problem.RESIZED_MASK
-            found[problem].append(example)
-        groups_by_digest.setdefault(look.digest, []).append(group)
+    looks = zip(groups, in_processes(_look, groups, workers), strict=True)
+    for done, (group, (digest, problems)) in enumerate(looks, start=1):
+        for problem, example in problems:
+            resized = resize_masks and problem is Problem.SIZE_DIFFERENCE
+            found[Problem.RESIZED_MASK if resized else problem].append(example)
+        groups_by_digest.setdefault(digest, []).append(group)
         if progress is not None:
             progress(done, len(groups))
     for problem, example in (*_shared_images(groups_by_digest), *_repetitions(samples)):
@@ -179,16 +167,8 @@ def check_dataset(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What one image and its masks showed; ``digest`` is that of its pixels, or its path where it cannot be read."""
-
-    digest: str
-    problems: tuple[tuple[Problem, str], ...]
-
-
-def _look(group: tuple[Sample, ...]) -> _Look:
-    """Read one image and the masks of its samples."""
+def _look(group: tuple[Sample, ...]) -> tuple[str, list[tuple[Problem, str]]]:
+    """Read one image and the masks of its samples: the digest of its pixels (else its path), and the problems."""
     path, size, digest = group[0].image_path, None, str(group[0].image_path)
     problems: list[tuple[Problem, str]] = []
     if not path.is_file():
@@ -203,7 +183,7 @@ def _look(group: tuple[Sample, ...]) -> _Look:
             problems.append((Problem.UNREADABLE_IMAGE, str(error)))
     for sample in group:
         problems += mask_problems(sample, size, decode=True)
-    return _Look(digest, tuple(problems))
+    return digest, problems
 
 
 def _shared_images(groups_by_digest: dict[str, list[tuple[Sample, ...]]]) -> Found:

@@ -1,29 +1,55 @@
-"""Opens a data set of any format. A new format is a module with the members of ``DatasetFormat``, listed below."""
+"""Opens a data set of any format. A new format is a line of ``FORMATS`` and the two functions that it names."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from rsrefseg.engines.errors import BadInputError
 
-from . import jsonl, nwpu_refer, refsegrs, risbench, rrsisd
-from .samples import Dataset
+from . import jsonl, nwpu_refer, phrase_lists, rrsisd
+from .samples import Dataset, Sample
 
 
-class DatasetFormat(Protocol):
-    """One way of laying out a data set: its name, what has to be there, and how it is recognised and read."""
+@dataclass(frozen=True, slots=True)
+class DatasetFormat:
+    """One way of laying out a data set.
 
-    NAME: str
-    LAYOUT: str
+    Attributes:
+        name: of the format.
+        layout: the files that it needs.
+        matches: whether a path looks like it: cheap, and true for an incomplete copy, which ``read`` then names.
+        read: the samples of a path; the second argument is another image folder, or None for the format's own.
+    """
 
-    def matches(self, path: Path, /) -> bool:
-        """Whether a path looks like this format: cheap, and true for an incomplete copy, which ``read`` then names."""
+    name: str
+    layout: str
+    matches: Callable[[Path], bool]
+    read: Callable[[Path, Path | None], tuple[Sample, ...]]
 
-    def read(self, path: Path, images: Path | None, /) -> Dataset:
-        """Read the annotations; ``images`` is another image folder, or None for the format's own."""
 
-
+_LISTS = "output_phrase_{train,val,test}.txt"
 # The first that matches is taken: NWPU-Refer's annotation files may have RRSIS-D's names, RISBench's lists RefSegRS's.
-FORMATS: tuple[DatasetFormat, ...] = (nwpu_refer, rrsisd, risbench, refsegrs, jsonl)
+FORMATS = (
+    DatasetFormat(
+        "NWPU-Refer",
+        "new_refs(unc).p, new_instances.json (or without new_), image/",
+        nwpu_refer.matches,
+        nwpu_refer.read,
+    ),
+    DatasetFormat(
+        "RRSIS-D", "rrsisd/refs(unc).p, rrsisd/instances.json, images/rrsisd/JPEGImages/", rrsisd.matches, rrsisd.read
+    ),
+    DatasetFormat(
+        "RISBench",
+        f"{_LISTS}, img_rgb/*.png (or images/), mask/*.png (or masks/)",
+        phrase_lists.is_risbench,
+        phrase_lists.read_risbench,
+    ),
+    DatasetFormat(
+        "RefSegRS", f"{_LISTS}, images/*.tif, masks/*.tif", phrase_lists.has_lists, phrase_lists.read_refsegrs
+    ),
+    DatasetFormat("JSONL", "FILE.jsonl with its images in a folder beside it", jsonl.matches, jsonl.read),
+)
 
 
 def open_dataset(path: Path | str, images: Path | None = None) -> Dataset:
@@ -43,9 +69,9 @@ def open_dataset(path: Path | str, images: Path | None = None) -> Dataset:
         raise BadInputError(f"the image folder '{images}' does not exist")
     known = next((known for known in FORMATS if known.matches(path)), None)
     if known is None:
-        layouts = "; ".join(f"{known.NAME}: {known.LAYOUT}" for known in FORMATS)
+        layouts = "; ".join(f"{known.name}: {known.layout}" for known in FORMATS)
         raise BadInputError(f"'{path}' is not a data set of a known format ({layouts})")
-    dataset = known.read(path, images)
-    if not dataset.samples:
-        raise BadInputError(f"the data set '{path}' ({known.NAME}) holds no sample")
-    return dataset
+    samples = known.read(path, images)
+    if not samples:
+        raise BadInputError(f"the data set '{path}' ({known.name}) holds no sample")
+    return Dataset(path, known.name, samples)

@@ -2,23 +2,19 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_file
 
-from .annotation_files import image_file_name, parse_object
-from .masks import Rle, annotated_mask, checked_size, empty_rle, rle_box
+from .annotation_files import image_file_name, parse_object, read_lines
+from .masks import Rle, annotated_mask, checked_size, empty_rle, only_rle, rle_box
 from .samples import Dataset, Sample
 
-NAME = "JSONL"
-LAYOUT = "FILE.jsonl with its images in a folder beside it"
 # Where the images of a JSON-lines file are looked for, beside it.
 _IMAGE_FOLDERS = ("images", "images/rrsisd/JPEGImages", "JPEGImages", "img_rgb", "image/image", "image", ".")
-# One expression never needs more; it bounds what a file without line ends can take.
-_MAX_LINE_CHARACTERS = 64 << 20
 
 
 def matches(path: Path) -> bool:
@@ -26,7 +22,7 @@ def matches(path: Path) -> bool:
     return path.is_file() and path.suffix == ".jsonl"
 
 
-def read(path: Path, images: Path | None = None) -> Dataset:
+def read(path: Path, images: Path | None) -> tuple[Sample, ...]:
     """Read a JSON-lines file; no image is opened.
 
     A line holds ``split``, ``file_name``, ``sent``, ``segmentation`` (a run-length mask, or a list of one) and, where
@@ -36,9 +32,9 @@ def read(path: Path, images: Path | None = None) -> Dataset:
     Raises:
         BadInputError: a line is no such object, or the images' folder cannot be found.
     """
-    records = list(_records(path))
+    records = [(number, name, parse_object(line, name)) for number, name, line in read_lines(path)]
     folder = images or _image_folder(path, records)
-    return Dataset(path, NAME, tuple(_sample(record, number, path, folder) for number, record in records))
+    return tuple(_sample(record, number, name, folder) for number, name, record in records)
 
 
 def export_jsonl(dataset: Dataset, path: Path) -> int:
@@ -74,13 +70,7 @@ def json_line(record: dict[str, Any]) -> bytes:
 
 
 def jsonl_record(sample: Sample, folder: Path, rle: Rle) -> dict[str, Any]:
-    """What a line says of a sample.
-
-    Args:
-        sample: which.
-        folder: that its image lies in or under.
-        rle: its mask, or another one for the same phrase, as ``encode_mask`` gives it.
-    """
+    """What a line says of a sample whose image lies under ``folder``; ``rle`` its mask or another."""
     return {
         "split": sample.split,
         "image_id": sample.image_path.stem,
@@ -93,46 +83,26 @@ def jsonl_record(sample: Sample, folder: Path, rle: Rle) -> dict[str, Any]:
     }
 
 
-def _sample(record: dict[str, Any], number: int, path: Path, folder: Path) -> Sample:
-    name = f"line {number} of '{path}'"
+def _sample(record: dict[str, Any], number: int, name: str, folder: Path) -> Sample:
     for key in ("split", "sent"):
         if not isinstance(record.get(key), str):
             raise BadInputError(f"{name} has no text '{key}'")
-    segmentation, has_target = record.get("segmentation"), record.get("no_target") is not True
-    if isinstance(segmentation, list) and len(segmentation) == 1:
-        segmentation = segmentation[0]
-    if not isinstance(segmentation, dict):
-        raise BadInputError(f"{name}: its segmentation is not a run-length mask (a dict, or a list of one)")
+    rle, has_target = only_rle(record.get("segmentation"), name), record.get("no_target") is not True
     return Sample(
         sample_id=str(record.get("sample_id", number)),
         split=record["split"],
         image_path=folder / image_file_name(record.get("file_name"), name),
         phrase=record["sent"],
         category=str(record.get("category_name", "unknown")),
-        mask_source=annotated_mask([segmentation], name)
-        if has_target
-        else empty_rle(*checked_size(segmentation.get("size"), name)),
+        mask_source=annotated_mask([rle], name) if has_target else empty_rle(*checked_size(rle.get("size"), name)),
         has_target=has_target,
     )
 
 
-def _image_folder(path: Path, records: list[tuple[int, dict[str, Any]]]) -> Path:
+def _image_folder(path: Path, records: list[tuple[int, str, dict[str, Any]]]) -> Path:
     """The first folder beside the file that holds any of its first images: a missing one must not hide the folder."""
-    names = [image_file_name(record.get("file_name"), f"line {number} of '{path}'") for number, record in records[:100]]
+    names = [image_file_name(record.get("file_name"), name) for _, name, record in records[:100]]
     for folder in (path.parent / name for name in _IMAGE_FOLDERS):
         if any((folder / name).is_file() for name in names):
             return folder
     raise BadInputError(f"no image of '{path}' lies beside it or in 'images' there: name their folder with --images")
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and object of every line that is not blank."""
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE_CHARACTERS), ""), start=1):
-                if line.strip():
-                    yield number, parse_object(line, f"line {number} of '{path}'")
-    except OSError as error:
-        raise BadInputError(f"cannot read '{path}': {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"'{path}' is not UTF-8 text ({error.reason})") from error

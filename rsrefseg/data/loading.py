@@ -11,15 +11,7 @@ SizeMismatch = Literal["refuse", "resize"]
 
 
 def fit_mask(sample: Sample, size: tuple[int, int], on_size_mismatch: SizeMismatch = "refuse") -> tuple[BoolMask, bool]:
-    """A sample's mask at its image's size, and whether it was resized.
-
-    Args:
-        sample: whose mask.
-        size: height and width of its image, in pixels.
-        on_size_mismatch: what to do with a mask of another size: refuse it, or resize it (nearest).
-
-    Returns:
-        The mask, (H, W) bool, and True if it was resized.
+    """A sample's mask, (H, W) bool, at its image's ``size`` (height, width), and whether it was resized (nearest).
 
     Raises:
         BadInputError: the mask is broken, or its size differs and that is refused.
@@ -32,7 +24,7 @@ def fit_mask(sample: Sample, size: tuple[int, int], on_size_mismatch: SizeMismat
     return resize_nearest(sample.mask(), *size), True
 
 
-def size_difference(sample: Sample, mask_size: tuple[int, int], image_size: tuple[int, int]) -> str:
+def size_difference(sample: Sample, mask_size: tuple[int, int], image_size: tuple[int, ...]) -> str:
     """How an error line states that a mask does not have its image's size."""
     return (
         f"sample '{sample.sample_id}': its mask is {mask_size[0]}x{mask_size[1]} but its image "

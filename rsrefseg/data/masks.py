@@ -55,6 +55,19 @@ def annotated_mask(parts: Sequence[Rle | list[Polygon]], name: str, size: Sequen
         return BrokenMask(str(error))
 
 
+def only_rle(segmentation: Any, name: str, hint: str = "") -> Rle:
+    """The run-length mask of an annotation, which may stand in a list of one; not checked yet.
+
+    Raises:
+        BadInputError: it is something else.
+    """
+    if isinstance(segmentation, list) and len(segmentation) == 1:
+        segmentation = segmentation[0]
+    if not isinstance(segmentation, dict):
+        raise BadInputError(f"{name} has no run-length mask (a dict, or a list of one){hint}")
+    return segmentation
+
+
 def checked_rle(rle: Any, name: str) -> Rle:
     """A run-length mask of an annotation as ``{"size": [H, W], "counts": str}``, its runs known to fill the size.
 

@@ -10,10 +10,8 @@ from . import rrsisd
 from .annotation_files import image_file_name
 from .masks import Polygon, Rle, annotated_mask, checked_size, empty_rle
 from .refs import INSTANCES_FILE, REFS_FILE, Id, Instances, Ref, read_refs
-from .samples import Dataset, Sample
+from .samples import Sample
 
-NAME = "NWPU-Refer"
-LAYOUT = "new_refs(unc).p, new_instances.json (or without new_), image/"
 IMAGE_FOLDER = "image"
 
 # Of the two pairs of annotation files the corrected one is taken; a file of one is never paired with one of the other.
@@ -36,16 +34,12 @@ def matches(path: Path) -> bool:
     return any((path / file).is_file() for file in files)
 
 
-def read(root: Path, images: Path | None = None) -> Dataset:
+def read(root: Path, images: Path | None) -> tuple[Sample, ...]:
     """Read every expression of an NWPU-Refer folder; no image is opened.
 
     Entries of one image and split with the same sentence are one sample, whose mask is their union; its id is that of
     the first of them, its class too. An entry whose ``ann_id`` is None or -1, or whose annotation has an empty
     segmentation, refers to nothing: its mask is empty. Every sentence is a sample, in whatever language.
-
-    Args:
-        root: the data set's folder.
-        images: folder of the images where it is neither ``image/image`` nor ``image``.
 
     Raises:
         BadInputError: a file is missing, broken or contains code, or an expression points at nothing.
@@ -61,8 +55,7 @@ def read(root: Path, images: Path | None = None) -> Dataset:
             if key not in merged:
                 merged[key] = _Merged(ref, ref.sample_id(order), instances.image(ref), category)
             merged[key].parts.update(parts)
-    samples = (_sample(group, split, phrase, folder, instances) for (split, _, phrase), group in merged.items())
-    return Dataset(root, NAME, tuple(samples))
+    return tuple(_sample(group, split, phrase, folder, instances) for (split, _, phrase), group in merged.items())
 
 
 @dataclass(slots=True)
@@ -111,11 +104,8 @@ def _segmentation(annotation: dict[str, Any], name: str) -> Segmentation | None:
             value = value[0]
     if value is None or value == []:
         box = annotation.get("bbox")
-        if (
-            isinstance(box, list)
-            and len(box) == 4
-            and all(isinstance(side, int | float) and side > 0 for side in box[2:])
-        ):
+        sides = box[2:] if isinstance(box, list) and len(box) == 4 else [0]
+        if all(isinstance(side, int | float) and side > 0 for side in sides):
             raise BadInputError(f"{name} has a box but no outline: get the annotations again")
         return None
     if not isinstance(value, dict) and not (isinstance(value, list) and all(isinstance(part, list) for part in value)):
@@ -128,11 +118,11 @@ def _annotation_files(root: Path) -> tuple[Path, Path]:
     for prefix in _PREFIXES:
         pair = (root / f"{prefix}{REFS_FILE}", root / f"{prefix}{INSTANCES_FILE}")
         missing = [path for path in pair if not path.is_file()]
+        if len(missing) == 1:
+            (there,) = set(pair) - set(missing)
+            raise BadInputError(f"the annotation file '{missing[0]}' is missing, which belongs to '{there.name}'")
         if not missing:
             return pair
-        if len(missing) == 1:
-            there = pair[0] if missing[0] == pair[1] else pair[1]
-            raise BadInputError(f"the annotation file '{missing[0]}' is missing, which belongs to '{there.name}'")
     raise BadInputError(f"the annotation files '{root / REFS_FILE}' and '{INSTANCES_FILE}' are missing")
 
 

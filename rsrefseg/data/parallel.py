@@ -22,15 +22,10 @@ _Result = TypeVar("_Result")
 def in_processes(
     work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, jobs_per_process: int = JOBS_PER_PROCESS
 ) -> Iterator[_Result]:
-    """The results of all jobs, in their order.
+    """The results of ``work``, a function of a module, for all jobs, in their order.
 
-    Processes, since half the time of reading an image is spent under the interpreter's lock.
-
-    Args:
-        work: a function of a module, so that another process finds it.
-        jobs: what it is called with.
-        workers: processes at most.
-        jobs_per_process: jobs that make another process worth its start; for fewer this process does all.
+    Processes, since half the time of reading an image is spent under the interpreter's lock. Each of at most
+    ``workers`` has at least ``jobs_per_process`` jobs; for fewer this process does all.
 
     Raises:
         RSRefSegError: a process was killed.

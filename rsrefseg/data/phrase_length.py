@@ -14,13 +14,7 @@ _MAX_TOKENS = 4 * MAX_PHRASE_CHARACTERS + 2
 
 @dataclass(frozen=True, slots=True)
 class PhraseRule:
-    """What counts as too long.
-
-    Attributes:
-        count: length of a phrase; raises BadInputError for one that the model refuses.
-        limit: the longest that is read whole.
-        unit: what is counted, for the report.
-    """
+    """What counts as too long: more than ``limit`` of ``unit``. ``count`` refuses what the model would refuse."""
 
     count: Callable[[str], int]
     limit: int
@@ -28,12 +22,9 @@ class PhraseRule:
 
 
 def phrase_rule(tokenizer: Path | None = None) -> PhraseRule:
-    """SigLIP's limit of 64 tokens, the end token among them.
+    """SigLIP's limit of 64 tokens, the end token among them, counted by a ``tokenizer`` (file or folder).
 
-    Args:
-        tokenizer: ``tokenizer.json`` or ``spiece.model`` of the model to be trained, or the folder with one of them.
-            None to count words instead. A word is one token or more, so whatever is found is too long indeed, while
-            some phrases of long or rare words may be missed.
+    Without one, words are counted: each is one token or more, so some phrases that are too long may be missed.
 
     Raises:
         BadInputError: there is no such tokenizer, or it cannot be read.

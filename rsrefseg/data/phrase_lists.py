@@ -1,90 +1,94 @@
-"""What RefSegRS and RISBench share: text files of expressions, one a line, and image files as masks."""
+"""Reads the layouts of RefSegRS and RISBench: text files of expressions, one a line, and image files as masks."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from rsrefseg.engines.errors import BadInputError
 
-from .annotation_files import image_file_name, read_text
-from .samples import Dataset, Sample
+from .annotation_files import image_file_name, read_lines
+from .samples import Sample
 
 SPLITS = ("train", "val", "test")
 _PREFIX, _SUFFIX = "output_phrase_", ".txt"
 _IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where such a data set keeps its files.
+def has_lists(root: Path) -> bool:
+    """Whether a folder looks like RefSegRS, even where one of its parts is missing; RISBench comes before it."""
+    return bool(_lists(root))
 
-    Attributes:
-        name: of the format.
-        image_folders: names of the image folder, the likeliest first.
-        mask_folders: names of the mask folder, the likeliest first.
-        suffix: of its image and mask files.
+
+def is_risbench(root: Path) -> bool:
+    """Whether a folder looks like RISBench; where its folders are named as RefSegRS's are, their files decide."""
+    if not has_lists(root):
+        return False
+    if any((root / folder).is_dir() for folder in ("img_rgb", "mask")):
+        return True
+    shared = next((root / folder for folder in ("images", "masks") if (root / folder).is_dir()), None)
+    return shared is not None and any(shared.glob("*.png"))
+
+
+def read_refsegrs(root: Path, images: Path | None) -> tuple[Sample, ...]:
+    """Read every line of a RefSegRS folder; no image and no mask is opened.
+
+    A line of ``output_phrase_{train,val,test}.txt`` is the name of an image and its mask (with or without suffix),
+    white space, and the expression. Names repeat; a sample's id is its split and its line, ``train-17``. A missing
+    image or mask is left to ``verify_samples`` and the check.
+
+    Raises:
+        BadInputError: a folder is missing, a list names an unknown split, or a line is not of that form.
     """
-
-    name: str
-    image_folders: tuple[str, ...]
-    mask_folders: tuple[str, ...]
-    suffix: str
+    return _read(root, images, ("images",), ("masks",), ".tif")
 
 
-def phrase_lists(root: Path) -> dict[str, Path]:
+def read_risbench(root: Path, images: Path | None) -> tuple[Sample, ...]:
+    """As ``read_refsegrs``, of a RISBench folder."""
+    return _read(root, images, ("img_rgb", "images"), ("mask", "masks"), ".png")
+
+
+def _lists(root: Path) -> dict[str, Path]:
     """The lists of expressions in a folder, by what their names say of the split."""
     found = sorted(path for path in root.glob(f"{_PREFIX}*{_SUFFIX}") if path.is_file())
     return {path.name[len(_PREFIX) : -len(_SUFFIX)]: path for path in found}
 
 
-def read(layout: Layout, root: Path, images: Path | None) -> Dataset:
-    """Read every line of ``output_phrase_{train,val,test}.txt``; no image and no mask is opened.
-
-    A line is the name of an image and its mask (with or without suffix), white space, and the expression. Names repeat;
-    a sample's id is its split and its line, ``train-17``. A missing image or mask is left to ``verify_samples`` and
-    the check.
-
-    Raises:
-        BadInputError: a folder is missing, a list names an unknown split, or a line is not of that form.
-    """
-    lists = phrase_lists(root)
+def _read(
+    root: Path, images: Path | None, image_folders: tuple[str, ...], mask_folders: tuple[str, ...], suffix: str
+) -> tuple[Sample, ...]:
+    """Read the lists; of possible folders the likeliest comes first, ``suffix`` is that of image and mask files."""
+    lists = _lists(root)
     for split, path in lists.items():
         if split not in SPLITS:
             raise BadInputError(f"'{path}' names the split '{split}', not {', '.join(SPLITS)}: rename or move it")
-    image_folder = _Folder(images or _find(root, layout.image_folders, "image", ", or name it with --images"))
-    mask_folder = _Folder(_find(root, layout.mask_folders, "mask"))
-    samples = tuple(
-        Sample(
-            f"{split}-{number}",
-            split,
-            image_folder.file(name, layout.suffix),
-            phrase,
-            category="unknown",
-            mask_source=mask_folder.file(name, layout.suffix),
-        )
-        for split in SPLITS
-        if split in lists
-        for number, name, phrase in _lines(lists[split])
-    )
-    return Dataset(root, layout.name, samples)
+    image_folder = _Folder(images or _find(root, image_folders, "image", ", or name it with --images"), suffix)
+    mask_folder = _Folder(_find(root, mask_folders, "mask"), suffix)
+    samples = []
+    for split in (split for split in SPLITS if split in lists):
+        for number, line_name, line in read_lines(lists[split]):
+            words = line.split(maxsplit=1)
+            if len(words) < 2:
+                raise BadInputError(f"{line_name} is not a file name and an expression: {line.strip()[:40]!r}")
+            name, phrase = str(image_file_name(words[0], line_name)), words[1].strip()
+            image, mask = image_folder.file(name), mask_folder.file(name)
+            samples.append(Sample(f"{split}-{number}", split, image, phrase, category="unknown", mask_source=mask))
+    return tuple(samples)
 
 
 class _Folder:
     """A folder, listed once: asking for tens of thousands of files one by one is slow on network disks."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, suffix: str) -> None:
+        self.path, self.suffix = path, suffix
         try:
             self.names = {entry.name for entry in path.iterdir()}
         except OSError as error:
             raise BadInputError(f"cannot list the folder '{path}': {error.strerror or error}") from error
 
-    def file(self, name: str, suffix: str) -> Path:
+    def file(self, name: str) -> Path:
         """The file of that name, or of that name and a suffix; where there is none, the path it should have."""
         stem, dot, ending = name.rpartition(".")
         bare = stem if f"{dot}{ending}".lower() in _IMAGE_SUFFIXES else name
-        likely = name if bare != name else bare + suffix
-        candidates = (name, bare + suffix, *(bare + other for other in _IMAGE_SUFFIXES))
+        likely = name if bare != name else bare + self.suffix
+        candidates = (name, bare + self.suffix, *(bare + other for other in _IMAGE_SUFFIXES))
         return self.path / next((candidate for candidate in candidates if candidate in self.names), likely)
 
 
@@ -94,14 +98,3 @@ def _find(root: Path, names: tuple[str, ...], what: str, hint: str = "") -> Path
             return root / name
     others = "".join(f", nor is there '{name}'" for name in names[1:])
     raise BadInputError(f"the {what} folder '{root / names[0]}' is missing{others}: complete the download{hint}")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, file name and expression of every line that is not blank."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        words = line.split(maxsplit=1)
-        name = f"line {number} of '{path}'"
-        if len(words) == 1:
-            raise BadInputError(f"{name} is not a file name and an expression: {line.strip()[:40]!r}")
-        if words:
-            yield number, str(image_file_name(words[0], name)), words[1].strip()

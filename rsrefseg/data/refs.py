@@ -20,15 +20,8 @@ Id = int | str
 class Ref:
     """One entry of the pickle: expressions for one object.
 
-    Attributes:
-        path: the pickle.
-        ref_id: its own id.
-        image_id: its image's.
-        ann_id: of its object's annotation, as the file has it: readers decide what may stand there.
-        split: "train", "val", "test", or whatever the data set calls it.
-        phrases: its sentences.
-        file_name: of the image, where the JSON does not state it.
-        category_id: of the object's class, where the annotation does not state it.
+    What may stand in ``ann_id``, its object's annotation, readers decide. ``file_name`` and ``category_id`` count where
+    the JSON does not state them.
     """
 
     path: Path
@@ -70,19 +63,11 @@ class Instances:
         return {row["id"]: row for row in rows}
 
     def image(self, ref: Ref) -> dict[str, Any]:
-        """The entry of an expression's image.
-
-        Raises:
-            BadInputError: there is none.
-        """
+        """The entry of an expression's image; a BadInputError where there is none."""
         return self._entry(self.images, "image", ref.image_id, ref)
 
     def annotation(self, identity: Any, ref: Ref) -> dict[str, Any]:
-        """The annotation that an expression names.
-
-        Raises:
-            BadInputError: there is none, or the name is not an id.
-        """
+        """The annotation that an expression names; a BadInputError where there is none."""
         if not isinstance(identity, Id):
             raise BadInputError(f"{ref}: its 'ann_id' is neither a number nor text")
         return self._entry(self.annotations, "annotation", identity, ref)
@@ -115,21 +100,17 @@ def read_refs(path: Path) -> Iterator[Ref]:
     if not isinstance(refs, list):
         raise BadInputError(f"'{path}' does not hold a list of expressions")
     for index, ref in enumerate(refs):
-        yield _ref(ref, path, f"'{path}', expression {index}")
-
-
-def _ref(ref: Any, path: Path, name: str) -> Ref:
-    if not isinstance(ref, dict):
-        raise BadInputError(f"{name} is not a dict")
-    try:
-        ref_id, image_id, ann_id, split = ref["ref_id"], ref["image_id"], ref["ann_id"], ref["split"]
-        phrases = tuple(sentence["sent"] if "sent" in sentence else sentence["raw"] for sentence in ref["sentences"])
-    except KeyError as error:
-        raise BadInputError(f"{name} has no {error}") from error
-    except TypeError as error:
-        raise BadInputError(f"{name} is malformed ({error})") from error
-    if not all(isinstance(identity, Id) for identity in (ref_id, image_id, split)):
-        raise BadInputError(f"{name}: an id or its split is neither a number nor text")
-    if not all(isinstance(phrase, str) for phrase in phrases):
-        raise BadInputError(f"{name} is malformed (a sentence is not text)")
-    return Ref(path, ref_id, image_id, ann_id, str(split), phrases, ref.get("file_name"), ref.get("category_id"))
+        name = f"'{path}', expression {index}"
+        if not isinstance(ref, dict):
+            raise BadInputError(f"{name} is not a dict")
+        try:
+            ref_id, image_id, ann_id, split = ref["ref_id"], ref["image_id"], ref["ann_id"], ref["split"]
+            phrases = tuple(spoken["sent"] if "sent" in spoken else spoken["raw"] for spoken in ref["sentences"])
+        except KeyError as error:
+            raise BadInputError(f"{name} has no {error}") from error
+        except TypeError as error:
+            raise BadInputError(f"{name} is malformed ({error})") from error
+        typed = all(isinstance(identity, Id) for identity in (ref_id, image_id, split))
+        if not typed or not all(isinstance(phrase, str) for phrase in phrases):
+            raise BadInputError(f"{name} is malformed (an id, its split or a sentence is of another type)")
+        yield Ref(path, ref_id, image_id, ann_id, str(split), phrases, ref.get("file_name"), ref.get("category_id"))

@@ -6,12 +6,10 @@ from pathlib import Path
 from rsrefseg.engines.errors import BadInputError
 
 from .annotation_files import image_file_name
-from .masks import annotated_mask
+from .masks import annotated_mask, only_rle
 from .refs import INSTANCES_FILE, REFS_FILE, Instances, Ref, read_refs
-from .samples import Dataset, Sample
+from .samples import Sample
 
-NAME = "RRSIS-D"
-LAYOUT = "rrsisd/refs(unc).p, rrsisd/instances.json, images/rrsisd/JPEGImages/"
 ANNOTATION_FOLDER = "rrsisd"
 IMAGE_FOLDER = "images/rrsisd/JPEGImages"
 
@@ -26,12 +24,8 @@ def matches(path: Path) -> bool:
     return annotated or (path / IMAGE_FOLDER).is_dir()
 
 
-def read(root: Path, images: Path | None = None) -> Dataset:
+def read(root: Path, images: Path | None) -> tuple[Sample, ...]:
     """Read every expression of an RRSIS-D folder; no image is opened.
-
-    Args:
-        root: the data set's folder.
-        images: folder of the images where it is not ``images/rrsisd/JPEGImages``.
 
     Raises:
         BadInputError: a file is missing, broken or contains code, or an expression points at nothing.
@@ -41,20 +35,16 @@ def read(root: Path, images: Path | None = None) -> Dataset:
     if not folder.is_dir():
         raise BadInputError(f"the image folder '{folder}' is missing: complete the download, or name it with --images")
     refs, instances = tuple(read_refs(refs_path)), Instances(instances_path)
-    return Dataset(root, NAME, tuple(sample for ref in refs for sample in _samples(ref, instances, folder)))
+    return tuple(sample for ref in refs for sample in _samples(ref, instances, folder))
 
 
 def _samples(ref: Ref, instances: Instances, folder: Path) -> Iterator[Sample]:
     """One sample for each of an entry's sentences."""
     image, annotation = instances.image(ref), instances.annotation(ref.ann_id, ref)
     image_path = folder / image_file_name(image.get("file_name", ref.file_name), str(ref))
-    name, segmentation = instances.annotation_name(ref.ann_id), annotation.get("segmentation")
-    if isinstance(segmentation, list) and len(segmentation) == 1:
-        segmentation = segmentation[0]
-    if not isinstance(segmentation, dict):
-        other = "polygons, as in NWPU-Refer, are read from its folder 'image' or its file names with 'new_'"
-        raise BadInputError(f"{name} has no run-length mask (a dict, or a list of one); {other}")
-    mask = annotated_mask([segmentation], name)
+    name = instances.annotation_name(ref.ann_id)
+    hint = "; polygons, as in NWPU-Refer, are read from its folder 'image' or its file names with 'new_'"
+    mask = annotated_mask([only_rle(annotation.get("segmentation"), name, hint)], name)
     category = instances.category(annotation, ref)
     for order, phrase in enumerate(ref.phrases):
         yield Sample(ref.sample_id(order), ref.split, image_path, phrase, category, mask)

@@ -39,10 +39,7 @@ WrittenScene = tuple[str, npt.NDArray[np.uint8], Sequence[Referral]]
 def write_rrsisd(root: Path, scenes: Iterable[WrittenScene], overwrite: bool = False) -> None:
     """Write a data set in the RRSIS-D layout, whole or not at all. The same scenes give the same bytes in every file.
 
-    Args:
-        root: folder to make. An existing one that holds anything is refused, unless ``overwrite``.
-        scenes: taken one by one.
-        overwrite: replace an RRSIS-D folder that is already there; any other folder is refused all the same.
+    A folder that holds anything is refused; with ``overwrite`` one in this layout is replaced.
 
     Raises:
         BadInputError: the folder is refused.
@@ -54,6 +51,7 @@ def write_rrsisd(root: Path, scenes: Iterable[WrittenScene], overwrite: bool = F
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     refs: list[dict[str, Any]] = []
+    classes: list[str] = []
     with atomic_directory(root) as folder:
         (folder / rrsisd.IMAGE_FOLDER).mkdir(parents=True)
         for image_id, (split, pixels, referrals) in enumerate(scenes, start=1):
@@ -65,48 +63,37 @@ def write_rrsisd(root: Path, scenes: Iterable[WrittenScene], overwrite: bool = F
             for referral in referrals:
                 if referral.mask.shape != (height, width):
                     raise ValueError(f"a mask must be {(height, width)} like its image, not {referral.mask.shape}")
-                annotations.append(_annotation(len(annotations) + 1, image_id, referral))
-                refs.append(_ref(len(refs) + 1, image_id, split, file_name, referral))
+                classes.append(referral.category)
+                identity, phrase, rle = len(classes), referral.phrase, encode_mask(referral.mask)
+                annotation = {
+                    "id": identity,
+                    "image_id": image_id,
+                    "bbox": list(rle_box(rle)),
+                    "area": int(np.count_nonzero(referral.mask)),
+                    "segmentation": [rle],
+                    "iscrowd": 0,
+                }
+                ref = {
+                    "image_id": image_id,
+                    "split": split,
+                    "sentences": [{"tokens": phrase.split(), "raw": phrase, "sent_id": identity, "sent": phrase}],
+                    "file_name": file_name,
+                    "ann_id": identity,
+                    "sent_ids": [identity],
+                    "ref_id": identity,
+                }
+                annotations.append(annotation)
+                refs.append(ref)
         # The classes are numbered by name, once all are known.
-        names = sorted({annotation["category"] for annotation in annotations})
-        numbers = {name: number for number, name in enumerate(names, start=1)}
-        for annotation, ref in zip(annotations, refs, strict=True):
-            annotation["categories_id"] = numbers[annotation.pop("category")]
-            ref["category_id"] = numbers[ref.pop("category")]
+        numbers = {name: number for number, name in enumerate(sorted(set(classes)), start=1)}
+        for name, annotation, ref in zip(classes, annotations, refs, strict=True):
+            annotation["categories_id"] = ref["category_id"] = numbers[name]
         categories = [{"id": number, "name": name, "supercategory": "object"} for name, number in numbers.items()]
-        instances = json.dumps(
-            {"images": images, "annotations": annotations, "categories": categories}, ensure_ascii=False
-        )
+        instances = {"images": images, "annotations": annotations, "categories": categories}
         annotation_folder = folder / rrsisd.ANNOTATION_FOLDER
         annotation_folder.mkdir()
-        (annotation_folder / INSTANCES_FILE).write_text(instances + "\n", encoding="utf-8")
+        text = json.dumps(instances, ensure_ascii=False)
+        (annotation_folder / INSTANCES_FILE).write_text(text + "\n", encoding="utf-8")
         # Pickle's bytes depend on which equal strings are one object; a pass through JSON makes that the same always.
         plain = json.loads(json.dumps(refs))
         (annotation_folder / REFS_FILE).write_bytes(pickle.dumps(plain, protocol=_PICKLE_PROTOCOL))
-
-
-def _annotation(identity: int, image_id: int, referral: Referral) -> dict[str, Any]:
-    rle = encode_mask(referral.mask)
-    return {
-        "id": identity,
-        "image_id": image_id,
-        "category": referral.category,
-        "bbox": list(rle_box(rle)),
-        "area": int(np.count_nonzero(referral.mask)),
-        "segmentation": [rle],
-        "iscrowd": 0,
-    }
-
-
-def _ref(identity: int, image_id: int, split: str, file_name: str, referral: Referral) -> dict[str, Any]:
-    phrase = referral.phrase
-    return {
-        "image_id": image_id,
-        "split": split,
-        "sentences": [{"tokens": phrase.split(), "raw": phrase, "sent_id": identity, "sent": phrase}],
-        "file_name": file_name,
-        "category": referral.category,
-        "ann_id": identity,
-        "sent_ids": [identity],
-        "ref_id": identity,
-    }

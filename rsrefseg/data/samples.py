@@ -10,12 +10,13 @@ import numpy as np
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
 
+from .annotation_files import read_bytes
 from .masks import BoolMask, BrokenMask, Rle, decode_rle, encode_mask
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One referring expression.
+    """One referring expression. Whatever reads its mask raises a BadInputError where that is missing or broken.
 
     Attributes:
         sample_id: unique within its data set.
@@ -38,11 +39,7 @@ class Sample:
 
     @property
     def mask_size(self) -> tuple[int, int]:
-        """Height and width of the mask; a file is only decoded where its header does not state them.
-
-        Raises:
-            BadInputError: the mask is missing or broken.
-        """
+        """Height and width of the mask; a file is only decoded where its header does not state them."""
         if isinstance(self.mask_source, Path):
             stated = size_in_header(self.mask_source)
             height, width = self.mask().shape if stated is None else stated
@@ -52,36 +49,20 @@ class Sample:
 
     @property
     def rle(self) -> Rle:
-        """The mask as run lengths, ``{"size": [H, W], "counts": str}``, compressed and checked.
-
-        Raises:
-            BadInputError: the mask is missing or broken.
-        """
+        """The mask as run lengths, ``{"size": [H, W], "counts": str}``, compressed and checked."""
         if isinstance(self.mask_source, BrokenMask):
             raise BadInputError(f"sample '{self.sample_id}': {self.mask_source.reason}")
         return encode_mask(self.mask()) if isinstance(self.mask_source, Path) else self.mask_source
 
     @property
     def mask_fingerprint(self) -> str:
-        """A text that changes when the mask does; for a file, the SHA-256 of its bytes.
-
-        Raises:
-            BadInputError: the mask is missing or broken.
-        """
+        """A text that changes when the mask does; for a file, the SHA-256 of its bytes."""
         if not isinstance(self.mask_source, Path):
             return str(self.rle["counts"])
-        try:
-            return hashlib.sha256(self.mask_source.read_bytes()).hexdigest()
-        except OSError as error:
-            reason = f"cannot read its mask '{self.mask_source}': {error.strerror or error}"
-            raise BadInputError(f"sample '{self.sample_id}': {reason}") from error
+        return hashlib.sha256(read_bytes(self.mask_source)).hexdigest()
 
     def mask(self) -> BoolMask:
-        """The mask, (H, W) bool.
-
-        Raises:
-            BadInputError: the mask is missing or broken.
-        """
+        """The mask, (H, W) bool."""
         if not isinstance(self.mask_source, Path):
             return decode_rle(self.rle)
         try:
@@ -92,13 +73,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """All samples of one data set, in the order of its files.
-
-    Attributes:
-        root: the folder or file that was opened.
-        name: the format it was recognised as.
-        samples: every sample of every split.
-    """
+    """All samples of one data set, in the order of its files; ``name`` is its format, ``root`` the folder or file."""
 
     root: Path
     name: str

@@ -39,14 +39,12 @@ class Problem(StrEnum):
 
 
 def mask_problems(
-    sample: Sample, image_size: tuple[int, int] | None, decode: bool = False
+    sample: Sample, image_size: tuple[int, ...] | None, decode: bool = False
 ) -> Iterator[tuple[Problem, str]]:
     """What is wrong with a sample's mask, as far as the annotation or the file's header says.
 
-    Args:
-        sample: which.
-        image_size: height and width of its image; None where sizes are not compared.
-        decode: read the mask's pixels too.
+    ``image_size`` is the height and width of its image, None where sizes are not compared; ``decode`` reads the mask's
+    pixels too.
     """
     name = f"sample '{sample.sample_id}'"
     if isinstance(sample.mask_source, Path) and not sample.mask_source.is_file():
@@ -65,15 +63,9 @@ def mask_problems(
 
 
 def verify_samples(dataset: Dataset, splits: Sequence[str], resize_masks: bool = False) -> list[tuple[Sample, ...]]:
-    """The samples of some splits, checked before a long run as far as annotations and file headers allow.
+    """The samples of each of some splits, checked before a long run as far as annotations and file headers allow.
 
-    Args:
-        dataset: whose.
-        splits: their names.
-        resize_masks: whether masks may have another size than their image.
-
-    Returns:
-        The samples of each split.
+    With ``resize_masks``, masks may have another size than their image.
 
     Raises:
         BadInputError: a split does not exist, or samples cannot be used: how many, and the first of them.
@@ -85,7 +77,7 @@ def verify_samples(dataset: Dataset, splits: Sequence[str], resize_masks: bool =
         if not path.is_file():
             found.setdefault(Problem.MISSING_IMAGE, []).append(f"'{path}'")
             continue
-        size = None if resize_masks else _image_size(path)
+        size = None if resize_masks else size_in_header(path) or read_image(path).shape[:2]
         for sample in group:
             problems = list(mask_problems(sample, size))
             try:
@@ -98,11 +90,3 @@ def verify_samples(dataset: Dataset, splits: Sequence[str], resize_masks: bool =
         if examples := found.get(problem):
             raise BadInputError(f"'{dataset.root}' has {len(examples)} {problem.value}, the first is {examples[0]}")
     return chosen
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image as it is read; the image is only decoded where its header does not tell."""
-    if (stated := size_in_header(path)) is not None:
-        return stated
-    image = read_image(path)
-    return image.shape[0], image.shape[1]

@@ -16,11 +16,6 @@ Mask = NDArray[np.bool_]
 _SHIFT = 4  # fractional bits of OpenCV's fixed-point coordinates
 
 
-def supersampling(size: int) -> int:
-    """How many times larger than the image objects are drawn: finer where the image is small."""
-    return max(2, min(4, round(1024 / size)))
-
-
 @dataclass(frozen=True, slots=True)
 class Pose:
     """Where an object lies: centre and length as fractions of the image, angle in radians."""
@@ -50,7 +45,7 @@ class Brush:
     """
 
     def __init__(self, pose: Pose, aspect: float, size: int, rgb: RGB) -> None:
-        self.factor = supersampling(size)
+        self.factor = max(2, min(4, round(1024 / size)))  # drawn this many times larger: finer for small images
         corners = Pose(pose.x, pose.y, pose.length * 1.12, pose.angle).corners(aspect) * size
         low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, size - 1)
         high = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + 1, size)
@@ -60,8 +55,7 @@ class Brush:
         self.unit = pose.length / 2 * size * self.factor  # drawn pixels per object unit
         self.size = size
         shape = (self.height * self.factor, self.width * self.factor)
-        self.color = np.empty((*shape, 3), np.uint8)
-        self.color[:] = _byte(rgb)
+        self.color = np.full((*shape, 3), np.round(rgb), np.uint8)
         self.cover = np.zeros(shape, np.uint8)
 
     def _fixed(self, points: NDArray[np.float64]) -> NDArray[np.int32]:
@@ -71,7 +65,7 @@ class Brush:
     def poly(self, points: Sequence[Sequence[float]] | NDArray[np.float64], rgb: RGB, *, solid: bool = True) -> None:
         """Fill a polygon."""
         fixed = [self._fixed(np.asarray(points, np.float64))]
-        cv2.fillPoly(self.color, fixed, _byte(rgb), cv2.LINE_8, _SHIFT)
+        cv2.fillPoly(self.color, fixed, rgb, cv2.LINE_8, _SHIFT)
         if solid:
             cv2.fillPoly(self.cover, fixed, (255,), cv2.LINE_8, _SHIFT)
 
@@ -87,7 +81,7 @@ class Brush:
         """Stroke a line ``width`` object units wide inside the silhouette; never thinner than half a pixel."""
         thickness = max(round(width * self.unit), self.factor // 2, 1)
         fixed = [self._fixed(np.asarray(points, np.float64))]
-        cv2.polylines(self.color, fixed, False, _byte(rgb), thickness, cv2.LINE_8, _SHIFT)
+        cv2.polylines(self.color, fixed, False, rgb, thickness, cv2.LINE_8, _SHIFT)
 
     def loop(self, points: NDArray[np.float64], width: float, rgb: RGB) -> None:
         """Stroke a closed outline inside the silhouette."""
@@ -96,13 +90,6 @@ class Brush:
     def frame(self, x0: float, y0: float, x1: float, y1: float, width: float, rgb: RGB) -> None:
         """Stroke a rectangle's outline inside the silhouette."""
         self.loop(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), width, rgb)
-
-    def finish(self) -> tuple[F32, F32]:
-        """Colours (h, w, 3) and coverage (h, w) in [0, 1] at image resolution."""
-        area = (self.width, self.height)
-        color = cv2.resize(self.color, area, interpolation=cv2.INTER_AREA).astype(np.float32)
-        cover = cv2.resize(self.cover, area, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        return color, cover
 
 
 class Canvas:
@@ -138,7 +125,9 @@ class Canvas:
 
     def paint(self, brush: Brush, height: float, texture: F32 | None = None) -> Mask:
         """Put a drawn object with its shadow on the scene; returns its own pixels, (size, size) bool."""
-        color, cover = brush.finish()
+        area = (brush.width, brush.height)
+        color = cv2.resize(brush.color, area, interpolation=cv2.INTER_AREA).astype(np.float32)
+        cover = cv2.resize(brush.cover, area, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         if height > 0:
             self.cast(cover, brush.x0, brush.y0, height)
         rows = slice(brush.y0, brush.y0 + brush.height)
@@ -161,9 +150,4 @@ def ellipse(x: float, y: float, rx: float, ry: float, start: float = 0.0, stop: 
 def shade(rgb: RGB, factor: float) -> RGB:
     """A darker (< 1) or lighter (> 1) tone of a colour."""
     red, green, blue = (min(max(channel * factor, 0.0), 255.0) for channel in rgb)
-    return red, green, blue
-
-
-def _byte(rgb: RGB) -> tuple[int, int, int]:
-    red, green, blue = (round(min(max(channel, 0.0), 255.0)) for channel in rgb)
     return red, green, blue

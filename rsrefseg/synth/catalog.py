@@ -23,35 +23,20 @@ PAINTS: dict[str, RGB] = {
 }
 
 # Pairs that haze and light may bring too close to each other to be told apart by name.
-CONFUSABLE = frozenset(
-    {
-        frozenset({"white", "gray"}),
-        frozenset({"gray", "black"}),
-        frozenset({"gray", "brown"}),
-        frozenset({"red", "brown"}),
-    }
-)
+CONFUSABLE = {frozenset(pair) for pair in (("white", "gray"), ("gray", "black"), ("gray", "brown"), ("red", "brown"))}
 
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One class of objects.
-
-    Attributes:
-        aspect: Width per length of the shape's rectangle.
-        length: Usual length as a fraction of the image.
-        height: Height per length, for shadows.
-        paints: Colour words it comes in, empty where colour says nothing about it.
-        names: How people call it, commonest first.
-    """
+    """One class of objects."""
 
     name: str
     draw: Draw
-    aspect: float
-    length: Range
-    height: float
-    paints: tuple[str, ...]
-    names: tuple[str, ...]
+    aspect: float  # width per length of the shape's rectangle
+    length: Range  # usual length as a fraction of the image
+    height: float  # per length, for shadows
+    paints: tuple[str, ...]  # colour words it comes in, empty where colour says nothing about it
+    names: tuple[str, ...]  # how people call it, commonest first
     rgb: RGB = (150, 150, 150)
 
 

@@ -55,20 +55,8 @@ def synthesize(
     """Render scenes and write them as an RRSIS-D folder, whole or not at all.
 
     The same arguments give the same bytes, whatever the number of workers. No seed is used for two scenes, and a
-    longer split begins with the scenes of a shorter one.
-
-    Args:
-        out: Folder to make.
-        domain: Ground and sensor.
-        train: Images (not expressions) for training.
-        val: Images for validation.
-        test: Images for testing.
-        size: Height and width of the images in pixels.
-        seed: Another seed, another data set; not negative.
-        max_referrals: At most this many expressions per image.
-        workers: Processes that render; 1 renders in this one.
-        progress: Called with (scenes done, scenes in all) after each scene.
-        overwrite: Replace an RRSIS-D folder that is already there.
+    longer split begins with the scenes of a shorter one. ``train``, ``val`` and ``test`` count images, not expressions;
+    ``progress`` is called with (scenes done, scenes in all); ``overwrite`` replaces an RRSIS-D folder that is there.
 
     Raises:
         BadInputError: A value out of range, or a folder that already holds something.
@@ -79,7 +67,11 @@ def synthesize(
             f"scene counts {tuple(counts.values())}, seed {seed}, workers {workers}: counts and seed must not be "
             "negative, and at least one scene and one worker are needed"
         )
-    jobs = [(split, scene_seed(seed, split, index)) for split in _SPLITS for index in range(counts[split])]
+    jobs = [
+        (split, (seed * len(_SPLITS) + order) << 32 | index)
+        for order, split in enumerate(_SPLITS)
+        for index in range(counts[split])
+    ]
     expressions = dict.fromkeys(_SPLITS, 0)
     categories: dict[str, int] = {}
     draw = partial(_draw, domain=domain, size=size, max_referrals=max_referrals)
@@ -96,11 +88,6 @@ def synthesize(
 
     write_rrsisd(out, scenes(), overwrite)
     return SynthSummary(out, domain, size, counts, expressions, dict(sorted(categories.items())))
-
-
-def scene_seed(seed: int, split: str, index: int) -> int:
-    """The seed of one scene of a data set: different for every data set seed, split and index."""
-    return (seed * len(_SPLITS) + _SPLITS.index(split)) << 32 | index
 
 
 def _draw(job: tuple[str, int], *, domain: Domain, size: int, max_referrals: int) -> tuple[str, Scene]:

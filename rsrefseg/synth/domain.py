@@ -15,26 +15,13 @@ class Domain(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """Base colours (0 to 255) that each ground material is drawn from."""
-
-    grass: tuple[RGB, ...]
-    soil: tuple[RGB, ...]
-    concrete: tuple[RGB, ...]
-    asphalt: tuple[RGB, ...]
-    water: tuple[RGB, ...]
-    fallow: tuple[RGB, ...]
-    tree: tuple[RGB, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Look:
     """Ground, light and sensor of a domain; ranges are drawn from uniformly, once per scene.
 
     Lengths are in pixels of a 256-pixel image and grow with the image; amplitudes are on the 0 to 255 scale.
     """
 
-    ground: Ground
+    ground: dict[str, tuple[RGB, ...]]  # base colours (0 to 255) that each material is drawn from
     texture: Range  # contrast of the ground's noise, 1 is natural
     texture_scale: float  # share of the noise that is coarse, 0 to 1
     ripples: float  # amplitude of wind ripples (dunes, snow) on open ground
@@ -58,15 +45,15 @@ class Look:
 LOOKS = {
     # A temperate country under a well-behaved RGB aerial camera.
     Domain.A: Look(
-        ground=Ground(
-            grass=((96, 122, 70), (84, 112, 66), (110, 130, 78), (78, 104, 60)),
-            soil=((140, 124, 98), (128, 116, 92), (150, 136, 108)),
-            concrete=((172, 170, 164), (158, 158, 154), (182, 178, 168)),
-            asphalt=((98, 100, 104), (86, 88, 92), (110, 110, 112)),
-            water=((44, 74, 92), (52, 84, 88), (38, 64, 84)),
-            fallow=((124, 130, 84), (112, 126, 78), (140, 136, 94), (98, 116, 70)),
-            tree=((46, 72, 40), (54, 80, 44), (40, 64, 38)),
-        ),
+        ground={
+            "grass": ((96, 122, 70), (84, 112, 66), (110, 130, 78), (78, 104, 60)),
+            "soil": ((140, 124, 98), (128, 116, 92), (150, 136, 108)),
+            "concrete": ((172, 170, 164), (158, 158, 154), (182, 178, 168)),
+            "asphalt": ((98, 100, 104), (86, 88, 92), (110, 110, 112)),
+            "water": ((44, 74, 92), (52, 84, 88), (38, 64, 84)),
+            "fallow": ((124, 130, 84), (112, 126, 78), (140, 136, 94), (98, 116, 70)),
+            "tree": ((46, 72, 40), (54, 80, 44), (40, 64, 38)),
+        },
         texture=(0.8, 1.2),
         texture_scale=0.45,
         ripples=0.0,
@@ -88,15 +75,15 @@ LOOKS = {
     ),
     # A dry country under a coarser push-broom sensor: warm cast, less contrast, stripes, speckle.
     Domain.B: Look(
-        ground=Ground(
-            grass=((157, 152, 105), (145, 140, 96), (169, 162, 116), (137, 129, 88)),
-            soil=((180, 150, 112), (166, 136, 102), (188, 164, 127)),
-            concrete=((191, 182, 166), (177, 169, 154), (200, 191, 175)),
-            asphalt=((124, 118, 112), (112, 106, 100), (135, 128, 119)),
-            water=((60, 99, 104), (71, 108, 101), (52, 88, 98)),
-            fallow=((164, 148, 101), (152, 140, 96), (178, 160, 114), (140, 130, 88)),
-            tree=((75, 88, 53), (85, 94, 58), (68, 78, 50)),
-        ),
+        ground={
+            "grass": ((157, 152, 105), (145, 140, 96), (169, 162, 116), (137, 129, 88)),
+            "soil": ((180, 150, 112), (166, 136, 102), (188, 164, 127)),
+            "concrete": ((191, 182, 166), (177, 169, 154), (200, 191, 175)),
+            "asphalt": ((124, 118, 112), (112, 106, 100), (135, 128, 119)),
+            "water": ((60, 99, 104), (71, 108, 101), (52, 88, 98)),
+            "fallow": ((164, 148, 101), (152, 140, 96), (178, 160, 114), (140, 130, 88)),
+            "tree": ((75, 88, 53), (85, 94, 58), (68, 78, 50)),
+        },
         texture=(0.9, 1.4),
         texture_scale=0.6,
         ripples=4.0,

@@ -1,6 +1,7 @@
 """Referring expressions: which queries single out an object, and how people would say them."""
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,30 +43,25 @@ class Expression:
 def express(items: Sequence[Item], rng: np.random.Generator, limit: int) -> list[Expression]:
     """Up to ``limit`` unambiguous phrases about a scene, spread over its objects and the kinds of phrase."""
     options = _options(items)
-    used = dict.fromkeys(range(len(items)), 0)
+    used = [0] * len(items)
     seen: set[tuple[int, str]] = set()
     chosen: list[Expression] = []
     while len(chosen) < limit and options:
         least = min(used[target] for _, _, target in options)
-        if least >= _PER_TARGET:
-            break
         pool = [option for option in options if used[option[2]] == least]
         kinds = sorted({kind for kind, _, _ in pool})
         weights = np.array([_MIX[kind] for kind in kinds])
         kind = str(rng.choice(kinds, p=weights / weights.sum()))
         ranked = [option for option in pool if option[0] == kind]
-        needed = np.array([4.0 if _needed(items, query) else 1.0 for _, query, _ in ranked])
+        # Four times as often where the class alone would not do.
+        alike = Counter(item.category for item in items)
+        needed = np.array([4.0 if alike[query.category] > 1 else 1.0 for _, query, _ in ranked])
         _, query, target = ranked[int(rng.choice(len(ranked), p=needed / needed.sum()))]
         chosen.append(Expression(_say(items, query, rng), kind, query, target))
         used[target] += 1
         seen.add((target, kind))
-        options = [option for option in options if (option[2], option[0]) not in seen]
+        options = [(k, q, t) for k, q, t in options if (t, k) not in seen and used[t] < _PER_TARGET]
     return chosen
-
-
-def _needed(items: Sequence[Item], query: Query) -> bool:
-    """Whether the class alone would not do."""
-    return sum(item.category == query.category for item in items) > 1
 
 
 def _options(items: Sequence[Item]) -> list[tuple[str, Query, int]]:
@@ -74,22 +70,17 @@ def _options(items: Sequence[Item]) -> list[tuple[str, Query, int]]:
     for name in sorted({item.category for item in items}):
         like = [item for item in items if item.category == name]
         colors = sorted({item.color for item in like if item.color is not None})
-        several = len(like) > 1
+        sizes = ("large", "small") if len(like) > 1 else ()
         queries: list[tuple[str, Query]] = [("class", Query(name))]
         queries += [("color", Query(name, color=color)) for color in colors]
         queries += [("place", Query(name, place=place)) for place in _PLACES]
-        if several:
-            sizes = ("large", "small")
-            queries += [("size", Query(name, size=size)) for size in sizes]
-            queries += [("relation", Query(name, rank=side)) for side in _SIDES]
-            queries += [("combination", Query(name, size=s, place=p)) for s, p in itertools.product(sizes, _PLACES)]
-            queries += [
-                ("combination", Query(name, color=color, size=size))
-                for color, size in itertools.product(colors, sizes)
-                if sum(item.color == color for item in like) > 1
-            ]
+        queries += [("size", Query(name, size=size)) for size in sizes]
+        queries += [("relation", Query(name, rank=side)) for side in _SIDES if len(like) > 1]
+        queries += [("combination", Query(name, size=s, place=p)) for s, p in itertools.product(sizes, _PLACES)]
+        repeated = [color for color in colors if sum(item.color == color for item in like) > 1]
+        queries += [("combination", Query(name, color=c, size=s)) for c, s in itertools.product(repeated, sizes)]
         queries += [("combination", Query(name, color=c, place=p)) for c, p in itertools.product(colors, _PLACES)]
-        for relation in _relations(items, name, several):
+        for relation in _relations(items, name, len(like) > 1):
             queries.append(("relation", Query(name, relation=relation)))
             queries += [("combination", Query(name, color=color, relation=relation)) for color in colors]
         for kind, query in queries:
@@ -102,15 +93,10 @@ def _options(items: Sequence[Item]) -> list[tuple[str, Query, int]]:
 def _relations(items: Sequence[Item], name: str, several: bool) -> list[Relation]:
     """Relations to every object that is named without doubt: by its class if it is the only one, else by its colour."""
     relations = []
-    for anchor in sorted({(item.category, item.color) for item in items}, key=str):
-        category, color = anchor
+    for category, color in sorted({(item.category, item.color) for item in items}, key=str):
         alone = sum(item.category == category for item in items) == 1
-        if (category == name and color is None) or (not alone and color is None):
-            continue
-        if alone and category == name:
-            continue
         said = None if alone else color
-        if solve(items, Query(category, color=said)) is None:
+        if (category == name if alone else color is None) or solve(items, Query(category, color=said)) is None:
             continue
         kinds = (*_SIDES, "nearest", "farthest", "next") if several else (*_SIDES, "next")
         relations += [Relation(kind, category, said) for kind in kinds]
@@ -119,23 +105,18 @@ def _relations(items: Sequence[Item], name: str, several: bool) -> list[Relation
 
 def _say(items: Sequence[Item], query: Query, rng: np.random.Generator) -> str:
     """One of the ways to put a query into words."""
-    words: list[str] = []
-    definite = query.size is not None or query.rank is not None or query.relation is not None
+    words, tail = _rank_words(query.rank, rng) if query.rank is not None else ([], "")
     if query.size is not None:
         words.append(_size_word(query.size, comparison_set(items, query), rng))
-    tail = ""
-    if query.rank is not None:
-        words, tail = _rank_words(query.rank, rng)
     if query.color is not None:
         words.append(query.color)
-    words.append(_name(query.category, rng))
-    phrase = " ".join(words) + tail
-    article = "the"
-    if not definite and rng.random() < 0.3:
-        article = "an" if phrase[0] in "aeiou" else "a"
-    phrase = f"{article} {phrase}"
-    if query.relation is not None:
-        phrase += f" {rng.choice(_RELATION_WORDS[query.relation.kind])} the {_anchor(query.relation, rng)}"
+    phrase = " ".join([*words, _name(query.category, rng)]) + tail
+    definite = query.size is not None or query.rank is not None or query.relation is not None
+    indefinite = "an" if phrase[0] in "aeiou" else "a"
+    phrase = f"{'the' if definite or rng.random() >= 0.3 else indefinite} {phrase}"
+    if (relation := query.relation) is not None:
+        phrase += f" {rng.choice(_RELATION_WORDS[relation.kind])} the {relation.color + ' ' if relation.color else ''}"
+        phrase += _name(relation.category, rng)
     if query.place is not None:
         phrase += f" {_place_words(query.place, rng)}"
     return phrase[0].upper() + phrase[1:] if rng.random() < 0.3 else phrase
@@ -144,11 +125,6 @@ def _say(items: Sequence[Item], query: Query, rng: np.random.Generator) -> str:
 def _name(category: str, rng: np.random.Generator) -> str:
     names = CATEGORIES[category].names
     return names[0] if len(names) == 1 or rng.random() < 0.65 else str(rng.choice(names[1:]))
-
-
-def _anchor(relation: Relation, rng: np.random.Generator) -> str:
-    name = _name(relation.category, rng)
-    return name if relation.color is None else f"{relation.color} {name}"
 
 
 def _size_word(size: str, compared: int, rng: np.random.Generator) -> str:
@@ -160,9 +136,9 @@ def _size_word(size: str, compared: int, rng: np.random.Generator) -> str:
 
 
 def _rank_words(direction: str, rng: np.random.Generator) -> tuple[list[str], str]:
-    if direction in ("left", "right"):
-        return ([f"{direction}most"], "") if rng.random() < 0.6 else ([], f" farthest to the {direction}")
-    return [str(rng.choice(_MOST[direction]))], ""
+    if direction in _MOST:
+        return [str(rng.choice(_MOST[direction]))], ""
+    return ([f"{direction}most"], "") if rng.random() < 0.6 else ([], f" farthest to the {direction}")
 
 
 def _place_words(place: str, rng: np.random.Generator) -> str:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from .canvas import F32, F64, Brush, Canvas, Pose, shade
-from .domain import RGB, Look
+from .domain import Look
 
 Window = tuple[slice, slice]
 
@@ -34,22 +34,13 @@ class Road:
     marked: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """A crown: centre and radius."""
-
-    x: float
-    y: float
-    radius: float
-
-
 @dataclass(slots=True)
 class GroundPlan:
     """What lies under the objects, in drawing order."""
 
     base: str = "grass"
     layers: list[Patch | Road] = field(default_factory=list)
-    trees: list[Tree] = field(default_factory=list)
+    trees: list[tuple[float, float, float]] = field(default_factory=list)  # centre and radius
     clutter: list[Pose] = field(default_factory=list)  # small sheds and crates nobody asks for
 
 
@@ -84,7 +75,7 @@ class GroundPainter:
         return np.asarray(np.sin(2 * math.pi * pitch * phase + 2.2 * self.smooth), np.float32)
 
     def _pick(self, material: str) -> F32:
-        choices: tuple[RGB, ...] = getattr(self.look.ground, material)
+        choices = self.look.ground[material]
         base = np.array(choices[self.rng.integers(len(choices))], np.float32)
         return np.asarray(base * self.rng.uniform(0.94, 1.06), np.float32)
 
@@ -170,16 +161,16 @@ class GroundPainter:
     def plant(self, canvas: Canvas, plan: GroundPlan) -> None:
         """Trees and clutter with their shadows, before any object is drawn."""
         crown = self._pick("tree")
-        for tree in plan.trees:
-            tone = tuple(float(channel) for channel in crown * self.rng.uniform(0.8, 1.2))
-            rgb: RGB = (tone[0], tone[1], tone[2])
-            brush = Brush(Pose(tree.x, tree.y, tree.radius * 2, self.rng.uniform(0, 6.28)), 1.0, self.size, rgb)
+        for x, y, radius in plan.trees:
+            red, green, blue = map(float, crown * self.rng.uniform(0.8, 1.2))
+            rgb = (red, green, blue)
+            brush = Brush(Pose(x, y, radius * 2, self.rng.uniform(0, 6.28)), 1.0, self.size, rgb)
             brush.disc(0, 0, 0.8, shade(rgb, 0.85), 0.74)
             for turn in np.arange(0, 6.28, 1.257):
                 reach = self.rng.uniform(0.3, 0.5)
                 brush.disc(reach * np.cos(turn), reach * np.sin(turn), 0.45, shade(rgb, self.rng.uniform(0.8, 1.1)))
             brush.disc(-0.2 * canvas.sun[0], -0.2 * canvas.sun[1], 0.4, shade(rgb, 1.25), solid=False)
-            canvas.paint(brush, tree.radius * 0.7, self.texture)
+            canvas.paint(brush, radius * 0.7, self.texture)
         for pose in plan.clutter:
             grey = float(self.rng.uniform(110, 190))
             brush = Brush(pose, 0.6, self.size, (grey, grey, grey * 0.96))

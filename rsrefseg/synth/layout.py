@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .canvas import F64, Pose
 from .catalog import CATEGORIES, PAINTS, Category
 from .domain import RGB, Range
-from .ground import GroundPlan, Tree
+from .ground import GroundPlan, Patch, Road
 
 _CELLS = 96
 _TRIES = 40
@@ -57,29 +57,28 @@ class Layout:
         self.placed.append(Placed(category, pose, color, rgb, int(self.rng.integers(2**31))))
         self.reserve(pose.corners(category.aspect, margin))
 
+    def add(self, layer: Patch | Road) -> None:
+        """Put a patch or road over the ground that is there."""
+        self.plan.layers.append(layer)
+
     def place(
         self,
         name: str,
         *,
+        chance: float = 1.0,
         within: F64 | None = None,
         length: Range | None = None,
         angles: tuple[float, ...] | None = None,
         jitter: float = 0.0,
         margin: float = 0.02,
-    ) -> bool:
-        """Find a free place and put an object there.
+    ) -> None:
+        """Put an object on a free place, with a probability of ``chance`` and if a place is found.
 
-        Args:
-            name: Category.
-            within: Polygon the whole object must lie in; the image if None.
-            length: Range of lengths; the category's own if None. It shrinks a little as tries fail.
-            angles: Angles to choose from; any if None.
-            jitter: Spread added to a chosen angle, radians.
-            margin: Free space around the object.
-
-        Returns:
-            Whether a place was found.
+        It lies in the polygon ``within``. Its length shrinks a little as tries fail. ``angles`` are those to choose
+        from (any by default), ``jitter`` is the spread around the chosen one in radians.
         """
+        if chance < 1 and self.rng.random() >= chance:
+            return
         category = CATEGORIES[name]
         allowed = None if within is None else self.area(within)
         low, high = (np.zeros(2), np.ones(2)) if within is None else (within.min(axis=0), within.max(axis=0))
@@ -99,8 +98,30 @@ class Layout:
             if (self.area(pose.corners(category.aspect, margin)) & self.taken).any():
                 continue
             self.put(name, pose, margin=0.004)
-            return True
-        return False
+            return
+
+    def several(
+        self,
+        name: str,
+        count: int,
+        *,
+        within: F64 | None = None,
+        angles: tuple[float, ...] | None = None,
+        jitter: float = 0.0,
+        scale: float = 1.0,
+        margin: float = 0.02,
+    ) -> None:
+        """Several objects of one category in contrasting sizes; colours repeat now and then."""
+        low, high = CATEGORIES[name].length
+        for length in _ladder(self.rng, count, low * scale, high * scale):
+            self.place(name, within=within, length=(length, length), angles=angles, jitter=jitter, margin=margin)
+
+    def clutter(self, pose: Pose) -> None:
+        """A shed or crate nobody asks for, where there is room."""
+        corners = pose.corners(0.6, 0.02)
+        if corners.min() > 0 and corners.max() < 1 and not (self.area(corners) & self.taken).any():
+            self.plan.clutter.append(pose)
+            self.reserve(corners)
 
     def forest(self, count: int, radius: Range, within: F64 | None = None) -> None:
         """Plant up to ``count`` trees where nothing else is, some of them in groups."""
@@ -114,17 +135,14 @@ class Layout:
                 center = self.rng.uniform(0, 1, 2)
             x, y = center + self.rng.normal(0, 0.05, 2)
             if 0 <= x < 1 and 0 <= y < 1 and free[int(y * _CELLS), int(x * _CELLS)]:
-                self.plan.trees.append(Tree(float(x), float(y), float(self.rng.uniform(*radius))))
+                self.plan.trees.append((float(x), float(y), float(self.rng.uniform(*radius))))
 
 
-def strip(x: float, y: float, angle: float, width: float, length: float = 3.0) -> F64:
+def strip(center: tuple[float, float], angle: float, width: float, length: float = 3.0) -> F64:
     """Corners (4, 2) of a straight band centred on a point."""
     along = np.array([math.cos(angle), math.sin(angle)]) * length / 2
     across = np.array([-math.sin(angle), math.cos(angle)]) * width / 2
-    center = np.array([x, y])
-    return np.stack(
-        [center - along - across, center + along - across, center + along + across, center - along + across]
-    )
+    return np.array(center) + np.stack([-along - across, along - across, along + across, -along + across])
 
 
 def turned(angle: float, along: float, across: float) -> tuple[float, float]:
@@ -145,24 +163,3 @@ def _ladder(rng: np.random.Generator, count: int, low: float, high: float) -> li
     ends = [high * rng.uniform(0.94, 1.0), low * rng.uniform(1.0, 1.06)]
     inner = sorted(rng.uniform(low * 1.26, max(high * 0.76, low * 1.28), max(count - 2, 0)), reverse=True)
     return [float(length) for length in [ends[0], *inner, ends[1]][: max(count, 0)]]
-
-
-def several(layout: Layout, name: str, count: int, within: F64 | None = None, angles: tuple[float, ...] | None = None,
-             jitter: float = 0.0, scale: float = 1.0, margin: float = 0.02) -> None:  # fmt: skip
-    """Several objects of one category in contrasting sizes; colours repeat now and then."""
-    low, high = CATEGORIES[name].length
-    for length in _ladder(layout.rng, count, low * scale, high * scale):
-        layout.place(name, within=within, length=(length, length), angles=angles, jitter=jitter, margin=margin)
-
-
-def away(rng: np.random.Generator) -> float:
-    """A coordinate off the image's border."""
-    return float(rng.uniform(0.05, 0.95))
-
-
-def clutter(layout: Layout, pose: Pose) -> None:
-    """A shed or crate nobody asks for, where there is room."""
-    corners = pose.corners(0.6, 0.02)
-    if corners.min() > 0 and corners.max() < 1 and not (layout.area(corners) & layout.taken).any():
-        layout.plan.clutter.append(pose)
-        layout.reserve(corners)

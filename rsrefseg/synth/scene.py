@@ -42,11 +42,7 @@ class Rendering:
 def render_scene(seed: int, domain: Domain, size: int = 256, max_referrals: int = 6) -> Scene:
     """Render one scene. A pure function: the same arguments give the same bytes.
 
-    Args:
-        seed: Non-negative; any size.
-        domain: Whose ground and sensor.
-        size: Height and width in pixels, 64 to 4096.
-        max_referrals: At most this many phrases; every scene has at least one.
+    ``size`` is the height and width in pixels, 64 to 4096. A scene has 1 to ``max_referrals`` phrases.
 
     Raises:
         BadInputError: A value out of range.
@@ -91,9 +87,8 @@ def _render(root: np.random.SeedSequence, look: Look, size: int, limit: int) -> 
             earlier &= ~mask
         masks.append(mask)
 
-    items = tuple(
-        _item(thing.category.name, thing.color, mask) for thing, mask in zip(layout.placed, masks, strict=True)
-    )
+    seen = zip(layout.placed, masks, strict=True)
+    items = tuple(_item(thing.category.name, thing.color, mask) for thing, mask in seen)
     expressions = tuple(express(items, wording, limit))
     referrals = tuple(Referral(e.phrase, e.query.category, masks[e.target]) for e in expressions)
     return Rendering(Scene(expose(canvas.image, look, sensing), referrals), kind, items, expressions)

@@ -25,7 +25,7 @@ def airplane(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
         brush.poly([[x, y * side] for x, y in tail], dark)
         brush.disc(0.16 - sweep * 0.35, 0.42 * side, 0.13, shade(rgb, 0.62), 0.055)
     body = [[1.0, 0.0], [0.93, 0.08], [0.78, 0.13], [-0.45, 0.13], [-0.9, 0.05], [-1.0, 0.0]]
-    brush.poly([*body, *[[x, -y] for x, y in reversed(body)]], rgb)
+    brush.poly(_mirrored(body), rgb)
     brush.rect(-0.5, -0.05, 0.75, 0.02, light, solid=False)
     brush.poly([[0.9, 0.07], [0.84, 0.09], [0.84, -0.09], [0.9, -0.07]], _GLASS, solid=False)
     brush.rect(-1.0, -0.025, -0.62, 0.025, shade(rgb, 0.7), solid=False)
@@ -35,7 +35,7 @@ def ship(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
     """A freighter, bow towards +x: hull, deck with hatches or containers, bridge at the stern."""
     width = 0.26
     hull = [[-1.0, -0.8], [-0.94, -1.0], [0.55, -1.0], [0.82, -0.62], [1.0, 0.0]]
-    outline = [*hull, *[[x, -y] for x, y in reversed(hull[:-1])]]
+    outline = _mirrored(hull)
     brush.poly([[x, y * width] for x, y in outline], shade(rgb, 0.66))
     brush.poly([[x * 0.955, y * width * 0.82] for x, y in outline], rgb)
     if rng.random() < 0.5:
@@ -56,7 +56,7 @@ def ship(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 def vehicle(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
     """A car, front towards +x."""
     outline = [[-1.0, -0.34], [-0.94, -0.43], [0.8, -0.43], [0.97, -0.3], [1.0, 0.0]]
-    brush.poly([*outline, *[[x, -y] for x, y in reversed(outline[:-1])]], shade(rgb, 0.88))
+    brush.poly(_mirrored(outline), shade(rgb, 0.88))
     brush.rect(-0.9, -0.36, 0.86, 0.36, rgb, solid=False)
     brush.poly([[0.42, -0.36], [0.42, 0.36], [0.2, 0.29], [0.2, -0.29]], _GLASS, solid=False)
     brush.poly([[-0.72, -0.33], [-0.72, 0.33], [-0.52, 0.28], [-0.52, -0.28]], _GLASS, solid=False)
@@ -167,10 +167,8 @@ def roundabout(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
     brush.disc(0, 0, 1.0, shade(rgb, 1.18))
     brush.disc(0, 0, 0.96, rgb, solid=False)
     brush.loop(ellipse(0, 0, 0.72, 0.72), 0.022, _PAINT)
-    brush.disc(0, 0, 0.5, (190, 186, 176), solid=False)
-    brush.disc(0, 0, 0.45, (88, 126, 66), solid=False)
-    brush.disc(0, 0, 0.2, (150, 140, 116), solid=False)
-    brush.disc(0, 0, 0.11, (66, 100, 50), solid=False)
+    for radius, tone in ((0.5, (190, 186, 176)), (0.45, (88, 126, 66)), (0.2, (150, 140, 116)), (0.11, (66, 100, 50))):
+        brush.disc(0, 0, radius, tone, solid=False)
 
 
 def pond(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
@@ -213,10 +211,9 @@ def tennis_court(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
     brush.rect(-1, -0.54, 1, 0.54, shade(rgb, 0.78))
     brush.rect(-0.76, -0.36, 0.76, 0.36, rgb, solid=False)
     brush.frame(-0.76, -0.36, 0.76, 0.36, 0.035, _CHALK)
-    for y in (-0.27, 0.27):
-        brush.line([[-0.76, y], [0.76, y]], 0.03, _CHALK)
-    for x in (-0.4, 0.4):
-        brush.line([[x, -0.27], [x, 0.27]], 0.03, _CHALK)
+    for side in (-1, 1):
+        brush.line([[-0.76, 0.27 * side], [0.76, 0.27 * side]], 0.03, _CHALK)
+        brush.line([[0.4 * side, -0.27], [0.4 * side, 0.27]], 0.03, _CHALK)
     brush.line([[-0.4, 0], [0.4, 0]], 0.03, _CHALK)
     brush.line([[0, -0.42], [0, 0.42]], 0.03, (60, 64, 66))
 
@@ -300,6 +297,11 @@ def swimming_pool(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
         brush.disc(0.42, -0.04, 0.46, water, 0.38, solid=False)
         brush.rect(-0.45, -0.3, 0.45, 0.3, water, solid=False)
         brush.disc(-0.42, 0.02, 0.26, shade(water, 0.88), 0.24, solid=False)
+
+
+def _mirrored(half: list[list[float]]) -> list[list[float]]:
+    """A closed outline from its half, whose ends may lie on the x axis."""
+    return [*half, *[[x, -y] for x, y in reversed(half)]]
 
 
 def _oval(length: float, width: float) -> F64:

@@ -48,28 +48,19 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a phrase says.
-
-    Attributes:
-        category: Class of the object.
-        color: Colour word.
-        place: Directions joined by a space ("upper left", "right"), or "middle".
-        size: "large" or "small" among its like.
-        rank: Direction in which it is the outermost of its like.
-        relation: Position relative to another object.
-    """
+    """What a phrase says."""
 
     category: str
     color: str | None = None
-    place: str | None = None
-    size: str | None = None
-    rank: str | None = None
+    place: str | None = None  # directions joined by a space ("upper left", "right"), or "middle"
+    size: str | None = None  # "large" or "small" among its like
+    rank: str | None = None  # direction in which it is the outermost of its like
     relation: Relation | None = None
 
 
 def solve(items: Sequence[Item], query: Query) -> int | None:
     """Index of the one object that a query means; None if there is no such object or any doubt."""
-    kept = _select(items, range(len(items)), query.category, query.color)
+    kept = _select(items, query.category, query.color)
     if not kept:
         return None
     if query.relation is not None:
@@ -78,20 +69,16 @@ def solve(items: Sequence[Item], query: Query) -> int | None:
         kept = _outermost(items, kept, query.rank)
     if query.size is None:
         kept = _placed(items, kept, query.place)
-    elif query.place is None:
-        kept = _by_size(items, kept, query.size)
     else:
         # "the larger tank at the lower left": the larger of several there, or the largest of all, which is there.
-        there = _placed(items, kept, query.place)
-        kept = _agree(
-            _by_size(items, there, query.size), _placed(items, _by_size(items, kept, query.size), query.place)
-        )
+        largest_there = _by_size(items, _placed(items, kept, query.place), query.size)
+        kept = _agree(largest_there, _placed(items, _by_size(items, kept, query.size), query.place))
     return kept[0] if kept is not None and len(kept) == 1 else None
 
 
 def comparison_set(items: Sequence[Item], query: Query) -> int:
     """How many objects a size word compares: the like-named, like-coloured ones at the place if it has several."""
-    kept = _select(items, range(len(items)), query.category, query.color) or []
+    kept = _select(items, query.category, query.color) or []
     there = _placed(items, kept, query.place) or []
     return len(there) if len(there) > 1 else len(kept)
 
@@ -109,8 +96,8 @@ def _keep(indices: Sequence[int], test: Callable[[int], int]) -> list[int] | Non
     return [index for index, result in results.items() if result == YES]
 
 
-def _select(items: Sequence[Item], indices: Sequence[int], category: str, color: str | None) -> list[int] | None:
-    same = [index for index in indices if items[index].category == category]
+def _select(items: Sequence[Item], category: str, color: str | None) -> list[int] | None:
+    same = [index for index, item in enumerate(items) if item.category == category]
     if color is None:
         return same
 
@@ -124,9 +111,7 @@ def _select(items: Sequence[Item], indices: Sequence[int], category: str, color:
 
 
 def _placed(items: Sequence[Item], indices: list[int] | None, place: str | None) -> list[int] | None:
-    if indices is None or place is None:
-        return indices
-    return _keep(indices, lambda index: _at(items[index], place))
+    return indices if indices is None or place is None else _keep(indices, lambda index: _at(items[index], place))
 
 
 def _at(item: Item, place: str) -> int:
@@ -159,7 +144,7 @@ def _outermost(items: Sequence[Item], indices: list[int], direction: str) -> lis
 
 
 def _related(items: Sequence[Item], indices: list[int], relation: Relation) -> list[int] | None:
-    anchors = _select(items, range(len(items)), relation.category, relation.color)
+    anchors = _select(items, relation.category, relation.color)
     if anchors is None or len(anchors) != 1:
         return None
     anchor = items[anchors[0]]
