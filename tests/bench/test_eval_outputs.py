@@ -106,26 +106,11 @@ def test_predictions_are_a_data_set_of_their_own(evaluated: Evaluated, exported:
     assert again.data_format == "JSONL"
 
 
-def test_run_base_and_bundle_name_the_file_they_were_read_from(exported: Exported, tmp_path: Path) -> None:
-    merged = exported.run / "merged.safetensors"
-    by_run = run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run))
-    by_file = run_evaluation(EvaluationRequest(exported.data, "val", run=merged))
-    assert by_run.predictor.model_sha256 == by_file.predictor.model_sha256 == sha256_file(merged)
-    assert by_run.metrics == by_file.metrics
-    assert by_file.predictor.name == f"model {merged}"
-    unmerged = tmp_path / "run"
-    shutil.copytree(exported.run, unmerged)
-    (unmerged / "merged.safetensors").unlink()
-    folded = run_evaluation(EvaluationRequest(exported.data, "val", run=unmerged))
-    assert folded.predictor.model_sha256 == sha256_file(unmerged / "best.safetensors")
-    assert folded.predictor.bundle_sha256 is None
-
-
 def test_shuffled_phrases_are_written_as_asked(exported: Exported, tmp_path: Path) -> None:
     request = EvaluationRequest(
         exported.data, "val", bundle=exported.bundle, shuffle_phrases=True, save_predictions=tmp_path / "p"
     )
-    run_evaluation(request)
+    assert run_evaluation(request).as_dict()["phrases"] == "shuffled"
     own = {sample.sample_id: sample.phrase for sample in open_dataset(exported.data).split("val")}
     for line in lines(tmp_path / "p"):
         assert line["own_sent"] == own[line["sample_id"]]
@@ -140,14 +125,19 @@ def test_a_second_evaluation_replaces_the_first(exported: Exported, evaluated: E
     assert len(list((tmp_path / "p" / "masks").iterdir())) == 4
 
 
-def test_other_folders_are_never_replaced(exported: Exported, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+def test_other_files_and_folders_are_never_replaced(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "mine.png").mkdir()
+    (tmp_path / "mine.png" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("a file")
-    for name in ("mine", "file"):
-        with pytest.raises(BadInputError, match=name):
-            run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run, save_predictions=tmp_path / name))
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    for option, name in (
+        ("save_predictions", "mine.png"),
+        ("save_predictions", "file"),
+        ("worst_cases", "mine.png"),
+        ("worst_cases", "file/worst.png"),
+    ):
+        with pytest.raises(RSRefSegError, match=name):
+            run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run, **{option: tmp_path / name}))
+    assert (tmp_path / "mine.png" / "thesis.txt").read_text() == "years of work"
 
 
 def test_an_evaluation_that_fails_leaves_nothing(exported: Exported, tmp_path: Path) -> None:
@@ -168,9 +158,9 @@ def test_an_evaluation_that_fails_leaves_nothing(exported: Exported, tmp_path: P
 
 
 def test_memory_does_not_grow_with_the_predictions(tmp_path: Path) -> None:
-    """Of masks of 250 kB each, none is kept; the worst are kept as run lengths."""
-    size = (500, 500)
-    answer, overlap = made_answer(tmp_path / "a.png", box(3, 40, size), box(20, 90, size))
+    """Of masks of 250 kB each, none is kept; the worst are kept as run lengths. Phrases may hold any bytes."""
+    size, phrase = (500, 500), "ein Würfel \udce9 左"
+    answer, overlap = made_answer(tmp_path / "a.png", box(3, 40, size), box(20, 90, size), phrase)
     worst = WorstCases()
     peaks = []
     with prediction_folder(tmp_path / "p", [answer.sample]) as folder:
@@ -184,15 +174,7 @@ def test_memory_does_not_grow_with_the_predictions(tmp_path: Path) -> None:
             tracemalloc.stop()
         folder.finish({})
     assert peaks[1] < peaks[0] + (200 << 10)
-    assert len(lines(tmp_path / "p")) == 53
-
-
-def test_phrases_of_any_bytes_are_written(tmp_path: Path) -> None:
-    answer, overlap = made_answer(tmp_path / "a.png", box(3, 20), box(3, 20), phrase="ein Würfel \udce9 左")
-    with prediction_folder(tmp_path / "p", [answer.sample]) as folder:
-        folder.add(answer, overlap)
-        folder.finish({})
-    assert lines(tmp_path / "p")[0]["sent"] == "ein Würfel \udce9 左"
+    assert [line["sent"] for line in lines(tmp_path / "p")] == [phrase] * 53
 
 
 # Worst cases
@@ -257,13 +239,3 @@ def test_the_report_lists_the_worst_cases_in_full(evaluated: Evaluated) -> None:
     with Image.open(evaluated.sheet) as sheet:
         assert sheet.format == "PNG"
         assert sheet.size[0] == 4 * 420 + 20
-
-
-def test_a_sheet_goes_where_a_png_can(exported: Exported, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"end it with \.png"):
-        EvaluationRequest(exported.data, "val", run=exported.run, worst_cases=tmp_path / "worst.jpg")
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "file").write_text("a file")
-    for name in ("folder.png", "file/worst.png"):
-        with pytest.raises(RSRefSegError, match=name):
-            run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run, worst_cases=tmp_path / name))

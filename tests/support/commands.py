@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rsrefseg import cli
+from tests.support import ROOT
 
 ENTRY = "from rsrefseg.__main__ import main; main()"  # what the console script runs
 
@@ -34,14 +35,17 @@ def run_here(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Ran:
 
 
 def run_alone(
-    *arguments: str | bytes | Path, folder: Path, environment: dict[str, str] | None = None, **options: Any
+    *arguments: str | bytes | Path,
+    folder: Path = Path(),
+    environment: dict[str, str] | None = None,
+    script: str = ENTRY,
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own, in ``folder``."""
-    command: Sequence[str | bytes | Path] = [sys.executable, "-P", "-c", ENTRY, *arguments]
+    """A command, or another script, in a process of its own, in ``folder``."""
+    command: Sequence[str | bytes | Path] = [sys.executable, "-P", "-c", script, *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.run(
-        command, cwd=folder, env=os.environ | (environment or {}), text=True, errors="replace", check=False, **streams
-    )
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {})
+    return subprocess.run(command, cwd=folder, env=variables, text=True, errors="replace", check=False, **streams)
 
 
 def assert_refused(ran: Ran, *told: str) -> None:
