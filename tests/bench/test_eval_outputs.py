@@ -85,7 +85,9 @@ def test_every_sample_has_a_mask_picture_and_a_line(evaluated: Evaluated, export
     assert mean == pytest.approx(evaluated.document["gIoU"])
 
 
-def test_the_record_says_what_was_measured_with_what(evaluated: Evaluated, exported: Exported) -> None:
+def test_the_record_says_what_was_measured_and_predictions_are_a_data_set(
+    evaluated: Evaluated, exported: Exported
+) -> None:
     record = json.loads((evaluated.folder / "evaluation.json").read_text(encoding="utf-8"))
     assert (record["protocol"], record["runtime"], record["split"]) == ("rsrefseg", "onnxruntime", "val")
     assert record["model_sha256"] == sha256_file(exported.run / "merged.safetensors")
@@ -93,36 +95,28 @@ def test_the_record_says_what_was_measured_with_what(evaluated: Evaluated, expor
     assert record["gIoU"] == evaluated.document["gIoU"]
     assert Path(record["images"]).is_dir()
     assert {path.name for path in evaluated.folder.iterdir()} == {"evaluation.json", "predictions.jsonl", "masks"}
-
-
-def test_predictions_are_a_data_set_of_their_own(evaluated: Evaluated, exported: Exported) -> None:
-    record = json.loads((evaluated.folder / "evaluation.json").read_text(encoding="utf-8"))
-    predicted = open_dataset(evaluated.folder / "predictions.jsonl", images=Path(record["images"]))
-    again = run_evaluation(
-        EvaluationRequest(predicted.root, "val", run=exported.run / "merged.safetensors", images=Path(record["images"]))
-    )
+    predicted = evaluated.folder / "predictions.jsonl"
+    again = run_evaluation(EvaluationRequest(predicted, "val", run=exported.run, images=Path(record["images"])))
     # The model agrees with what it predicted itself; torch and ONNX Runtime may differ in a pixel.
     assert again.metrics.gIoU > 0.99
     assert again.data_format == "JSONL"
 
 
-def test_shuffled_phrases_are_written_as_asked(exported: Exported, tmp_path: Path) -> None:
+def test_a_second_evaluation_replaces_the_first_and_writes_phrases_as_asked(
+    exported: Exported, evaluated: Evaluated, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(evaluated.folder, tmp_path / "p"))
+    (folder / "masks" / "999999.png").write_text("left over")
     request = EvaluationRequest(
-        exported.data, "val", bundle=exported.bundle, shuffle_phrases=True, save_predictions=tmp_path / "p"
+        exported.data, "val", bundle=exported.bundle, shuffle_phrases=True, save_predictions=folder
     )
     assert run_evaluation(request).as_dict()["phrases"] == "shuffled"
+    assert len(list((folder / "masks").iterdir())) == 4
     own = {sample.sample_id: sample.phrase for sample in open_dataset(exported.data).split("val")}
-    for line in lines(tmp_path / "p"):
+    for line in lines(folder):
         assert line["own_sent"] == own[line["sample_id"]]
         assert line["sent"] != line["own_sent"]
         assert line["sent"] in own.values()
-
-
-def test_a_second_evaluation_replaces_the_first(exported: Exported, evaluated: Evaluated, tmp_path: Path) -> None:
-    shutil.copytree(evaluated.folder, tmp_path / "p")
-    (tmp_path / "p" / "masks" / "999999.png").write_text("left over")
-    run_evaluation(EvaluationRequest(exported.data, "val", bundle=exported.bundle, save_predictions=tmp_path / "p"))
-    assert len(list((tmp_path / "p" / "masks").iterdir())) == 4
 
 
 def test_other_files_and_folders_are_never_replaced(exported: Exported, tmp_path: Path) -> None:
@@ -193,16 +187,22 @@ def test_the_worst_come_first_and_no_more_than_the_limit(tmp_path: Path) -> None
     assert [case.overlap.iou for case in worst.cases] == [0.0, 0.0, 0.0]
 
 
-def test_a_sheet_shows_truth_and_prediction_in_two_colours(tmp_path: Path) -> None:
-    Image.new("RGB", SIZE[::-1], (60, 60, 60)).save(tmp_path / "a.png")
+def drawn(sheet: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Whether pixels of the image on a sheet of one have a colour."""
+    return np.abs(sheet[-500:].astype(int) - colour).max(axis=2) < 12
+
+
+def test_a_sheet_shows_truth_and_prediction_in_two_colours_and_a_region_of_one_pixel(tmp_path: Path) -> None:
+    size = (2000, 2000)
+    Image.new("RGB", size, (60, 60, 60)).save(tmp_path / "a.png")
+    truth, prediction = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+    truth[1001, 501] = True
+    prediction[200:900, 1100:1900] = True
     worst = WorstCases()
-    worst.add(*made_answer(tmp_path / "a.png", box(2, 20), box(30, 50)))
+    worst.add(*made_answer(tmp_path / "a.png", truth, prediction))
     sheet = contact_sheet(worst.cases, "a model on data")
-    picture = sheet[-500:]
-    for colour in ((240, 228, 66), (86, 180, 233)):
-        near = np.abs(picture.astype(int) - colour).max(axis=2) < 12
-        columns = np.flatnonzero(near.any(axis=0))
-        assert columns.size > 50, f"{colour} is drawn"
+    assert drawn(sheet, (240, 228, 66)).sum() > 50, "a ring shows where it is"
+    assert np.flatnonzero(drawn(sheet, (86, 180, 233)).any(axis=0)).size > 50
 
 
 @pytest.mark.parametrize("phrase", ["the box " * 60, "x" * 400, "ein Würfel, 左边的船 🚢 \udce9 a\nb\tc\x1b[31m"])
@@ -217,17 +217,6 @@ def test_a_sheet_takes_any_phrase_and_any_shape(phrase: str, size: tuple[int, in
     background = sheet[0, 0]
     assert (sheet[-10:] == background).all(), "nothing is cut at the lower edge"
     assert (sheet[:, -10:] == background).all(), "nothing is cut at the right edge"
-
-
-def test_a_region_of_one_pixel_is_still_shown(tmp_path: Path) -> None:
-    size = (2000, 2000)
-    Image.new("RGB", size).save(tmp_path / "a.png")
-    truth = np.zeros(size, np.bool_)
-    truth[1001, 501] = True
-    worst = WorstCases()
-    worst.add(*made_answer(tmp_path / "a.png", truth, np.zeros(size, np.bool_)))
-    sheet = contact_sheet(worst.cases, "x")[-480:]
-    assert (np.abs(sheet.astype(int) - (240, 228, 66)).max(axis=2) < 12).sum() > 50, "a ring shows where it is"
 
 
 def test_the_report_lists_the_worst_cases_in_full(evaluated: Evaluated) -> None:

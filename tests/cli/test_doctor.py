@@ -86,14 +86,14 @@ def test_a_bar_that_is_not_live_draws_when_updated_and_has_no_thread(monkeypatch
     """A thread that draws ten times a second would take its time from what is measured."""
     terminal = on_terminal(monkeypatch)
     before = set(threading.enumerate())
-    with ProgressLine("loading"):
-        assert len(set(threading.enumerate()) - before) == 1
     with ProgressLine("measuring", live=False) as progress:
         assert set(threading.enumerate()) == before
         progress.update(1, 4)
         assert "1/4" in terminal.getvalue()
         progress.say("torch settled")
         assert "torch settled" in terminal.getvalue()
+    with ProgressLine("loading"):
+        assert len(set(threading.enumerate()) - before) == 1
 
 
 def test_progress_elsewhere_is_plain_lines(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
