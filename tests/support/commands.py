@@ -48,8 +48,8 @@ def run_alone(
     return subprocess.run(command, cwd=folder, env=variables, text=True, errors="replace", check=False, **streams)
 
 
-def assert_refused(ran: Ran, *told: str) -> None:
-    """Exit code 2 and one clear line on standard error, nothing else, which holds all of ``told``."""
+def assert_refused(ran: Ran, *facts: str) -> None:
+    """Exit code 2 and one clear line on standard error, nothing else, which holds all of ``facts``."""
     assert ran.code == 2, ran.err
     assert ran.out == ""
     assert ran.err.startswith("rsrefseg: ")
@@ -57,5 +57,5 @@ def assert_refused(ran: Ran, *told: str) -> None:
     assert ran.err.count("\n") == 1, ran.err
     assert "Traceback" not in ran.err
     assert len(ran.err) < 700, "more than anybody reads"
-    for part in told:
-        assert part in ran.err
+    for fact in facts:
+        assert fact in ran.err
