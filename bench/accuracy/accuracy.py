@@ -3,13 +3,14 @@
 import contextlib
 from typing import TYPE_CHECKING
 
+from rsrefseg.engines.system.files import atomic_file
 from rsrefseg.engines.system.progress import ProgressLine
 
 from .predictions import prediction_folder
 from .predictors import open_predictor
 from .published import published_context
 from .report import EvaluationReport, EvaluationRequest
-from .worst_cases import WorstCases, sheet_file
+from .worst_cases import WorstCases
 
 if TYPE_CHECKING:
     from rsrefseg.evaluation.answers import Answer
@@ -39,7 +40,7 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationReport:
         if request.save_predictions is not None:
             predictions = stack.enter_context(prediction_folder(request.save_predictions, samples))
         if request.worst_cases is not None:
-            sheet = stack.enter_context(sheet_file(request.worst_cases))
+            sheet = stack.enter_context(atomic_file(request.worst_cases))
 
         def observe(answer: "Answer", overlap: "Overlap") -> None:
             nonlocal resized
@@ -70,7 +71,7 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationReport:
             published=published_context(
                 dataset.name, request.split, metrics.samples, request.protocol, request.shuffle_phrases
             ),
-            worst_cases=worst.cases,
+            worst_cases=tuple(worst.cases),
         )
         if predictions is not None:
             predictions.finish(report.record())

@@ -68,8 +68,8 @@ class EvaluationRequest:
         models = {"--base": self.base, "--run": self.run is not None, "--bundle or --backend": by_bundle}
         if len(named := [name for name, given in models.items() if given]) > 1:
             raise BadInputError(f"{' and '.join(named)} name different models: give one of them")
-        if self.worst_cases is not None and self.worst_cases.suffix.lower() != ".png":
-            raise BadInputError(f"--worst-cases draws a PNG, '{self.worst_cases}' is not one: end it with .png")
+        if self.worst_cases is not None and (self.worst_cases.suffix.lower() != ".png" or self.worst_cases.is_dir()):
+            raise BadInputError(f"--worst-cases draws a PNG file, '{self.worst_cases}' is not one: end it with .png")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """The samples with the lowest IoU, and a contact sheet of them."""
 
-import contextlib
-import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.results.legend import BACKGROUND, FAINT, TEXT, legend_font, printable, shortened, wrapped
 from rsrefseg.engines.results.overlay import colour_of, draw_regions
-from rsrefseg.engines.system.files import atomic_file
 
 if TYPE_CHECKING:
     from rsrefseg.data.masks import Rle
@@ -60,32 +56,25 @@ class WorstCases:
 
     Args:
         limit: how many.
+
+    Attributes:
+        cases: the kept samples, worst first.
     """
 
     def __init__(self, limit: int = CASES) -> None:
         self._limit = limit
-        self._seen = 0
-        # The best of the kept ones is on top: negated IoU, wrong pixels, negated order.
-        self._heap: list[tuple[tuple[float, int, int], WorstCase]] = []
+        self.cases: list[WorstCase] = []
 
     def add(self, answer: "Answer", overlap: "Overlap") -> None:
         """Keep an answer if it is among the worst so far."""
         from rsrefseg.data.masks import encode_mask
 
-        self._seen += 1
-        badness = (-overlap.iou, overlap.union - overlap.intersection, -self._seen)
-        if len(self._heap) == self._limit and badness < self._heap[0][0]:
+        if len(self.cases) == self._limit and _score(overlap) >= _score(self.cases[-1].overlap):
             return
-        case = WorstCase(
-            answer.sample, answer.asked, overlap, encode_mask(answer.truth), encode_mask(answer.prediction)
-        )
-        push = heapq.heappush if len(self._heap) < self._limit else heapq.heapreplace
-        push(self._heap, (badness, case))
-
-    @property
-    def cases(self) -> tuple[WorstCase, ...]:
-        """The kept samples, worst first."""
-        return tuple(case for _, case in sorted(self._heap, key=lambda entry: entry[0], reverse=True))
+        truth, prediction = encode_mask(answer.truth), encode_mask(answer.prediction)
+        self.cases.append(WorstCase(answer.sample, answer.asked, overlap, truth, prediction))
+        self.cases.sort(key=lambda case: _score(case.overlap))  # keeps the order of equal ones
+        del self.cases[self._limit :]
 
     def draw(self, path: Path, title: str) -> None:
         """Write the contact sheet.
@@ -102,17 +91,9 @@ class WorstCases:
         Image.fromarray(contact_sheet(self.cases, title)).save(path, format="PNG")
 
 
-@contextlib.contextmanager
-def sheet_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path for a contact sheet; on success it replaces ``path``.
-
-    Raises:
-        BadInputError: the folder cannot be written, or ``path`` is a folder.
-    """
-    if path.is_dir():
-        raise BadInputError(f"'{path}' is a folder: name the PNG file to draw the worst cases in")
-    with atomic_file(path) as temporary:
-        yield temporary
+def _score(overlap: "Overlap") -> tuple[float, int]:
+    """Lower is worse."""
+    return overlap.iou, overlap.intersection - overlap.union
 
 
 def contact_sheet(cases: Sequence[WorstCase], title: str) -> npt.NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from rsrefseg.engines.system.files import atomic_write_json, atomic_write_text
 from rsrefseg.engines.system.progress import ProgressLine
 
 from ..system.health import Watch
-from ..system.machine import busy_notes, free_memory_mib, memory_notes, others_busy_share, this_machine
+from ..system.machine import busy_notes, memory_notes, others_busy_share, this_machine
 from ..system.peaks import Peaks, measure_peaks
 from .correctness import Correctness, check
 from .measure import LEAST_ROUNDS, Times, measure, warm_up
@@ -108,7 +108,7 @@ def _measure(
         busy = [others_busy_share()]
         peaks = {runner.device: measure_peaks(runner.threads, runner.device) for runner in runners}
         startups = measure_startups([one.name for one in runners], bundle, request.run, progress.say)
-        for line in memory_notes([one.peak_memory_mib for one in startups], free_memory_mib()):
+        for line in memory_notes([one.peak_memory_mib for one in startups]):
             notes.append(line)
             progress.say(line)
         watch = Watch()

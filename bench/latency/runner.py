@@ -11,14 +11,13 @@ import numpy.typing as npt
 
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.engine import IMAGE_STAGES, Tensors
+from rsrefseg.engines.engine import IMAGE_STAGES, Tensors, one_line
 from rsrefseg.engines.errors import RSRefSegError
 from rsrefseg.engines.images.images import stretch, upsample_logits
 from rsrefseg.engines.system.cores import usable_cores
 from rsrefseg.engines.text import Tokenizer
 
 PHRASE_STAGES = (Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
-_MAX_MESSAGE = 300
 
 
 class Prediction(NamedTuple):
@@ -112,6 +111,6 @@ class Runner(ABC):
         except (RSRefSegError, AssertionError):
             raise
         except Exception as error:
-            cause = f"{type(error).__name__}: {' '.join(str(error).split())[:_MAX_MESSAGE]}"
+            cause = f"{type(error).__name__}: {one_line(error)}"
             hint = f"leave {self.name} out of --backends to measure the others"
             raise RSRefSegError(f"{self.name}: {part} failed ({cause}): {hint}") from error

@@ -11,7 +11,7 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.comparison import TensorError, mask_iou, tensor_error
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.reference import ReferenceSample, load_reference
-from rsrefseg.engines.bundle.tolerances import COARSENESS, Scope, tie_share, tolerances
+from rsrefseg.engines.bundle.tolerances import COARSENESS, Measure, Scope, tie_share, tolerances
 from rsrefseg.engines.engine import Arrays, Engine
 from rsrefseg.engines.images.images import upsample_logits
 from rsrefseg.engines.segmenter import Segmenter
@@ -116,7 +116,18 @@ def _tensor_rows(engine: Engine, errors: dict[tuple[str, Stage, str], TensorErro
     for (check, stage, output), error in errors.items():
         involved = {stage} | (_before(engine.bundle, stage) if check == CHAINED else set())
         limits = tolerances(_precision(engine, involved), Scope.STAGE)
-        rows.append(TensorRow.of(check, stage, output, error, limits))
+        row = TensorRow.judge(
+            error.measures(),
+            limits,
+            check=check,
+            stage=stage,
+            output=output,
+            max_abs_error=error.max_abs,
+            share_of_max=error.share_of_max,
+            relative_l2=error.relative_l2,
+            cosine=error.cosine,
+        )
+        rows.append(row)
     return tuple(sorted(rows, key=lambda row: row.check == CHAINED))
 
 
@@ -199,4 +210,17 @@ def _compare_data(segmenter: Segmenter, torch: "TorchModel", samples: "tuple[Sam
             ious.append(mask_iou(wanted.prediction, found.prediction))
             flipped += int(np.count_nonzero(wanted.prediction != found.prediction))
     limits = tolerances(_precision(segmenter.engine, Stage), Scope.DATA)
-    return DataResult.of(data, by_torch.result().gIoU, by_engine.result().gIoU, ious, flipped, limits)
+    giou_torch, giou_engine = by_torch.result().gIoU, by_engine.result().gIoU
+    difference = giou_engine - giou_torch
+    return DataResult.judge(
+        {Measure.GIOU_DIFFERENCE: abs(difference)},
+        limits,
+        data=data,
+        samples=len(ious),
+        giou_torch=giou_torch,
+        giou_engine=giou_engine,
+        giou_difference=difference,
+        iou_worst=min(ious),
+        iou_mean=sum(ious) / len(ious),
+        flipped_pixels=flipped,
+    )

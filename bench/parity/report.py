@@ -1,18 +1,18 @@
 """What a parity check found: rows that pass or fail."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rsrefseg.engines.bundle.comparison import TensorError
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.tolerances import Measure, Tolerance, judge
 from rsrefseg.engines.system.tables import Table
 
 from ..records import Record
 
+_T = TypeVar("_T", bound="_Judged")
 STAGE, CHAINED = "stage", "chained"
 _TITLES = {
     STAGE: "each stage on the inputs PyTorch gave it",
@@ -33,6 +33,14 @@ class _Judged(Record, frozen=True, kw_only=True):
     failures: tuple[str, ...]
     passed: bool
 
+    @classmethod
+    def judge(cls: type[_T], values: Mapping[Measure, float], limits: Sequence[Tolerance], **fields: Any) -> _T:
+        """Judge values; ``fields`` are those of the subclass."""
+        verdicts = judge(values, limits)
+        failures = tuple(str(verdict).removeprefix("FAIL  ") for verdict in verdicts if not verdict.passed)
+        by_measure = {limit.measure.value: limit.limit for limit in limits}
+        return cls(limits=by_measure, failures=failures, passed=not failures, **fields)
+
 
 class TensorRow(_Judged, frozen=True, kw_only=True):
     """One output of one stage, the worst over all reference samples.
@@ -51,20 +59,6 @@ class TensorRow(_Judged, frozen=True, kw_only=True):
     share_of_max: float
     relative_l2: float
     cosine: float
-
-    @classmethod
-    def of(cls, check: str, stage: Stage, output: str, error: TensorError, limits: Sequence[Tolerance]) -> "TensorRow":
-        """Judge an output."""
-        return cls(
-            check=check,
-            stage=stage,
-            output=output,
-            max_abs_error=error.max_abs,
-            share_of_max=error.share_of_max,
-            relative_l2=error.relative_l2,
-            cosine=error.cosine,
-            **_judgement(error.measures(), limits),
-        )
 
 
 class MaskRow(Record, frozen=True, kw_only=True):
@@ -109,7 +103,9 @@ class MaskResult(_Judged, frozen=True, kw_only=True):
         worst, mean = min(row.iou for row in rows), sum(row.iou for row in rows) / len(rows)
         share = max(row.share_of_max for row in rows)
         values = {Measure.SHARE_OF_MAX: share, Measure.IOU_WORST: worst, Measure.IOU_MEAN: mean}
-        return cls(
+        return cls.judge(
+            values,
+            limits,
             masks=len(rows),
             iou_worst=worst,
             iou_mean=mean,
@@ -118,7 +114,6 @@ class MaskResult(_Judged, frozen=True, kw_only=True):
             flipped_pixels=sum(row.flipped_pixels for row in rows),
             flipped_ties=sum(row.flipped_ties for row in rows),
             rows=tuple(rows),
-            **_judgement(values, limits),
         )
 
 
@@ -144,30 +139,6 @@ class DataResult(_Judged, frozen=True, kw_only=True, rename=lambda name: name.re
     iou_worst: float
     iou_mean: float
     flipped_pixels: int
-
-    @classmethod
-    def of(
-        cls,
-        data: str,
-        giou_torch: float,
-        giou_engine: float,
-        ious: Sequence[float],
-        flipped_pixels: int,
-        limits: Sequence[Tolerance],
-    ) -> "DataResult":
-        """Judge a data set; ``ious`` are each sample's IoU of the engine's mask with PyTorch's."""
-        difference = giou_engine - giou_torch
-        return cls(
-            data=data,
-            samples=len(ious),
-            giou_torch=giou_torch,
-            giou_engine=giou_engine,
-            giou_difference=difference,
-            iou_worst=min(ious),
-            iou_mean=sum(ious) / len(ious),
-            flipped_pixels=flipped_pixels,
-            **_judgement({Measure.GIOU_DIFFERENCE: abs(difference)}, limits),
-        )
 
 
 class ParityReport(Record, frozen=True, kw_only=True):
@@ -226,17 +197,6 @@ class ParityReport(Record, frozen=True, kw_only=True):
         parts += [Text(f"note: {note}", "yellow") for note in self.notes]
         parts.append(Text("parity holds", "green") if self.holds else Text("parity does not hold", "bold red"))
         return Group(*parts)
-
-
-def _judgement(values: Mapping[Measure, float], limits: Sequence[Tolerance]) -> dict[str, Any]:
-    """The fields of ``_Judged``."""
-    verdicts = judge(values, limits)
-    failures = tuple(str(verdict).removeprefix("FAIL  ") for verdict in verdicts if not verdict.passed)
-    return {
-        "limits": {limit.measure.value: limit.limit for limit in limits},
-        "failures": failures,
-        "passed": not failures,
-    }
 
 
 def _verdict(row: _Judged) -> str:

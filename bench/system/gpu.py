@@ -1,6 +1,6 @@
 """Readings of the NVIDIA GPU that programs compute on, through NVML (package nvidia-ml-py).
 
-Without the package, the driver or a GPU every reading is None.
+Without the package, the driver or a GPU nothing is known.
 """
 
 import ctypes
@@ -22,34 +22,34 @@ _SLOWED_BY = {
 }
 
 
-class GpuReading(Record, frozen=True):
-    """A GPU now; None where it does not report.
+class GpuReading(Record, frozen=True, kw_only=True):
+    """CUDA's first GPU now; None where it does not report.
 
     Attributes:
-        clock_mhz: of the multiprocessors, unless the GPU is idle.
-        temperature_c: of the chip.
-        memory_mib: device memory of this process.
-        slowed_by: what holds the clocks down.
+        gpu_mhz: clock of the multiprocessors, unless the GPU is idle.
+        gpu_c: temperature of the chip.
+        gpu_memory_mib: device memory of this process.
+        gpu_slowed_by: what holds the clocks down.
     """
 
-    clock_mhz: float | None = None
-    temperature_c: float | None = None
-    memory_mib: float | None = None
-    slowed_by: tuple[str, ...] = ()
+    gpu_mhz: float | None = None
+    gpu_c: float | None = None
+    gpu_memory_mib: float | None = None
+    gpu_slowed_by: tuple[str, ...] = ()
 
 
-def read_gpu() -> GpuReading | None:
-    """Clock, temperature, memory and limits; None if there is no GPU or CUDA does not say which one it uses."""
+def read_gpu() -> GpuReading:
+    """Clock, temperature, memory and limits."""
     if (found := _device()) is None:
-        return None
+        return GpuReading()
     nvml, device = found
     bits = _reported(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, device) or 0
     clock = _reported(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_SM)
     return GpuReading(
-        clock_mhz=None if bits & _IDLE else clock,
-        temperature_c=_reported(nvml.nvmlDeviceGetTemperature, device, nvml.NVML_TEMPERATURE_GPU),
-        memory_mib=gpu_memory_used_mib(),
-        slowed_by=tuple(reason for bit, reason in _SLOWED_BY.items() if bits & bit),
+        gpu_mhz=None if bits & _IDLE else clock,
+        gpu_c=_reported(nvml.nvmlDeviceGetTemperature, device, nvml.NVML_TEMPERATURE_GPU),
+        gpu_memory_mib=gpu_memory_used_mib(),
+        gpu_slowed_by=tuple(reason for bit, reason in _SLOWED_BY.items() if bits & bit),
     )
 
 

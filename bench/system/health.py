@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import psutil
+from msgspec import structs
 
 from ..records import Record
 from .gpu import GpuReading, read_gpu
@@ -31,7 +32,7 @@ _THROTTLE_COUNTS = (
 )
 
 
-class HealthSample(Record, frozen=True):
+class HealthSample(GpuReading, frozen=True, kw_only=True):
     """The device at one moment, or since the sample before; None where it does not report.
 
     Attributes:
@@ -41,9 +42,6 @@ class HealthSample(Record, frozen=True):
         others_share: of their time, used by other programs.
         throttle_events: how often the processor slowed itself down since the start of the watch.
         quota_held_ms: how long a CPU quota kept threads of this control group waiting since then.
-        gpu_mhz: clock, unless the GPU was idle.
-        gpu_c: temperature of its chip.
-        gpu_memory_mib: device memory of this process.
     """
 
     cpu_ghz: float | None = None
@@ -52,9 +50,6 @@ class HealthSample(Record, frozen=True):
     others_share: float | None = None
     throttle_events: int | None = None
     quota_held_ms: float | None = None
-    gpu_mhz: float | None = None
-    gpu_c: float | None = None
-    gpu_memory_mib: float | None = None
 
 
 class Health(Record, frozen=True):
@@ -62,18 +57,22 @@ class Health(Record, frozen=True):
 
     Attributes:
         samples: in order.
-        gpu_slowed_by: what held the GPU's clocks down in any of them.
         seconds: length of the measurement.
     """
 
     samples: tuple[HealthSample, ...]
-    gpu_slowed_by: tuple[str, ...] = ()
     seconds: float = 0.0
+
+    @property
+    def gpu_slowed_by(self) -> list[str]:
+        """What held the GPU's clocks down in any sample."""
+        return list(dict.fromkeys(reason for sample in self.samples for reason in sample.gpu_slowed_by))
 
     @property
     def ranges(self) -> dict[str, dict[str, float]]:
         """``min``, ``median`` and ``max`` of every figure that was ever reported, by its name."""
-        seen = {name: self._values(name) for name in HealthSample.__struct_fields__}
+        names = (name for name in HealthSample.__struct_fields__ if name != "gpu_slowed_by")
+        seen = {name: self._values(name) for name in names}
         return {
             name: {"min": min(values), "median": median(values), "max": max(values)}
             for name, values in seen.items()
@@ -108,7 +107,7 @@ class Health(Record, frozen=True):
         return {
             "samples": len(self.samples),
             "ranges": self.ranges,
-            "gpu_slowed_by": list(self.gpu_slowed_by),
+            "gpu_slowed_by": self.gpu_slowed_by,
             "peak_gpu_memory_mib": max(self._values("gpu_memory_mib"), default=None),
         }
 
@@ -134,7 +133,6 @@ class Watch:
     def begin(self) -> None:
         """Start over: what happened before, such as warming up, is not part of the measurement."""
         self._samples: list[HealthSample] = []
-        self._slowed_by: dict[str, None] = {}
         self._start_s = time.monotonic()
         self._times = core_times()
         self._throttled, self._held_ms = _throttle_count(self._root), _quota_held_ms(self._root)
@@ -147,8 +145,6 @@ class Watch:
             self._times = now
             stolen = passed.stolen / passed.total
             others = max(0.0, passed.total - passed.idle - passed.stolen - passed.own) / passed.total
-        gpu = read_gpu() or GpuReading()
-        self._slowed_by |= dict.fromkeys(gpu.slowed_by)
         throttled, held_ms = _throttle_count(self._root), _quota_held_ms(self._root)
         sample = HealthSample(
             cpu_ghz=_cpu_ghz(),
@@ -157,16 +153,14 @@ class Watch:
             others_share=others,
             throttle_events=None if throttled is None or self._throttled is None else throttled - self._throttled,
             quota_held_ms=None if held_ms is None or self._held_ms is None else held_ms - self._held_ms,
-            gpu_mhz=gpu.clock_mhz,
-            gpu_c=gpu.temperature_c,
-            gpu_memory_mib=gpu.memory_mib,
+            **structs.asdict(read_gpu()),
         )
         self._samples.append(sample)
         return sample
 
     def summary(self) -> Health:
         """All samples since ``begin``."""
-        return Health(tuple(self._samples), tuple(self._slowed_by), time.monotonic() - self._start_s)
+        return Health(tuple(self._samples), time.monotonic() - self._start_s)
 
 
 def _cpu_ghz() -> float | None:

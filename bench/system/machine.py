@@ -135,18 +135,9 @@ def peak_memory_mib() -> float | None:
     return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:")), None)
 
 
-def free_memory_mib() -> float:
-    """Main memory that programs can have now, MiB."""
-    return float(psutil.virtual_memory().available / 2**20)
-
-
-def memory_notes(peaks_mib: Sequence[float | None], free_mib: float) -> list[str]:
-    """A warning if programs that were measured one by one may not fit into free memory together.
-
-    Args:
-        peaks_mib: peak memory of each program.
-        free_mib: see ``free_memory_mib``.
-    """
+def memory_notes(peaks_mib: Sequence[float | None]) -> list[str]:
+    """A warning if programs whose peak memory was measured one by one may not fit into free memory together."""
+    free_mib = psutil.virtual_memory().available / 2**20
     together = sum(peak for peak in peaks_mib if peak is not None)
     if together <= free_mib:
         return []

@@ -66,17 +66,6 @@ class Peaks(Record, frozen=True):
             f"{self.threads} threads had only {self.cores_used:.1f} cores while peaks were measured: they are too low"
         ]
 
-    def or_better(self, other: "Peaks") -> "Peaks":
-        """The better of two measurements, figure by figure: a busy machine lowers a peak, and nothing raises it."""
-        flops = {
-            name: max(found.flops_per_s.get(name, 0.0) for found in (self, other))
-            for name in {**self.flops_per_s, **other.flops_per_s}
-        }
-        bandwidths = [found.bandwidth_bytes_per_s for found in (self, other) if found.bandwidth_bytes_per_s is not None]
-        cores = [found.cores_used for found in (self, other) if found.cores_used is not None]
-        how = next((found.how for found in (other, self) if found.flops_per_s), self.how)
-        return Peaks(self.device, flops, max(bandwidths, default=None), how, self.threads, max(cores, default=None))
-
 
 def measure_peaks(threads: int, device: str = "cpu") -> Peaks:
     """Measure for about two seconds, in a process of its own.

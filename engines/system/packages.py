@@ -7,7 +7,7 @@ _SAME_NAME = ("msgspec", "numpy", "psutil", "rich", "safetensors", "tokenizers",
 RUNTIME = {"PIL": "pillow", "cv2": "opencv-python-headless", **{name: name for name in _SAME_NAME}}
 TRAIN = (
     "torch", "torchvision", "transformers", "segment_anything", "peft", "accelerate", "onnx", "onnxscript",
-    "pycocotools",
+    "pycocotools", "filelock",
 )  # fmt: skip
 _EXTRAS = {
     "onnxruntime": "cpu",

@@ -85,7 +85,9 @@ def test_every_sample_has_a_mask_picture_and_a_line(evaluated: Evaluated, export
     assert mean == pytest.approx(evaluated.document["gIoU"])
 
 
-def test_the_record_says_what_was_measured_with_what(evaluated: Evaluated, exported: Exported) -> None:
+def test_the_record_says_what_was_measured_and_predictions_are_a_data_set(
+    evaluated: Evaluated, exported: Exported
+) -> None:
     record = json.loads((evaluated.folder / "evaluation.json").read_text(encoding="utf-8"))
     assert (record["protocol"], record["runtime"], record["split"]) == ("rsrefseg", "onnxruntime", "val")
     assert record["model_sha256"] == sha256_file(exported.run / "merged.safetensors")
@@ -93,61 +95,43 @@ def test_the_record_says_what_was_measured_with_what(evaluated: Evaluated, expor
     assert record["gIoU"] == evaluated.document["gIoU"]
     assert Path(record["images"]).is_dir()
     assert {path.name for path in evaluated.folder.iterdir()} == {"evaluation.json", "predictions.jsonl", "masks"}
-
-
-def test_predictions_are_a_data_set_of_their_own(evaluated: Evaluated, exported: Exported) -> None:
-    record = json.loads((evaluated.folder / "evaluation.json").read_text(encoding="utf-8"))
-    predicted = open_dataset(evaluated.folder / "predictions.jsonl", images=Path(record["images"]))
-    again = run_evaluation(
-        EvaluationRequest(predicted.root, "val", run=exported.run / "merged.safetensors", images=Path(record["images"]))
-    )
+    predicted = evaluated.folder / "predictions.jsonl"
+    again = run_evaluation(EvaluationRequest(predicted, "val", run=exported.run, images=Path(record["images"])))
     # The model agrees with what it predicted itself; torch and ONNX Runtime may differ in a pixel.
     assert again.metrics.gIoU > 0.99
     assert again.data_format == "JSONL"
 
 
-def test_run_base_and_bundle_name_the_file_they_were_read_from(exported: Exported, tmp_path: Path) -> None:
-    merged = exported.run / "merged.safetensors"
-    by_run = run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run))
-    by_file = run_evaluation(EvaluationRequest(exported.data, "val", run=merged))
-    assert by_run.predictor.model_sha256 == by_file.predictor.model_sha256 == sha256_file(merged)
-    assert by_run.metrics == by_file.metrics
-    assert by_file.predictor.name == f"model {merged}"
-    unmerged = tmp_path / "run"
-    shutil.copytree(exported.run, unmerged)
-    (unmerged / "merged.safetensors").unlink()
-    folded = run_evaluation(EvaluationRequest(exported.data, "val", run=unmerged))
-    assert folded.predictor.model_sha256 == sha256_file(unmerged / "best.safetensors")
-    assert folded.predictor.bundle_sha256 is None
-
-
-def test_shuffled_phrases_are_written_as_asked(exported: Exported, tmp_path: Path) -> None:
+def test_a_second_evaluation_replaces_the_first_and_writes_phrases_as_asked(
+    exported: Exported, evaluated: Evaluated, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(evaluated.folder, tmp_path / "p"))
+    (folder / "masks" / "999999.png").write_text("left over")
     request = EvaluationRequest(
-        exported.data, "val", bundle=exported.bundle, shuffle_phrases=True, save_predictions=tmp_path / "p"
+        exported.data, "val", bundle=exported.bundle, shuffle_phrases=True, save_predictions=folder
     )
-    run_evaluation(request)
+    assert run_evaluation(request).as_dict()["phrases"] == "shuffled"
+    assert len(list((folder / "masks").iterdir())) == 4
     own = {sample.sample_id: sample.phrase for sample in open_dataset(exported.data).split("val")}
-    for line in lines(tmp_path / "p"):
+    for line in lines(folder):
         assert line["own_sent"] == own[line["sample_id"]]
         assert line["sent"] != line["own_sent"]
         assert line["sent"] in own.values()
 
 
-def test_a_second_evaluation_replaces_the_first(exported: Exported, evaluated: Evaluated, tmp_path: Path) -> None:
-    shutil.copytree(evaluated.folder, tmp_path / "p")
-    (tmp_path / "p" / "masks" / "999999.png").write_text("left over")
-    run_evaluation(EvaluationRequest(exported.data, "val", bundle=exported.bundle, save_predictions=tmp_path / "p"))
-    assert len(list((tmp_path / "p" / "masks").iterdir())) == 4
-
-
-def test_other_folders_are_never_replaced(exported: Exported, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+def test_other_files_and_folders_are_never_replaced(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "mine.png").mkdir()
+    (tmp_path / "mine.png" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("a file")
-    for name in ("mine", "file"):
-        with pytest.raises(BadInputError, match=name):
-            run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run, save_predictions=tmp_path / name))
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    for option, name in (
+        ("save_predictions", "mine.png"),
+        ("save_predictions", "file"),
+        ("worst_cases", "mine.png"),
+        ("worst_cases", "file/worst.png"),
+    ):
+        with pytest.raises(RSRefSegError, match=name):
+            run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run, **{option: tmp_path / name}))
+    assert (tmp_path / "mine.png" / "thesis.txt").read_text() == "years of work"
 
 
 def test_an_evaluation_that_fails_leaves_nothing(exported: Exported, tmp_path: Path) -> None:
@@ -168,9 +152,9 @@ def test_an_evaluation_that_fails_leaves_nothing(exported: Exported, tmp_path: P
 
 
 def test_memory_does_not_grow_with_the_predictions(tmp_path: Path) -> None:
-    """Of masks of 250 kB each, none is kept; the worst are kept as run lengths."""
-    size = (500, 500)
-    answer, overlap = made_answer(tmp_path / "a.png", box(3, 40, size), box(20, 90, size))
+    """Of masks of 250 kB each, none is kept; the worst are kept as run lengths. Phrases may hold any bytes."""
+    size, phrase = (500, 500), "ein Würfel \udce9 左"
+    answer, overlap = made_answer(tmp_path / "a.png", box(3, 40, size), box(20, 90, size), phrase)
     worst = WorstCases()
     peaks = []
     with prediction_folder(tmp_path / "p", [answer.sample]) as folder:
@@ -184,15 +168,7 @@ def test_memory_does_not_grow_with_the_predictions(tmp_path: Path) -> None:
             tracemalloc.stop()
         folder.finish({})
     assert peaks[1] < peaks[0] + (200 << 10)
-    assert len(lines(tmp_path / "p")) == 53
-
-
-def test_phrases_of_any_bytes_are_written(tmp_path: Path) -> None:
-    answer, overlap = made_answer(tmp_path / "a.png", box(3, 20), box(3, 20), phrase="ein Würfel \udce9 左")
-    with prediction_folder(tmp_path / "p", [answer.sample]) as folder:
-        folder.add(answer, overlap)
-        folder.finish({})
-    assert lines(tmp_path / "p")[0]["sent"] == "ein Würfel \udce9 左"
+    assert [line["sent"] for line in lines(tmp_path / "p")] == [phrase] * 53
 
 
 # Worst cases
@@ -211,16 +187,22 @@ def test_the_worst_come_first_and_no_more_than_the_limit(tmp_path: Path) -> None
     assert [case.overlap.iou for case in worst.cases] == [0.0, 0.0, 0.0]
 
 
-def test_a_sheet_shows_truth_and_prediction_in_two_colours(tmp_path: Path) -> None:
-    Image.new("RGB", SIZE[::-1], (60, 60, 60)).save(tmp_path / "a.png")
+def drawn(sheet: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Whether pixels of the image on a sheet of one have a colour."""
+    return np.abs(sheet[-500:].astype(int) - colour).max(axis=2) < 12
+
+
+def test_a_sheet_shows_truth_and_prediction_in_two_colours_and_a_region_of_one_pixel(tmp_path: Path) -> None:
+    size = (2000, 2000)
+    Image.new("RGB", size, (60, 60, 60)).save(tmp_path / "a.png")
+    truth, prediction = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+    truth[1001, 501] = True
+    prediction[200:900, 1100:1900] = True
     worst = WorstCases()
-    worst.add(*made_answer(tmp_path / "a.png", box(2, 20), box(30, 50)))
+    worst.add(*made_answer(tmp_path / "a.png", truth, prediction))
     sheet = contact_sheet(worst.cases, "a model on data")
-    picture = sheet[-500:]
-    for colour in ((240, 228, 66), (86, 180, 233)):
-        near = np.abs(picture.astype(int) - colour).max(axis=2) < 12
-        columns = np.flatnonzero(near.any(axis=0))
-        assert columns.size > 50, f"{colour} is drawn"
+    assert drawn(sheet, (240, 228, 66)).sum() > 50, "a ring shows where it is"
+    assert np.flatnonzero(drawn(sheet, (86, 180, 233)).any(axis=0)).size > 50
 
 
 @pytest.mark.parametrize("phrase", ["the box " * 60, "x" * 400, "ein Würfel, 左边的船 🚢 \udce9 a\nb\tc\x1b[31m"])
@@ -237,17 +219,6 @@ def test_a_sheet_takes_any_phrase_and_any_shape(phrase: str, size: tuple[int, in
     assert (sheet[:, -10:] == background).all(), "nothing is cut at the right edge"
 
 
-def test_a_region_of_one_pixel_is_still_shown(tmp_path: Path) -> None:
-    size = (2000, 2000)
-    Image.new("RGB", size).save(tmp_path / "a.png")
-    truth = np.zeros(size, np.bool_)
-    truth[1001, 501] = True
-    worst = WorstCases()
-    worst.add(*made_answer(tmp_path / "a.png", truth, np.zeros(size, np.bool_)))
-    sheet = contact_sheet(worst.cases, "x")[-480:]
-    assert (np.abs(sheet.astype(int) - (240, 228, 66)).max(axis=2) < 12).sum() > 50, "a ring shows where it is"
-
-
 def test_the_report_lists_the_worst_cases_in_full(evaluated: Evaluated) -> None:
     worst = evaluated.document["worst_cases"]
     assert worst["file"] == str(evaluated.sheet)
@@ -257,13 +228,3 @@ def test_the_report_lists_the_worst_cases_in_full(evaluated: Evaluated) -> None:
     with Image.open(evaluated.sheet) as sheet:
         assert sheet.format == "PNG"
         assert sheet.size[0] == 4 * 420 + 20
-
-
-def test_a_sheet_goes_where_a_png_can(exported: Exported, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"end it with \.png"):
-        EvaluationRequest(exported.data, "val", run=exported.run, worst_cases=tmp_path / "worst.jpg")
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "file").write_text("a file")
-    for name in ("folder.png", "file/worst.png"):
-        with pytest.raises(RSRefSegError, match=name):
-            run_evaluation(EvaluationRequest(exported.data, "val", run=exported.run, worst_cases=tmp_path / name))

@@ -67,13 +67,6 @@ def test_every_span_of_every_runner_is_measured_with_its_error(report: BenchRepo
     assert any("brackets are their range" in note for note in report.notes)
 
 
-def test_an_encoded_image_saves_time(report: BenchReport) -> None:
-    found = by_key(report.measurements)
-    for name in ("torch", "onnxruntime"):
-        assert min(found[name, "next_phrase", TOTAL].times_ms) < max(found[name, "first_phrase", TOTAL].times_ms)
-        assert (found[name, "next_phrase", TOTAL].share_of_first or 9.0) < 1
-
-
 def test_stages_stand_beside_the_roofline_of_the_bundles_graphs(report: BenchReport, exported: Exported) -> None:
     for stage, record in Bundle.open(exported.bundle).manifest.stages.items():
         roofline = by_key(report.measurements)["onnxruntime", STAGES.name, stage.value].roofline

@@ -1,25 +1,17 @@
 """Peaks that this machine reaches and does not exceed."""
 
 import json
-import time
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from rsrefseg.bench.system.devices import DEVICES
 from rsrefseg.bench.system.peaks import MATMUL, Peaks, measure_peaks
 
 
-@pytest.fixture(scope="module")
-def peaks() -> Peaks:
-    return measure_peaks(1)
-
-
-def test_the_peaks_of_one_core_are_plausible(peaks: Peaks) -> None:
+def test_the_peaks_of_one_core_are_plausible() -> None:
+    peaks = measure_peaks(1)
     assert 1e9 < peaks.flops_per_s["fp32"] < 1e12
     assert peaks.bandwidth_bytes_per_s is not None
     assert 1e8 < peaks.bandwidth_bytes_per_s < 1e12
@@ -29,37 +21,24 @@ def test_the_peaks_of_one_core_are_plausible(peaks: Peaks) -> None:
     assert Peaks(**json.loads(json.dumps(peaks.as_dict()))) == peaks
 
 
-def test_peaks_need_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peaks_need_no_torch_and_the_folder_a_user_stands_in_shadows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    site = tmp_path / "site"
+    site.mkdir()
     code = (
         "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, p=None: None if n == 'torch' else f(n, p)"
     )
-    (tmp_path / "sitecustomize.py").write_text(f"{code}\nimport sys; sys.modules['torch'] = None\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    (site / "sitecustomize.py").write_text(f"{code}\nimport sys; sys.modules['torch'] = None\n")
+    monkeypatch.syspath_prepend(str(site))
     found = measure_peaks(1)
     assert found.flops_per_s.keys() == {"fp32"}
     assert "torch" not in found.how
     missing = measure_peaks(1, "cuda")
     assert (missing.flops_per_s, missing.bandwidth_bytes_per_s) == ({}, None)
     assert "torch" in missing.how
-
-
-def test_the_folder_a_user_stands_in_does_not_shadow_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "json.py").write_text("raise SystemExit('shadowed')")
-    monkeypatch.chdir(tmp_path)
-    assert measure_peaks(1).flops_per_s
-
-
-def test_no_product_here_is_faster_than_the_peak() -> None:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(MATMUL, options, providers=["CPUExecutionProvider"])
-    factors = {name: np.ones((1024, 1024), np.float32) for name in "ab"}
-    taken = []
-    for _ in range(5):
-        start = time.perf_counter()
-        session.run(None, factors)
-        taken.append(time.perf_counter() - start)
-    assert 2 * 1024**3 / min(taken) <= 1.15 * measure_peaks(1).flops_per_s["fp32"]
 
 
 def test_the_product_graph_is_what_onnx_writes() -> None:
@@ -75,17 +54,5 @@ def test_peaks_of_a_busy_machine_or_an_unknown_device_have_a_note() -> None:
     (note,) = Peaks("cpu", {"fp32": 1e11}, 1e10, "numpy", threads=4, cores_used=2.5).notes()
     assert "4 threads had only 2.5 cores" in note
     assert Peaks("cpu", {"fp32": 1e11}, 1e10, "numpy", threads=4, cores_used=3.9).notes() == []
-    assert DEVICES["H200"].notes() == []
     (note,) = measure_peaks(1, "intel-gpu").notes()
     assert "no roofline for intel-gpu" in note
-
-
-def test_the_better_figures_of_two_measurements_stand() -> None:
-    busy = Peaks("cpu", {"fp32": 1.0, "bf16": 9.0}, None, "numpy", 8, 3.0)
-    quiet = Peaks("cpu", {"fp32": 4.0}, 5.0, "numpy", 8, 4.0)
-    assert (
-        busy.or_better(quiet) == quiet.or_better(busy) == Peaks("cpu", {"fp32": 4.0, "bf16": 9.0}, 5.0, "numpy", 8, 4.0)
-    )
-    failed = Peaks("cpu", {}, None, "no memory")
-    assert failed.or_better(busy).how == busy.or_better(failed).how == "numpy"
-    assert failed.or_better(failed).how == "no memory"

@@ -2,8 +2,7 @@
 
 import pytest
 
-from rsrefseg.bench.latency.roofline import Roofline, expected_rooflines, roofline_of
-from rsrefseg.bench.system.devices import DEVICES
+from rsrefseg.bench.latency.roofline import DEVICES, Roofline, expected_rooflines, roofline_of
 from rsrefseg.bench.system.peaks import Peaks
 from rsrefseg.engines.bundle.contracts import Geometry, Stage, stage_contracts
 from rsrefseg.engines.bundle.manifest import FileRecord, StageRecord
@@ -73,22 +72,16 @@ def test_rooflines_of_known_devices_are_those_worked_out_for_them(precision: str
             assert found[device][str(stage)] == pytest.approx(wanted, rel=0.03, abs=max(rounding, 0.03 * wanted)), stage
 
 
-def test_a_stage_of_many_operations_is_bound_by_them() -> None:
-    found = roofline(Stage.SAM_ENCODER)
-    assert found.bound == "compute"
-    assert found.least_ms == pytest.approx(972.077e9 / 2e11 * 1e3, rel=1e-4)
+def test_stages_are_bound_by_their_operations_or_by_reading_their_weights() -> None:
+    sam = roofline(Stage.SAM_ENCODER)
+    assert sam.bound == "compute"
+    assert sam.least_ms == pytest.approx(972.077e9 / 2e11 * 1e3, rel=1e-4)
     image, embedding = 3 * 1024 * 1024, 4 * 256 * 64 * 64
-    assert found.bytes == 4 * 91_840_266 + image + embedding
-
-
-def test_a_stage_of_many_weights_is_bound_by_reading_them() -> None:
-    found = roofline(Stage.SIGLIP_TEXT, peaks=DEVICES["H200"], precision="fp16")
-    assert found.bound == "memory"
-    assert found.least_ms == pytest.approx(found.bytes / 4.3e12 * 1e3)
-
-
-def test_of_the_embeddings_only_the_rows_of_the_phrase_are_read() -> None:
-    table = 32_000 * 1152
+    assert sam.bytes == 4 * 91_840_266 + image + embedding
+    text = roofline(Stage.SIGLIP_TEXT, peaks=DEVICES["H200"], precision="fp16")
+    assert text.bound == "memory"
+    assert text.least_ms == pytest.approx(text.bytes / 4.3e12 * 1e3)
+    table = 32_000 * 1152  # of the embeddings only the rows of the phrase are read
     assert roofline(Stage.SIGLIP_TEXT).bytes == pytest.approx(4 * (449_733_750 - table), rel=0.01)
 
 

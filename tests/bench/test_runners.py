@@ -1,5 +1,7 @@
 """Runners compute what the reference says, use what their users use, and report failures in one line."""
 
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -105,8 +107,6 @@ def test_an_engine_answers_as_it_does_for_its_users(exported: Exported, bundle: 
 
 def test_opening_an_engine_verifies_its_files(exported: Exported, tmp_path: Path) -> None:
     """The digests belong to a start-up's second step, as PyTorch's do."""
-    import shutil
-
     copy = Path(shutil.copytree(exported.bundle, tmp_path / "bundle"))
     graph = copy / "sam_decoder.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"?")
@@ -115,28 +115,20 @@ def test_opening_an_engine_verifies_its_files(exported: Exported, tmp_path: Path
         runner.open()
 
 
-def test_without_a_run_torch_is_left_out_with_the_reason(
+def test_without_a_run_or_pytorch_torch_is_left_out_with_the_reason(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    opened, notes = open_runners(["torch", "auto", "onnxruntime"], bundle, None)
-    assert [runner.name for runner in opened] == ["onnxruntime"]
-    assert len(notes) == 1
-    assert notes[0].startswith("without torch: no run")
-    with pytest.raises(BadInputError, match="no run"):
-        open_runners(["torch"], bundle, None)
     with pytest.raises(BadInputError, match="no merged model"):
         open_runners(["torch", "auto"], bundle, tmp_path)
-
-
-def test_without_pytorch_torch_is_left_out_and_its_extra_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rsrefseg.bench.latency.torch_runners.find_spec", lambda name: None)
-    opened, notes = open_runners(["torch", "auto"], bundle, None)
-    assert [runner.name for runner in opened] == ["onnxruntime"]
-    assert "pip install 'rsrefseg[train]'" in notes[0]
-    for name in ("torch", "onnx-naive"):
-        with pytest.raises(MissingPartError, match=r"rsrefseg\[train\]"):
-            open_runners([name], bundle, None)
+    for missing, error in (("no run", BadInputError), (r"rsrefseg\[train\]", MissingPartError)):
+        opened, (note,) = open_runners(["torch", "auto", "onnxruntime"], bundle, None)
+        assert [runner.name for runner in opened] == ["onnxruntime"]
+        assert re.match(f"without torch: .*{missing}", note)
+        for name in ("torch", "onnx-naive"):
+            with pytest.raises(error, match=missing):
+                open_runners([name], bundle, None)
+        monkeypatch.setattr("rsrefseg.bench.latency.torch_runners.find_spec", lambda name: None)
 
 
 @pytest.mark.parametrize("names", [["tensorflow"], ["torch", "tensorflow"], [""], []])

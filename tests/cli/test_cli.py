@@ -1,10 +1,10 @@
-"""The command line: quick to answer, one JSON document when asked, text for a person otherwise."""
+"""The command line: help, one JSON document when asked, text for a person otherwise, defaults that need no options."""
 
 import json
 import re
+import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.support import ROOT
-from tests.support.commands import ENTRY, assert_refused, run_alone, run_here
+from tests.support.commands import ENTRY, assert_refused, run_here
 from tests.support.export_jobs import Shortcut
-from tests.support.exported import Exported
-from tests.support.places import beside_run
+from tests.support.places import Capsys
 from tests.support.small import SIZE
 
 COMMANDS = (
@@ -35,73 +34,6 @@ COMMANDS = (
     "infer",
     "doctor",
 )
-pytestmark = pytest.mark.usefixtures("one_thread")
-HELP_SECONDS = 0.5
-COLD_INFER_SECONDS = 2.0
-
-
-@pytest.fixture
-def place(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return beside_run(exported, tmp_path, monkeypatch)
-
-
-def best_seconds(tries: int, *arguments: str, folder: Path) -> float:
-    """The fastest of several runs: how long it takes when nothing else holds the machine up."""
-    times = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        done = run_alone(*arguments, folder=folder)
-        times.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-    return min(times)
-
-
-# Start
-
-
-def test_help_comes_at_once(tmp_path: Path) -> None:
-    assert best_seconds(5, "--help", folder=tmp_path) <= HELP_SECONDS
-
-
-def test_infer_is_quick_from_a_cold_start(place: Path) -> None:
-    assert best_seconds(3, "infer", "scene.jpg", "the red box", folder=place) <= COLD_INFER_SECONDS
-
-
-def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
-    code = (
-        "import sys; from rsrefseg import cli; cli.run_command(sys.argv[1:]); "
-        "heavy = {'numpy', 'torch', 'onnxruntime', 'PIL', 'cv2', 'msgspec'} & set(sys.modules); assert not heavy, heavy"
-    )
-    for arguments in (["--help"], ["train", "--help"], ["--version"], ["train", "--oops"]):
-        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-
-def test_the_console_script_is_this_entry() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    module, function = project["scripts"]["rsrefseg"].split(":")
-    assert f"from {module} import {function}; {function}()" == ENTRY
-
-
-def test_help_lists_every_command_and_each_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    for group in ("", "data"):
-        shown = run_here(capsys, *group.split())
-        assert shown == run_here(capsys, *group.split(), "--help")
-        listed = set(re.findall(r"^  (\w+) ", shown.out.partition("Commands:\n")[2], re.MULTILINE))
-        assert listed == {command.removeprefix(group).split()[0] for command in COMMANDS if command.startswith(group)}
-    for command in COMMANDS:
-        ran = run_here(capsys, *command.split(), "--help")
-        assert (ran.code, ran.err) == (0, "")
-        assert ran.out.startswith(f"Usage: rsrefseg {command}")
-
-
-def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_here(capsys, "--version").out == metadata.version("rsrefseg") + "\n"
-
-
-# What a command prints
-
-
 JSON_COMMANDS = {
     "doctor": ["doctor"],
     "infer": ["infer", "scene.jpg", "the red box", "the blue box"],
@@ -115,39 +47,75 @@ JSON_COMMANDS = {
     "data check": ["data", "check", "boxes"],
     "data convert": ["data", "convert", "boxes", "boxes.jsonl"],
 }
+MARKED = "[red]x[bold] :smile:"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture
+def quick_export(tmp_path_factory: pytest.TempPathFactory, demo_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are copied from the bundle that is there."""
+    from rsrefseg.export import export
+
+    graphs = shutil.copytree(demo_place / "bundle", tmp_path_factory.mktemp("graphs") / "bundle")
+    monkeypatch.setattr(export, "export_graph", Shortcut(graphs))
+
+
+# Help
+
+
+def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from rsrefseg import cli; cli.run_command(sys.argv[1:]); "
+        "heavy = {'numpy', 'torch', 'onnxruntime', 'PIL', 'cv2', 'msgspec'} & set(sys.modules); assert not heavy, heavy"
+    )
+    for arguments in (["--help"], ["train", "--help"], ["--version"], ["train", "--oops"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_every_command_and_each_explains_itself(capsys: Capsys) -> None:
+    for group in ("", "data"):
+        shown = run_here(capsys, *group.split())
+        assert shown == run_here(capsys, *group.split(), "--help")
+        listed = set(re.findall(r"^  (\w+) ", shown.out.partition("Commands:\n")[2], re.MULTILINE))
+        assert listed == {command.removeprefix(group).split()[0] for command in COMMANDS if command.startswith(group)}
+    for command in COMMANDS:
+        ran = run_here(capsys, *command.split(), "--help")
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out.startswith(f"Usage: rsrefseg {command}")
+
+
+def test_the_console_script_and_the_version_are_those_of_the_package(capsys: Capsys) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, function = project["scripts"]["rsrefseg"].split(":")
+    assert f"from {module} import {function}; {function}()" == ENTRY
+    assert run_here(capsys, "--version").out == metadata.version("rsrefseg") + "\n"
+
+
+# What a command prints
+
+
+@pytest.mark.usefixtures("quick_export")
 @pytest.mark.parametrize("name", JSON_COMMANDS)
-def test_json_is_one_document_and_nothing_else(
-    name: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rsrefseg.export import export as bundle
-
-    monkeypatch.setattr(bundle, "export_graph", Shortcut(place / "bundle"))
+def test_json_is_one_document_and_nothing_else(name: str, capsys: Capsys) -> None:
     ran = run_here(capsys, *JSON_COMMANDS[name], "--json")
     assert ran.code == 0, ran.err
     assert ran.out.count("\n") == 1
-
     document = json.loads(ran.out, parse_constant=pytest.fail)  # NaN is not JSON
     assert isinstance(document, dict)
     assert document == json.loads(json.dumps(ran.result)), "the demo gets what scripts get"
 
 
-def test_a_person_gets_text(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_person_gets_text(demo_place: Path, capsys: Capsys) -> None:
     ran = run_here(capsys, "infer", "scene.jpg", "the red box", "a blue qqq")
     assert ran.code == 0
-    assert '"the red box": ' in ran.out
-    assert "note: " in ran.out
-    assert "qqq" in ran.out
-    assert str(Path("results/scene_overlay.png")) in ran.out
-    assert "ran on onnxruntime" in ran.out
-    checked = run_here(capsys, "data", "check", "boxes")
-    assert "no faults" in checked.out
-    converted = run_here(capsys, "data", "convert", "boxes", "boxes.jsonl")
-    assert converted.out == "24 expressions written to boxes.jsonl\n"
+    for fact in ('"the red box": ', "note: ", "qqq", str(Path("results/scene_overlay.png")), "ran on onnxruntime"):
+        assert fact in ran.out
+    assert "no faults" in run_here(capsys, "data", "check", "boxes").out
+    assert "24 expressions" in run_here(capsys, "data", "convert", "boxes", "boxes.jsonl").out
 
 
-def test_results_are_where_the_report_says(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_where_the_report_says(demo_place: Path, capsys: Capsys) -> None:
     """In a folder of one's own, one mask a phrase, whatever the phrases have in common."""
     phrases = ["the red box", "The Red Box!", "the blue box"]
     ran = run_here(capsys, "infer", "scene.jpg", *phrases, "--out", "my/results", "--json")
@@ -160,36 +128,32 @@ def test_results_are_where_the_report_says(place: Path, capsys: pytest.CaptureFi
     assert ran.result["results"] == written["results"]
 
 
-MARKED = "[red]x[/bold] :smile:"
-
-
-def test_nothing_a_user_names_is_taken_for_markup(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("scene.jpg").rename(f"{MARKED.replace('/', '')}.jpg")
-    picture = f"{MARKED.replace('/', '')}.jpg"
-    ran = run_here(capsys, "infer", picture, f"the red box {MARKED}")
+def test_nothing_a_user_names_is_taken_for_markup_or_cut(demo_place: Path, capsys: Capsys) -> None:
+    """Where there is no terminal, there is no width to fit into."""
+    image = Path("scene.jpg").rename(f"{MARKED}.jpg")
+    ran = run_here(capsys, "infer", image, f"the red box {MARKED}")
     assert ran.code == 0, ran.err
     assert f'"the red box {MARKED}"' in ran.out
-    assert picture.removesuffix(".jpg") in ran.out
-    missing = run_here(capsys, "infer", f"{MARKED}.png", "the red box")
-    assert_refused(missing, f"{MARKED}.png")
-    run = Path("runs") / MARKED
-    run.parent.mkdir()
-    Path("runs/001").rename(run)
-    merged = run_here(capsys, "merge", run)
-    assert merged.code == 0, merged.err
-    assert str(run) in merged.out
+    assert image.stem in ran.out
+    assert_refused(run_here(capsys, "infer", f"{MARKED}.png", "the red box"), f"{MARKED}.png")
+    run = Path("runs/001").rename(Path("runs") / (f"a run of a very long name {MARKED} " * 4))
+    assert str(run) in run_here(capsys, "merge", run).out
 
 
-def test_a_table_in_a_file_is_not_cut(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where there is no terminal, there is no width to fit into."""
-    run = Path("runs") / ("a run of a very long name " * 8)
-    Path("runs/001").rename(run)
-    merged = run_here(capsys, "merge", run)
-    assert str(run) in merged.out
-    assert "…" not in merged.out
-
-
-def test_control_characters_never_reach_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_control_characters_never_reach_the_terminal(capsys: Capsys, tmp_path: Path) -> None:
     ran = run_here(capsys, "infer", tmp_path / "a\x1b[31m\x07\nb.png", "x", "--bundle", tmp_path / "\x9b2J")
     assert_refused(ran, r"\x9b2J")
-    assert ran.err.isprintable() or set(ran.err) - {"\n"} == {mark for mark in ran.err if mark.isprintable()}
+    assert ran.err.removesuffix("\n").isprintable()
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_commands_work_without_options(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defaults are the latest run, ./bundle or $RSREFSEG_BUNDLE, and ./results."""
+    shutil.rmtree("bundle")
+    for arguments in (["merge"], ["export"], ["infer", "scene.jpg", "the red box"]):
+        assert run_here(capsys, *arguments).code == 0
+    assert Path("results/scene.json").exists()
+    Path("bundle").rename("elsewhere")
+    assert_refused(run_here(capsys, "parity"), "no bundle at 'bundle'")
+    monkeypatch.setenv("RSREFSEG_BUNDLE", "elsewhere")
+    assert run_here(capsys, "parity").code == 0

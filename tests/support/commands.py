@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rsrefseg import cli
+from tests.support import ROOT
 
 ENTRY = "from rsrefseg.__main__ import main; main()"  # what the console script runs
 
@@ -34,18 +35,21 @@ def run_here(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Ran:
 
 
 def run_alone(
-    *arguments: str | bytes | Path, folder: Path, environment: dict[str, str] | None = None, **options: Any
+    *arguments: str | bytes | Path,
+    folder: Path = Path(),
+    environment: dict[str, str] | None = None,
+    script: str = ENTRY,
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own, in ``folder``."""
-    command: Sequence[str | bytes | Path] = [sys.executable, "-P", "-c", ENTRY, *arguments]
+    """A command, or another script, in a process of its own, in ``folder``."""
+    command: Sequence[str | bytes | Path] = [sys.executable, "-P", "-c", script, *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.run(
-        command, cwd=folder, env=os.environ | (environment or {}), text=True, errors="replace", check=False, **streams
-    )
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {})
+    return subprocess.run(command, cwd=folder, env=variables, text=True, errors="replace", check=False, **streams)
 
 
-def assert_refused(ran: Ran, *told: str) -> None:
-    """Exit code 2 and one clear line on standard error, nothing else, which holds all of ``told``."""
+def assert_refused(ran: Ran, *facts: str) -> None:
+    """Exit code 2 and one clear line on standard error, nothing else, which holds all of ``facts``."""
     assert ran.code == 2, ran.err
     assert ran.out == ""
     assert ran.err.startswith("rsrefseg: ")
@@ -53,5 +57,5 @@ def assert_refused(ran: Ran, *told: str) -> None:
     assert ran.err.count("\n") == 1, ran.err
     assert "Traceback" not in ran.err
     assert len(ran.err) < 700, "more than anybody reads"
-    for part in told:
-        assert part in ran.err
+    for fact in facts:
+        assert fact in ran.err

@@ -1,4 +1,4 @@
-"""The folders a user stands in: beside a bundle and a picture, or beside all that a demo leaves."""
+"""The folders a user stands in: beside a bundle and an image, or beside all that a demo leaves."""
 
 import shutil
 from pathlib import Path
@@ -14,26 +14,27 @@ Capsys = pytest.CaptureFixture[str]
 
 
 def beside_bundle(made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Go to a folder with a bundle and a picture."""
-    for variable in ("RSREFSEG_BUNDLE", "RSREFSEG_DEBUG"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.chdir(folder)
+    """Go to a folder with a bundle and an image."""
+    _enter(folder, monkeypatch)
     shutil.copytree(made, "bundle")
     picture().save("scene.png")
     return folder
 
 
 def beside_run(exported: Exported, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Go to a folder with a bundle, the run it came from, its data and a picture, all under default names."""
-    monkeypatch.delenv("RSREFSEG_BUNDLE", raising=False)
-    monkeypatch.delenv("RSREFSEG_DEBUG", raising=False)
-    monkeypatch.chdir(folder)
+    """Go to a folder with a bundle, the run it came from, its data and an image, all under default names."""
+    _enter(folder, monkeypatch)
     shutil.copytree(exported.bundle, "bundle")
     shutil.copytree(exported.run, "runs/001")
     shutil.copytree(exported.data, "boxes")
-    next(Path("boxes/images/rrsisd/JPEGImages").iterdir()).rename("scene.jpg")
-    shutil.copytree(exported.data, "boxes", dirs_exist_ok=True)
+    shutil.copy(next(Path("boxes/images/rrsisd/JPEGImages").iterdir()), "scene.jpg")
     return folder
+
+
+def _enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("RSREFSEG_BUNDLE", "RSREFSEG_DEBUG"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(folder)
 
 
 def picture(width: int = 60, height: int = 40) -> Image.Image:

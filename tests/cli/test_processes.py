@@ -1,4 +1,4 @@
-"""Broken installations, names that the locale cannot encode, and Ctrl-C at any moment: one line, never a traceback."""
+"""Ctrl-C at any moment, closed pipes, broken packages, other locales: one line, never a traceback."""
 
 import json
 import os
@@ -12,37 +12,26 @@ import pytest
 
 from rsrefseg.engines.system import packages
 from tests.support import ROOT
-from tests.support.made_bundle import make_bundle
-from tests.support.places import beside_bundle
+from tests.support.commands import ENTRY, run_alone
 
 INFER = ("infer", "scene.png", "the red square", "--backend", "onnxruntime")
 MISSING = "raise ModuleNotFoundError(\"No module named '{0}'\", name='{0}')"
 BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file')"
 UNLOADABLE = "import ctypes; ctypes.CDLL('libnothing.so.1')"  # raises OSError
+INTERRUPTED = f"""
+import os, signal, sys
 
+event, name, kill = sys.argv.pop(1).split(":")
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("made") / "bundle").root
+def interrupt(found, arguments):
+    global event
+    if found == event and name in str(arguments[0]):
+        event = None
+        os.killpg(0, signal.SIGINT) if kill else signal.raise_signal(signal.SIGINT)
 
-
-@pytest.fixture
-def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return beside_bundle(made, tmp_path, monkeypatch)
-
-
-def run(*arguments: str | bytes, script: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """``python -m rsrefseg`` in the working folder, or a script in its place."""
-    start = ["-m", "rsrefseg"] if script is None else ["-c", script]
-    path = os.pathsep.join([environment.pop("first", ""), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, *start, *arguments],
-        env=os.environ | environment | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+sys.addaudithook(interrupt)
+{ENTRY}
+"""
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *facts: str) -> None:
@@ -52,12 +41,15 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *facts: str) -> None
     assert all(fact in done.stderr for fact in facts), done.stderr
 
 
-def fake(package: str, code: str) -> str:
-    """A folder with a module of that name, to be found before the real one."""
-    folder = Path("fake") / package
-    folder.mkdir(parents=True)
+# Packages
+
+
+def with_fake(package: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command with a module of that name found before the real one."""
+    folder = Path("fake")
+    folder.mkdir()
     (folder / f"{package}.py").write_text(code.format(package))
-    return str(folder.absolute())
+    return run_alone(*arguments, environment={"PYTHONPATH": os.pathsep.join([str(folder.absolute()), str(ROOT)])})
 
 
 @pytest.mark.parametrize(
@@ -73,12 +65,12 @@ def fake(package: str, code: str) -> str:
     ],
 )
 def test_a_broken_or_missing_package_is_named_with_its_fix(package: str, code: str, fix: str, place: Path) -> None:
-    assert_one_line(run(*INFER, first=fake(package, code)), package, fix)
+    assert_one_line(with_fake(package, code, *INFER), package, fix)
 
 
 @pytest.mark.parametrize("package", ["tokenizers", "msgspec", "onnxruntime", "rich"])
 def test_doctor_shows_a_broken_package(package: str, place: Path) -> None:
-    done = run("doctor", "--json", first=fake(package, UNLOADABLE))
+    done = with_fake(package, UNLOADABLE, "doctor", "--json")
     assert done.returncode == 0, done.stderr
     broken = [ability for ability in json.loads(done.stdout)["abilities"] if not ability["works"]]
     assert any(package in ability["detail"] and "libnothing" in ability["detail"] for ability in broken)
@@ -94,36 +86,51 @@ def test_every_declared_package_is_known() -> None:
     assert {name.replace("-", "_") for name in names(project["optional-dependencies"]["train"])} == set(packages.TRAIN)
 
 
+# Locale and standard streams
+
+
 @pytest.mark.parametrize("output", [(), ("--json",)], ids=["text", "json"])
 def test_names_that_an_ascii_locale_cannot_encode(output: tuple[str, ...], place: Path) -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0"}
     latin = os.fsencode("scene") + b"\xe9.png"
     Path("scene.png").rename(os.fsdecode(latin))
-    done = run("infer", latin, b"the red square \xe9\xf0", *output, **ascii_only)
+    done = run_alone("infer", latin, b"the red square \xe9\xf0", *output, environment=ascii_only)
     assert done.returncode == 0, done.stderr
     if output:
         assert json.loads(done.stdout)["results"][0]["phrase"].startswith("the red square")
-    assert_one_line(run("infer", "none-é.png", "x", *output, **ascii_only), "none-")
+    assert_one_line(run_alone("infer", "none-é.png", "x", *output, environment=ascii_only), "none-")
     Path(os.fsdecode(latin)).rename("é.png")
-    done = run("infer", "é.png", "the red square", *output, **ascii_only)
+    done = run_alone("infer", "é.png", "the red square", *output, environment=ascii_only)
     assert done.returncode == 0 or ("UTF-8" in done.stderr and done.stderr.count("\n") == 1), done.stderr
 
 
-INTERRUPTED = """
-import signal, sys
+@pytest.mark.parametrize("arguments", [["doctor"], ["--version"]], ids=str)
+def test_a_reader_who_leaves_early_is_no_error(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run_alone(*arguments, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
-event, name = sys.argv.pop(1).split(":")
 
-def interrupt(found, arguments):
-    global event
-    if found == event and name in str(arguments[0]):
-        event = None
-        signal.raise_signal(signal.SIGINT)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"], ["--version"]], ids=str)
+def test_output_that_cannot_be_written_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        assert_one_line(run_alone(*arguments, stdout=full), "standard output: No space left on device")
 
-sys.addaudithook(interrupt)
-from rsrefseg.__main__ import main
-main()
-"""
+
+def test_without_standard_streams_a_command_still_does_its_work(place: Path) -> None:
+    """As a service may start it."""
+    command = f"exec '{sys.executable}' -c '{ENTRY}' infer scene.png 'the red square'"
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    for options, code in (("", 0), ("--bundle none", 2)):
+        shell = ["sh", "-c", f"{command} {options} 0<&- 1>&- 2>&-"]
+        assert subprocess.run(shell, env=variables, check=False).returncode == code
+    assert Path("results/scene.json").exists()
+
+
+# Ctrl-C
 
 
 @pytest.mark.parametrize(
@@ -141,24 +148,14 @@ main()
     ],
 )
 def test_ctrl_c_at_any_moment_is_one_line_and_leaves_no_part_of_a_file(moment: str, place: Path) -> None:
-    done = run(moment, *INFER, script=INTERRUPTED)
+    done = run_alone(f"{moment}:", *INFER, script=INTERRUPTED)
     assert (done.returncode, done.stderr) == (130, "rsrefseg: interrupted\n")
     assert not list(Path().glob("results/.*"))
 
 
-def test_ctrl_c_with_worker_processes_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_with_worker_processes_is_one_line(tmp_path: Path) -> None:
     """A terminal sends it to all processes of the command."""
-    monkeypatch.chdir(tmp_path)
-    script = INTERRUPTED.replace("signal.raise_signal(", "__import__('os').killpg(0, ")
     arguments = ["data", "synth", "scenes", "--train", "40", "--val", "0", "--test", "0", "--workers", "2"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, "open:.partial.", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 130, done.stderr
-    assert done.stderr == "rsrefseg: interrupted\n"
+    done = run_alone("open:.partial.:all", *arguments, folder=tmp_path, script=INTERRUPTED, start_new_session=True)
+    assert (done.returncode, done.stderr) == (130, "rsrefseg: interrupted\n")
     assert list(tmp_path.iterdir()) == []
