@@ -6,7 +6,6 @@ import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
 
-from rsrefseg.engines.errors import BadInputError
 from rsrefseg.inference.attention import AttentionChoice, AttentionForm, RelativePositionAttention
 from rsrefseg.inference.image_encoder import InferenceImageEncoder, MlpInParts
 from rsrefseg.model.model import build_model
@@ -39,11 +38,6 @@ def test_position_embeddings_of_another_size_are_resampled_as_published() -> Non
     with torch.no_grad():
         found = RelativePositionAttention(original, AttentionForm.FOLDED, 5)(x.flatten(1, 2))
         assert (found - original(x).flatten(1, 2)).abs().max() <= 1e-12 * found.abs().max()
-
-
-def test_queries_are_divided_into_equal_parts_only() -> None:
-    with pytest.raises(BadInputError, match="6 rows of queries"):
-        RelativePositionAttention(published(6), AttentionForm.PUBLISHED, 6, query_parts=4)
 
 
 @pytest.mark.parametrize("form", list(AttentionForm))
