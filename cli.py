@@ -273,7 +273,7 @@ def convert(
     data: Annotated[Path | None, Option(help="Data set for reference inputs; made scenes by default.")] = None,
     lora_alpha: Annotated[float | None, Option(help="LoRA alpha it was trained with; its rank by default.")] = None,
     text_padding: Annotated[str, Option(help="longest (as published) or fixed (64 tokens).")] = "longest",
-    dense_prompt: Annotated[bool, Option(" /--no-dense-prompt", help="Trained without SAM's mask prompt.")] = True,
+    dense_prompt: Annotated[bool, Option(help="Whether it was trained with SAM's mask prompt.")] = True,
     as_json: JsonFlag = False,
 ) -> Any:
     """Convert an RSRefSeg checkpoint in the public layout to a run that can be exported."""
