@@ -1,7 +1,4 @@
-"""The command line: a command parses, calls one function, prints. Nothing else happens here.
-
-Long, and in one file, because it is the list of all commands and of all that they can be told.
-"""
+"""The command line: a command parses, calls one function, prints. Nothing else happens here."""
 
 import io
 import os
@@ -11,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from rsrefseg.engines.errors import BadInputError, CheckFailedError, MissingPartError
 
@@ -24,15 +22,13 @@ app = typer.Typer(
 data_app = typer.Typer(help="Make, check and convert data sets.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
-RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the latest under ./runs by default.")]
-BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")]
-BackendOption = Annotated[str, typer.Option("--backend", help="Runtime to use; 'auto' takes the best that works.")]
-DataOption = Annotated[Path, typer.Option("--data", help="Data set, e.g. an RRSIS-D folder.")]
-ImagesOption = Annotated[
-    Path | None, typer.Option("--images", help="Folder of the images, where it is not the data set's own.")
-]
-ResizeFlag = Annotated[bool, typer.Option("--resize-masks", help="Resize masks of another size than their image.")]
+JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on standard output, nothing else.")]
+RunOption = Annotated[Path | None, Option("--run", help="Run folder; the latest under ./runs by default.")]
+BundleOption = Annotated[Path | None, Option("--bundle", help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")]
+BackendOption = Annotated[str, Option("--backend", help="Runtime to use; 'auto' takes the best that works.")]
+DataOption = Annotated[Path, Option("--data", help="Data set, e.g. an RRSIS-D folder.")]
+ImagesOption = Annotated[Path | None, Option("--images", help="Folder of the images, if not the data set's own.")]
+ResizeFlag = Annotated[bool, Option("--resize-masks", help="Resize masks of another size than their image.")]
 
 
 def main() -> None:
@@ -61,6 +57,11 @@ def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
     return (result, None) if isinstance(result, int) else (0, result)
 
 
+def _options(parameters: dict[str, Any], *others: str) -> dict[str, Any]:
+    """A command's parameters, without ``--json`` and ``others``: the keyword arguments of the function it calls."""
+    return {name: value for name, value in parameters.items() if name not in ("as_json", *others)}
+
+
 def _print(report: Any, as_json: bool) -> Any:
     from rsrefseg.engines.system.terminal import print_report
 
@@ -69,7 +70,7 @@ def _print(report: Any, as_json: bool) -> Any:
 
 @app.callback(invoke_without_command=True)
 def _root(
-    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+    context: typer.Context, version: Annotated[bool, Option("--version", help="Print the version.")] = False
 ) -> None:
     from rsrefseg.engines.system.terminal import print_text
 
@@ -100,8 +101,8 @@ def _help_without_command(context: typer.Context) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the scenes and results.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="10% of the work, for the commands alone.")] = False,
+    out: Annotated[Path, Option(help="Folder for the scenes and results.")] = Path("demo"),
+    quick: Annotated[bool, Option("--quick", help="10% of the work, for the commands alone.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
     """Do the whole job on made scenes with the tiny preset, on any machine, in minutes."""
@@ -112,55 +113,40 @@ def demo(
 
 @data_app.command("synth")
 def data_synth(
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    domain: Annotated[str, typer.Option(help="A: temperate, RGB aerial camera. B: arid, hazy, another sensor.")] = "A",
-    train: Annotated[int, typer.Option(min=0, help="Training images.")] = 400,
-    val: Annotated[int, typer.Option(min=0, help="Validation images.")] = 40,
-    test: Annotated[int, typer.Option(min=0, help="Test images.")] = 80,
-    size: Annotated[int, typer.Option(min=64, max=4096, help="Side of an image in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
-    phrases: Annotated[int, typer.Option(min=1, help="At most this many phrases an image.")] = 6,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an RRSIS-D folder that is there.")] = False,
+    out: Annotated[Path, Argument(help="Folder to make.")],
+    domain: Annotated[str, Option(help="A: temperate, RGB aerial camera. B: arid, hazy, another sensor.")] = "A",
+    train: Annotated[int, Option(min=0, help="Training images.")] = 400,
+    val: Annotated[int, Option(min=0, help="Validation images.")] = 40,
+    test: Annotated[int, Option(min=0, help="Test images.")] = 80,
+    size: Annotated[int, Option(min=64, max=4096, help="Side of an image in pixels.")] = 256,
+    seed: Annotated[int, Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    max_referrals: Annotated[int, Option("--phrases", min=1, help="At most this many phrases an image.")] = 6,
+    workers: Annotated[int, Option(min=1, help="Processes that render.")] = 1,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an RRSIS-D folder that is there.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
     """Render remote-sensing-like scenes with expressions, in the RRSIS-D layout."""
+    options = _options(locals())
     from rsrefseg.engines.system.progress import ProgressLine
     from rsrefseg.synth import Domain, synthesize
 
     if domain not in tuple(Domain):
         raise BadInputError(f"unknown domain '{domain}': choose one of {', '.join(Domain)}")
     with ProgressLine("rendering scenes") as progress:
-        summary = synthesize(
-            out,
-            domain=Domain(domain),
-            train=train,
-            val=val,
-            test=test,
-            size=size,
-            seed=seed,
-            max_referrals=phrases,
-            workers=workers,
-            overwrite=overwrite,
-            progress=progress.update,
-        )
+        summary = synthesize(**options | {"domain": Domain(domain)}, progress=progress.update)
     return _print(summary, as_json)
 
 
 @data_app.command("check")
 def data_check(
-    path: Annotated[Path, typer.Argument(help="Data set to read through.")],
+    path: Annotated[Path, Argument(help="Data set to read through.")],
     images: ImagesOption = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json or spiece.model to count tokens by; words by default.")
+        Path | None, Option(help="tokenizer.json or spiece.model to count tokens; words by default.")
     ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Check this split alone (repeatable); all by default.")
-    ] = None,
-    resize_masks: Annotated[
-        bool, typer.Option("--resize-masks", help="Judge the data as train and eval do with it.")
-    ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that read.")] = os.cpu_count() or 1,
+    split: Annotated[list[str] | None, Option(help="Check this split alone (repeatable); all by default.")] = None,
+    resize_masks: ResizeFlag = False,
+    workers: Annotated[int, Option(min=1, help="Processes that read.")] = os.cpu_count() or 1,
     as_json: JsonFlag = False,
 ) -> Any:
     """Read every image and mask once and report what would spoil training or evaluation."""
@@ -179,8 +165,8 @@ def data_check(
 
 @data_app.command("convert")
 def data_convert(
-    path: Annotated[Path, typer.Argument(help="Data set to convert.")],
-    out: Annotated[Path, typer.Argument(help="JSON-lines file to write.")],
+    path: Annotated[Path, Argument(help="Data set to convert.")],
+    out: Annotated[Path, Argument(help="JSON-lines file to write.")],
     images: ImagesOption = None,
     as_json: JsonFlag = False,
 ) -> Any:
@@ -197,54 +183,34 @@ def data_convert(
 @app.command()
 def train(
     context: typer.Context,
-    path: Annotated[Path | None, typer.Option("--data", help="Data set, e.g. an RRSIS-D folder.")] = None,
+    path: Annotated[Path | None, Option("--data", help="Data set, e.g. an RRSIS-D folder.")] = None,
     images: ImagesOption = None,
-    config: Annotated[str | None, typer.Option(help="TOML file of settings; b or l: the published recipe.")] = None,
-    preset: Annotated[str | None, typer.Option(help="tiny (the default), b or l.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; the next free ./runs/NNN by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out (or the latest).")] = False,
-    from_scratch: Annotated[
-        bool | None, typer.Option("--from-scratch", help="Train all weights from random ones.")
-    ] = None,
-    base: Annotated[Path | None, typer.Option(help="Model file to adapt instead of the shipped base.")] = None,
-    sam: Annotated[
-        Path | None, typer.Option(help="SAM's published weights, e.g. sam_vit_b_01ec64.pth, or a hub name.")
-    ] = None,
-    siglip: Annotated[
-        Path | None, typer.Option(help="SigLIP's Hugging Face folder, with its tokenizer, or a hub name.")
-    ] = None,
-    random_weights: Annotated[
-        bool | None, typer.Option("--random-weights", help="A random base, to measure with.")
-    ] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, where the base has none.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a process takes at once.")] = None,
+    config: Annotated[str | None, Option(help="TOML file of settings; b or l: the published recipe.")] = None,
+    preset: Annotated[str | None, Option(help="tiny (the default), b or l.")] = None,
+    out: Annotated[Path | None, Option(help="Run folder; the next free ./runs/NNN by default.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Continue the run in --out (or the latest).")] = False,
+    from_scratch: Annotated[bool | None, Option("--from-scratch", help="Train all weights from random ones.")] = None,
+    base: Annotated[Path | None, Option(help="Model file to adapt instead of the shipped base.")] = None,
+    sam: Annotated[Path | None, Option(help="SAM's weights, e.g. sam_vit_b_01ec64.pth, or a hub name.")] = None,
+    siglip: Annotated[Path | None, Option(help="SigLIP's Hugging Face folder, or a hub name.")] = None,
+    random_weights: Annotated[bool | None, Option("--random-weights", help="A random base, to measure with.")] = None,
+    tokenizer: Annotated[Path | None, Option(help="tokenizer.json, where the base has none.")] = None,
+    epochs: Annotated[int | None, Option(help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, Option(help="Images a process takes at once.")] = None,
     gradient_accumulation: Annotated[
-        int | None, typer.Option("--accumulation-steps", help="Batches whose gradients make a step.")
+        int | None, Option("--accumulation-steps", help="Batches whose gradients make a step.")
     ] = None,
-    gradient_checkpointing: Annotated[
-        bool | None,
-        typer.Option(
-            "--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory for more time, same result."
-        ),
-    ] = None,
-    phrases_per_image: Annotated[int | None, typer.Option(help="Phrases drawn per image and epoch.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
-    warmup_epochs: Annotated[float | None, typer.Option(help="Linear warm-up.")] = None,
-    rank: Annotated[int | None, typer.Option(help="LoRA rank, and alpha with it.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto (the default), fp32, bf16 or fp16.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides every random choice; 0 by default.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that load data; 0 by default.")] = None,
-    text_padding: Annotated[
-        str | None, typer.Option(help="fixed (64 tokens, the default) or longest (as published).")
-    ] = None,
-    dense_prompt: Annotated[
-        bool | None, typer.Option("--dense-prompt/--no-dense-prompt", help="SAM's mask prompt, or none.")
-    ] = None,
-    resize_masks: Annotated[
-        bool | None,
-        typer.Option("--resize-masks/--no-resize-masks", help="Resize masks of another size than their image."),
-    ] = None,
+    gradient_checkpointing: Annotated[bool | None, Option(help="Less memory for more time, same result.")] = None,
+    phrases_per_image: Annotated[int | None, Option(help="Phrases drawn per image and epoch.")] = None,
+    learning_rate: Annotated[float | None, Option(help="Peak of the schedule.")] = None,
+    warmup_epochs: Annotated[float | None, Option(help="Linear warm-up.")] = None,
+    rank: Annotated[int | None, Option(help="LoRA rank, and alpha with it.")] = None,
+    precision: Annotated[str | None, Option(help="auto (the default), fp32, bf16 or fp16.")] = None,
+    seed: Annotated[int | None, Option(help="Decides every random choice; 0 by default.")] = None,
+    workers: Annotated[int | None, Option(help="Processes that load data; 0 by default.")] = None,
+    text_padding: Annotated[str | None, Option(help="fixed (64 tokens, the default) or longest.")] = None,
+    dense_prompt: Annotated[bool | None, Option(help="SAM's mask prompt, or none.")] = None,
+    resize_masks: Annotated[bool | None, Option(help="Resize masks of another size than their image.")] = None,
     as_json: JsonFlag = False,
 ) -> Any:
     """Adapt a base to a data set by LoRA (the default), or train all weights from scratch."""
@@ -260,52 +226,35 @@ def train(
 @app.command("eval")
 def evaluate(
     data: DataOption,
-    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
-    run: Annotated[
-        Path | None, typer.Option(help="Run folder or merged.safetensors; the latest run under ./runs by default.")
-    ] = None,
-    base: Annotated[bool, typer.Option("--base", help="The shipped tiny base, before any training.")] = False,
+    split: Annotated[str, Option(help="Split to evaluate.")] = "test",
+    run: Annotated[Path | None, Option(help="Run or merged.safetensors; the latest run by default.")] = None,
+    base: Annotated[bool, Option("--base", help="The shipped tiny base, before any training.")] = False,
     bundle: BundleOption = None,
-    backend: Annotated[str | None, typer.Option(help="Runtime for the bundle; without it, the run.")] = None,
-    protocol: Annotated[str, typer.Option(help="rsrefseg (original size) or rmsin (480 x 480).")] = "rsrefseg",
+    backend: Annotated[str | None, Option(help="Runtime for the bundle; without it, the run.")] = None,
+    protocol: Annotated[str, Option(help="rsrefseg (original size) or rmsin (480 x 480).")] = "rsrefseg",
     shuffle_phrases: Annotated[
-        bool, typer.Option("--shuffle-phrases", help="Exchange the phrases of each image: the phrase-blind score.")
+        bool, Option("--shuffle-phrases", help="Exchange phrases within images: a phrase-blind score.")
     ] = False,
     resize_masks: ResizeFlag = False,
     images: ImagesOption = None,
     save_predictions: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to make: a mask for each sample, JSON lines, a record.")
+        Path | None, Option(metavar="DIR", help="Folder to make: masks, JSON lines, a record.")
     ] = None,
-    worst_cases: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw the 12 samples of lowest IoU.")
-    ] = None,
+    worst_cases: Annotated[Path | None, Option(metavar="FILE.png", help="Draw the 12 samples of lowest IoU.")] = None,
     as_json: JsonFlag = False,
 ) -> Any:
     """Score a run, the shipped base, or a bundle on any runtime: gIoU (mIoU), cIoU (oIoU) and Pr@0.5 to 0.9."""
+    options = _options(locals())
     from rsrefseg.bench.accuracy.accuracy import run_evaluation
     from rsrefseg.bench.accuracy.report import EvaluationRequest
 
-    request = EvaluationRequest(
-        data=data,
-        split=split,
-        run=run,
-        base=base,
-        bundle=bundle,
-        backend=backend,
-        protocol=protocol,
-        shuffle_phrases=shuffle_phrases,
-        resize_masks=resize_masks,
-        images=images,
-        save_predictions=save_predictions,
-        worst_cases=worst_cases,
-    )
-    return _print(run_evaluation(request), as_json)
+    return _print(run_evaluation(EvaluationRequest(**options)), as_json)
 
 
 @app.command()
 def merge(
-    run: Annotated[Path | None, typer.Argument(help="Run; the latest by default.")] = None,
-    half: Annotated[bool, typer.Option("--half", help="Store float16: half the size, for shipping a base.")] = False,
+    run: Annotated[Path | None, Argument(help="Run; the latest by default.")] = None,
+    half: Annotated[bool, Option("--half", help="Store float16: half the size, for shipping a base.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
     """Fold the LoRA weights of a run into a plain model, with proof."""
@@ -317,59 +266,41 @@ def merge(
 
 @app.command()
 def convert(
-    file: Annotated[Path, typer.Argument(help="RSRefSeg checkpoint in the public layout.")],
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    preset: Annotated[str | None, typer.Option(help="b or l; by default by the width of its SAM.")] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json or spiece.model of its SigLIP, or the folder.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Data set for reference inputs; made scenes by default.")] = None,
-    lora_alpha: Annotated[
-        float | None, typer.Option(help="LoRA alpha it was trained with; its rank by default.")
-    ] = None,
-    text_padding: Annotated[str, typer.Option(help="longest (as published) or fixed (64 tokens).")] = "longest",
-    no_dense_prompt: Annotated[
-        bool, typer.Option("--no-dense-prompt", help="It was trained without SAM's mask prompt.")
-    ] = False,
+    file: Annotated[Path, Argument(help="RSRefSeg checkpoint in the public layout.")],
+    out: Annotated[Path, Option(help="Run folder to make.")],
+    preset: Annotated[str | None, Option(help="b or l; by default by the width of its SAM.")] = None,
+    tokenizer: Annotated[Path | None, Option(help="Its tokenizer.json or spiece.model, or their folder.")] = None,
+    data: Annotated[Path | None, Option(help="Data set for reference inputs; made scenes by default.")] = None,
+    lora_alpha: Annotated[float | None, Option(help="LoRA alpha it was trained with; its rank by default.")] = None,
+    text_padding: Annotated[str, Option(help="longest (as published) or fixed (64 tokens).")] = "longest",
+    dense_prompt: Annotated[bool, Option(help="Whether it was trained with SAM's mask prompt.")] = True,
     as_json: JsonFlag = False,
 ) -> Any:
     """Convert an RSRefSeg checkpoint in the public layout to a run that can be exported."""
+    options = _options(locals(), "preset")
     from rsrefseg.model.config import model_config
     from rsrefseg.runs.convert import ConvertRequest, convert_checkpoint
 
-    request = ConvertRequest(
-        file=file,
-        out=out,
-        config=model_config(preset) if preset is not None else None,
-        tokenizer=tokenizer,
-        data=data,
-        lora_alpha=lora_alpha,
-        text_padding=text_padding,
-        dense_prompt=not no_dense_prompt,
-    )
+    request = ConvertRequest(**options, config=model_config(preset) if preset is not None else None)
     return _print(convert_checkpoint(request), as_json)
 
 
 @app.command()
 def export(
-    run: Annotated[Path | None, typer.Argument(help="Run, merged if need be; the latest by default.")] = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision written in the graphs.")] = False,
-    plan: Annotated[Path | None, typer.Option(help="With --fp16: blocks that stay float32 (parity --bisect).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")] = None,
+    run: Annotated[Path | None, Argument(help="Run, merged if need be; the latest by default.")] = None,
+    fp16: Annotated[bool, Option("--fp16", help="Half precision written in the graphs.")] = False,
+    plan: Annotated[Path | None, Option(help="With --fp16: blocks that stay float32 (parity --bisect).")] = None,
+    out: Annotated[Path | None, Option(help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")] = None,
     random_weights: Annotated[
-        str | None, typer.Option(metavar="PRESET", help="Make a run of random weights (tiny, b, l) to measure with.")
+        str | None, Option(metavar="PRESET", help="Make a run of random weights to measure with.")
     ] = None,
     target: Annotated[
-        str,
-        typer.Option(
-            help="onnxruntime, onnxruntime-cuda, openvino or tensorrt: whose fastest form of attention is written."
-        ),
+        str, Option(help="onnxruntime, onnxruntime-cuda, openvino or tensorrt: chooses attention.")
     ] = "onnxruntime",
     attention: Annotated[
-        str | None,
-        typer.Option(metavar="windowed=FORM,global=FORM:PARTS,mlp=PARTS", help="Published, additive or folded."),
+        str | None, Option(metavar="windowed=FORM,global=FORM:PARTS,mlp=PARTS", help="Published, additive or folded.")
     ] = None,
-    opset: Annotated[int, typer.Option(help="18, or 23 for Attention nodes (ONNX Runtime from 1.23 on).")] = 18,
+    opset: Annotated[int, Option(help="18, or 23 for Attention nodes (ONNX Runtime from 1.23 on).")] = 18,
     as_json: JsonFlag = False,
 ) -> Any:
     """Write the bundle: five ONNX graphs, manifest, tokenizer, and the FP32 reference that proves them."""
@@ -384,17 +315,13 @@ def export(
 @app.command()
 def build(
     bundle: BundleOption = None,
-    stages: Annotated[str | None, typer.Option(help="Comma-separated stages; all by default.")] = None,
-    workspace_mib: Annotated[
-        int | None, typer.Option("--workspace-mib", help="Scratch memory of a layer, MiB; as before, or 4096.")
-    ] = None,
-    optimization_level: Annotated[
-        int | None, typer.Option("--optimization-level", help="0 (quick to build) to 5; as before, or 3.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build anew what is current as well.")] = False,
+    stages: Annotated[str | None, Option(help="Comma-separated stages; all by default.")] = None,
+    workspace_mib: Annotated[int | None, Option(help="Scratch memory of a layer, MiB; as before, or 4096.")] = None,
+    optimization_level: Annotated[int | None, Option(help="0 (quick to build) to 5; as before, or 3.")] = None,
+    force: Annotated[bool, Option("--force", help="Build current engines again as well.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Build TensorRT engines for this GPU; those that are current stay, and what is stale is told why."""
+    """Build TensorRT engines for this GPU; those that are current stay, and a reason is given for each stale one."""
     from rsrefseg.engines.tensorrt.store import build_bundle
 
     return _print(build_bundle(bundle, stages, workspace_mib, optimization_level, force), as_json)
@@ -404,16 +331,12 @@ def build(
 def parity(
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
-    data: Annotated[Path | None, typer.Option(help="Data set for the gIoU difference to torch.")] = None,
-    split: Annotated[str, typer.Option(help="Its split.")] = "test",
+    data: Annotated[Path | None, Option(help="Data set for the gIoU difference to torch.")] = None,
+    split: Annotated[str, Option(help="Its split.")] = "test",
     run: RunOption = None,
-    audit: Annotated[
-        bool, typer.Option("--audit", help="Instead: how much of float16's range the activations take, in torch.")
-    ] = False,
-    bisect: Annotated[
-        bool, typer.Option("--bisect", help="Instead: the fewest blocks that must stay FP32 for FP16, in torch.")
-    ] = False,
-    plan: Annotated[Path, typer.Option(help="With --bisect: file for the plan it finds.")] = Path("plan.json"),
+    audit: Annotated[bool, Option("--audit", help="Instead: activations as a share of float16's range.")] = False,
+    bisect: Annotated[bool, Option("--bisect", help="Instead: the fewest blocks that FP16 keeps in FP32.")] = False,
+    plan: Annotated[Path, Option(help="With --bisect: file for the plan it finds.")] = Path("plan.json"),
     as_json: JsonFlag = False,
 ) -> Any:
     """Compare a runtime with FP32 torch: per stage, chained, masks, and on a data set."""
@@ -423,10 +346,11 @@ def parity(
         raise BadInputError("--audit and --bisect use the bundle's reference samples: leave --data out")
     report: Any
     if audit:
-        from rsrefseg.export.precision.audit import run_audit
+        from rsrefseg.export.precision.audit import audit as run_audit
+        from rsrefseg.export.precision.half_model import open_half_model
 
-        report = run_audit(bundle, run)
-    elif bisect:
+        return _print(run_audit(open_half_model(bundle, run)), as_json)
+    if bisect:
         from rsrefseg.export.precision.bisection import run_bisect
 
         report = run_bisect(bundle, run, plan)
@@ -444,36 +368,21 @@ def parity(
 def bench(
     bundle: BundleOption = None,
     backends: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Comma-separated: torch, torch-compile, onnx-naive, torch-cuda, and backends; torch,auto by default.",
-        ),
-    ] = None,
+        str,
+        Option(metavar="NAMES", help="Comma-separated: torch, torch-compile, onnx-naive, torch-cuda, and backends."),
+    ] = "torch,auto",
     run: RunOption = None,
-    rounds: Annotated[int, typer.Option(min=3, help="At most so many; each runs everything once.")] = 30,
-    minutes: Annotated[float, typer.Option(min=0, help="No round begins later, but for the first five.")] = 15.0,
-    scenarios: Annotated[
-        str, typer.Option(help="Comma-separated; first_phrase is always among them; all by default.")
-    ] = "",
-    report: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write report.md, report.json and report.png there.")
-    ] = None,
+    rounds: Annotated[int, Option(min=3, help="At most so many; each runs everything once.")] = 30,
+    minutes: Annotated[float, Option(min=0, help="No round begins later, but for the first five.")] = 15.0,
+    scenarios: Annotated[str, Option(help="Comma-separated; first_phrase is always among them; all by default.")] = "",
+    report: Annotated[Path | None, Option(metavar="DIR", help="Write report.md, .json and .png there.")] = None,
     as_json: JsonFlag = False,
 ) -> Any:
     """Measure latency end to end and by stage, interleaved: ratios, errors and rooflines beside the times."""
+    options = _options(locals())
     from rsrefseg.bench.latency.bench import BenchRequest, run_bench
 
-    request = BenchRequest(
-        bundle=bundle,
-        backends=(backends or "torch,auto").split(","),
-        run=run,
-        rounds=rounds,
-        minutes=minutes,
-        scenarios=scenarios,
-        report=report,
-    )
-    measured = run_bench(request)
+    measured = run_bench(BenchRequest(**options | {"backends": backends.split(",")}))
     document = _print(measured, as_json)
     if wrong := measured.wrong_runners:
         raise CheckFailedError(f"{' and '.join(wrong)} differs from FP32 PyTorch (see WRONG)")
@@ -482,12 +391,12 @@ def bench(
 
 @app.command()
 def infer(
-    image: Annotated[Path, typer.Argument(help="Image of any usual kind.")],
-    phrases: Annotated[list[str], typer.Argument(help="One or more phrases, each in quotes.")],
+    image: Annotated[Path, Argument(help="Image of any usual kind.")],
+    phrases: Annotated[list[str], Argument(help="One or more phrases, each in quotes.")],
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
-    out: Annotated[Path, typer.Option(help="Folder for masks, overlay and JSON.")] = Path("results"),
-    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse images with more pixels.")] = 100_000_000,
+    out: Annotated[Path, Option(help="Folder for masks, overlay and JSON.")] = Path("results"),
+    max_pixels: Annotated[int, Option(min=1, help="Refuse images with more pixels.")] = 100_000_000,
     as_json: JsonFlag = False,
 ) -> Any:
     """Segment what each phrase refers to: mask PNGs, an overlay image and a JSON."""

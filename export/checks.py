@@ -1,12 +1,11 @@
 """What every exported graph must pass before it may enter a bundle."""
 
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.shape_inference import InferenceError
 
 from rsrefseg.engines.bundle.contracts import Dim, StageContract, TensorSpec
@@ -14,14 +13,6 @@ from rsrefseg.engines.errors import CheckFailedError
 
 from .graph import OPSET
 
-_DTYPES = {
-    "uint8": TensorProto.UINT8,
-    "int64": TensorProto.INT64,
-    "bool": TensorProto.BOOL,
-    "float16": TensorProto.FLOAT16,
-    "float32": TensorProto.FLOAT,
-}
-_ARITHMETIC = ("Abs", "Add", "Div", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Pow", "Sub", "Sum")
 _SUMS = ("LayerNormalization", "ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
 # Inputs that decide a size, or which part of a tensor is taken, by position.
 _SIZE_INPUTS = {
@@ -78,7 +69,7 @@ def _contract_findings(kind: str, specs: tuple[TensorSpec, ...], values: list[Va
         tensor = value.type.tensor_type
         shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
         wanted = tuple(size.name if isinstance(size, Dim) else size for size in spec.shape)
-        if tensor.elem_type != _DTYPES[spec.dtype] or shape != wanted:
+        if tensor.elem_type != helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)) or shape != wanted:
             found = f"{TensorProto.DataType.Name(tensor.elem_type)} {list(shape)}"
             yield f"has the {kind} '{spec.name}' as {found}, its contract says {spec.dtype} {spec.shape_text}"
 
@@ -107,12 +98,9 @@ def find_faults(model: ModelProto, folder: Path, opset: int = OPSET) -> Iterator
             from_data.update(node.output)
         for message in _node_faults(node, types, inputs, from_data):
             yield f"{message} (node '{node.name}')"
-    yield from _layer_norms_in_pieces(model)
     for tensor in model.graph.initializer:
-        if (
-            tensor.data_type == TensorProto.FLOAT16
-            and not np.isfinite(numpy_helper.to_array(tensor, str(folder))).all()
-        ):
+        half = tensor.data_type == TensorProto.FLOAT16
+        if half and not np.isfinite(numpy_helper.to_array(tensor, str(folder))).all():
             yield f"has the weight '{tensor.name}' beyond the range of float16: keep its module in float32"
 
 
@@ -128,24 +116,6 @@ def _node_faults(node: NodeProto, types: dict[str, int], inputs: set[str], from_
             yield f"computes on '{name}' in uint8, which wraps around: only cast an input of that type"
     if node.op_type in _SUMS and types.get(node.input[0]) == TensorProto.FLOAT16:
         yield f"has {node.op_type} in half precision, whose sum overflows: keep it in float32"
-    is_int64 = types.get(node.output[0]) == TensorProto.INT64
-    if is_int64 and node.op_type in _ARITHMETIC and node.output[0] in from_data:
-        yield f"computes {node.op_type} on int64 values that are neither sizes nor indices"
     for position in _SIZE_INPUTS.get(node.op_type, ()):
         if len(node.input) > position and (name := node.input[position]) in from_data:
             yield f"lets the values of an input decide a size ({node.op_type} by '{name}')"
-
-
-def _layer_norms_in_pieces(model: ModelProto) -> Iterator[str]:
-    """Means whose deviations are squared and averaged again: in half precision the squares overflow."""
-    consumers: dict[str, list[NodeProto]] = defaultdict(list)
-    for node in model.graph.node:
-        for name in node.input:
-            consumers[name].append(node)
-    for mean in model.graph.node:
-        deviations = consumers[mean.output[0]] if mean.op_type == "ReduceMean" else []
-        for deviation in (node for node in deviations if node.op_type == "Sub" and node.input[0] == mean.input[0]):
-            for square in consumers[deviation.output[0]]:
-                squares = square.op_type == "Pow" or (square.op_type == "Mul" and len(set(square.input)) == 1)
-                if squares and any(after.op_type in _SUMS for after in consumers[square.output[0]]):
-                    yield f"has a layer norm in pieces: use LayerNormalization (node '{mean.name}')"

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto
 
 from rsrefseg.engines.bundle.contracts import StageContract
 from rsrefseg.engines.errors import CheckFailedError
@@ -15,13 +15,7 @@ _PRODUCTS = ("Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Costs of one graph.
-
-    Attributes:
-        flops: operations of one call at the contract's ``opt`` sizes, two per multiply-add.
-        parameters: floating-point constants.
-        weight_bytes: bytes of all constants, as stored.
-    """
+    """FLOPs of one call at the contract's ``opt`` sizes, floating-point constants, bytes of all constants as stored."""
 
     flops: int
     parameters: int
@@ -31,41 +25,28 @@ class Costs:
 def count_costs(model: ModelProto, contract: StageContract) -> Costs:
     """Count a graph's costs; the values of its weights are not needed.
 
-    Raises:
-        CheckFailedError: FLOPs cannot be counted.
-    """
-    constants = [*model.graph.initializer]
-    for node in model.graph.node:
-        constants += [attribute.t for attribute in node.attribute if attribute.type == attribute.TENSOR]
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
-    return Costs(
-        flops=count_flops(model, contract),
-        parameters=sum(math.prod(tensor.dims) for tensor in constants if tensor.data_type in floats),
-        weight_bytes=sum(
-            math.prod(tensor.dims) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-            for tensor in constants
-        ),
-    )
-
-
-def count_flops(model: ModelProto, contract: StageContract) -> int:
-    """FLOPs of matrix products and convolutions for one call at the contract's ``opt`` sizes.
-
-    Elementwise operations, norms and softmax are left out, as in published figures (a few per cent).
+    FLOPs are those of matrix products and convolutions. Elementwise operations, norms and softmax are left out, as in
+    published figures (a few per cent).
 
     Raises:
         CheckFailedError: a size cannot be derived from those of the inputs, or a product is of a kind not counted here.
     """
-    shapes = _shapes(model, contract)
-    total = 0
+    shapes, flops = _shapes(model, contract), 0
+    constants = [*model.graph.initializer]
     for node in model.graph.node:
+        constants += [attribute.t for attribute in node.attribute if attribute.type == attribute.TENSOR]
         if node.op_type in _PRODUCTS:
             operands = [shapes.get(name, ()) for name in (*node.input[:2], node.output[0])]
             # No operand is a scalar or empty: a zero is a size that inference did not find.
             if not all(shape and all(shape) for shape in operands):
                 raise CheckFailedError(f"graph '{contract.stage}': the sizes at '{node.name}' cannot be derived")
-            total += 2 * _multiply_adds(node, *operands)
-    return total
+            flops += 2 * _multiply_adds(node, *operands)
+    parameters = weight_bytes = 0
+    for tensor in constants:
+        dtype, size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), math.prod(tensor.dims)
+        weight_bytes += size * dtype.itemsize
+        parameters += size if dtype.kind == "f" else 0
+    return Costs(flops, parameters, weight_bytes)
 
 
 def _multiply_adds(node: NodeProto, left: Shape, right: Shape, output: Shape) -> int:

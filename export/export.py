@@ -15,6 +15,7 @@ from rsrefseg.engines.bundle.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundl
 from rsrefseg.engines.bundle.contracts import Stage, StageContract, stage_contracts
 from rsrefseg.engines.bundle.manifest import (
     MANIFEST_NAME,
+    AttentionRecord,
     KeptFp32,
     Manifest,
     Preprocessing,
@@ -27,10 +28,12 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_directory, recover_directory
 from rsrefseg.engines.system.progress import ProgressLine
 from rsrefseg.engines.system.tables import Table
+from rsrefseg.inference.attention import AttentionChoice
 from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model import sam, siglip
 from rsrefseg.model.config import model_config
 from rsrefseg.model.model import geometry
+from rsrefseg.model.stages import run_stage
 from rsrefseg.runs.imported_run import make_random_run
 from rsrefseg.runs.merge import current_merge, merge
 from rsrefseg.runs.run import Run, latest_run, next_run, versions
@@ -39,8 +42,8 @@ from .checks import check_graph
 from .costs import count_costs
 from .graph import export_graph
 from .precision.half_blocks import convert_to_half
-from .reference import ReferenceMaker
-from .settings import ExportSettings, StageSettings
+from .reference import reference_sample, reference_tensors
+from .settings import ExportSettings
 
 # Graphs hold the merged file's weights, some as constants of another shape; the reference has 16 MiB an image at -l.
 _FREE_SPACE_FACTOR = 1.2
@@ -88,20 +91,22 @@ def export_run(
         CheckFailedError: the merge or a graph did not pass its check; nothing is written.
         RSRefSegError: the disk is nearly full or the folder cannot be written.
     """
-    destination = out if out is not None else default_bundle_path()
-    if preset is not None:
-        config = model_config(preset)
-        check_destination(destination)
-        settings.resolve(config)
-        run = make_random_run(run_path if run_path is not None else next_run(), config)
+    destination = out or default_bundle_path()
+    check_destination(destination)
+    if preset is None:
+        run = Run(run_path) if run_path else latest_run()
     else:
-        run = Run(run_path) if run_path is not None else latest_run()
-        check_destination(destination)
-    merged = _merged(run)
-    stages = settings.resolve(config_of(merged))
+        config = model_config(preset)
+        settings.resolve(config)
+        run = make_random_run(run_path or next_run(), config)
+    merged = current_merge(run)
+    if merged is None:
+        merge(run)
+        merged = load_tensors(run.merged_path)
+    settings.resolve(config_of(merged))
     _check_free_space(destination, merged.path)
     with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination, MANIFEST_NAME) as folder:
-        manifest = _write_bundle(folder, run, merged, stages, progress.update)
+        manifest = _write_bundle(folder, run, merged, settings, progress.update)
     return ExportReport(
         bundle=str(destination),
         run=str(run.path),
@@ -130,35 +135,25 @@ def check_destination(path: Path) -> None:
         raise BadInputError(f"'{path}' exists and is not a bundle: choose another place with --out")
 
 
-def _merged(run: Run) -> TensorFile:
-    """The run's merged model, merged now unless it was since the best weights were written."""
-    if (merged := current_merge(run)) is not None:
-        return merged
-    merge(run)
-    return load_tensors(run.merged_path)
-
-
 def _write_bundle(
-    folder: Path,
-    run: Run,
-    merged: TensorFile,
-    settings: Mapping[Stage, StageSettings],
-    progress: Callable[[int, int], None],
+    folder: Path, run: Run, merged: TensorFile, settings: ExportSettings, progress: Callable[[int, int], None]
 ) -> Manifest:
     """Write all files of a bundle into ``folder``, ``bundle.json`` last. One stage at a time is in memory."""
     config = config_of(merged)
     contracts = stage_contracts(geometry(config))
-    reference = ReferenceMaker(run, config)
+    references = reference_tensors(run, config)
+    attention = settings.resolve(config)
     stages: dict[Stage, StageRecord] = {}
     for done, (stage, contract) in enumerate(contracts.items()):
         progress(done, len(contracts))
         module = load_stage(merged.path, stage)
-        reference.run(module, contract)
-        stages[stage] = _write_stage(folder, module, contract, settings[stage])
+        for _, tensors in references:
+            tensors |= run_stage(module, contract, tensors)
+        stages[stage] = _write_stage(folder, module, contract, settings, *attention)
         del module
         gc.collect()  # the exporter leaves cycles that hold the stage's weights
     shutil.copyfile(run.tokenizer_path, folder / TOKENIZER_NAME)
-    write_reference(folder / REFERENCE_NAME, reference.samples())
+    write_reference(folder / REFERENCE_NAME, [reference_sample(*reference) for reference in references])
     manifest = Manifest(
         preset=config.preset,
         geometry=geometry(config),
@@ -188,14 +183,18 @@ def _write_bundle(
     return manifest
 
 
-def _write_stage(folder: Path, module: nn.Module, contract: StageContract, settings: StageSettings) -> StageRecord:
+def _write_stage(
+    folder: Path,
+    module: nn.Module,
+    contract: StageContract,
+    settings: ExportSettings,
+    attention: AttentionChoice,
+    reason: str,
+) -> StageRecord:
     """Fold, convert, export and check one stage; the module is not usable afterwards."""
-    kept: tuple[KeptFp32, ...] = ()
-    module = fold_for_inference(module, settings.attention, settings.fp16, settings.fused)
-    if settings.fp32_blocks is not None:
-        parts = convert_to_half(contract.stage, module, settings.fp32_blocks)
-        kept = tuple(KeptFp32(module=part, reason=reason) for part, reason in parts.items())
-    path = folder / f"{contract.stage}.onnx"
+    stage, path = contract.stage, folder / f"{contract.stage}.onnx"
+    module = fold_for_inference(module, attention, settings.fp16, settings.fused)
+    parts = {} if settings.plan is None else convert_to_half(stage, module, settings.plan.get(stage, {}))
     export_graph(module, contract, path, settings.opset)
     costs = count_costs(check_graph(path, contract, settings.opset), contract)
     return StageRecord(
@@ -204,11 +203,13 @@ def _write_stage(folder: Path, module: nn.Module, contract: StageContract, setti
         data=tuple(file_record(data) for data in sorted(folder.glob(f"{path.name}.data*"))),
         opset=settings.opset,
         precision="fp16" if settings.fp16 else "fp32",
-        attention=settings.attention_record,
+        attention=AttentionRecord(**asdict(attention), target=settings.target, reason=reason)
+        if stage is Stage.SAM_ENCODER
+        else None,
         flops=costs.flops,
         parameters=costs.parameters,
         weight_bytes=costs.weight_bytes,
-        precision_plan=kept,
+        precision_plan=tuple(KeptFp32(module=part, reason=why) for part, why in parts.items()),
     )
 
 

@@ -1,11 +1,10 @@
 """How a bundle is exported: what the user chose, and what that means for each graph of a model."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.bundle.manifest import AttentionRecord
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.inference.attention import AttentionChoice, AttentionForm
 from rsrefseg.model.config import SAM_MLP_RATIO, ModelConfig, SamConfig
@@ -34,34 +33,10 @@ REASONS: Mapping[Target, str] = {
 # Limits for CPUs: the float32 scores of one part of a global block's queries, the hidden activations of one MLP part.
 _SCORES_BYTES = 128 << 20
 _HIDDEN_BYTES = 16 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class StageSettings:
-    """How one stage is written.
-
-    Attributes:
-        opset: ONNX operator set; ``FUSED_OPSET`` writes attention as one operator.
-        fp32_blocks: blocks that stay float32 in half precision besides ``ALWAYS_FP32``, with reasons; None for a
-            float32 graph.
-        attention: form of attention in SAM's image encoder.
-        attention_record: the same for the manifest; None for other stages.
-    """
-
-    opset: int
-    fp32_blocks: Mapping[str, str] | None
-    attention: AttentionChoice
-    attention_record: AttentionRecord | None
-
-    @property
-    def fp16(self) -> bool:
-        """Whether the graph computes in half precision."""
-        return self.fp32_blocks is not None
-
-    @property
-    def fused(self) -> bool:
-        """Whether attention is one operator."""
-        return self.opset == FUSED_OPSET
+_FORM, _COUNT = "|".join(AttentionForm), "[1-9][0-9]*"
+_ATTENTION = re.compile(
+    f"windowed=(?P<windowed>{_FORM})|global=(?P<whole>{_FORM})(:(?P<query_parts>{_COUNT}))?|mlp=(?P<mlp_parts>{_COUNT})"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +44,7 @@ class ExportSettings:
     """What the user chose; nothing of it changes what graphs compute.
 
     Attributes:
-        plan: blocks that stay float32 in half precision; None for float32.
+        plan: blocks that stay float32 in half precision, besides the usual ones; None for float32.
         target: the runtime whose fastest form of attention is written.
         attention: another form, as in ``--attention``.
         opset: ``OPSET``, or ``FUSED_OPSET`` for ``Attention`` nodes.
@@ -86,13 +61,23 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if self.opset not in (OPSET, FUSED_OPSET):
             raise BadInputError(f"--opset {self.opset} is not offered: choose {OPSET}, or {FUSED_OPSET} for Attention")
-        if self.opset == FUSED_OPSET and self.target is Target.TENSORRT:
+        if self.fused and self.target is Target.TENSORRT:
             raise BadInputError(f"TensorRT 10.3 does not read opset {FUSED_OPSET}: leave --opset at {OPSET}")
         if self.attention is not None:
             parse_attention(self.attention, AttentionChoice())
 
-    def resolve(self, config: ModelConfig) -> dict[Stage, StageSettings]:
-        """The settings of each graph of a model.
+    @property
+    def fp16(self) -> bool:
+        """Whether the graphs compute in half precision."""
+        return self.plan is not None
+
+    @property
+    def fused(self) -> bool:
+        """Whether attention is one operator."""
+        return self.opset == FUSED_OPSET
+
+    def resolve(self, config: ModelConfig) -> tuple[AttentionChoice, str]:
+        """The form of attention for a model, and why.
 
         Raises:
             BadInputError: the plan names a block that the model does not have, or SAM's grid cannot be divided as
@@ -100,7 +85,7 @@ class ExportSettings:
         """
         if self.plan is not None:
             check_plan(self.plan, config)
-        choice, reason = default_attention(config.sam, self.target, self.plan is not None), REASONS[self.target]
+        choice, reason = default_attention(config.sam, self.target, self.fp16), REASONS[self.target]
         if self.attention is not None:
             choice = parse_attention(self.attention, choice)
             reason = f"chosen with --attention {self.attention}"
@@ -110,23 +95,7 @@ class ExportSettings:
                     f"the {config.sam.grid_size} rows of SAM's grid cannot be divided into {parts} equal parts: "
                     "choose another number in --attention"
                 )
-        record = AttentionRecord(
-            windowed=choice.windowed,
-            whole=choice.whole,
-            query_parts=choice.query_parts,
-            target=self.target,
-            reason=reason,
-            mlp_parts=choice.mlp_parts,
-        )
-        return {
-            stage: StageSettings(
-                opset=self.opset,
-                fp32_blocks=None if self.plan is None else self.plan.of(stage),
-                attention=choice,
-                attention_record=record if stage is Stage.SAM_ENCODER else None,
-            )
-            for stage in Stage
-        }
+        return choice, reason
 
 
 def default_attention(config: SamConfig, target: Target = Target.ONNXRUNTIME, fp16: bool = False) -> AttentionChoice:
@@ -169,22 +138,16 @@ def parse_attention(text: str, default: AttentionChoice) -> AttentionChoice:
     """
     choice = default
     for item in text.split(","):
-        kind, _, value = item.strip().partition("=")
-        name, _, parts = value.partition(":")
-        known = name in tuple(AttentionForm) and (not parts or _is_count(parts))
-        if kind == "mlp" and _is_count(value):
-            choice = replace(choice, mlp_parts=int(value))
-        elif kind == "windowed" and known and not parts:
-            choice = replace(choice, windowed=AttentionForm(name))
-        elif kind == "global" and known:
-            choice = replace(choice, whole=AttentionForm(name), query_parts=int(parts or 1))
-        else:
+        found = _ATTENTION.fullmatch(item.strip())
+        if found is None:
             raise BadInputError(
                 f"--attention '{item.strip()}' is not windowed=FORM, global=FORM:PARTS or mlp=PARTS, "
                 f"with FORM one of {', '.join(AttentionForm)}"
             )
+        if found["windowed"]:
+            choice = replace(choice, windowed=AttentionForm(found["windowed"]))
+        elif found["whole"]:
+            choice = replace(choice, whole=AttentionForm(found["whole"]), query_parts=int(found["query_parts"] or 1))
+        else:
+            choice = replace(choice, mlp_parts=int(found["mlp_parts"]))
     return choice
-
-
-def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and int(text) > 0

@@ -22,20 +22,11 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_base(tmp_path_factory: pytest.TempPathFactory, boxes: Path) -> Path:
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model file of a small untrained model, its tokenizer beside it. Not to be changed."""
-    from rsrefseg.checkpoints.model_file import save_model
-    from rsrefseg.data.formats import open_dataset
-    from rsrefseg.model.model import build_model
-    from rsrefseg.model.tokenizer import write_word_tokenizer
-    from tests.support.small import small_config
+    from tests.support.exported import copy_base
 
-    path = tmp_path_factory.mktemp("base") / "base.safetensors"
-    config = small_config()
-    save_model(path, build_model(config, seed=1))
-    phrases = [sample.phrase for sample in open_dataset(boxes).samples]
-    write_word_tokenizer(path.with_name("tokenizer.json"), phrases, config.siglip.vocab_size)
-    return path
+    return copy_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")

@@ -41,14 +41,11 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
     scale: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> Tensor:
     """The operations of exported attention, each rounded: both factors scaled, product, softmax, product."""
-    assert dropout_p == 0.0
-    assert not is_causal
+    assert not any(others.values()), "dropout and causal masks are for training"
     logits = attention_logits(query, key, scale)
     if attn_mask is not None:
         logits = logits.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else logits + attn_mask

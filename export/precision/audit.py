@@ -1,7 +1,7 @@
 """``rsrefseg parity --audit``: how much of float16's range the activations of every half block take, on real inputs."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,17 @@ from torch.overrides import TorchFunctionMode
 
 from rsrefseg.engines.bundle.comparison import finite
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.system.progress import ProgressLine
 from rsrefseg.engines.system.tables import Table
 from rsrefseg.model.stages import run_stage
 
 from .arithmetic import LAYERS, PRODUCTS, attention_logits, largest
 from .half_blocks import half_blocks, prepare_block
-from .half_model import HalfModel, open_half_model
+from .half_model import HalfModel
 from .plan import HALF_MAX
 
 WARN_ABOVE = 0.5
 _SHOWN = 3
+_OUTSIDE = ("", "", "output")
 _SOFTMAX: frozenset[Callable[..., Any]] = frozenset({torch.softmax, Tensor.softmax, F.softmax})
 
 
@@ -79,21 +79,16 @@ class AuditReport:
     """All places of all stages.
 
     Attributes:
-        source: the float32 model.
+        run: folder of the model's run.
         samples: number of reference samples.
         rows: every place.
         largest_float32: by stage, the largest value outside the half blocks.
     """
 
-    source: str
+    run: Path
     samples: int
     rows: tuple[AuditRow, ...]
     largest_float32: Mapping[Stage, float]
-
-    @property
-    def holds(self) -> bool:
-        """True: an audit warns and does not judge."""
-        return True
 
     @property
     def warnings(self) -> tuple[AuditRow, ...]:
@@ -103,7 +98,7 @@ class AuditReport:
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return {
-            "source": self.source,
+            "source": f"run {self.run}",
             "samples": self.samples,
             "float16_max": HALF_MAX,
             "warn_above": WARN_ABOVE,
@@ -114,7 +109,7 @@ class AuditReport:
 
     def render(self) -> Any:
         """A table of each stage's largest places, and all warnings."""
-        title = f"{self.source}, {self.samples} reference samples: largest activations of the half blocks"
+        title = f"run {self.run}, {self.samples} reference samples: largest activations of the half blocks"
         table = Table(title, ("stage", "place", "largest", "of 65,504", ""), words=2, verdict=True)
         for stage, largest_float32 in self.largest_float32.items():
             ordered = sorted((row for row in self.rows if row.stage is stage), key=lambda row: -row.share)
@@ -134,25 +129,14 @@ class AuditReport:
         return Group(*parts)
 
 
-def run_audit(bundle: Path | None, run: Path | None) -> AuditReport:
-    """Audit the float32 model behind a bundle on the bundle's reference samples.
-
-    Raises:
-        RSRefSegError: see ``open_half_model``.
-    """
-    return audit(open_half_model(bundle, run)[0])
-
-
 def audit(model: HalfModel) -> AuditReport:
     """Audit every stage of a float32 model on its samples."""
     rows: list[AuditRow] = []
     largest_float32: dict[Stage, float] = {}
-    with ProgressLine("auditing activations") as progress:
-        for done, stage in enumerate(model.contracts, start=1):
-            found, largest_float32[stage] = audit_stage(model, stage)
-            rows += found
-            progress.update(done, len(model.contracts))
-    return AuditReport(model.source, len(model.samples), tuple(rows), largest_float32)
+    for stage in model.stages("auditing activations"):
+        found, largest_float32[stage] = audit_stage(model, stage)
+        rows += found
+    return AuditReport(model.run, len(model.samples), tuple(rows), largest_float32)
 
 
 def audit_stage(model: HalfModel, stage: Stage) -> tuple[list[AuditRow], float]:
@@ -166,13 +150,15 @@ def audit_stage(model: HalfModel, stage: Stage) -> tuple[list[AuditRow], float]:
     for name in blocks:
         prepare_block(module, name)
         recorder.watch_block(name, module.get_submodule(name))
-    recorder.watch_outside(module, blocks)
+    inside = tuple(f"{block}." for block in blocks)
+    for name, part in module.named_modules():
+        if not f"{name}.".startswith(inside):
+            part.register_forward_hook(lambda _, _args, result: recorder.record(_OUTSIDE, result))
     for inputs in model.inputs(stage):
         with recorder:
             run_stage(module, model.contracts[stage], inputs)
-    kept = model.plan.of(stage)
-    rows = [AuditRow(stage, *place, found, place[0] in kept) for place, found in recorder.largest.items()]
-    return rows, recorder.largest_outside
+    kept, outside = model.plan.get(stage, {}), recorder.largest.pop(_OUTSIDE, 0.0)
+    return [AuditRow(stage, *place, found, place[0] in kept) for place, found in recorder.largest.items()], outside
 
 
 class _Recorder(TorchFunctionMode):
@@ -181,7 +167,6 @@ class _Recorder(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.largest: dict[tuple[str, str, str], float] = {}
-        self.largest_outside = 0.0
         self._running: list[tuple[str, str]] = []
 
     def watch_block(self, block: str, root: nn.Module) -> None:
@@ -190,16 +175,9 @@ class _Recorder(TorchFunctionMode):
             module.register_forward_pre_hook(lambda _, _args, name=name: self._running.append((block, name)))
             module.register_forward_hook(lambda _, _args, _result: self._leave())
         root.register_forward_pre_hook(
-            lambda _, args, kwargs: self._record(block, block, "input", (*args, *kwargs.values())), with_kwargs=True
+            lambda _, args, kwargs: self.record((block, block, "input"), (*args, *kwargs.values())), with_kwargs=True
         )
-        root.register_forward_hook(lambda _, _args, result: self._record(block, block, "output", result))
-
-    def watch_outside(self, root: nn.Module, blocks: Iterable[str]) -> None:
-        """Record the outputs of modules outside the blocks."""
-        inside = tuple(f"{block}." for block in blocks)
-        for name, module in root.named_modules():
-            if not f"{name}.".startswith(inside):
-                module.register_forward_hook(lambda _, _args, result: self._record_outside(result))
+        root.register_forward_hook(lambda _, _args, result: self.record((block, block, "output"), result))
 
     def __torch_function__(
         self,
@@ -214,23 +192,20 @@ class _Recorder(TorchFunctionMode):
         if self._running:
             block, module = self._running[-1]
             if func in PRODUCTS:
-                self._record(block, module, "output" if func in LAYERS else "product", result)
+                self.record((block, module, "output" if func in LAYERS else "product"), result)
             elif func in _SOFTMAX:
-                self._record(block, module, "logits", args[0])
+                self.record((block, module, "logits"), args[0])
             elif func is F.scaled_dot_product_attention:
-                self._record(block, module, "logits", attention_logits(args[0], args[1], kwargs.get("scale")))
+                self.record((block, module, "logits"), attention_logits(args[0], args[1], kwargs.get("scale")))
         return result
 
     def _leave(self) -> None:
         self._running.pop()
 
-    def _record(self, block: str, module: str, what: str, value: Any) -> None:
+    def record(self, place: tuple[str, str, str], value: Any) -> None:
+        """Take a value's absolute maximum into account."""
         if (found := _absolute_maximum(value)) is not None:
-            place = (block, module, what)
             self.largest[place] = max(self.largest.get(place, 0.0), found)
-
-    def _record_outside(self, value: Any) -> None:
-        self.largest_outside = max(self.largest_outside, _absolute_maximum(value) or 0.0)
 
 
 def _absolute_maximum(value: Any) -> float | None:

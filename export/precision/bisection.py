@@ -12,13 +12,12 @@ from rich.text import Text
 from rsrefseg.engines.bundle.comparison import finite
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError
-from rsrefseg.engines.system.progress import ProgressLine
 from rsrefseg.engines.system.tables import Table
 
 from .audit import audit_stage
 from .half_blocks import half_blocks
 from .half_model import HalfModel, StageCheck, open_half_model
-from .plan import HALF_MAX, PrecisionPlan, write_plan
+from .plan import HALF_MAX, PrecisionPlan, plan_document, write_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,39 +66,48 @@ class BisectReport:
     """The search through all stages.
 
     Attributes:
-        source: the float32 model.
+        run: folder of the model's run.
         stages: one entry each.
         plan: first plan and findings together.
-        plan_path: file of the plan; None where the first plan holds or no plan does.
-        command: exports by the plan.
+        plan_out: file for the plan, if one is needed and found.
     """
 
-    source: str
+    run: Path
     stages: tuple[StageBisection, ...]
     plan: PrecisionPlan
-    plan_path: str | None
-    command: str
+    plan_out: Path
 
     @property
     def holds(self) -> bool:
         """Whether there is a plan that holds in every stage."""
         return all(stage.found is not None for stage in self.stages)
 
+    @property
+    def plan_path(self) -> str | None:
+        """File of the plan; None where the first plan holds or no plan does."""
+        return str(self.plan_out) if self.holds and any(stage.found for stage in self.stages) else None
+
+    @property
+    def command(self) -> str:
+        """Exports by the plan."""
+        options = ["--plan", self.plan_path] if self.plan_path is not None else []
+        return shlex.join(["rsrefseg", "export", str(self.run), "--fp16", *options])
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return {
             "holds": self.holds,
-            "source": self.source,
+            "source": f"run {self.run}",
             "evaluations": sum(stage.evaluations for stage in self.stages),
             "stages": [stage.as_dict() for stage in self.stages],
-            "plan": self.plan.to_dict(),
+            "plan": plan_document(self.plan),
             "plan_path": self.plan_path,
             "command": self.command,
         }
 
     def render(self) -> Any:
         """A table, the blocks that were found, and the next command."""
-        title = f"{self.source} in half precision (PyTorch, CPU)"
+        title = f"run {self.run} in half precision (PyTorch, CPU)"
         table = Table(title, ("stage", "blocks", "tried", "rel. L2", "with the plan", ""), verdict=True)
         for stage in self.stages:
             after = f"{stage.after:.1e}" if stage.found else ""
@@ -133,38 +141,26 @@ def run_bisect(bundle: Path | None, run: Path | None, plan_out: Path) -> BisectR
     """
     if plan_out.is_dir():
         raise BadInputError(f"'{plan_out}' is a folder: give --plan a file to write")
-    model, found_run = open_half_model(bundle, run)
-    results, plan = bisect(model)
-    needed = any(result.found for result in results)
-    plan_options = ["--plan", str(plan_out)] if needed else []
-    report = BisectReport(
-        source=model.source,
-        stages=results,
-        plan=plan,
-        plan_path=str(plan_out) if needed else None,
-        command=shlex.join(["rsrefseg", "export", str(found_run.path), "--fp16", *plan_options]),
-    )
-    if needed and report.holds:
-        write_plan(plan_out, plan)
+    report = bisect(open_half_model(bundle, run), plan_out)
+    if report.plan_path is not None:
+        write_plan(plan_out, report.plan)
     return report
 
 
-def bisect(model: HalfModel) -> tuple[tuple[StageBisection, ...], PrecisionPlan]:
+def bisect(model: HalfModel, plan_out: Path) -> BisectReport:
     """Search every stage; the plan is the first one with all findings."""
-    results, plan = [], model.plan
-    with ProgressLine("bisecting half precision") as progress:
-        for done, stage in enumerate(model.contracts, start=1):
-            result = bisect_stage(model, stage)
-            results.append(result)
-            if result.found:
-                plan = plan.with_blocks(stage, result.found)
-            progress.update(done, len(model.contracts))
-    return tuple(results), plan
+    results, plan = [], dict(model.plan)
+    for stage in model.stages("bisecting half precision"):
+        result = bisect_stage(model, stage)
+        results.append(result)
+        if result.found:
+            plan[stage] = {**plan.get(stage, {}), **result.found}
+    return BisectReport(model.run, tuple(results), plan, plan_out)
 
 
 def bisect_stage(model: HalfModel, stage: Stage) -> StageBisection:
     """Search one stage, its blocks in the order of how much of float16's range they take."""
-    kept, names = model.plan.of(stage), tuple(half_blocks(stage, model.load(stage)))
+    kept, names = model.plan.get(stage, {}), tuple(half_blocks(stage, model.load(stage)))
     checks: dict[frozenset[str], StageCheck] = {}
 
     def holds(blocks: frozenset[str]) -> bool:
@@ -172,21 +168,19 @@ def bisect_stage(model: HalfModel, stage: Stage) -> StageBisection:
             checks[blocks] = model.check(stage, {**kept, **dict.fromkeys(blocks, "on trial")})
         return checks[blocks].passed
 
-    def result(found: Sequence[str] | None, reasons: Mapping[str, str] | None) -> StageBisection:
-        errors = [checks[frozenset(blocks)].error.relative_l2 for blocks in ((), found or ())]
-        return StageBisection(stage, len(names), len(checks), errors[0], errors[1], reasons)
+    def result(found: Mapping[str, str] | None) -> StageBisection:
+        before, after = (checks[frozenset(blocks)].error.relative_l2 for blocks in ((), found or ()))
+        return StageBisection(stage, len(names), len(checks), before, after, found)
 
     if holds(frozenset()):
-        return result((), {})
+        return result({})
     largest: dict[str, float] = {}
     for row in audit_stage(model, stage)[0]:
         largest[row.block] = max(largest.get(row.block, 0.0), row.largest)
     suspects = sorted((name for name in names if name not in kept), key=lambda name: -largest.get(name, 0.0))
     found = smallest_set(suspects, holds)
-    if found is None:
-        return result(None, None)
     error = checks[frozenset()].error.relative_l2
-    return result(found, {block: _reason(largest.get(block, 0.0), error) for block in found})
+    return result(None if found is None else {block: _reason(largest.get(block, 0.0), error) for block in found})
 
 
 def _reason(largest: float, error: float) -> str:

@@ -127,7 +127,7 @@ def check_plan(plan: PrecisionPlan, config: ModelConfig) -> None:
     Raises:
         BadInputError: names the block that it does not have.
     """
-    for stage, blocks in plan.blocks.items():
+    for stage, blocks in plan.items():
         with torch.device("meta"):
             module = build_stage(stage, config)
         _check_blocks(stage, half_blocks(stage, module), blocks)

@@ -1,7 +1,8 @@
 """The float32 model behind a bundle, one stage at a time, and its stages in half precision in PyTorch on the CPU."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -13,8 +14,9 @@ from rsrefseg.engines.bundle.comparison import TensorError, tensor_error
 from rsrefseg.engines.bundle.contracts import Stage, StageContract
 from rsrefseg.engines.bundle.reference import ReferenceSample, load_reference
 from rsrefseg.engines.bundle.tolerances import Scope, judge, tolerances
+from rsrefseg.engines.system.progress import ProgressLine
 from rsrefseg.model.stages import run_stage
-from rsrefseg.runs.run import Run, exported_run
+from rsrefseg.runs.run import exported_run
 
 from .arithmetic import HalfArithmetic
 from .half_blocks import convert_to_half
@@ -34,18 +36,25 @@ class HalfModel:
     """A float32 model to try in half precision.
 
     Attributes:
-        source: the model, in words.
+        run: folder of its run.
         contracts: of its stages.
         samples: real inputs with every stage's float32 output.
         load: returns a new copy of a stage, float32, in eval mode.
         plan: blocks that stay float32.
     """
 
-    source: str
+    run: Path
     contracts: Mapping[Stage, StageContract]
     samples: Sequence[ReferenceSample]
     load: Callable[[Stage], nn.Module]
     plan: PrecisionPlan
+
+    def stages(self, task: str) -> Iterator[Stage]:
+        """The stages one after the other, with a progress line."""
+        with ProgressLine(task) as progress:
+            for done, stage in enumerate(self.contracts, start=1):
+                yield stage
+                progress.update(done, len(self.contracts))
 
     def inputs(self, stage: Stage) -> list[dict[str, Tensor]]:
         """A stage's inputs in every sample, by contract name."""
@@ -69,15 +78,13 @@ class HalfModel:
                 found = run_stage(module, contract, inputs)
             wanted = sample.outputs(contract)
             errors += [tensor_error(array, found[name].float().numpy()) for name, array in wanted.items()]
-        worst = errors[0]
-        for error in errors[1:]:
-            worst = worst.worst(error)
+        worst = reduce(TensorError.worst, errors)
         verdicts = judge(worst.measures(), tolerances("fp16", Scope.STAGE))
         return StageCheck(worst, all(verdict.passed for verdict in verdicts))
 
 
-def open_half_model(bundle: Path | None, run_path: Path | None) -> tuple[HalfModel, Run]:
-    """The model a bundle was exported from, on the bundle's samples, with the bundle's plan; and its run.
+def open_half_model(bundle: Path | None, run_path: Path | None) -> HalfModel:
+    """The model a bundle was exported from, on the bundle's samples, with the bundle's plan.
 
     Args:
         bundle: the bundle, of either precision; ``$RSREFSEG_BUNDLE`` or ``./bundle`` by default.
@@ -94,11 +101,10 @@ def open_half_model(bundle: Path | None, run_path: Path | None) -> tuple[HalfMod
         stage: {part.module: part.reason for part in record.precision_plan if part.module not in ALWAYS_FP32[stage]}
         for stage, record in records.items()
     }
-    model = HalfModel(
-        source=f"run {run.path}",
+    return HalfModel(
+        run=run.path,
         contracts={stage: record.contract for stage, record in records.items()},
         samples=load_reference(opened),
         load=lambda stage: load_stage(run.merged_path, stage),
-        plan=PrecisionPlan(plan),
+        plan=plan,
     )
-    return model, run

@@ -1,7 +1,6 @@
 """The precision plan: which parts of a stage stay float32 in a half-precision bundle, each with its reason."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_write_json
 
 HALF_MAX = 65504.0
-
 
 _NORM = "mean and variance of activations that may reach thousands lose digits or overflow in float16"
 _RESIDUAL = "the residual sum carries massive activations that may pass 65,504"
@@ -59,27 +57,8 @@ ALWAYS_FP32: Mapping[Stage, Mapping[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class PrecisionPlan:
-    """Blocks that stay float32 besides ``ALWAYS_FP32``, with the reason for each, by stage; none by default."""
-
-    blocks: Mapping[Stage, Mapping[str, str]] = field(default_factory=dict)
-
-    def of(self, stage: Stage) -> Mapping[str, str]:
-        """The blocks of one stage with their reasons."""
-        return self.blocks.get(stage, {})
-
-    def with_blocks(self, stage: Stage, blocks: Mapping[str, str]) -> "PrecisionPlan":
-        """This plan with more blocks of a stage; a known block keeps its reason."""
-        return PrecisionPlan({**self.blocks, stage: {**self.of(stage), **blocks, **self.of(stage)}})
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able form: a list of modules with reasons for each stage that has any."""
-        return {
-            stage.value: [{"module": module, "reason": reason} for module, reason in self.of(stage).items()]
-            for stage in Stage
-            if self.of(stage)
-        }
+# Blocks that stay float32 besides ``ALWAYS_FP32``, with the reason for each, by stage; empty by default.
+PrecisionPlan = Mapping[Stage, Mapping[str, str]]
 
 
 def choose_plan(fp16: bool, path: Path | None) -> PrecisionPlan | None:
@@ -92,7 +71,7 @@ def choose_plan(fp16: bool, path: Path | None) -> PrecisionPlan | None:
         raise BadInputError("--plan says what stays float32 in half precision: give --fp16 with it")
     if not fp16:
         return None
-    return read_plan(path) if path is not None else PrecisionPlan()
+    return read_plan(path) if path is not None else {}
 
 
 def read_plan(path: Path) -> PrecisionPlan:
@@ -109,7 +88,16 @@ def read_plan(path: Path) -> PrecisionPlan:
         raise BadInputError(f"'{path}' is not a precision plan ({error}): `parity --bisect` writes one") from error
     if any(not part.module or not part.reason for parts in stages.values() for part in parts):
         raise BadInputError(f"'{path}': each part of a precision plan needs a module and a reason")
-    return PrecisionPlan({stage: {part.module: part.reason for part in parts} for stage, parts in stages.items()})
+    return {stage: {part.module: part.reason for part in parts} for stage, parts in stages.items()}
+
+
+def plan_document(plan: PrecisionPlan) -> dict[str, Any]:
+    """JSON-able form: a list of modules with reasons for each stage that has any."""
+    return {
+        stage.value: [{"module": module, "reason": reason} for module, reason in plan[stage].items()]
+        for stage in Stage
+        if plan.get(stage)
+    }
 
 
 def write_plan(path: Path, plan: PrecisionPlan) -> None:
@@ -118,4 +106,4 @@ def write_plan(path: Path, plan: PrecisionPlan) -> None:
     Raises:
         RSRefSegError: the folder cannot be written.
     """
-    atomic_write_json(path, plan.to_dict())
+    atomic_write_json(path, plan_document(plan))

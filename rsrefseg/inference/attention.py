@@ -11,8 +11,6 @@ import torch
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 
-from rsrefseg.engines.errors import BadInputError
-
 from .projections import attention, folded_projections, linear
 
 
@@ -61,9 +59,6 @@ class RelativePositionAttention(nn.Module):
         window_size: side of the windows; 0 for attention over the whole grid.
         query_parts: parts of a window's (or the grid's) queries; must divide its rows.
         fused: write attention as one operator, except in the folded form.
-
-    Raises:
-        BadInputError: ``query_parts`` does not divide the rows.
     """
 
     column_embedding: Tensor
@@ -81,8 +76,6 @@ class RelativePositionAttention(nn.Module):
         super().__init__()
         self.side = window_size or grid_size
         self.windows = -(-grid_size // self.side)
-        if self.side % query_parts:
-            raise BadInputError(f"{self.side} rows of queries cannot be divided into {query_parts} equal parts")
         self.form, self.grid_size, self.query_parts = form, grid_size, query_parts
         # ONNX Runtime 1.31 computes Attention wrongly on CUDA where keys have more channels than values.
         self.fused = fused and form is not AttentionForm.FOLDED

@@ -21,9 +21,6 @@ class InferenceImageEncoder(nn.Module):
         original: source of the weights; not usable afterwards.
         attention: form of its blocks.
         fused: write attention as one operator.
-
-    Raises:
-        BadInputError: the grid's rows cannot be divided into the parts of ``attention``.
     """
 
     def __init__(self, original: ImageEncoderViT, attention: AttentionChoice, fused: bool = False) -> None:

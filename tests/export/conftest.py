@@ -9,7 +9,6 @@ from rsrefseg.checkpoints.model_file import load_model
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.export.export import export_run
 from rsrefseg.export.graph import FUSED_OPSET
-from rsrefseg.export.precision.plan import PrecisionPlan
 from rsrefseg.export.settings import ExportSettings, Target
 from rsrefseg.model.model import RSRefSeg
 from rsrefseg.runs.run import Run
@@ -40,7 +39,7 @@ def _export(exported: Exported, folder: Path, settings: ExportSettings) -> Bundl
 @pytest.fixture(scope="session")
 def half_bundle(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Half precision by the default plan."""
-    return _export(exported, tmp_path_factory.mktemp("half"), ExportSettings(PrecisionPlan()))
+    return _export(exported, tmp_path_factory.mktemp("half"), ExportSettings(plan={}))
 
 
 @pytest.fixture(scope="session")

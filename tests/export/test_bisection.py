@@ -17,8 +17,8 @@ from rsrefseg.engines.bundle.contracts import Stage, StageContract
 from rsrefseg.export import export as bundle_module
 from rsrefseg.export.export import export_run
 from rsrefseg.export.graph import export_graph
-from rsrefseg.export.precision.bisection import BisectReport, bisect, bisect_stage, run_bisect, smallest_set
-from rsrefseg.export.precision.plan import PrecisionPlan, read_plan
+from rsrefseg.export.precision.bisection import bisect, bisect_stage, run_bisect, smallest_set
+from rsrefseg.export.precision.plan import read_plan
 from rsrefseg.export.settings import ExportSettings
 from tests.support.commands import assert_refused, run_here
 from tests.support.export_jobs import Shortcut
@@ -60,29 +60,31 @@ def test_bisect_names_the_block_that_overflows_and_its_plan_holds(block: int) ->
     assert model.check(VISION, result.found).passed
 
 
-def test_bisect_finds_several_culprits() -> None:
+def test_bisect_finds_several_culprits(tmp_path: Path) -> None:
     model = vision_model(planted_model({2: 95_000.0, 9: -190_000.0}))
-    (result,), plan = bisect(model)
-    assert set(plan.of(VISION)) == {"encoder.layers.2.mlp", "encoder.layers.9.mlp"}
-    assert result.evaluations <= 12
-    assert model.check(VISION, plan.of(VISION)).passed
+    report = bisect(model, tmp_path / "plan.json")
+    assert set(report.plan[VISION]) == {"encoder.layers.2.mlp", "encoder.layers.9.mlp"}
+    assert report.stages[0].evaluations <= 12
+    assert model.check(VISION, report.plan[VISION]).passed
 
 
-def test_bisect_starts_with_the_plan_there_is() -> None:
-    plan = PrecisionPlan({VISION: {"encoder.layers.2.mlp": "known before"}})
-    model = vision_model(planted_model({2: 95_000.0, 9: -190_000.0}), plan)
-    (result,), plan = bisect(model)
-    assert list(result.found or ()) == ["encoder.layers.9.mlp"]
-    assert plan.of(VISION)["encoder.layers.2.mlp"] == "known before"
+def test_bisect_starts_with_the_plan_there_is(tmp_path: Path) -> None:
+    plan = {VISION: {"encoder.layers.2.mlp": "known before"}}
+    report = bisect(vision_model(planted_model({2: 95_000.0, 9: -190_000.0}), plan), tmp_path / "plan.json")
+    assert list(report.stages[0].found or ()) == ["encoder.layers.9.mlp"]
+    assert report.plan[VISION]["encoder.layers.2.mlp"] == "known before"
 
 
-def test_a_stage_that_differs_for_another_reason_fails() -> None:
+def test_a_stage_that_differs_for_another_reason_fails_and_no_plan_is_offered(tmp_path: Path) -> None:
     other = vision_model(planted_model({0: 100.0}))
-    results, plan = bisect(replace(vision_model(planted_model({})), load=other.load))
-    report = BisectReport("another model", results, plan, None, "")
-    assert results[0].found is None
-    assert not report.holds
-    assert "FAIL" in printed(report)
+    report = bisect(replace(vision_model(planted_model({})), load=other.load), tmp_path / "plan.json")
+    (failed,) = report.stages
+    assert failed.found is None
+    helped = replace(failed, stage=Stage.SIGLIP_TEXT, found={"head": "overflows"})
+    for each in (report, replace(report, stages=(failed, helped))):
+        assert not each.holds
+        assert each.plan_path is None
+        assert "FAIL" in printed(each)
 
 
 # The search itself
@@ -139,7 +141,7 @@ def test_the_offered_plan_makes_a_bundle_that_holds(
         (export_graph if contract.stage is Stage.SIGLIP_TEXT else before)(module, contract, path, opset)
 
     monkeypatch.setattr(bundle_module, "export_graph", export)
-    export_run(run, tmp_path / "bundle", ExportSettings(PrecisionPlan()))
+    export_run(run, tmp_path / "bundle", ExportSettings(plan={}))
     plan = tmp_path / "plan.json"
     report = run_bisect(tmp_path / "bundle", run, plan)
     assert report.holds
@@ -147,7 +149,7 @@ def test_the_offered_plan_makes_a_bundle_that_holds(
     text = " ".join(printed(report).split())
     assert f"keep float32: {Stage.SIGLIP_TEXT} head" in text
     assert report.command in text
-    assert list(read_plan(plan).of(Stage.SIGLIP_TEXT)) == ["head"]
+    assert list(read_plan(plan)[Stage.SIGLIP_TEXT]) == ["head"]
 
     ran = run_here(capsys, *report.command.split()[1:], "--out", tmp_path / "bundle")
     assert ran.code == 0, ran.err
@@ -159,7 +161,7 @@ def test_the_offered_plan_makes_a_bundle_that_holds(
     report = run_bisect(tmp_path / "bundle", run, tmp_path / "second.json")
     assert report.holds
     assert not (tmp_path / "second.json").exists()
-    assert list(report.plan.of(Stage.SIGLIP_TEXT)) == ["head"]
+    assert list(report.plan[Stage.SIGLIP_TEXT]) == ["head"]
 
 
 def overflowing_run(source: Path, target: Path) -> Path:

@@ -16,9 +16,9 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Dim, Stage, StageContract, stage_contracts
 from rsrefseg.engines.errors import CheckFailedError
 from rsrefseg.export.checks import check_graph
-from rsrefseg.export.costs import count_flops
+from rsrefseg.export.costs import count_costs
 from rsrefseg.export.graph import example_input, export_graph
-from rsrefseg.export.settings import ExportSettings
+from rsrefseg.export.settings import default_attention
 from rsrefseg.inference.attention import AttentionChoice
 from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model.config import model_config
@@ -37,8 +37,7 @@ def torch_flops(module: nn.Module, contract: StageContract) -> int:
 @pytest.mark.parametrize("stage", Stage)
 def test_flops_agree_with_pytorchs_count(bundle: Bundle, fused_bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
     record = bundle.manifest.stages[stage]
-    settings = ExportSettings().resolve(model.config)[stage]
-    folded = fold_for_inference(copy.deepcopy(model.stage(stage)), settings.attention)
+    folded = fold_for_inference(copy.deepcopy(model.stage(stage)), default_attention(model.config.sam))
     assert record.flops == pytest.approx(torch_flops(folded, record.contract), rel=0.001)
     saved = 0
     if stage is Stage.SAM_ENCODER:
@@ -88,7 +87,7 @@ def test_flops_are_counted_at_the_contracts_sizes(tmp_path: Path) -> None:
     changed = replace(contract, inputs=tuple(inputs), outputs=tuple(outputs))
     export_graph(model.siglip_text, changed, tmp_path / "siglip_text.onnx")
     graph = check_graph(tmp_path / "siglip_text.onnx", changed)
-    assert count_flops(graph, changed) == 2 * count_flops(graph, contract)
+    assert count_costs(graph, changed).flops == 2 * count_costs(graph, contract).flops
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,7 @@ def test_flops_that_cannot_be_counted_are_refused(bundle: Bundle, extra: list[on
     graph = onnx.load(bundle.graph_path(Stage.SIGLIP_TEXT), load_external_data=False)
     graph.graph.node.extend(extra)
     with pytest.raises(CheckFailedError, match="'odd'"):
-        count_flops(graph, bundle.manifest.stages[Stage.SIGLIP_TEXT].contract)
+        count_costs(graph, bundle.manifest.stages[Stage.SIGLIP_TEXT].contract)
 
 
 def test_parameters_and_bytes_are_those_of_the_model_and_the_files(bundle: Bundle, model: RSRefSeg) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage, StageContract
-from rsrefseg.engines.text import Tokenizer
 from rsrefseg.export.checks import check_graph
 from rsrefseg.export.graph import FUSED_OPSET, OPSET, export_graph
 from rsrefseg.export.settings import default_attention
@@ -24,12 +23,11 @@ from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model.model import RSRefSeg, build_model
 from rsrefseg.model.sam import ChannelLayerNorm
 from rsrefseg.model.stages import model_contracts
-from tests.support.exported import Exported
 from tests.support.small import small_config
+from tests.support.stage_inputs import as_tuple, stage_inputs
 
 # FP32 engines add in another order than PyTorch: a few roundings of 6e-8. 10% of what parity allows.
 TOLERANCE = 1e-5
-PHRASES = ("the red box", "the blue box", "white box", "the green box", "box")
 
 
 def nodes(bundle: Bundle, stage: Stage) -> list[onnx.NodeProto]:
@@ -48,45 +46,19 @@ def folded(model: RSRefSeg, stage: Stage) -> nn.Module:
 # What they compute
 
 
-def run_graph(path: Path, feeds: dict[str, Tensor]) -> list[np.ndarray]:
+def assert_same(path: Path, contract: StageContract, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """The graph's outputs have the module's shapes and values."""
+    with torch.no_grad():
+        wanted = as_tuple(module(*inputs))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
-
-
-def assert_same(path: Path, contract: StageContract, module: nn.Module, feeds: dict[str, Tensor]) -> None:
-    """The graph's outputs have the module's shapes and values."""
-    given = {spec.name: feeds[spec.name] for spec in contract.inputs}
-    with torch.no_grad():
-        wanted = module(*given.values())
-    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
-    found = run_graph(path, given)
+    found = session.run(None, {spec.name: tensor.numpy() for spec, tensor in zip(contract.inputs, inputs, strict=True)})
     for spec, result, reference in zip(contract.outputs, found, wanted, strict=True):
         spec.check(result)
         assert result.shape == tuple(reference.shape)
         error = np.abs(result.astype(np.float64) - reference.double().numpy()).max()
         assert error <= TOLERANCE * reference.abs().max().item(), spec.name
-
-
-def feeds_for(model: RSRefSeg, run_path: Path, phrases: int, images: int = 1) -> dict[str, Tensor]:
-    """Random images and features, real phrases: inputs of every stage."""
-    noise = torch.Generator().manual_seed(phrases)
-    config = model.config
-    tokenizer = Tokenizer(
-        run_path / "tokenizer.json", config.siglip.text_length, config.text_padding, config.siglip.pad_token_id
-    )
-    tokens = tokenizer.encode(PHRASES[:phrases])
-    side = config.sam.image_size
-    feeds = {
-        "image": torch.randint(0, 256, (images, 3, side, side), generator=noise, dtype=torch.uint8),
-        "input_ids": torch.from_numpy(tokens.input_ids),
-        "token_mask": torch.from_numpy(tokens.token_mask),
-    }
-    for contract in model_contracts(model).values():
-        for spec in contract.outputs:
-            feeds[spec.name] = torch.randn(spec.sized(phrases=phrases, images=1), generator=noise)
-    return feeds
 
 
 OF_PHRASES = (Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
@@ -98,21 +70,19 @@ OF_IMAGES = (Stage.SIGLIP_VISION, Stage.SAM_ENCODER)
     [(stage, phrases, 1) for stage in OF_PHRASES for phrases in (1, 2, 5)]
     + [(stage, 1, images) for stage in OF_IMAGES for images in (1, 2)],
 )
-def test_graphs_equal_pytorch(
-    bundle: Bundle, model: RSRefSeg, exported: Exported, stage: Stage, phrases: int, images: int
-) -> None:
-    feeds = feeds_for(model, exported.run, phrases, images)
-    assert_same(bundle.graph_path(stage), model_contracts(model)[stage], model.stage(stage), feeds)
+def test_graphs_equal_pytorch(bundle: Bundle, model: RSRefSeg, stage: Stage, phrases: int, images: int) -> None:
+    inputs = stage_inputs(model, stage, phrases, images)
+    assert_same(bundle.graph_path(stage), model_contracts(model)[stage], model.stage(stage), inputs)
 
 
 @pytest.mark.parametrize("stage", [Stage.SIGLIP_TEXT, Stage.SAM_DECODER])
-def test_published_padding_and_no_dense_prompt_equal_pytorch(exported: Exported, stage: Stage, tmp_path: Path) -> None:
+def test_published_padding_and_no_dense_prompt_equal_pytorch(stage: Stage, tmp_path: Path) -> None:
     model = build_model(small_config(text_padding="longest", dense_prompt=False), seed=5)
     contract, path = model_contracts(model)[stage], tmp_path / f"{stage}.onnx"
     export_graph(model.stage(stage), contract, path)
     check_graph(path, contract)
     for phrases in (1, 2, 5):
-        assert_same(path, contract, model.stage(stage), feeds_for(model, exported.run, phrases))
+        assert_same(path, contract, model.stage(stage), stage_inputs(model, stage, phrases))
 
 
 # What they consist of

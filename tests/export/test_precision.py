@@ -17,7 +17,7 @@ from rsrefseg.export.checks import check_graph
 from rsrefseg.export.graph import export_graph
 from rsrefseg.export.precision.arithmetic import HalfArithmetic
 from rsrefseg.export.precision.half_blocks import TABLES, check_plan, convert_to_half, half_blocks
-from rsrefseg.export.precision.plan import ALWAYS_FP32, PrecisionPlan, read_plan, write_plan
+from rsrefseg.export.precision.plan import ALWAYS_FP32, read_plan, write_plan
 from rsrefseg.inference.operators import SigmoidGelu
 from rsrefseg.inference.projections import FoldedCrossAttention
 from rsrefseg.model.config import model_config
@@ -200,21 +200,16 @@ def test_half_arithmetic_sums_in_float32_and_overflows_in_its_result() -> None:
 
 
 def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    plan = PrecisionPlan().with_blocks(Stage.SIGLIP_VISION, {"encoder.layers.0.mlp": "why"})
+    plan = {Stage.SIGLIP_VISION: {"encoder.layers.0.mlp": "why"}}
     write_plan(tmp_path / "plan.json", plan)
     assert read_plan(tmp_path / "plan.json") == plan
-    again = plan.with_blocks(Stage.SIGLIP_VISION, {"encoder.layers.0.mlp": "another reason"})
-    assert again == plan
 
 
 @pytest.mark.parametrize(
     ("content", "key"),
     [
         ("{", "not a precision plan"),
-        ("[]", "object"),
         ('{"sam": []}', "'sam'"),
-        ('{"sam_encoder": {}}', "array"),
-        ('{"sam_encoder": ["neck"]}', "object"),
         ('{"sam_encoder": [{"module": "neck"}]}', "reason"),
         ('{"sam_encoder": [{"module": "", "reason": "x"}]}', "a module and a reason"),
     ],
@@ -226,7 +221,7 @@ def test_what_is_not_a_plan_is_refused_by_name(tmp_path: Path, content: str, key
 
 
 def test_a_block_that_the_model_does_not_have_is_refused_before_any_work() -> None:
-    plan = PrecisionPlan({Stage.SIGLIP_VISION: {"encoder.layers.7.mlp": "why"}})
+    plan = {Stage.SIGLIP_VISION: {"encoder.layers.7.mlp": "why"}}
     with refused("encoder.layers.7.mlp", "siglip_vision", "encoder.layers.0.mlp"):
         check_plan(plan, small_config())
     check_plan(plan, model_config("b"))
@@ -239,7 +234,7 @@ def test_the_command_exports_by_a_plan(exported: Exported, tmp_path: Path, capsy
     assert_refused(
         run_here(capsys, "export", exported.run, "--fp16", "--plan", plan, "--out", out), "plan.json", "--bisect"
     )
-    write_plan(plan, PrecisionPlan({Stage.SAM_ENCODER: {"image_encoder.blocks.9.mlp": "why"}}))
+    write_plan(plan, {Stage.SAM_ENCODER: {"image_encoder.blocks.9.mlp": "why"}})
     ran = run_here(capsys, "export", exported.run, "--fp16", "--plan", plan, "--out", out)
     assert_refused(ran, "image_encoder.blocks.9.mlp", "image_encoder.blocks.1.mlp")
     assert not out.exists()

@@ -57,16 +57,7 @@ def test_another_form_can_be_chosen() -> None:
     [
         *(
             {"attention": text}
-            for text in (
-                "",
-                "folded",
-                "windowed=fused",
-                "windowed=folded:2",
-                "global=folded:0",
-                "global=:4",
-                "mlp=0",
-                "mlp",
-            )
+            for text in ("", "folded", "windowed=fused", "windowed=folded:2", "global=folded:0", "global=:4", "mlp=0")
         ),
         {"opset": 19},
         {"opset": 23, "target": Target.TENSORRT},

@@ -1,6 +1,6 @@
 """Kill -9 in an export: there is no bundle, the whole old one or the whole new one, and the next export works.
 
-``tests/export/test_export.py`` tries every write with an exception; these two are real kills.
+``tests/engines/test_files.py`` fails at every step of writing a folder; these two are real kills.
 """
 
 import shutil

@@ -1,6 +1,12 @@
-"""A small trained run and the bundle exported from it, and ways to spoil such a bundle."""
+"""A small trained run and the bundle exported from it, and ways to spoil such a bundle.
 
+The run is stored in ``small_run/``, with the base it adapts, so that no result depends on where it was trained:
+``python -m tests.support.exported`` trains it again and replaces the folder.
+"""
+
+import contextlib
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +16,21 @@ import onnx
 import torch
 from msgspec.structs import replace
 
+from rsrefseg.checkpoints.model_file import save_model
+from rsrefseg.data.formats import open_dataset
 from rsrefseg.engines.bundle.bundle import Bundle, file_record
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.export.export import export_run
+from rsrefseg.model.model import build_model
+from rsrefseg.model.tokenizer import write_word_tokenizer
 from rsrefseg.runs.base import from_file
+from rsrefseg.runs.merge import merge
+from rsrefseg.runs.run import Run
 from rsrefseg.train.config import LossWeights
-from tests.support.small import train_small
+from tests.support.small import small_config, train_small, write_boxes
+
+SMALL_RUN = Path(__file__).with_name("small_run")
+BASE = "base.safetensors"
 
 
 @dataclass(frozen=True)
@@ -28,13 +43,42 @@ class Exported:
 
 
 def export_small(folder: Path, data: Path, base: Path) -> Exported:
-    torch.set_num_threads(1)  # the same run whoever asks for it first, and quick on a busy machine
-    loss = LossWeights(bce=1.0, dice=1.0, coarse=1.0)
-    run = train_small(
-        data, folder / "runs" / "001", from_file(base), epochs=16, loss=loss, validate_every_epochs=16
-    ).run
+    """Copy the stored run to ``folder``, record where its base and data set are, and export it."""
+    torch.set_num_threads(1)
+    run = Run(Path(shutil.copytree(SMALL_RUN, folder / "runs" / "001", ignore=shutil.ignore_patterns(BASE))))
+    _record_places(run, base, data)
     export_run(run.path, folder / "bundle")
     return Exported(run.path, folder / "bundle", data)
+
+
+def copy_base(folder: Path) -> Path:
+    """Copy the stored run's base, an untrained model, and the tokenizer beside it to ``folder``."""
+    for name in (BASE, "tokenizer.json"):
+        shutil.copyfile(SMALL_RUN / name, folder / name)
+    return folder / BASE
+
+
+def _record_places(run: Run, base: Path, data: Path) -> None:
+    record = run.read_record()
+    record["base"]["path"], record["data"]["path"] = str(base), str(data)
+    run.write_record(record)
+
+
+def _train(folder: Path) -> None:
+    torch.set_num_threads(1)
+    data, base, config = write_boxes(folder / "boxes"), folder / BASE, small_config()
+    save_model(base, build_model(config, seed=1))
+    phrases = [sample.phrase for sample in open_dataset(data).samples]
+    write_word_tokenizer(folder / "tokenizer.json", phrases, config.siglip.vocab_size)
+    loss = LossWeights(bce=1.0, dice=1.0, coarse=1.0)
+    run = train_small(data, folder / "run", from_file(base), epochs=16, loss=loss, validate_every_epochs=16).run
+    _record_places(run, Path(BASE), Path("boxes"))
+    with contextlib.chdir(folder):
+        merge(run)
+    SMALL_RUN.mkdir(exist_ok=True)
+    kept = (run.record_path, run.tokenizer_path, run.reference_inputs_path, run.metrics_path)
+    for path in (*kept, run.best_path, run.merged_path, base):
+        shutil.copy(path, SMALL_RUN)
 
 
 def spoiled_bundle(
@@ -91,3 +135,8 @@ def _weight(graph: onnx.GraphProto, name: str) -> onnx.TensorProto:
     products = tuple(f"{name.removesuffix('.weight')}/{operator}" for operator in ("MatMul", "Conv", "Gemm"))
     node = next(node for node in graph.node if node.name.endswith(products))
     return next(by_name[value] for value in node.input if value in by_name)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        _train(Path(temporary))

@@ -1,6 +1,8 @@
 """A small SigLIP with massive activations, as large ones have them: one token, one channel, far beyond the rest."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,11 +51,11 @@ def vision_model(model: RSRefSeg, plan: PrecisionPlan | None = None, samples: in
     """The vision stage of a model on noise images."""
     contract = model_contracts(model)[VISION]
     return HalfModel(
-        source="a planted model",
+        run=Path("planted"),
         contracts={VISION: contract},
         samples=tuple(_sample(model, seed) for seed in range(samples)),
         load=lambda stage: _copy(model, stage),
-        plan=plan or PrecisionPlan(),
+        plan=plan or {},
     )
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rsrefseg.engines.errors import BadInputError
 from rsrefseg.inference.attention import AttentionChoice, AttentionForm, RelativePositionAttention
 from rsrefseg.inference.image_encoder import InferenceImageEncoder, MlpInParts
 from rsrefseg.model.model import build_model
@@ -44,11 +43,6 @@ def test_position_embeddings_of_another_size_are_resampled_as_published() -> Non
     with torch.no_grad():
         found = RelativePositionAttention(original, AttentionForm.FOLDED, 5)(x.flatten(1, 2))
         assert (found - original(x).flatten(1, 2)).abs().max() <= 1e-12 * found.abs().max()
-
-
-def test_queries_are_divided_into_equal_parts_only() -> None:
-    with pytest.raises(BadInputError, match="6 rows of queries"):
-        RelativePositionAttention(published(6), AttentionForm.PUBLISHED, 6, query_parts=4)
 
 
 @pytest.mark.parametrize("form", list(AttentionForm))
