@@ -1,7 +1,6 @@
 """A small SigLIP with massive activations, as large ones have them: one token, one channel, far beyond the rest."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
