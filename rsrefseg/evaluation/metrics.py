@@ -1,6 +1,6 @@
 """Referring-segmentation metrics under the two published protocols, in numpy alone."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -41,10 +41,6 @@ class Protocol(StrEnum):
     RSREFSEG = "rsrefseg"
     RMSIN = "rmsin"
 
-    def at_its_size(self, mask: BoolMask) -> BoolMask:
-        """A mask, (H, W) bool, at the size this protocol compares at."""
-        return resize_nearest(mask, RMSIN_SIZE, RMSIN_SIZE) if self is Protocol.RMSIN else mask
-
     def overlap(self, prediction: BoolMask, truth: BoolMask) -> Overlap:
         """Compare one prediction, (H, W) bool at the image's own size, with its truth, (H, W) bool.
 
@@ -55,7 +51,8 @@ class Protocol(StrEnum):
             raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} must be one (H, W)")
         if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
             raise ValueError(f"masks must be bool, not {prediction.dtype} and {truth.dtype}")
-        prediction, truth = self.at_its_size(prediction), self.at_its_size(truth)
+        if self is Protocol.RMSIN:
+            prediction, truth = (resize_nearest(mask, RMSIN_SIZE, RMSIN_SIZE) for mask in (prediction, truth))
         intersection = int(np.count_nonzero(prediction & truth))
         union = int(np.count_nonzero(prediction | truth))
         return Overlap(self.iou(intersection, union), intersection, union)
@@ -78,10 +75,6 @@ class ClassResult:
     gIoU: float  # noqa: N815 (the field's word)
     cIoU: float  # noqa: N815
     samples: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"gIoU": self.gIoU, "cIoU": self.cIoU, "samples": self.samples}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +105,7 @@ class MetricsResult:
             "gIoU": self.gIoU,
             "cIoU": self.cIoU,
             **{f"Pr@{threshold}": share for threshold, share in self.precision_at.items()},
-            "per_class": {name: result.as_dict() for name, result in self.per_class.items()},
+            "per_class": {name: asdict(result) for name, result in self.per_class.items()},
         }
 
 
@@ -185,12 +178,10 @@ class ReferringMetrics:
             gIoU=total.iou_sum / total.samples,
             cIoU=self.protocol.iou(total.intersection, total.union),
             precision_at={threshold: count / total.samples for threshold, count in total.passed.items()},
-            per_class={name: self._class_result(self._classes[name]) for name in sorted(self._classes)},
-        )
-
-    def _class_result(self, tally: _Tally) -> ClassResult:
-        return ClassResult(
-            gIoU=tally.iou_sum / tally.samples,
-            cIoU=self.protocol.iou(tally.intersection, tally.union),
-            samples=tally.samples,
+            per_class={
+                name: ClassResult(
+                    one.iou_sum / one.samples, self.protocol.iou(one.intersection, one.union), one.samples
+                )
+                for name, one in sorted(self._classes.items())
+            },
         )

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ModelConfig
-from .siglip import similarity_parameters
 
 
 class ConvNormAct(nn.Sequential):
@@ -22,8 +21,8 @@ class ConvNormAct(nn.Sequential):
 class AttnPrompter(nn.Module):
     """Equations 3 (attended features) and 4 (sparse and dense prompts) of the paper.
 
-    ``logit_scale`` and ``logit_bias`` are SigLIP's own. ``grid_encoding`` is SAM's positional encoding sampled on the
-    SigLIP grid, a constant that ``RSRefSeg`` takes from the prompt encoder.
+    ``logit_scale`` (a logarithm) and ``logit_bias`` are SigLIP's own. ``grid_encoding`` is SAM's positional encoding
+    sampled on the SigLIP grid, a constant that ``RSRefSeg`` takes from the prompt encoder.
     """
 
     grid_encoding: Tensor
@@ -33,7 +32,8 @@ class AttnPrompter(nn.Module):
         channels, prompt_channels = config.siglip.vision.hidden_size, config.sam.prompt_channels
         self.grid_size = config.siglip.grid_size
         self.mask_size = config.sam.mask_size
-        self.logit_scale, self.logit_bias = similarity_parameters()
+        # Initial values of SigLIP (Sigmoid Loss for Language Image Pre-Training, section 3.2): t' = log 10, b = -10.
+        self.logit_scale, self.logit_bias = (nn.Parameter(torch.tensor([value])) for value in (2.302585, -10.0))
         self.down_channel = ConvNormAct(3 * channels, prompt_channels, kernel_size=1)
         self.down_spatial = nn.Sequential(
             ConvNormAct(prompt_channels, prompt_channels, kernel_size=3, stride=2),
@@ -76,16 +76,7 @@ class AttnPrompter(nn.Module):
         return sparse_prompts, mask_prompt
 
     def _attended_grid(self, clip_features: Tensor, local_filter: Tensor, global_filter: Tensor) -> Tensor:
-        """Features under both filters and without any, in fewer channels.
-
-        Args:
-            clip_features: (1 or P, T, C).
-            local_filter: (P, T, 1).
-            global_filter: (P, T, 1).
-
-        Returns:
-            (P, D, G, G).
-        """
+        """Features (1 or P, T, C) under both filters (P, T, 1) and without any, in fewer channels: (P, D, G, G)."""
         filtered = [clip_features * local_filter, clip_features * global_filter]
         attended = torch.cat([*filtered, clip_features.expand_as(filtered[0])], dim=-1)
         grid: Tensor = self.down_channel(self._to_grid(attended))

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
@@ -114,11 +113,3 @@ def _tower_arguments(tower: TransformerConfig) -> dict[str, Any]:
         "num_attention_heads": tower.num_attention_heads,
         "attn_implementation": "sdpa",
     }
-
-
-def similarity_parameters() -> tuple[nn.Parameter, nn.Parameter]:
-    """SigLIP's ``logit_scale`` (its logarithm) and ``logit_bias``, at the published initial values.
-
-    Sigmoid Loss for Language Image Pre-Training, section 3.2: t' = log 10, b = -10.
-    """
-    return nn.Parameter(torch.tensor([2.302585])), nn.Parameter(torch.tensor([-10.0]))

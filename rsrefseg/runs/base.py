@@ -1,12 +1,11 @@
 """What training starts from: random weights, the shipped tiny base, a model file, or the files of SAM and SigLIP."""
 
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from rsrefseg.engines.errors import BadInputError, MissingPartError
 
@@ -14,6 +13,7 @@ from ..checkpoints.model_file import digest, is_random, load_model
 from ..checkpoints.public_files import PublicFiles, pin_public_files
 from ..model.config import ModelConfig, Preset
 from ..model.model import RSRefSeg, build_model
+from ..records import Record
 
 # From nothing, a published bias of -10 would have to climb for most of a short training before a sigmoid opens.
 _SCRATCH_LOGIT_BIAS = -4.0
@@ -30,8 +30,7 @@ class BaseKind(StrEnum):
     CONVERTED = "converted"
 
 
-@dataclass(frozen=True, slots=True)
-class BaseWeights:
+class BaseWeights(Record, frozen=True):
     """The weights before training, as a run records them: ``sha256`` pins the file that merging needs again.
 
     ``files`` are those of kind ``files``; ``random_weights`` marks weights that nobody ever trained, for measuring.
@@ -44,22 +43,8 @@ class BaseWeights:
     random_weights: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able form."""
-        record: dict[str, Any] = {"kind": self.kind.value, "path": self.path, "sha256": self.sha256}
-        files = {"files": self.files.to_dict()} if self.files is not None else {}
-        return record | files | ({"random_weights": True} if self.random_weights else {})
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "BaseWeights":
-        """Read what ``to_dict`` gave.
-
-        Raises:
-            BadInputError: a field is missing or of no known kind.
-        """
-        try:
-            return msgspec.convert(value, cls)
-        except msgspec.ValidationError as error:
-            raise BadInputError(f"the record of the base weights cannot be read: {error}") from error
+        """Plain JSON-able form, without ``files`` and ``random_weights`` where there are none."""
+        return {name: value for name, value in super().to_dict().items() if value or name in ("path", "sha256")}
 
     def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
         """The model before training, with ``config``'s own text padding and choice of prompts.
@@ -113,11 +98,6 @@ def from_public_files(sam: Path, siglip: Path) -> BaseWeights:
     return BaseWeights(BaseKind.FILES, files=pin_public_files(sam, siglip))
 
 
-def converted(path: Path) -> BaseWeights:
-    """A checkpoint imported by ``rsrefseg convert``, which cannot be trained further."""
-    return BaseWeights(BaseKind.CONVERTED, str(path.resolve()), digest(path))
-
-
 def shipped(preset: str) -> BaseWeights:
     """The base that comes with the package.
 
@@ -143,11 +123,7 @@ def from_file(path: Path) -> BaseWeights:
 
 
 def shipped_base() -> Path:
-    """File of the tiny base in the installed package.
-
-    Raises:
-        MissingPartError: the package was installed without it.
-    """
+    """File of the tiny base in the installed package."""
     return _asset("tiny.safetensors")
 
 

@@ -1,19 +1,23 @@
 """``rsrefseg convert``: an RSRefSeg checkpoint in the public layout becomes a run that can be exported."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Padding
 
 from ..checkpoints.key_matching import fill
+from ..checkpoints.model_file import digest
 from ..checkpoints.tensor_files import read_wrapped
 from ..checkpoints.tokenizer_file import tokenizer_bytes
 from ..checkpoints.upstream_layout import guess_config, match_published, plain_checkpoint
 from ..model.config import ModelConfig
 from ..model.model import build_model
-from .base import converted
+from .base import BaseKind, BaseWeights
 from .imported_run import check_new, reference_inputs, write_imported_run
 
 # Public models run the Hugging Face port of SAM, whose mask decoder has this where segment-anything has 1e-5.
@@ -21,8 +25,7 @@ _PORT_NORM_EPSILON = 1e-6
 _SIGLIP = "google/siglip-so400m-patch14-384"
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertRequest:
+class ConvertRequest(Struct, frozen=True):
     """The options of ``rsrefseg convert``.
 
     Attributes:
@@ -97,7 +100,7 @@ def convert_checkpoint(request: ConvertRequest) -> ConvertReport:
     model = build_model(config)
     fill(model, matches)
     model.refresh_position_encodings()
-    base = converted(request.file)
+    base = BaseWeights(BaseKind.CONVERTED, str(request.file.resolve()), digest(request.file))
     header = {
         "merge": {"adapters": checkpoint.adapters},
         "source": {"base": base.to_dict(), "dropped": matches.dropped},

@@ -4,10 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rsrefseg.engines.errors import BadInputError
-from rsrefseg.engines.images.images import stretch
 from rsrefseg.engines.system.files import atomic_directory, atomic_write_bytes
 
 from ..checkpoints.model_file import save_model
@@ -53,7 +50,10 @@ def reference_inputs(data: Path | None, image_size: int) -> tuple[ReferenceInput
         BadInputError: the data set cannot be read or is empty.
     """
     if data is None:
-        return tuple(_scene_input(scene, image_size) for scene in made_scenes())
+        scenes = made_scenes()
+        return tuple(
+            ReferenceInput.of(one.image, (item.phrase for item in one.referrals), image_size) for one in scenes
+        )
     dataset = open_dataset(data)
     split = next((split for split in _SPLITS if split in dataset.splits), None)
     if split is None:
@@ -72,7 +72,7 @@ def write_imported_run(
     """Write the folder, whole or not at all.
 
     Args:
-        out: new or empty.
+        out: new or empty (``check_new``).
         model: goes to ``merged.safetensors``.
         base: where its weights come from.
         tokenizer: content of ``tokenizer.json``; must read the phrases of ``inputs``.
@@ -83,7 +83,6 @@ def write_imported_run(
         BadInputError: the tokenizer cannot read a phrase.
         RSRefSegError: the folder cannot be written.
     """
-    check_new(out)
     with atomic_directory(out) as folder:
         run = Run(folder)
         atomic_write_bytes(run.tokenizer_path, tokenizer)
@@ -121,17 +120,8 @@ def make_random_run(out: Path, config: ModelConfig, seed: int = 0, tokenizer: Pa
     """
     check_new(out)
     base = random_weights()
-    if tokenizer is not None:
-        content = tokenizer_bytes(tokenizer, config)
-    else:
-        phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
-        content = word_tokenizer(phrases, config)
     inputs = reference_inputs(None, config.sam.image_size)
+    phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
+    content = tokenizer_bytes(tokenizer, config) if tokenizer else word_tokenizer(phrases, config)
     header = {"random_weights": True, "merge": {"adapters": 0}, "source": {"base": base.to_dict(), "seed": seed}}
     return write_imported_run(out, base.build(config, seed), base, content, inputs, header)
-
-
-def _scene_input(scene: Scene, image_size: int) -> ReferenceInput:
-    image = scene.image
-    phrases = tuple(dict.fromkeys(referral.phrase for referral in scene.referrals))
-    return ReferenceInput(torch.from_numpy(stretch(image, image_size)), (image.shape[0], image.shape[1]), phrases)

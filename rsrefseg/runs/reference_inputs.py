@@ -1,9 +1,12 @@
 """A few real inputs that travel with a run, so that merging and exporting can prove themselves without the data set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,18 +28,20 @@ class ReferenceInput:
     original_size: tuple[int, int]
     phrases: tuple[str, ...]
 
+    @classmethod
+    def of(cls, image: npt.NDArray[np.uint8], phrases: Iterable[str], image_size: int) -> Self:
+        """Stretch an image, (H, W, 3), to ``image_size``; of equal phrases one stays."""
+        stretched = torch.from_numpy(stretch(image, image_size))
+        return cls(stretched, (image.shape[0], image.shape[1]), tuple(dict.fromkeys(phrases))[:PHRASES_PER_IMAGE])
+
 
 def pick_reference_inputs(samples: Sequence[Sample], image_size: int) -> tuple[ReferenceInput, ...]:
     """The images with the most phrases, first come first taken, with their distinct phrases."""
     groups = sorted(group_by_image(samples), key=len, reverse=True)[:IMAGES]
-    picked = []
-    for group in groups:
-        image = read_image(group[0].image_path)
-        phrases = tuple(dict.fromkeys(sample.phrase for sample in group))[:PHRASES_PER_IMAGE]
-        picked.append(
-            ReferenceInput(torch.from_numpy(stretch(image, image_size)), (image.shape[0], image.shape[1]), phrases)
-        )
-    return tuple(picked)
+    return tuple(
+        ReferenceInput.of(read_image(group[0].image_path), (sample.phrase for sample in group), image_size)
+        for group in groups
+    )
 
 
 def save_reference_inputs(path: Path, inputs: Sequence[ReferenceInput]) -> None:

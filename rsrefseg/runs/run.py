@@ -1,22 +1,31 @@
 """The folder of one training run: what is in it, and how a run is found again."""
 
 import contextlib
-import json
 import platform
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 from filelock import FileLock, Timeout
 
 from rsrefseg.engines.errors import BadInputError, MissingPartError
 from rsrefseg.engines.system.files import atomic_write_json, sha256_file
 
 RUN_SCHEMA_VERSION = 1
-_RECORD_PARTS = ("model", "train", "base", "data")
 _SHOWN_DIGITS = 12
+
+
+class _Record(msgspec.Struct):
+    """What every run's record has."""
+
+    schema_version: Literal[1]
+    model: dict[str, Any]
+    train: dict[str, Any]
+    base: dict[str, Any]
+    data: dict[str, Any]
 
 
 class Run:
@@ -64,7 +73,7 @@ class Run:
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write ``run.json``."""
-        atomic_write_json(self.record_path, {"schema_version": RUN_SCHEMA_VERSION, **record})
+        atomic_write_json(self.record_path, {"schema_version": 1, **record})
 
     def read_record(self) -> dict[str, Any]:
         """Read ``run.json``.
@@ -75,15 +84,12 @@ class Run:
         if not self.record_path.is_file():
             raise BadInputError(f"'{self.path}' is not a run: it has no run.json; make one with `rsrefseg train`")
         try:
-            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+            record: dict[str, Any] = msgspec.json.decode(self.record_path.read_bytes())
+            msgspec.convert(record, _Record)
         except (OSError, ValueError) as error:
-            raise BadInputError(f"'{self.record_path}' cannot be read: {error}") from error
-        if not isinstance(record, dict) or record.get("schema_version") != RUN_SCHEMA_VERSION:
-            raise BadInputError(f"'{self.record_path}' is of another release: train again with this one")
-        if missing := [name for name in _RECORD_PARTS if not isinstance(record.get(name), dict)]:
             raise BadInputError(
-                f"'{self.record_path}' is damaged, it lacks '{missing[0]}': train again in another --out"
-            )
+                f"'{self.record_path}' is damaged or of another release ({error}): train again in another --out"
+            ) from error
         return record
 
 

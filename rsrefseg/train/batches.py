@@ -2,8 +2,8 @@
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,8 +22,7 @@ from .data import TrainingData
 Draw = tuple[int, int]  # (image, epoch)
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+class Example(NamedTuple):
     """One image with some of its phrases: image (3, S, S) uint8, truth (K, S, S) uint8 in {0, 1}."""
 
     image: Tensor
@@ -31,8 +30,7 @@ class Example:
     truth: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """N images and P phrases.
 
     image (N, 3, S, S) uint8; input_ids (P, L) int64; token_mask (P, L) bool; image_index (P,) int64;
@@ -47,14 +45,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
-
-    def pin_memory(self) -> "Batch":
-        """The same batch in pinned memory; ``DataLoader`` calls this."""
-        return Batch(*(tensor.pin_memory() for tensor in self._tensors()))
-
-    def _tensors(self) -> list[Tensor]:
-        return [getattr(self, field.name) for field in fields(self)]
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class TrainingBatches(TorchDataset[Batch | RSRefSegError]):

@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
-import msgspec
-from msgspec import Meta, Struct
-
-from rsrefseg.engines.errors import BadInputError
+from msgspec import Meta
 
 from ..model.config import LoraSettings
+from ..records import Record
 
 _FINITE = sys.float_info.max
 _AtLeast0 = Annotated[float, Meta(ge=0, le=_FINITE)]
@@ -28,7 +26,7 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
-class LossWeights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LossWeights(Record, frozen=True, kw_only=True):
     """Weights of the loss terms. The paper uses ``bce`` alone; the others help to train from random weights."""
 
     bce: _AtLeast0 = 5.0
@@ -36,7 +34,7 @@ class LossWeights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     coarse: _AtLeast0 = 0.0
 
 
-class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrainConfig(Record, frozen=True, kw_only=True):
     """All that decides the trained weights, besides data and base. ``lora=None`` trains all weights.
 
     ``batch_size`` is the number of images that one process encodes at once; each image comes with up to
@@ -62,23 +60,6 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     workers: Annotated[int, Meta(ge=0)] = 0
     validate_every_epochs: _AtLeast1 = 1
     checkpoint_every_steps: _AtLeast1 = 200
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able form; ``from_dict`` reads it back."""
-        document: dict[str, Any] = msgspec.to_builtins(self)
-        return document
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "TrainConfig":
-        """Read what ``to_dict`` gave.
-
-        Raises:
-            BadInputError: a field is unknown, of another type or out of range.
-        """
-        try:
-            return msgspec.convert(value, cls)
-        except msgspec.ValidationError as error:
-            raise BadInputError(f"the training settings cannot be read: {error}") from error
 
 
 # Defaults for training from random weights, as the shipped tiny base was: all loss terms and a larger step.

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rsrefseg.engines.errors import BadInputError, MissingPartError
+from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Tokenizer
 
 from ..data.formats import open_dataset
@@ -31,8 +31,7 @@ def read_samples(settings: DataSettings) -> tuple[tuple[Sample, ...], tuple[Samp
     Raises:
         BadInputError: the data set cannot be used as it is.
     """
-    if settings.path is None:
-        raise MissingPartError("training needs a data set (--data)")
+    assert settings.path is not None
     splits = [settings.train_split, *([settings.validation_split] if settings.validation_split else [])]
     samples = verify_samples(open_dataset(settings.path, settings.images), splits, settings.resize_masks)
     return samples[0], samples[1] if len(samples) > 1 else ()

@@ -1,6 +1,7 @@
 """The run's JSON-lines log: appended while training, cut back to the checkpoint when a run resumes."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,14 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole entries of a log."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    return [entry for line in lines if (entry := _parse(line)) is not None]
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError):  # the last line of a killed process may be cut off
+            entries.append(json.loads(line))
+    return entries
 
 
 def _is_before(entry: dict[str, Any], position: Position) -> bool:
     """Whether an entry is of the past; an epoch's validation comes after its last step and bears the same number."""
-    step, epoch = entry.get("step"), entry.get("epoch")
-    if not isinstance(step, int) or not isinstance(epoch, int):
-        return False
-    return step <= position.step and ("validation" not in entry or epoch < position.epoch)
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) else None
+    done: bool = entry["step"] <= position.step and ("validation" not in entry or entry["epoch"] < position.epoch)
+    return done

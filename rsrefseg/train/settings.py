@@ -2,13 +2,15 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import reduce
 from importlib import resources
+from operator import getitem
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Padding
@@ -143,33 +145,29 @@ def resolve_settings(file: str | None, options: Mapping[str, Any]) -> Settings:
 
 def _convert(given: Tables, source: str | None) -> Settings:
     """Validate tables; ``source`` is the file they come from, for messages."""
-    values = {table: _convert_table(table, given.get(table, {}), source) for table in ("model", "data", "weights")}
-    defaults = dict(FROM_SCRATCH) if values["weights"].from_scratch else {}
-    parts = {name: _convert_table(name, given[name], source) for name in ("lora", "loss") if name in given}
-    training = _convert_table("training", defaults | given.get("training", {}) | parts, source)
-    return Settings(**values, training=training, given=given)
-
-
-def _convert_table(table: str, values: Mapping[str, Any], source: str | None) -> Any:
-    struct = _TABLES[table]
+    document: dict[str, Any] = {table: given.get(table, {}) for table in ("model", "data", "weights")}
+    defaults = FROM_SCRATCH if document["weights"].get("from_scratch") is True else {}
+    parts = {name: given[name] for name in ("lora", "loss") if name in given}
+    document["training"] = {**defaults, **given.get("training", {}), **parts}
     try:
-        return msgspec.convert(values, struct, dec_hook=lambda kind, value: kind(value))
+        return msgspec.convert(document | {"given": given}, Settings, dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$.")
-        name = place.rstrip("`").partition(".")[0]
-        if not name:
-            reason += f"; known: {', '.join(struct.__struct_fields__)}"
-        elif choices := {"precision": Precision, "preset": Preset, "text_padding": get_args(Padding)}.get(name):
-            reason = f"{name} is {values[name]!r}: choose one of {', '.join(choices)}"
+        path = place.rstrip("`").split(".")
+        if path[-1] in _TABLES:
+            table = path[-1]
+            reason += f"; known: {', '.join(_TABLES[table].__struct_fields__)}"
         else:
-            reason = f"{name} is {values[name]!r}: {reason}"
+            table, name = path[-2:]
+            value = reduce(getitem, path, document)
+            choices = {"precision": Precision, "preset": Preset, "text_padding": get_args(Padding)}.get(name)
+            reason = f"{name} is {value!r}: " + (f"choose one of {', '.join(choices)}" if choices else reason)
         raise BadInputError(reason if source is None else f"'{source}': [{table}] {reason}") from error
 
 
 def _read_toml(name: str) -> Tables:
-    path = (
-        Path(str(resources.files("rsrefseg"))) / "train" / "recipes" / f"{name}.toml" if name in RECIPES else Path(name)
-    )
+    recipes = Path(str(resources.files("rsrefseg"))) / "train" / "recipes"
+    path = recipes / f"{name}.toml" if name in RECIPES else Path(name)
     if not path.is_file():
         raise BadInputError(f"settings '{name}' do not exist: give a TOML file, or one of {', '.join(RECIPES)}")
     try:

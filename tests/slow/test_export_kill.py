@@ -4,23 +4,14 @@
 """
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from msgspec.structs import replace
 
 from rsrefseg.engines.bundle.bundle import Bundle
+from tests.support.export_jobs import export_job
 from tests.support.exported import Exported
-from tests.support.killing import KillServer, Moment
-
-JOB = "tests.support.export_jobs:export_job"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[KillServer]:
-    with KillServer(preload=["tests.support.export_jobs", "rsrefseg.export.export"]) as server:
-        yield server
+from tests.support.killing import Moment, run_job
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -28,7 +19,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_while_writing_or_moving_the_old_bundle_or_the_new_one_is_whole(
-    server: KillServer, exported: Exported, tmp_path: Path
+    exported: Exported, tmp_path: Path
 ) -> None:
     """Graphs are copies of graphs exported before; all files and moves are real."""
     old, new = Path(shutil.copytree(exported.bundle, tmp_path / "old")), contents(exported.bundle)
@@ -37,30 +28,30 @@ def test_killed_while_writing_or_moving_the_old_bundle_or_the_new_one_is_whole(
     out = place / "bundle"
     job = {"run": str(exported.run), "out": str(out), "graphs": str(exported.bundle)}
     shutil.copytree(old, out)
-    changes = server.run(JOB, job, watched=place).changes
+    changes = run_job(export_job, job, place)
     assert changes is not None
     seen = set()
     for moment in (Moment(changes // 3, torn_after=700), *(Moment(changes - back) for back in range(4, 18, 2))):
         shutil.rmtree(place)
         shutil.copytree(old, out)
-        assert server.run(JOB, job, watched=place, moment=moment).killed
+        assert run_job(export_job, job, place, moment) is None
         opened = Bundle.open(out)
         seen.add(opened.manifest.preset)
         assert contents(out) == (contents(old) if opened.manifest.preset == "old" else new), moment
-        server.run(JOB, job, watched=place)
+        run_job(export_job, job, place)
         assert contents(out) == new, moment
         assert [path.name for path in place.iterdir()] == ["bundle"], f"leftovers after {moment}"
     assert seen == {"old", "small"}, "the moments miss a state"
 
 
-def test_the_real_exporter_killed_leaves_nothing_behind(server: KillServer, exported: Exported, tmp_path: Path) -> None:
+def test_the_real_exporter_killed_leaves_nothing_behind(exported: Exported, tmp_path: Path) -> None:
     """Another process than the one that made the fixture: whole, it writes the very same bytes."""
     place = tmp_path / "place"
     place.mkdir()
     out, new = place / "bundle", contents(exported.bundle)
     real = {"run": str(exported.run), "out": str(out)}
-    assert server.run(JOB, real, watched=place, moment=Moment(5)).killed
+    assert run_job(export_job, real, place, Moment(5)) is None
     assert not out.exists()
-    server.run(JOB, real, watched=place)
+    run_job(export_job, real, place)
     assert contents(out) == new
     assert [path.name for path in place.iterdir()] == ["bundle"]

@@ -1,6 +1,5 @@
 """Training or merging that fails or is killed at any write leaves whole files, and the next run ends the same."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,10 @@ from rsrefseg.runs.merge import merge
 from rsrefseg.runs.reference_inputs import load_reference_inputs
 from rsrefseg.runs.run import Run
 from rsrefseg.train.metrics_log import read_metrics
-from tests.support.killing import Changes, InjectedError, KillServer, Moment
-from tests.support.small import train_small
+from tests.support.killing import Changes, InjectedError, Moment, run_job
+from tests.support.small import merge_job, train_job, train_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-TRAIN_JOB, MERGE_JOB = "tests.support.small:train_job", "tests.support.small:merge_job"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[KillServer]:
-    with KillServer(preload=["tests.support.small", "rsrefseg.runs.merge", "pycocotools.mask"]) as server:
-        yield server
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -82,28 +73,26 @@ def test_an_error_at_any_write_of_merging(boxes: Path, small_base: Path, tmp_pat
         assert contents(run.path) == expected, changes.names[number - 1]
 
 
-def test_killed_training_and_merging_end_the_same(
-    server: KillServer, boxes: Path, small_base: Path, tmp_path: Path
-) -> None:
+def test_killed_training_and_merging_end_the_same(boxes: Path, small_base: Path, tmp_path: Path) -> None:
     order = {"data": str(boxes), "base": str(small_base)}
     whole = tmp_path / "whole"
-    changes = server.run(TRAIN_JOB, order | {"out": str(whole)}, watched=whole).changes
+    changes = run_job(train_job, order | {"out": str(whole)}, whole)
     assert changes is not None
     for share, torn_after in ((0.1, None), (0.4, 700), (0.7, None), (0.95, 100_000)):
         out = tmp_path / f"run{share}"
         moment = Moment(round(share * changes), torn_after)
-        assert server.run(TRAIN_JOB, order | {"out": str(out)}, watched=out, moment=moment).killed
+        assert run_job(train_job, order | {"out": str(out)}, out, moment) is None
         assert_all_files_are_whole(Run(out))
-        server.run(TRAIN_JOB, order | {"out": str(out)}, watched=out)
+        run_job(train_job, order | {"out": str(out)}, out)
         assert contents(out) == contents(whole), moment
     run = Run(whole)
-    changes = server.run(MERGE_JOB, {"run": str(whole)}, watched=whole).changes
+    changes = run_job(merge_job, {"run": str(whole)}, whole)
     assert changes is not None
     expected = contents(whole)
     for moment in (Moment(changes), Moment(1, torn_after=40)):
         run.merged_path.unlink()
-        assert server.run(MERGE_JOB, {"run": str(whole)}, watched=whole, moment=moment).killed
+        assert run_job(merge_job, {"run": str(whole)}, whole, moment) is None
         if run.merged_path.exists():
             load_model(run.merged_path)
-        server.run(MERGE_JOB, {"run": str(whole)}, watched=whole)
+        run_job(merge_job, {"run": str(whole)}, whole)
         assert contents(whole) == expected

@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from rsrefseg.engines.bundle.contracts import Stage, StageContract
+from rsrefseg.export import export
 
 
 class Shortcut:
@@ -23,11 +25,7 @@ class Shortcut:
 
 def export_job(run: str, out: str, graphs: str | None = None) -> None:
     """Export a run in a process of its own; with ``graphs`` by ``Shortcut`` from there."""
-    import torch
-
-    from rsrefseg.export import export as bundle
-
     torch.set_num_threads(1)
     if graphs is not None:
-        bundle.export_graph = Shortcut(Path(graphs))
-    bundle.export_run(Path(run), Path(out))
+        export.export_graph = Shortcut(Path(graphs))
+    export.export_run(Path(run), Path(out))

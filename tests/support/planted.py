@@ -1,10 +1,10 @@
 """A small SigLIP with massive activations, as large ones have them: one token, one channel, far beyond the rest."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from rsrefseg.engines.bundle.contracts import Stage

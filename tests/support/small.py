@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rsrefseg.data.rrsisd_writer import Referral, write_rrsisd
 from rsrefseg.model.config import LoraSettings, ModelConfig, SamConfig, SiglipConfig, TransformerConfig
 from rsrefseg.runs.base import BaseWeights, from_file
+from rsrefseg.runs.merge import merge
 from rsrefseg.runs.run import Run
 from rsrefseg.train.config import LossWeights, Precision, TrainConfig
 from rsrefseg.train.settings import DataSettings
@@ -100,8 +102,6 @@ def train_small(
 
 def train_job(data: str, out: str, base: str, stop_at: int = 0) -> None:
     """Start or continue a small run; ``stop_at`` kills the process after that step."""
-    import torch
-
     torch.set_num_threads(1)
 
     def on_step(report: StepReport) -> None:
@@ -113,8 +113,7 @@ def train_job(data: str, out: str, base: str, stop_at: int = 0) -> None:
 
 def merge_job(run: str) -> None:
     """Merge a run."""
-    from rsrefseg.runs.merge import merge
-
+    torch.set_num_threads(1)
     merge(Run(Path(run)))
 
 

@@ -1,11 +1,11 @@
 """Weights as users bring them, made small: SAM in both layouts, SigLIP, and the public RSRefSeg put together anew."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer

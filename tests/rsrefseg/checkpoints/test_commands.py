@@ -1,11 +1,11 @@
 """The commands that bring weights in: train --sam --siglip, convert, export --random-weights."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from rsrefseg.checkpoints.model_file import is_random, load_model

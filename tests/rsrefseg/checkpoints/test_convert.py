@@ -1,12 +1,12 @@
 """A public RSRefSeg, built in the tests from transformers and peft, becomes a run that answers alike."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import save_file
 
 from rsrefseg.checkpoints.model_file import is_random, load_model, load_tensors

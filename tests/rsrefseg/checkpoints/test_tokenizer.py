@@ -4,11 +4,11 @@ import io
 import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tokenizers import Tokenizer as FastTokenizer
 from transformers.convert_slow_tokenizer import import_protobuf
 

@@ -1,9 +1,9 @@
 """The presets have the published sizes; a configuration that cannot work is refused at once."""
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError
@@ -46,14 +46,14 @@ SAM = small_config().sam
     ("make", "fact"),
     [
         (lambda: model_config("huge"), "tiny, b, l"),
-        (lambda: dataclasses.replace(TOWER, num_attention_heads=5), "attention heads"),
-        (lambda: dataclasses.replace(TOWER, num_attention_heads=0), "num_attention_heads"),
-        (lambda: SiglipConfig(64, 8, TOWER, dataclasses.replace(TOWER, hidden_size=12), 32), "one hidden_size"),
+        (lambda: replace(TOWER, num_attention_heads=5), "attention heads"),
+        (lambda: TransformerConfig.from_dict(TOWER.to_dict() | {"num_attention_heads": 0}), "num_attention_heads"),
+        (lambda: SiglipConfig(64, 8, TOWER, replace(TOWER, hidden_size=12), 32), "one hidden_size"),
         (lambda: SiglipConfig(64, 65, TOWER, TOWER, 32), "patch_size"),
         (lambda: SiglipConfig(64, 8, TOWER, TOWER, 32, pad_token_id=32), "pad_token_id"),
-        (lambda: dataclasses.replace(SAM, image_size=65), "multiple"),
-        (lambda: dataclasses.replace(SAM, prompt_channels=36), "prompt_channels"),
-        (lambda: dataclasses.replace(SAM, global_attn_indexes=(2,)), "global_attn_indexes"),
+        (lambda: replace(SAM, image_size=65), "multiple"),
+        (lambda: replace(SAM, prompt_channels=36), "prompt_channels"),
+        (lambda: replace(SAM, global_attn_indexes=(2,)), "global_attn_indexes"),
         (lambda: small_config(text_padding="none"), "fixed, longest"),
         (lambda: ModelConfig.from_dict({"preset": "b"}), "siglip"),
         (lambda: ModelConfig.from_dict(small_config().to_dict() | {"colour": "red"}), "colour"),

@@ -1,11 +1,12 @@
 """The forward pass is the published one: every stage against a plain re-computation or the original library."""
 
-import dataclasses
 import math
 from functools import partial
 
+import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
 
 from rsrefseg.engines.text import Padding
-from rsrefseg.model.config import ModelConfig, SamConfig, SiglipConfig, TransformerConfig, model_config
+from rsrefseg.model.config import ModelConfig, SamConfig, SiglipConfig, TransformerConfig
 from rsrefseg.model.model import ImageFeatures, RSRefSeg, build_model
 from rsrefseg.model.sam import ChannelLayerNorm
 from rsrefseg.model.siglip import SiglipText
@@ -71,7 +72,7 @@ def phrases(config: ModelConfig, words: tuple[int, ...] = WORDS_PER_PHRASE, seed
 
 
 def siglip_arguments(tower: TransformerConfig) -> dict[str, object]:
-    return dataclasses.asdict(tower) | {"attn_implementation": "eager"}
+    return msgspec.structs.asdict(tower) | {"attn_implementation": "eager"}
 
 
 def original_text_tower(config: SiglipConfig, text: SiglipText) -> SiglipTextModel:
@@ -100,7 +101,7 @@ def test_siglip_vision_is_the_library_tower_after_its_last_norm(model: RSRefSeg)
         )
     ).eval()
     getattr(tower, "vision_model", tower).load_state_dict(model.siglip_vision.state_dict())
-    larger = dataclasses.replace(model.config, sam=dataclasses.replace(model.config.sam, image_size=80))
+    larger = replace(model.config, sam=replace(model.config.sam, image_size=80))
     image = pictures(larger, count=2)  # 80 px, so that SigLIP's 64 px are a true resize
     pixels = F.interpolate(image / 255, size=(64, 64), mode="bilinear", align_corners=False, antialias=False)
     expected = tower(pixel_values=(pixels - 0.5) / 0.5).last_hidden_state
@@ -122,11 +123,12 @@ def test_longest_padding_reads_a_phrase_as_if_it_stood_alone() -> None:
     model = wakened(build_model(small_config(text_padding="longest"), seed=3))
     image = pictures(model.config)
     tower = original_text_tower(model.config.siglip, model.siglip_text)
-    ids, mask = phrases(model.config)
+    word_counts = (*WORDS_PER_PHRASE, model.config.siglip.text_length - 1)  # the last fills all places
+    ids, mask = phrases(model.config, word_counts)
     words, sentence = model.siglip_text(ids, mask)
     clip_features = model.siglip_vision(image)
     sparse, dense = model.attn_prompter(clip_features, words, sentence, mask)
-    for row, count in enumerate(WORDS_PER_PHRASE):
+    for row, count in enumerate(word_counts):
         length = count + 1  # with the end token
         alone = tower(input_ids=ids[row : row + 1, :length])
         torch.testing.assert_close(words[row, :length], alone.last_hidden_state[0], **CLOSE)
@@ -135,16 +137,6 @@ def test_longest_padding_reads_a_phrase_as_if_it_stood_alone() -> None:
         prompts = model.attn_prompter(clip_features, alone.last_hidden_state, alone.pooler_output, everywhere)
         torch.testing.assert_close(sparse[row], prompts[0][0], **CLOSE)
         torch.testing.assert_close(dense[row], prompts[1][0], **CLOSE)
-
-
-@torch.no_grad()
-def test_longest_padding_pools_the_last_place_of_a_full_phrase() -> None:
-    model = wakened(build_model(small_config(text_padding="longest"), seed=3))
-    length = model.config.siglip.text_length
-    ids, mask = phrases(model.config, words=(length - 1,))
-    assert mask.all()
-    alone = original_text_tower(model.config.siglip, model.siglip_text)(input_ids=ids)
-    torch.testing.assert_close(model.siglip_text(ids, mask)[1], alone.pooler_output, **CLOSE)
 
 
 @torch.no_grad()
@@ -259,16 +251,6 @@ def test_sam_decoder_gives_the_originals_first_mask(dense_prompt: bool) -> None:
 
 
 @torch.no_grad()
-def test_the_dense_prompt_is_optional() -> None:
-    """With it the decoder heeds the coarse logit map, without it not at all."""
-    for dense_prompt in (True, False):
-        model = wakened(build_model(small_config(dense_prompt=dense_prompt), seed=3))
-        stages = run_stages(model, pictures(model.config), *phrases(model.config))
-        other = model.sam_decoder(stages["image_embedding"], stages["sparse_prompts"], -stages["mask_prompt"])
-        assert torch.allclose(stages["mask_logits"], other, **CLOSE) is not dense_prompt
-
-
-@torch.no_grad()
 def test_channel_layer_norm_is_sams_layer_norm() -> None:
     generator = torch.Generator().manual_seed(0)
     original = LayerNorm2d(16)
@@ -278,10 +260,8 @@ def test_channel_layer_norm_is_sams_layer_norm() -> None:
     ours = ChannelLayerNorm(original)
     torch.testing.assert_close(ours(x), original(x), **CLOSE)
     assert ours.state_dict().keys() == original.state_dict().keys()
-
-
-def test_no_layer_norm_of_the_overflowing_kind_is_left(model: RSRefSeg) -> None:
-    assert not [name for name, module in model.named_modules() if isinstance(module, LayerNorm2d)]
+    # Sums of squares overflow in half precision: none of the kind is left.
+    assert not any(isinstance(module, LayerNorm2d) for module in build_model(small_config()).modules())
 
 
 @torch.no_grad()
@@ -322,14 +302,6 @@ def test_stages_composed_by_their_contracts_are_the_model(model: RSRefSeg) -> No
     for contract in model_contracts(model).values():
         for spec in contract.outputs:
             spec.check(outputs[spec.name].numpy())
-
-
-@torch.no_grad()
-def test_the_tiny_preset_runs() -> None:
-    model = build_model(model_config("tiny"))
-    outputs = run_stages(model, pictures(model.config), *phrases(model.config))
-    assert outputs["mask_logits"].shape == (3, 1, 64, 64)
-    assert outputs["sparse_prompts"].shape == (3, 16, 128)
 
 
 def test_a_seed_gives_the_same_weights_and_leaves_the_global_generator_alone() -> None:

@@ -4,11 +4,11 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from peft import LoraModel
 
 from rsrefseg.checkpoints.model_file import load_model, load_tensors, save_tensors
@@ -16,8 +16,8 @@ from rsrefseg.engines.errors import BadInputError, CheckFailedError
 from rsrefseg.engines.text import Tokenizer
 from rsrefseg.model.config import LoraSettings
 from rsrefseg.model.lora import add_lora, fold_lora
-from rsrefseg.model.model import RSRefSeg, build_model
-from rsrefseg.model.stages import model_contracts, run_stages
+from rsrefseg.model.model import RSRefSeg
+from rsrefseg.model.stages import run_stages
 from rsrefseg.runs import merge as merge_module
 from rsrefseg.runs.base import BaseWeights, from_file, from_scratch
 from rsrefseg.runs.merge import TOLERANCE, compare_outputs, merge
@@ -71,11 +71,6 @@ def test_merging_proves_itself_and_says_by_how_much(run: Run) -> None:
     result = merge(run)
     assert result.adapters == ADAPTERS
     assert [difference.name for difference in result.differences] == OUTPUTS
-    assert [
-        name
-        for contract in model_contracts(build_model(small_config())).values()
-        for name in (spec.name for spec in contract.outputs)
-    ] == OUTPUTS
     # A float32 sum in another order: a few roundings of 6e-8 through two blocks.
     assert all(difference.relative < 1e-5 for difference in result.differences)
     assert any(difference.max_abs > 0 for difference in result.differences)
@@ -85,20 +80,6 @@ def test_merging_proves_itself_and_says_by_how_much(run: Run) -> None:
     assert header["source"]["base"] == run.read_record()["base"]
     assert json.dumps(result.as_dict())
     assert merge(run) == result
-
-
-def test_the_adapters_of_the_proof_weigh_something(run: Run, small_base: Path) -> None:
-    """Without this, adapters that fold to nothing would prove nothing."""
-    merge(run)
-    merged, base = load_model(run.merged_path).state_dict(), load_model(small_base).state_dict()
-    linear = "siglip_vision.encoder.layers.0.self_attn.q_proj.weight"
-    narrow, wide = (f"sam_encoder.image_encoder.neck.{index}.weight" for index in (0, 2))
-    for name in (linear, "siglip_text.head.weight", narrow, wide):
-        change = (merged[name] - base[name]).norm() / base[name].norm()
-        assert change > 0.05, name
-    assert merged[wide].shape[-2:] == (3, 3)
-    untouched = "siglip_vision.encoder.layers.0.mlp.fc1.weight"
-    assert torch.equal(merged[untouched], base[untouched])
 
 
 def test_the_merged_file_is_a_plain_model(run: Run, small_base: Path) -> None:

@@ -14,7 +14,7 @@ from rsrefseg.checkpoints.model_file import load_tensors
 from rsrefseg.evaluation.metrics import MetricsResult, Protocol
 from rsrefseg.model.config import LoraSettings
 from rsrefseg.runs.base import BaseWeights, from_file, from_scratch
-from rsrefseg.runs.run import Run, latest_run
+from rsrefseg.runs.run import Run
 from rsrefseg.train import trainer as trainer_module
 from rsrefseg.train.config import Precision, TrainConfig
 from rsrefseg.train.metrics_log import read_metrics
@@ -34,35 +34,31 @@ def base(small_base: Path) -> BaseWeights:
 
 # --- exact resuming -------------------------------------------------------------------------------------------------
 
-ACCUMULATED = {
-    "gradient_accumulation": 2,
-    "checkpoint_every_steps": 1,
-    "max_grad_norm": 0.5,
-}  # five batches, two a step
+# Five batches, two a step.
+ACCUMULATED = {"gradient_accumulation": 2, "checkpoint_every_steps": 1, "max_grad_norm": 0.5}
+OTHER_SETTINGS: dict[str, Any] = {"epochs": 9, "seed": 4, "learning_rate": 1.0, "lora": None}
 
 
 @pytest.mark.parametrize(
     ("options", "interruptions"),
     [
-        pytest.param({}, [interrupt_at(1)], id="before the first checkpoint"),
-        pytest.param({}, [interrupt_at(3)], id="in the middle of an epoch"),
-        pytest.param({}, [interrupt_at(5)], id="at the last step of an epoch"),
-        pytest.param({}, [interrupt_at_validation(0)], id="between validation and its checkpoint"),
-        pytest.param({}, [interrupt_at(3), interrupt_at(8), interrupt_at_validation(1)], id="three times"),
-        pytest.param(ACCUMULATED, [interrupt_at(2), interrupt_at(3)], id="with gradient accumulation"),
-        pytest.param(
-            {"checkpoint_every_steps": 1}, [interrupt_at_validation(0)], id="two checkpoints at an epoch's end"
-        ),
+        ({}, [interrupt_at(1)]),  # before the first checkpoint
+        ({}, [interrupt_at(5)]),  # at the last step of an epoch
+        ({}, [interrupt_at_validation(0)]),  # between validation and its checkpoint
+        ({}, [interrupt_at(3), interrupt_at(8), interrupt_at_validation(1)]),
+        (ACCUMULATED, [interrupt_at(2), interrupt_at(3)]),
+        ({"checkpoint_every_steps": 1}, [interrupt_at_validation(0)]),  # two checkpoints at an epoch's end
     ],
 )
 def test_an_interrupted_run_ends_with_the_same_bytes(
     boxes: Path, base: BaseWeights, tmp_path: Path, options: dict[str, Any], interruptions: list[Watcher]
 ) -> None:
+    """It keeps the settings of its record. To resume a folder that does not exist starts a run."""
     train_small(boxes, tmp_path / "whole", base, **options)
-    for number, watcher in enumerate(interruptions):
+    for watcher in interruptions:
         with pytest.raises(StoppedError):
-            train_small(boxes, tmp_path / "run", base, resume=number > 0, watcher=watcher, **options)
-    train_small(boxes, tmp_path / "run", base, resume=True, **options)
+            train_small(boxes, tmp_path / "run", base, resume=True, watcher=watcher, **options)
+    train_small(boxes, tmp_path / "run", from_scratch(), resume=True, **OTHER_SETTINGS)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
@@ -83,15 +79,6 @@ def test_a_finished_run_stays_as_it_is(boxes: Path, base: BaseWeights, tmp_path:
     result = train_small(boxes, tmp_path / "run", base, resume=True)
     assert result.position.step == 10
     assert contents(tmp_path / "run") == before
-
-
-def test_a_resumed_run_keeps_the_settings_of_its_record(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
-    """Resuming a folder that does not exist starts a run."""
-    train_small(boxes, tmp_path / "whole", base)
-    with pytest.raises(StoppedError):
-        train_small(boxes, tmp_path / "run", base, resume=True, watcher=interrupt_at(3))
-    train_small(boxes, tmp_path / "run", from_scratch(), resume=True, epochs=9, seed=4, learning_rate=1.0, lora=None)
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_the_seed_decides(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
@@ -166,11 +153,6 @@ def test_the_folder_says_how_the_run_was_made_in_plain_readable_files(
     for path in result.run.path.glob("*.safetensors"):
         with safe_open(path, framework="pt") as stream:
             assert json.loads(stream.metadata()["rsrefseg"])["schema_version"] == 1
-
-
-def test_without_a_run_there_is_no_latest(tmp_path: Path) -> None:
-    with refused("runs", "rsrefseg train"):
-        latest_run(tmp_path / "runs")
 
 
 def test_two_trainings_never_share_a_folder(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:

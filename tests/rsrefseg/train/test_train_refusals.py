@@ -4,12 +4,12 @@ import json
 import pickle
 import resource
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 
 from rsrefseg.checkpoints.model_file import load_tensors, save_model
@@ -22,7 +22,7 @@ from rsrefseg.runs.run import Run
 from rsrefseg.runs.tokenizer import open_tokenizer
 from rsrefseg.train.config import Precision
 from rsrefseg.train.data import read_samples
-from rsrefseg.train.settings import DataSettings, resolve_settings
+from rsrefseg.train.settings import DataSettings
 from rsrefseg.train.trainer import Watcher
 from tests.support.commands import assert_refused, run_here
 from tests.support.runs import StoppedError, assert_same_run, contents, interrupt_at, refused
@@ -48,6 +48,12 @@ def test_an_existing_run_is_not_overwritten(interrupted: Run, boxes: Path, base:
     with refused(str(interrupted.path), "--resume"):
         train_small(boxes, interrupted.path, base)
     assert contents(interrupted.path) == before
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with refused("file"):
+        train_small(boxes, tmp_path / "file" / "run", base)
 
 
 def test_weights_without_a_record_are_not_taken_for_this_runs(interrupted: Run, boxes: Path, base: BaseWeights) -> None:
@@ -99,22 +105,14 @@ def test_the_same_data_elsewhere_is_accepted(interrupted: Run, boxes: Path, base
     assert_same_run(interrupted.path, tmp_path / "whole")
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def overwrite(path: Path) -> None:
-    path.write_text("not a tensor")
-
-
-@pytest.mark.parametrize("damage", [cut, overwrite])
-@pytest.mark.parametrize("name", ["last.safetensors", "run.json", "tokenizer.json"])
-def test_a_damaged_file_is_refused_by_name(
-    interrupted: Run, boxes: Path, base: BaseWeights, name: str, damage: Callable[[Path], None]
-) -> None:
-    damage(interrupted.path / name)
-    with refused(name):
-        train_small(boxes, interrupted.path, base, resume=True)
+def test_a_damaged_file_is_refused_by_name(interrupted: Run, boxes: Path, base: BaseWeights) -> None:
+    for name in ("last.safetensors", "tokenizer.json", "run.json"):
+        whole = (interrupted.path / name).read_bytes()
+        for damaged in (whole[:-100], b"not a tensor"):
+            (interrupted.path / name).write_bytes(damaged)
+            with refused(name):
+                train_small(boxes, interrupted.path, base, resume=True)
+        (interrupted.path / name).write_bytes(whole)
 
 
 def test_a_checkpoint_that_is_not_this_runs_is_refused(
@@ -167,11 +165,7 @@ def test_images_that_lie_elsewhere_are_found(tmp_path: Path, capsys: pytest.Capt
         read_samples(DataSettings(path=data))
     train, _ = read_samples(DataSettings(path=data, images=pictures))
     assert train[0].image_path.parent == pictures
-    settings = tmp_path / "settings.toml"
-    settings.write_text(f'[data]\npath = "{data}"\nimages = "{tmp_path / "nowhere"}"\n')
-    assert resolve_settings(str(settings), {}).data.images == tmp_path / "nowhere"
-    assert resolve_settings(str(settings), {"images": pictures}).data.images == pictures
-    command = ("train", "--config", settings, "--out", tmp_path / "run", "--from-scratch")
+    command = ("train", "--data", data, "--images", tmp_path / "nowhere", "--out", tmp_path / "run", "--from-scratch")
     assert_refused(run_here(capsys, *command), "nowhere")
 
 
@@ -192,13 +186,12 @@ def test_broken_data_is_refused_before_the_first_step(base: BaseWeights, tmp_pat
     assert not Run(tmp_path / "run").record_path.exists()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_breaks_off_is_one_line_from_any_process(base: BaseWeights, tmp_path: Path, workers: int) -> None:
+def test_an_image_that_breaks_off_is_one_line(base: BaseWeights, tmp_path: Path) -> None:
     data = write_boxes(tmp_path / "data")
     image = data / IMAGE_FOLDER / "00007.jpg"
     image.write_bytes(image.read_bytes()[:700])  # the header is whole
-    with refused(f"the JPEG file '{image}' is corrupt or cut short"):
-        train_small(data, tmp_path / "run", base, workers=workers)
+    with refused(str(image), "cut short"):
+        train_small(data, tmp_path / "run", base)
 
 
 def test_phrases_not_read_in_full_are_told(base: BaseWeights, tmp_path: Path) -> None:
@@ -263,12 +256,6 @@ def test_a_tokenizer_with_too_many_words_is_refused(interrupted: Run) -> None:
     siglip = replace(config.siglip, vocab_size=3)
     with refused("tokenizer.json", "3"):
         open_tokenizer(interrupted, replace(config, siglip=siglip))
-
-
-def test_an_output_that_cannot_be_a_folder_is_refused(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with refused("file"):
-        train_small(boxes, tmp_path / "file" / "run", base)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
