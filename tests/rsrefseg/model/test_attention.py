@@ -1,10 +1,15 @@
-"""All forms of SAM's attention are the same function: in float64 they agree to rounding."""
+"""All forms of SAM's attention are the same function in float64; none holds more at a time than it must."""
 
 import itertools
+import math
+from typing import Any
 
 import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.inference.attention import AttentionChoice, AttentionForm, RelativePositionAttention
@@ -62,3 +67,42 @@ def test_a_whole_encoder_keeps_its_result(form: AttentionForm) -> None:
     assert all(isinstance(block.attn, RelativePositionAttention) for block in folded.blocks)
     assert all(isinstance(block.mlp, MlpInParts) for block in folded.blocks)
     assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+CHANNELS, HEADS, GRID, WINDOW = 48, 4, 16, 6
+
+
+class Sizes(TorchDispatchMode):
+    """Records how many numbers every result has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.found |= {leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
+        return result
+
+
+@pytest.mark.parametrize(
+    ("form", "window", "parts"),
+    [*itertools.product(AttentionForm, (0,), (1, 4, 16)), *itertools.product(AttentionForm, (WINDOW,), (1, 2))],
+)
+def test_the_largest_value_is_the_scores_of_one_part_or_what_they_are_made_of(
+    form: AttentionForm, window: int, parts: int
+) -> None:
+    side, count = window or GRID, math.ceil(GRID / window) ** 2 if window else 1
+    scores = count * HEADS * side**2 * side**2 // parts
+    # Queries or keys of all heads; the folded form has 2 x side more channels.
+    extra = 2 * side if form is AttentionForm.FOLDED else 0
+    projected = count * HEADS * side**2 * (CHANNELS // HEADS + extra)
+    original = Attention(CHANNELS, HEADS, use_rel_pos=True, input_size=(side, side)).eval()
+    module = RelativePositionAttention(original, form, GRID, window, parts)
+    with torch.no_grad(), Sizes() as sizes:
+        module(torch.zeros(1, GRID**2, CHANNELS))
+    assert len(sizes.found) > 3
+    assert max(sizes.found) <= max(scores, projected)
+    assert scores in sizes.found
