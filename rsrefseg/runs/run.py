@@ -1,8 +1,7 @@
 """The folder of one training run: what is in it, and how a run is found again."""
 
-import contextlib
 import platform
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,6 @@ from filelock import FileLock, Timeout
 from rsrefseg.engines.errors import BadInputError, MissingPartError
 from rsrefseg.engines.system.files import atomic_write_json, sha256_file
 
-RUN_SCHEMA_VERSION = 1
 _SHOWN_DIGITS = 12
 
 
@@ -29,47 +27,28 @@ class _Record(msgspec.Struct):
 
 
 class Run:
-    """A run folder.
-
-    Attributes:
-        path: the folder.
-        record_path: configuration, base and data; written once.
-        tokenizer_path: the tokenizer the model was trained with.
-        reference_inputs_path: a few real inputs, for the proofs of merging and exporting.
-        metrics_path: training steps and validations, one JSON object a line.
-        last_path: the latest checkpoint: all that resuming needs.
-        best_path: trained weights at the best validation gIoU.
-        merged_path: the whole model without adapters, by ``rsrefseg merge``.
-    """
+    """A run folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.record_path = path / "run.json"
+        self.record_path = path / "run.json"  # configuration, base and data; written once
         self.tokenizer_path = path / "tokenizer.json"
-        self.reference_inputs_path = path / "reference_inputs.safetensors"
-        self.metrics_path = path / "metrics.jsonl"
-        self.last_path = path / "last.safetensors"
-        self.best_path = path / "best.safetensors"
-        self.merged_path = path / "merged.safetensors"
+        self.reference_inputs_path = path / "reference_inputs.safetensors"  # for the proofs of merging and exporting
+        self.metrics_path = path / "metrics.jsonl"  # training steps and validations
+        self.last_path = path / "last.safetensors"  # the latest checkpoint: all that resuming needs
+        self.best_path = path / "best.safetensors"  # trained weights at the best validation gIoU
+        self.merged_path = path / "merged.safetensors"  # the whole model without adapters
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[object]:
         """Hold the folder for one training; the lock ends with the process, however it ends.
 
         Raises:
             BadInputError: another process trains into it.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            lock.acquire()
+            return FileLock(self.path / ".lock", timeout=0).acquire()
         except Timeout as error:
-            raise BadInputError(
-                f"another process is training into '{self.path}': wait for it, or give another --out"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+            raise BadInputError(f"another process trains into '{self.path}': wait, or give another --out") from error
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Write ``run.json``."""

@@ -1,10 +1,7 @@
-"""``rsrefseg train``: from options to a run, with progress and a report.
-
-PyTorch is imported once the settings are complete.
-"""
+"""``rsrefseg train``: from options to a run, with progress and a report."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,32 +31,23 @@ class TrainReport:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        counts = self.parameters
-        return {
-            "run": self.run,
-            "steps": self.steps,
-            "best_gIoU": self.best_gIoU,
-            "trained_parameters": counts.trained,
-            "total_parameters": counts.total,
-            "lora_parameters": counts.lora,
-            "attn_prompter_parameters": counts.attn_prompter,
-            "sam_decoder_parameters": counts.sam_decoder,
-        }
+        counts = {"trained": self.parameters.trained, **asdict(self.parameters)}
+        del counts["towers"]
+        report = {"run": self.run, "steps": self.steps, "best_gIoU": self.best_gIoU}
+        return report | {f"{part}_parameters": count for part, count in counts.items()}
 
     def render(self) -> str:
         """Two lines for a person."""
         best = f"best validation gIoU {self.best_gIoU:.4f}" if self.best_gIoU is not None else "no validation split"
         trained, total = self.parameters.trained, self.parameters.total
-        return (
-            f"run {self.run}: {self.steps} steps, {best}\n"
-            f"trained {trained:,} of {total:,} parameters ({trained / total:.1%})"
-        )
+        share = f"trained {trained:,} of {total:,} parameters ({trained / total:.1%})"
+        return f"run {self.run}: {self.steps} steps, {best}\n{share}"
 
 
 def run_training(
     options: Mapping[str, Any], file: str | None = None, out: Path | None = None, resume: bool = False
 ) -> TrainReport | None:
-    """Resolve the settings, train, report.
+    """Resolve the settings, train, report; PyTorch is imported once the settings are complete.
 
     Args:
         options: settings by field name.

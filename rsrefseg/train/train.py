@@ -10,6 +10,7 @@ import msgspec
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_write_bytes, unwritable
 
+from ..data.loading import SizeMismatch
 from ..data.samples import group_by_image
 from ..model.config import ModelConfig
 from ..model.lora import ParameterCounts, count_parameters
@@ -67,7 +68,12 @@ def train(
         processes.wait_for_everyone()  # all of them look before one writes
         if started:
             record = run.read_record()
-            _refuse_other_number(run, record.get("processes"), processes.num_processes)
+            if (before := record.get("processes")) not in (None, processes.num_processes):
+                # A position counts what all processes take together.
+                raise BadInputError(
+                    f"'{out}' was started on {before} processes, these are {processes.num_processes}: continue with "
+                    f"{before} (accelerate launch --num_processes {before}), or give another --out"
+                )
             model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
             base = BaseWeights.from_dict(record["base"])
             resize_masks = record["data"].get("resize_masks", data.resize_masks)
@@ -83,13 +89,10 @@ def train(
             reference = pick_reference_inputs(validation or samples, model_config.sam.image_size)
             save_reference_inputs(run.reference_inputs_path, reference)
         processes.wait_for_everyone()
-        training_data = TrainingData(
-            group_by_image(samples),
-            validation,
-            open_tokenizer(run, model_config),
-            "resize" if data.resize_masks else "refuse",
-        )
-        if warnings := check_phrases([*samples, *validation], training_data.tokenizer):
+        on_size_mismatch: SizeMismatch = "resize" if data.resize_masks else "refuse"
+        reader = open_tokenizer(run, model_config)
+        training_data = TrainingData(group_by_image(samples), validation, reader, on_size_mismatch)
+        if warnings := check_phrases([*samples, *validation], reader):
             watcher.on_note(f"{len(warnings)} phrases are not read in full; the first: {warnings[0]}")
         model, _ = prepare_model(base, model_config, config.lora, config.seed)
         parameters = count_parameters(model)
@@ -100,11 +103,7 @@ def train(
                     "model": model_config.to_dict(),
                     "train": config.to_dict(),
                     "base": base.to_dict(),
-                    "data": {
-                        "path": str(Path(data.path or "").resolve()),
-                        "resize_masks": data.resize_masks,
-                        **contents,
-                    },
+                    "data": {"path": str(data.path.resolve()), "resize_masks": data.resize_masks, **contents},
                     "parameters": {"trained": parameters.trained, "total": parameters.total},
                     "processes": processes.num_processes,
                     "versions": versions(),
@@ -125,15 +124,6 @@ def _check_output(path: Path) -> None:
         raise unwritable(path, error) from error
     if free_mib < _MIN_FREE_MIB:
         raise BadInputError(f"only {free_mib:.0f} MiB free on the disk of '{path}': {_MIN_FREE_MIB} MiB are needed")
-
-
-def _refuse_other_number(run: Run, before: int | None, now: int) -> None:
-    """A position counts what all processes take together: with another number of them it has another meaning."""
-    if before not in (None, now):
-        raise BadInputError(
-            f"'{run.path}' was started on {before} processes, these are {now}: continue with {before} "
-            f"(accelerate launch --num_processes {before}), or give another --out"
-        )
 
 
 def _is_started(run: Run, resume: bool) -> bool:

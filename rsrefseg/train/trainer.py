@@ -74,13 +74,8 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         self.watcher = watcher if self.is_main else Watcher()
         self.batches = TrainingBatches(data, model.config.sam.image_size, config.phrases_per_image, config.seed)
-        self.sampler = EpochBatches(
-            len(data.groups),
-            config.batch_size,
-            config.seed,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        place = self.accelerator.process_index, self.accelerator.num_processes
+        self.sampler = EpochBatches(len(data.groups), config.batch_size, config.seed, *place)
         on_cuda = self.accelerator.device.type == "cuda"
         self.loader = BatchLoader(self.batches, self.sampler, config.workers, pin_memory=on_cuda)
         self.plain_model = model.to(self.accelerator.device)
@@ -94,19 +89,12 @@ class Trainer:
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         steps_per_epoch = -(-len(self.sampler) // config.gradient_accumulation)
         self.total_steps = steps_per_epoch * config.epochs
-        self.schedule = WarmupCosine(
-            warmup_steps=round(config.warmup_epochs * steps_per_epoch),
-            total_steps=self.total_steps,
-            start=config.warmup_start,
-            final=config.final_share,
-        )
+        warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+        self.schedule = WarmupCosine(warmup_steps, self.total_steps, config.warmup_start, config.final_share)
         self.position = Position()
 
     def train(self, resume: bool) -> Position:
-        """Run to the last epoch; with ``resume`` continue from ``last.safetensors`` if there is one.
-
-        Returns:
-            Where training ended.
+        """Run to the last epoch and give its position; ``resume`` continues from ``last.safetensors`` if there is one.
 
         Raises:
             RSRefSegError: data that cannot be read, a full disk, too little memory, or a loss that is no longer finite.
@@ -156,15 +144,10 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def _add_gradients(self, batch: Batch, share: float, completes_step: bool) -> Tensor:
-        """Forward and backward; processes exchange gradients only where a step follows.
-
-        Args:
-            batch: on the device.
-            share: of the step's phrases that this batch has.
-            completes_step: whether it is the last before the step.
+        """Forward and backward; processes exchange gradients only with the batch that ``completes_step``.
 
         Returns:
-            The batch's part of the step's loss, a scalar on the device.
+            The batch's part of the step's loss, by its ``share`` of the step's phrases; a scalar on the device.
         """
         count_phrases(self.plain_model, share > 0)
         with nullcontext() if completes_step else self.accelerator.no_sync(self.model):
@@ -191,7 +174,7 @@ class Trainer:
 
         Returns:
             Its learning rate, and whether it was skipped because gradients overflowed in float16. A skipped step counts
-            like any other, for the schedule and for resuming; the scaler has halved its factor.
+            like any other, for the schedule and for resuming.
         """
         learning_rate = self.config.learning_rate * self.schedule(self.position.step)
         for group in self.optimizer.param_groups:
