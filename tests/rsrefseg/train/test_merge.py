@@ -26,8 +26,6 @@ from rsrefseg.runs.run import Run
 from tests.support.runs import refused
 from tests.support.small import small_config, train_small
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 OUTPUTS = [
     "clip_features",
     "word_features",

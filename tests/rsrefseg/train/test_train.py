@@ -13,7 +13,7 @@ from safetensors import safe_open
 from rsrefseg.checkpoints.model_file import load_tensors
 from rsrefseg.evaluation.metrics import MetricsResult, Protocol
 from rsrefseg.model.config import LoraSettings
-from rsrefseg.runs.base import BaseWeights, from_file, from_scratch
+from rsrefseg.runs.base import BaseWeights, from_scratch
 from rsrefseg.runs.run import Run
 from rsrefseg.train import trainer as trainer_module
 from rsrefseg.train.config import Precision, TrainConfig
@@ -23,14 +23,6 @@ from rsrefseg.train.train import train
 from rsrefseg.train.trainer import Watcher
 from tests.support.runs import StoppedError, assert_same_run, contents, interrupt_at, interrupt_at_validation, refused
 from tests.support.small import small_config, small_training, train_small
-
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def base(small_base: Path) -> BaseWeights:
-    return from_file(small_base)
-
 
 # --- exact resuming -------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ from rsrefseg.engines.text import Tokenizer
 from rsrefseg.model.config import LoraSettings, model_config
 from rsrefseg.model.lora import add_lora, train_everything, trainable_parameters
 from rsrefseg.model.model import Prediction, RSRefSeg, build_model
-from rsrefseg.runs.base import BaseWeights, from_file
 from rsrefseg.train.batches import Batch, BatchLoader, EpochBatches, Example, TrainingBatches
 from rsrefseg.train.config import LossWeights, TrainConfig
 from rsrefseg.train.data import TrainingData
@@ -27,14 +26,6 @@ from rsrefseg.train.losses import segmentation_loss
 from rsrefseg.train.schedule import WarmupCosine
 from tests.support.runs import refused
 from tests.support.small import small_config
-
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def base(small_base: Path) -> BaseWeights:
-    return from_file(small_base)
-
 
 # --- what is trained ------------------------------------------------------------------------------------------------
 

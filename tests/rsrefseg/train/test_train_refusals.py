@@ -28,13 +28,6 @@ from tests.support.commands import assert_refused, run_here
 from tests.support.runs import StoppedError, assert_same_run, contents, interrupt_at, refused
 from tests.support.small import small_config, train_small, write_boxes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def base(small_base: Path) -> BaseWeights:
-    return from_file(small_base)
-
 
 @pytest.fixture
 def interrupted(boxes: Path, base: BaseWeights, tmp_path: Path) -> Run:

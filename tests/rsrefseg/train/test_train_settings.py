@@ -13,7 +13,6 @@ from tests.support.commands import assert_refused, run_here
 from tests.support.runs import refused
 from tests.support.small import small_config
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 Capture = pytest.CaptureFixture[str]
 
 SETTINGS = """
