@@ -3,7 +3,7 @@
 import contextlib
 import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,22 +144,23 @@ def _take(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         BadInputError: names the first missing, surplus or misshapen tensor.
     """
-    check_tensors(model.state_dict(), tensors, path)
+    expected = model.state_dict()
+    check_names(expected.keys(), tensors.keys(), path)
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+            raise BadInputError(f"'{path}': tensor '{name}' has shape {found}, the model has {wanted}")
     single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     model.load_state_dict(single, assign=True)
 
 
-def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    """Raise a BadInputError unless both have tensors of the same names and shapes."""
-    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+def check_names(expected: Iterable[str], found: Iterable[str], path: Path) -> None:
+    """Raise a BadInputError unless both sets of tensor names are equal."""
+    missing, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     for kind, names in (("misses", missing), ("has the unknown", surplus)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise BadInputError(f"'{path}' {kind} tensor '{names[0]}'{more}: it was not made for this model")
-    for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
-            shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
-            raise BadInputError(f"'{path}': tensor '{name}' has shape {shape}, the model has {wanted}")
 
 
 def is_random(path: Path) -> bool:

@@ -3,11 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from rsrefseg.engines.errors import BadInputError
 
@@ -34,22 +31,6 @@ class PublicFiles:
 
     sam: PinnedPath
     siglip: PinnedPath
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able form."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: Any) -> "PublicFiles":
-        """Read what ``to_dict`` gave.
-
-        Raises:
-            BadInputError: a field is missing or of another kind.
-        """
-        try:
-            return msgspec.convert(value, cls)
-        except msgspec.ValidationError as error:
-            raise BadInputError(f"the record of the SAM and SigLIP files cannot be read: {error}") from error
 
     def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
         """A model with both towers from these files; its prompter is random, as ``seed`` decides.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rsrefseg.engines.errors import BadInputError
 
-from ..checkpoints.model_file import TensorFile, check_tensors, load_tensors
+from ..checkpoints.model_file import TensorFile, check_names, load_tensors
 from ..model.config import LoraSettings, ModelConfig
 from ..model.lora import add_lora, train_everything
 from ..model.model import RSRefSeg
@@ -87,6 +87,9 @@ def load_trained_state(model: nn.Module, tensors: dict[str, Tensor], path: Path)
         BadInputError: the names or shapes are not this model's.
     """
     target = trained_state(model)
-    check_tensors(target, tensors, path)
+    check_names(target, tensors, path)
     for name, tensor in tensors.items():
+        if tensor.shape != target[name].shape:
+            found, wanted = tuple(tensor.shape), tuple(target[name].shape)
+            raise BadInputError(f"'{path}': tensor '{name}' has shape {found}, the model has {wanted}")
         target[name].copy_(tensor)

@@ -1,7 +1,6 @@
 """``rsrefseg train``: from options to a run, with progress and a report."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,37 +16,14 @@ if TYPE_CHECKING:
     from ..evaluation.metrics import MetricsResult
     from ..model.lora import ParameterCounts
     from ..runs.base import BaseWeights
+    from .train import TrainResult
     from .trainer import StepReport, Watcher
-
-
-@dataclass(frozen=True, slots=True)
-class TrainReport:
-    """A finished training, in figures."""
-
-    run: str
-    steps: int
-    best_gIoU: float | None  # noqa: N815 (the field's spelling)
-    parameters: "ParameterCounts"
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        counts = {"trained": self.parameters.trained, **asdict(self.parameters)}
-        del counts["towers"]
-        report = {"run": self.run, "steps": self.steps, "best_gIoU": self.best_gIoU}
-        return report | {f"{part}_parameters": count for part, count in counts.items()}
-
-    def render(self) -> str:
-        """Two lines for a person."""
-        best = f"best validation gIoU {self.best_gIoU:.4f}" if self.best_gIoU is not None else "no validation split"
-        trained, total = self.parameters.trained, self.parameters.total
-        share = f"trained {trained:,} of {total:,} parameters ({trained / total:.1%})"
-        return f"run {self.run}: {self.steps} steps, {best}\n{share}"
 
 
 def run_training(
     options: Mapping[str, Any], file: str | None = None, out: Path | None = None, resume: bool = False
-) -> TrainReport | None:
-    """Resolve the settings, train, report; PyTorch is imported once the settings are complete.
+) -> "TrainResult | None":
+    """Resolve the settings, train; PyTorch is imported once the settings are complete.
 
     Args:
         options: settings by field name.
@@ -56,7 +32,7 @@ def run_training(
         resume: continue the run.
 
     Returns:
-        The report; None in all processes of a training but the main one.
+        The result; None in all processes of a training but the main one.
 
     Raises:
         RSRefSegError: as ``resolve_settings`` and ``train``; or data or weights are not given.
@@ -81,9 +57,7 @@ def run_training(
         result = train(
             settings.data, out, model, settings.training, base, tokenizer=tokenizer, resume=resume, watcher=watcher
         )
-    best = result.position.best_giou
-    report = TrainReport(str(out), result.position.step, best if best >= 0 else None, result.parameters)
-    return report if is_main else None
+    return result if is_main else None
 
 
 def _refuse_missing(settings: Settings, resume: bool) -> None:

@@ -2,8 +2,9 @@
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -36,6 +37,25 @@ class TrainResult:
     run: Run
     position: Position
     parameters: ParameterCounts
+
+    @property
+    def best_giou(self) -> float | None:
+        """Best validation gIoU; None without a validation split."""
+        return self.position.best_giou if self.position.best_giou >= 0 else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        counts = {"trained": self.parameters.trained, **asdict(self.parameters)}
+        del counts["towers"]
+        report = {"run": str(self.run.path), "steps": self.position.step, "best_gIoU": self.best_giou}
+        return report | {f"{part}_parameters": count for part, count in counts.items()}
+
+    def render(self) -> str:
+        """Two lines for a person."""
+        found = "no validation split" if self.best_giou is None else f"best validation gIoU {self.best_giou:.4f}"
+        trained, total = self.parameters.trained, self.parameters.total
+        share = f"trained {trained:,} of {total:,} parameters ({trained / total:.1%})"
+        return f"run {self.run.path}: {self.position.step} steps, {found}\n{share}"
 
 
 def train(

@@ -310,17 +310,3 @@ def test_a_seed_gives_the_same_weights_and_leaves_the_global_generator_alone() -
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
-
-
-def test_position_encodings_follow_sams_own(model: RSRefSeg) -> None:
-    fresh = build_model(small_config(), seed=8)
-    gaussian = model.sam_decoder.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-    fresh.sam_decoder.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.copy_(gaussian)
-    fresh.refresh_position_encodings()
-    assert torch.equal(fresh.attn_prompter.grid_encoding, model.attn_prompter.grid_encoding)
-    assert torch.equal(fresh.sam_decoder.position_encoding, model.sam_decoder.position_encoding)
-    grid = model.config.sam.grid_size
-    original, _ = original_decoder(model.config.sam)
-    original.pe_layer.positional_encoding_gaussian_matrix.copy_(gaussian)
-    torch.testing.assert_close(model.sam_decoder.position_encoding, original.get_dense_pe(), **CLOSE)
-    assert model.sam_decoder.position_encoding.shape[-2:] == (grid, grid)
