@@ -118,7 +118,9 @@ class ModelConfig(Record, frozen=True):
 
     def __post_init__(self) -> None:
         if self.text_padding not in get_args(Padding):
-            raise BadInputError(f"text_padding is '{self.text_padding}': choose one of {', '.join(get_args(Padding))}")
+            raise BadInputError(
+                f"unknown text padding '{self.text_padding}': choose one of {', '.join(get_args(Padding))}"
+            )
 
     @property
     def prompt_grid_size(self) -> int:
