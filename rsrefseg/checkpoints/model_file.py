@@ -116,7 +116,10 @@ def config_of(file: TensorFile) -> ModelConfig:
     """The configuration in the header of a whole model."""
     if "config" not in file.header:
         raise BadInputError(f"'{file.path}' holds part of a model: run `rsrefseg merge` and give its result")
-    return ModelConfig.from_dict(file.header["config"])
+    try:
+        return ModelConfig.from_dict(file.header["config"])
+    except BadInputError as error:
+        raise BadInputError(f"the configuration in '{file.path}' is damaged: {error}") from error
 
 
 @contextlib.contextmanager

@@ -213,7 +213,7 @@ def test_a_tokenizer_that_reads_the_phrases_otherwise_fails(exported: Exported, 
     root = tmp_path / "bundle"
     shutil.copytree(exported.bundle, root)
     bundle = Bundle.open(root)
-    path = bundle.tokenizer_path
+    path = bundle.root / bundle.manifest.tokenizer.name
     document = json.loads(path.read_text())
     words = document["model"]["vocab"]
     words["the"], words["box"] = words["box"], words["the"]

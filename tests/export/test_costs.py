@@ -1,13 +1,13 @@
 """FLOPs, parameters and bytes of graphs are counted from the graphs, and agree with PyTorch's own counts."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
+from msgspec.structs import replace
 from onnx import TensorProto, helper
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -90,7 +90,7 @@ def test_the_manifest_says_what_the_model_is(bundle: Bundle, model: RSRefSeg, ex
     assert {"torch", "onnx", "onnxscript", "transformers"} <= manifest.provenance.versions.keys()
     assert (manifest.text.padding, manifest.text.length, manifest.text.pad_id) == ("fixed", 12, 1)
     assert (manifest.preprocessing.image_size, manifest.preprocessing.siglip_size) == (64, 64)
-    assert bundle.tokenizer_path.read_bytes() == run.tokenizer_path.read_bytes()
+    assert (bundle.root / "tokenizer.json").read_bytes() == run.tokenizer_path.read_bytes()
     assert {record.precision for record in manifest.stages.values()} == {"fp32"}
 
 
