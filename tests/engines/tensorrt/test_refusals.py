@@ -22,7 +22,7 @@ from rsrefseg.engines.tensorrt.engine import TensorRTEngine
 from rsrefseg.engines.tensorrt.inspect import check_precision, count_layers
 from rsrefseg.engines.tensorrt.store import build_bundle
 from tests.support.commands import Ran, assert_refused, run_here
-from tests.support.doubles.cuda_double import DeviceFault, cudaError_t
+from tests.support.doubles.cuda_values import DeviceFault, cudaError_t
 from tests.support.doubles.tensorrt_double import VERSIONS, State, doubled
 from tests.support.made_bundle import PHRASES, change_stage, make_bundle
 

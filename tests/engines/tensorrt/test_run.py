@@ -19,7 +19,7 @@ from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.tensorrt.engine import TensorRTEngine
 from tests.support.commands import run_here
-from tests.support.doubles.cuda_double import cudaError_t
+from tests.support.doubles.cuda_values import cudaError_t
 from tests.support.doubles.tensorrt_double import VERSIONS, State, doubled
 from tests.support.exported import Exported
 from tests.support.made_bundle import COLOURS, PHRASES, make_bundle

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 
-from tests.support.doubles.cuda_double import RuleBroken
+from tests.support.doubles.cuda_values import RuleBroken
 from tests.support.doubles.tensorrt_state import fallible, keep_logger, state
 from tests.support.doubles.tensorrt_values import (
     BuilderFlag,

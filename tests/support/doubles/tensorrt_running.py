@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from tests.support.doubles.cuda_double import Access, Operation, RuleBroken
+from tests.support.doubles.cuda_values import Access, Operation, RuleBroken
 from tests.support.doubles.tensorrt_building import MAGIC
 from tests.support.doubles.tensorrt_state import fallible, keep_logger, state
 from tests.support.doubles.tensorrt_values import DataType, Dims, ExecutionContextAllocationStrategy, TensorIOMode

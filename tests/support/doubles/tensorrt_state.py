@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
-from tests.support.doubles.cuda_double import CudaDouble, RuleBroken
+from tests.support.doubles.cuda_double import CudaDouble
+from tests.support.doubles.cuda_values import RuleBroken
 
 _current: list["State"] = []
 

@@ -1,0 +1,96 @@
+"""Values of the double of the CUDA runtime: statuses, handles, and work for the GPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class RuleBroken(AssertionError):
+    """The product did what real hardware would answer with wrong results."""
+
+
+class DeviceFault(Exception):
+    """Work on the GPU failed; told when somebody waits."""
+
+
+class cudaError_t(IntEnum):
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
+    cudaErrorNoDevice = 100
+    cudaErrorIllegalAddress = 700
+    cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
+    cudaErrorUnknown = 999
+
+
+class cudaMemcpyKind(IntEnum):
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
+
+
+class cudaStreamCaptureMode(IntEnum):
+    cudaStreamCaptureModeThreadLocal = 1
+
+
+Clock = dict[int, int]  # how far each stream is known to be done, by number of operations
+
+
+@dataclass(frozen=True)
+class Access:
+    """A stretch of memory that an operation reads or writes."""
+
+    start: int
+    end: int
+    writes: bool
+
+
+@dataclass
+class Operation:
+    """Work for the GPU. ``check`` runs when a graph that holds it is launched."""
+
+    name: str
+    do: Callable[[], None]
+    accesses: tuple[Access, ...] = ()
+    check: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Handle:
+    """A stream, event or graph, as an integer and as an object."""
+
+    number: int
+
+    def __int__(self) -> int:
+        return self.number
+
+
+@dataclass
+class Stream(Handle):
+    issued: list[Operation] = field(default_factory=list)
+    done: int = 0
+    clock: Clock = field(default_factory=dict)
+    captured: list[Operation] | None = None
+    capture_broken: bool = False
+
+
+@dataclass
+class Event(Handle):
+    stream: Stream | None = None
+    after: int = 0
+    clock: Clock = field(default_factory=dict)
+
+
+@dataclass
+class Graph(Handle):
+    operations: list[Operation] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Properties:
+    name: bytes = b"Double of a GPU"
+    major: int = 8
+    minor: int = 7
+    multiProcessorCount: int = 16
