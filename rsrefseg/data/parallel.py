@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,11 +37,17 @@ def in_processes(
         return
     # Spawned, not forked: the caller may have threads (torch, OpenCV, a progress bar) that do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with (
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool,
+        interrupts_deferred() as interrupted,
+    ):
         try:
             with interrupts_blocked():
                 results = pool.map(work, jobs, chunksize=_CHUNK)
-            yield from results
+            for result in results:
+                if interrupted():
+                    return
+                yield result
         except BrokenProcessPool as error:
             raise RSRefSegError(
                 "a process was killed, most likely because memory ran out: try again with fewer --workers"
@@ -58,6 +65,26 @@ def interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def interrupts_deferred() -> Iterator[Callable[[], bool]]:
+    """Raise KeyboardInterrupt at the end of the block; the yielded function says whether Ctrl-C was pressed.
+
+    Raised while the main thread takes a lock of the pool, it would leave the lock taken and the pool waiting for ever.
+    """
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    deferred = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if deferred:
+        signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        if deferred:
+            signal.signal(signal.SIGINT, before)
+        if pressed:
+            raise KeyboardInterrupt
 
 
 def _one_thread() -> None:

@@ -24,6 +24,9 @@ def test_an_interrupted_check_ends_in_one_line(tmp_path: Path) -> None:
     while len(started.children()) < 3 and process.poll() is None:  # two that read, and multiprocessing's own
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
-    _, told = process.communicate(timeout=60)
+    try:
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert told == "rsrefseg: interrupted\n"
