@@ -14,25 +14,14 @@ import torch
 from rsrefseg.data.masks import encode_mask
 from rsrefseg.data.rrsisd import IMAGE_FOLDER
 from tests.support.commands import assert_refused, run_here
-from tests.support.made_bundle import make_bundle
 from tests.support.made_data import Bomb, change_instances, change_refs, refs_path
-from tests.support.places import PHRASE, Capsys, beside_bundle
+from tests.support.places import PHRASE, Capsys
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Change = Callable[[Path], object]
 TRAIN = ("train", "--data", "data", "--from-scratch")
 EVALUATE = ("eval", "--data", "data", "--split", "val")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("made") / "bundle").root
-
-
-@pytest.fixture
-def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return beside_bundle(made, tmp_path, monkeypatch)
 
 
 @pytest.fixture
