@@ -1,6 +1,5 @@
 """The command line: a command parses, calls one function, prints. Nothing else happens here."""
 
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from rsrefseg.engines.errors import BadInputError, CheckFailedError, MissingPartError
+from rsrefseg.engines.errors import BadInputError, MissingPartError
+from rsrefseg.engines.system.terminal import finish_output, print_report, print_text, run_app
 
 app = typer.Typer(
     name="rsrefseg",
@@ -33,28 +33,12 @@ ResizeFlag = Annotated[bool, Option("--resize-masks", help="Resize masks of anot
 
 def main() -> None:
     """Run the command line: every expected error becomes one line on standard error and an exit code."""
-    from rsrefseg.engines.system.terminal import finish_output
-
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # File names and phrases may hold what the terminal's encoding cannot: escaped rather than a crash.
-        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(finish_output(run_command(sys.argv[1:])[0]))
 
 
 def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
     """Run one command in this process: its exit code, and what its function returned."""
-    from rsrefseg.engines.system.terminal import explain, fail
-
-    try:
-        result = app(list(arguments), prog_name="rsrefseg", standalone_mode=False)
-    except (typer.Abort, KeyboardInterrupt):
-        return fail("interrupted", 130), None
-    except Exception as error:
-        return fail(*explain(error)), None
-    if result == 130:  # what Typer makes of Ctrl-C
-        return fail("interrupted", 130), None
-    # A command that ends by typer.Exit makes its code the result.
-    return (result, None) if isinstance(result, int) else (0, result)
+    return run_app(app, arguments)
 
 
 def _options(parameters: dict[str, Any], *others: str) -> dict[str, Any]:
@@ -62,24 +46,15 @@ def _options(parameters: dict[str, Any], *others: str) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if name not in ("as_json", *others)}
 
 
-def _print(report: Any, as_json: bool) -> Any:
-    from rsrefseg.engines.system.terminal import print_report
-
-    return print_report(report, as_json)
-
-
 @app.callback(invoke_without_command=True)
 def _root(
-    context: typer.Context, version: Annotated[bool, Option("--version", help="Print the version.")] = False
+    context: typer.Context, show_version: Annotated[bool, Option("--version", help="Print the version.")] = False
 ) -> None:
-    from rsrefseg.engines.system.terminal import print_text
-
-    if version:
-        from importlib.metadata import PackageNotFoundError
-        from importlib.metadata import version as version_of
+    if show_version:
+        from importlib.metadata import PackageNotFoundError, version
 
         try:
-            print_text(version_of("rsrefseg"))
+            print_text(version("rsrefseg"))
         except PackageNotFoundError:
             raise MissingPartError("rsrefseg runs from a bare folder: `pip install` it to give it a version") from None
         raise typer.Exit
@@ -92,8 +67,6 @@ def _data(context: typer.Context) -> None:
 
 
 def _help_without_command(context: typer.Context) -> None:
-    from rsrefseg.engines.system.terminal import print_text
-
     if context.invoked_subcommand is None:
         print_text(context.get_help())
         raise typer.Exit
@@ -108,7 +81,7 @@ def demo(
     """Do the whole job on made scenes with the tiny preset, on any machine, in minutes."""
     from rsrefseg.bench.demo import run_demo
 
-    return _print(run_demo(out, quick, run_command), as_json)
+    return print_report(run_demo(out, quick, run_command), as_json)
 
 
 @data_app.command("synth")
@@ -127,14 +100,9 @@ def data_synth(
 ) -> Any:
     """Render remote-sensing-like scenes with expressions, in the RRSIS-D layout."""
     options = _options(locals())
-    from rsrefseg.engines.system.progress import ProgressLine
-    from rsrefseg.synth import Domain, synthesize
+    from rsrefseg.synth import synthesize
 
-    if domain not in tuple(Domain):
-        raise BadInputError(f"unknown domain '{domain}': choose one of {', '.join(Domain)}")
-    with ProgressLine("rendering scenes") as progress:
-        summary = synthesize(**options | {"domain": Domain(domain)}, progress=progress.update)
-    return _print(summary, as_json)
+    return print_report(synthesize(**options), as_json)
 
 
 @data_app.command("check")
@@ -151,16 +119,8 @@ def data_check(
 ) -> Any:
     """Read every image and mask once and report what would spoil training or evaluation."""
     from rsrefseg.data.check import check_dataset
-    from rsrefseg.data.phrase_length import phrase_rule
-    from rsrefseg.engines.system.progress import ProgressLine
 
-    with ProgressLine("checking") as progress:
-        rule = phrase_rule(tokenizer)
-        report = check_dataset(path, workers, progress.update, rule, images, tuple(split or ()), resize_masks)
-    document = _print(report, as_json)
-    if report.faults:
-        raise CheckFailedError(f"'{path}' has {len(report.faults)} kinds of faults that would spoil training")
-    return document
+    return print_report(check_dataset(path, images, split or (), tokenizer, resize_masks, workers), as_json)
 
 
 @data_app.command("convert")
@@ -173,11 +133,8 @@ def data_convert(
     """Write a data set's annotations as JSON lines."""
     from rsrefseg.data.formats import open_dataset
     from rsrefseg.data.jsonl import export_jsonl
-    from rsrefseg.engines.system.terminal import print_document
 
-    count = export_jsonl(open_dataset(path, images), out)
-    document = {"path": str(out), "samples": count}
-    return print_document(document, f"{count} expressions written to {out}", as_json)
+    return print_report(export_jsonl(open_dataset(path, images), out), as_json)
 
 
 @app.command()
@@ -220,7 +177,7 @@ def train(
     own = ("config", "out", "resume", "as_json")
     given = {name: value for name, value in context.params.items() if value is not None and name not in own}
     report = run_training(given, config, out, resume)
-    return None if report is None else _print(report, as_json)  # of several processes one prints
+    return None if report is None else print_report(report, as_json)  # of several processes one prints
 
 
 @app.command("eval")
@@ -248,7 +205,7 @@ def evaluate(
     from rsrefseg.bench.accuracy.accuracy import run_evaluation
     from rsrefseg.bench.accuracy.report import EvaluationRequest
 
-    return _print(run_evaluation(EvaluationRequest(**options)), as_json)
+    return print_report(run_evaluation(EvaluationRequest(**options)), as_json)
 
 
 @app.command()
@@ -261,7 +218,7 @@ def merge(
     from rsrefseg.runs.merge import merge as merge_run
     from rsrefseg.runs.run import Run, latest_run
 
-    return _print(merge_run(Run(run) if run else latest_run(), half=half), as_json)
+    return print_report(merge_run(Run(run) if run else latest_run(), half=half), as_json)
 
 
 @app.command()
@@ -279,10 +236,10 @@ def convert(
     """Convert an RSRefSeg checkpoint in the public layout to a run that can be exported."""
     options = _options(locals(), "preset")
     from rsrefseg.model.config import model_config
-    from rsrefseg.runs.convert import ConvertRequest, convert_checkpoint
+    from rsrefseg.runs.convert import convert_checkpoint
 
-    request = ConvertRequest(**options, config=model_config(preset) if preset is not None else None)
-    return _print(convert_checkpoint(request), as_json)
+    config = model_config(preset) if preset is not None else None
+    return print_report(convert_checkpoint(**options, config=config), as_json)
 
 
 @app.command()
@@ -309,7 +266,7 @@ def export(
     from rsrefseg.export.settings import ExportSettings, parse_target
 
     settings = ExportSettings(choose_plan(fp16, plan), parse_target(target), attention, opset)
-    return _print(export_run(run, out, settings, preset=random_weights), as_json)
+    return print_report(export_run(run, out, settings, preset=random_weights), as_json)
 
 
 @app.command()
@@ -324,7 +281,7 @@ def build(
     """Build TensorRT engines for this GPU; those that are current stay, and a reason is given for each stale one."""
     from rsrefseg.engines.tensorrt.store import build_bundle
 
-    return _print(build_bundle(bundle, stages, workspace_mib, optimization_level, force), as_json)
+    return print_report(build_bundle(bundle, stages, workspace_mib, optimization_level, force), as_json)
 
 
 @app.command()
@@ -344,24 +301,17 @@ def parity(
         raise BadInputError("--audit and --bisect are two reports: give one of them")
     if (audit or bisect) and data is not None:
         raise BadInputError("--audit and --bisect use the bundle's reference samples: leave --data out")
-    report: Any
     if audit:
-        from rsrefseg.export.precision.audit import audit as run_audit
-        from rsrefseg.export.precision.half_model import open_half_model
+        from rsrefseg.export.precision.audit import run_audit
 
-        return _print(run_audit(open_half_model(bundle, run)), as_json)
+        return print_report(run_audit(bundle, run), as_json)
     if bisect:
         from rsrefseg.export.precision.bisection import run_bisect
 
-        report = run_bisect(bundle, run, plan)
-    else:
-        from rsrefseg.bench.parity.parity import run_parity
+        return print_report(run_bisect(bundle, run, plan), as_json)
+    from rsrefseg.bench.parity.parity import run_parity
 
-        report = run_parity(bundle, backend, data, split, run)
-    document = _print(report, as_json)
-    if not report.holds:
-        raise CheckFailedError("parity does not hold (see the rows marked FAIL)")
-    return document
+    return print_report(run_parity(bundle, backend, data, split, run), as_json)
 
 
 @app.command()
@@ -382,11 +332,7 @@ def bench(
     options = _options(locals())
     from rsrefseg.bench.latency.bench import BenchRequest, run_bench
 
-    measured = run_bench(BenchRequest(**options | {"backends": backends.split(",")}))
-    document = _print(measured, as_json)
-    if wrong := measured.wrong_runners:
-        raise CheckFailedError(f"{' and '.join(wrong)} differs from FP32 PyTorch (see WRONG)")
-    return document
+    return print_report(run_bench(BenchRequest(**options)), as_json)
 
 
 @app.command()
@@ -402,7 +348,7 @@ def infer(
     """Segment what each phrase refers to: mask PNGs, an overlay image and a JSON."""
     from rsrefseg.engines.infer import infer_image
 
-    return _print(infer_image(image, phrases, bundle, backend, out, max_pixels), as_json)
+    return print_report(infer_image(image, phrases, bundle, backend, out, max_pixels), as_json)
 
 
 @app.command()
@@ -410,7 +356,7 @@ def doctor(as_json: JsonFlag = False) -> Any:
     """Say what this machine can run, and what is missing for the rest."""
     from rsrefseg.engines.doctor import examine
 
-    return _print(examine(), as_json)
+    return print_report(examine(), as_json)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 from rich.console import Group
 
 from rsrefseg.engines.errors import RSRefSegError
+from rsrefseg.engines.records import Record
 from rsrefseg.engines.system.tables import Table
-
-from .records import Record
 
 # Domain B, which the shipped base has not seen, from a seed it was not made with.
 DOMAIN, SEED, SPLIT = "B", 7, "test"

@@ -4,7 +4,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from .errors import MissingPartError, RSRefSegError
 from .onnxruntime.library import package
 from .system.cores import usable_cores
-from .system.packages import RUNTIME, TRAIN, how_to_install, import_problem
+from .system.packages import RUNTIME, TRAIN, how_to_install, import_problem, installed_version
 
 _WSL_DRIVER = "/usr/lib/wsl/lib/libcuda.so.1"
 
@@ -33,7 +33,7 @@ class Diagnosis:
     machine: str
     abilities: tuple[Ability, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return asdict(self)
 
@@ -77,13 +77,13 @@ def _packages() -> str:
         except Exception as error:
             problems.append(import_problem(error) or f"the package '{name}' is broken ({error!r})")
     _require("; ".join(dict.fromkeys(problems)))
-    return ", ".join(f"{name} {_version(name)}" for name in ("numpy", "tokenizers", "msgspec"))
+    return ", ".join(f"{name} {installed_version(name)}" for name in ("numpy", "tokenizers", "msgspec"))
 
 
 def _onnxruntime() -> str:
     from .onnxruntime.engine import why_unavailable
 
-    both = _version("onnxruntime") and _version("onnxruntime-gpu")
+    both = installed_version("onnxruntime") and installed_version("onnxruntime-gpu")
     _require("onnxruntime and onnxruntime-gpu are both installed: uninstall both, install one" if both else None)
     _require(why_unavailable("cpu"))
     return _runtime()
@@ -125,13 +125,13 @@ def _tensorrt() -> str:
 def _training() -> str:
     missing = [module for module in TRAIN if util.find_spec(module) is None]
     _require(f"{', '.join(missing)} missing: `pip install {how_to_install(missing[0])}`" if missing else None)
-    return f"torch {_version('torch')}, transformers {_version('transformers')}"
+    return f"torch {installed_version('torch')}, transformers {installed_version('transformers')}"
 
 
 def _cuda_training() -> str:
     _require("torch is missing: `pip install 'rsrefseg[train]'`" if util.find_spec("torch") is None else None)
     _require_nvidia_gpu()
-    build = _version("torch") or ""
+    build = installed_version("torch") or ""
     _require(f"torch {build} is a CPU build" if "+cpu" in build else None)
     return f"torch {build}"
 
@@ -146,13 +146,6 @@ _CHECKS = {
     "train, merge and export (torch)": _training,
     "train on an NVIDIA GPU": _cuda_training,
 }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _runtime() -> str:

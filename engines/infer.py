@@ -2,17 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .images.images import read_image
+from .records import Record
 from .results.results import write_results
 from .segmenter import Segmenter
 
 
-@dataclass(frozen=True, slots=True)
-class InferReport:
+class InferReport(Record, frozen=True):
     """What was found and where it was written.
 
     Attributes:
@@ -28,16 +27,6 @@ class InferReport:
     results: tuple[dict[str, Any], ...]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "image": self.image,
-            "backend": self.backend,
-            "notes": list(self.notes),
-            "results": list(self.results),
-            "files": [str(file) for file in self.files],
-        }
 
     def render(self) -> str:
         """A line for each phrase, then the files, then notes and warnings."""

@@ -3,7 +3,7 @@
 import gc
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rsrefseg.engines.bundle.manifest import (
 )
 from rsrefseg.engines.bundle.reference import write_reference
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.records import Record
 from rsrefseg.engines.system.files import atomic_directory, recover_directory
 from rsrefseg.engines.system.progress import ProgressLine
 from rsrefseg.engines.system.tables import Table
@@ -39,7 +40,7 @@ from rsrefseg.runs.merge import current_merge, merge
 from rsrefseg.runs.run import Run, latest_run, next_run, versions
 
 from .checks import check_graph
-from .costs import count_costs
+from .costs import count_flops, count_weights
 from .graph import export_graph
 from .precision.half_blocks import convert_to_half
 from .reference import reference_sample, reference_tensors
@@ -51,18 +52,13 @@ _FREE_SPACE_BYTES = 64 << 20
 DEFAULT_SETTINGS = ExportSettings()
 
 
-@dataclass(frozen=True, slots=True)
-class ExportReport:
+class ExportReport(Record, frozen=True):
     """What was written: per stage its parameters, GFLOP for one image and phrase, and bytes on disk."""
 
     bundle: str
     run: str
     stages: Mapping[str, Mapping[str, float]]
     size_bytes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
 
     def render(self) -> Any:
         """A table for a terminal."""
@@ -195,8 +191,9 @@ def _write_stage(
     stage, path = contract.stage, folder / f"{contract.stage}.onnx"
     module = fold_for_inference(module, attention, settings.fp16, settings.fused)
     parts = {} if settings.plan is None else convert_to_half(stage, module, settings.plan.get(stage, {}))
+    flops = count_flops(module, contract)
     export_graph(module, contract, path, settings.opset)
-    costs = count_costs(check_graph(path, contract, settings.opset), contract)
+    parameters, weight_bytes = count_weights(check_graph(path, contract, settings.opset))
     return StageRecord(
         contract=contract,
         graph=file_record(path),
@@ -206,9 +203,9 @@ def _write_stage(
         attention=AttentionRecord(**asdict(attention), target=settings.target, reason=reason)
         if stage is Stage.SAM_ENCODER
         else None,
-        flops=costs.flops,
-        parameters=costs.parameters,
-        weight_bytes=costs.weight_bytes,
+        flops=flops,
+        parameters=parameters,
+        weight_bytes=weight_bytes,
         precision_plan=tuple(KeptFp32(module=part, reason=why) for part, why in parts.items()),
     )
 

@@ -1,7 +1,6 @@
 """The FP32 reference of a bundle: PyTorch's outputs of every stage for a few real inputs."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rsrefseg.engines.bundle.reference import ReferenceSample
@@ -15,16 +14,7 @@ from rsrefseg.runs.tokenizer import open_tokenizer
 def reference_tensors(run: Run, config: ModelConfig) -> list[tuple[ReferenceInput, dict[str, Tensor]]]:
     """A run's reference inputs, each with the tensors that a bundle's first stages take, by contract name."""
     tokenizer = open_tokenizer(run, config)
-    references = []
-    for entry in load_reference_inputs(run.reference_inputs_path):
-        tokens = tokenizer.encode(entry.phrases)
-        tensors = {
-            "image": entry.image.unsqueeze(0),
-            "input_ids": torch.from_numpy(tokens.input_ids),
-            "token_mask": torch.from_numpy(tokens.token_mask),
-        }
-        references.append((entry, tensors))
-    return references
+    return [(entry, entry.tensors(tokenizer)) for entry in load_reference_inputs(run.reference_inputs_path)]
 
 
 def reference_sample(entry: ReferenceInput, tensors: dict[str, Tensor]) -> ReferenceSample:

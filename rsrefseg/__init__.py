@@ -8,87 +8,59 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoints.model_file import load_model
-    from .data.formats import open_dataset
-    from .data.samples import Dataset, Sample
-    from .engines.backends import Backend, select_backend
-    from .engines.bundle.bundle import Bundle
-    from .engines.bundle.contracts import Geometry, Stage, StageContract, stage_contracts
-    from .engines.engine import Engine
-    from .engines.errors import RSRefSegError
-    from .engines.images.images import read_image
-    from .engines.results.results import write_results
-    from .engines.segmenter import EncodedImage, Segmentation, Segmenter
-    from .engines.text import Tokenizer
-    from .evaluation.metrics import MetricsResult, ReferringMetrics
-    from .model.config import ModelConfig, Preset, model_config
-    from .model.model import RSRefSeg, build_model
+    from .checkpoints.model_file import load_model as load_model
+    from .data.formats import open_dataset as open_dataset
+    from .data.samples import Dataset as Dataset
+    from .data.samples import Sample as Sample
+    from .engines.backends import Backend as Backend
+    from .engines.backends import select_backend as select_backend
+    from .engines.bundle.bundle import Bundle as Bundle
+    from .engines.bundle.contracts import Geometry as Geometry
+    from .engines.bundle.contracts import Stage as Stage
+    from .engines.bundle.contracts import StageContract as StageContract
+    from .engines.bundle.contracts import stage_contracts as stage_contracts
+    from .engines.engine import Engine as Engine
+    from .engines.errors import RSRefSegError as RSRefSegError
+    from .engines.images.images import read_image as read_image
+    from .engines.results.results import write_results as write_results
+    from .engines.segmenter import EncodedImage as EncodedImage
+    from .engines.segmenter import Segmentation as Segmentation
+    from .engines.segmenter import Segmenter as Segmenter
+    from .engines.text import Tokenizer as Tokenizer
+    from .evaluation.metrics import MetricsResult as MetricsResult
+    from .evaluation.metrics import ReferringMetrics as ReferringMetrics
+    from .model.config import ModelConfig as ModelConfig
+    from .model.config import Preset as Preset
+    from .model.config import model_config as model_config
+    from .model.model import RSRefSeg as RSRefSeg
+    from .model.model import build_model as build_model
 
-__all__ = [
-    "Backend",
-    "Bundle",
-    "Dataset",
-    "EncodedImage",
-    "Engine",
-    "Geometry",
-    "MetricsResult",
-    "ModelConfig",
-    "Preset",
-    "RSRefSeg",
-    "RSRefSegError",
-    "ReferringMetrics",
-    "Sample",
-    "Segmentation",
-    "Segmenter",
-    "Stage",
-    "StageContract",
-    "Tokenizer",
-    "build_model",
-    "load_model",
-    "model_config",
-    "open_dataset",
-    "read_image",
-    "select_backend",
-    "stage_contracts",
-    "write_results",
-]
-
+# By module, as above.
 _HOMES = {
-    "Backend": ".engines.backends",
-    "Bundle": ".engines.bundle.bundle",
-    "Dataset": ".data.samples",
-    "EncodedImage": ".engines.segmenter",
-    "Engine": ".engines.engine",
-    "Geometry": ".engines.bundle.contracts",
-    "MetricsResult": ".evaluation.metrics",
-    "ModelConfig": ".model.config",
-    "Preset": ".model.config",
-    "RSRefSeg": ".model.model",
-    "RSRefSegError": ".engines.errors",
-    "ReferringMetrics": ".evaluation.metrics",
-    "Sample": ".data.samples",
-    "Segmentation": ".engines.segmenter",
-    "Segmenter": ".engines.segmenter",
-    "Stage": ".engines.bundle.contracts",
-    "StageContract": ".engines.bundle.contracts",
-    "Tokenizer": ".engines.text",
-    "build_model": ".model.model",
-    "load_model": ".checkpoints.model_file",
-    "model_config": ".model.config",
-    "open_dataset": ".data.formats",
-    "read_image": ".engines.images.images",
-    "select_backend": ".engines.backends",
-    "stage_contracts": ".engines.bundle.contracts",
-    "write_results": ".engines.results.results",
+    ".checkpoints.model_file": ("load_model",),
+    ".data.formats": ("open_dataset",),
+    ".data.samples": ("Dataset", "Sample"),
+    ".engines.backends": ("Backend", "select_backend"),
+    ".engines.bundle.bundle": ("Bundle",),
+    ".engines.bundle.contracts": ("Geometry", "Stage", "StageContract", "stage_contracts"),
+    ".engines.engine": ("Engine",),
+    ".engines.errors": ("RSRefSegError",),
+    ".engines.images.images": ("read_image",),
+    ".engines.results.results": ("write_results",),
+    ".engines.segmenter": ("EncodedImage", "Segmentation", "Segmenter"),
+    ".engines.text": ("Tokenizer",),
+    ".evaluation.metrics": ("MetricsResult", "ReferringMetrics"),
+    ".model.config": ("ModelConfig", "Preset", "model_config"),
+    ".model.model": ("RSRefSeg", "build_model"),
 }
-
-__all__ = list(_HOMES)
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'rsrefseg' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    return getattr(import_module(_MODULES[name], __name__), name)
 
 
 def __dir__() -> list[str]:

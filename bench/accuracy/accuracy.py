@@ -58,7 +58,7 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationReport:
                 predictor.predict,
                 samples,
                 shuffle_phrases=request.shuffle_phrases,
-                on_size_mismatch="resize" if request.resize_masks else "refuse",
+                resize_masks=request.resize_masks,
                 progress=progress.update,
             )
             metrics = score(answers, Protocol(request.protocol), observe)

@@ -10,7 +10,6 @@ from rsrefseg.engines.system.files import sha256_file
 
 if TYPE_CHECKING:
     from rsrefseg.evaluation.answers import Ask
-    from rsrefseg.evaluation.models import TorchModel
 
 
 class Predictor(NamedTuple):
@@ -57,38 +56,7 @@ def open_predictor(run: Path | None, base: bool, bundle: Path | None, backend: s
             yield Predictor(segmenter.segment, name, runtime, provenance.checkpoint_sha256, digest)
         return
     from rsrefseg.evaluation.evaluate import asker
+    from rsrefseg.evaluation.models import base_model, run_model
 
-    (model, tokenizer, source), weights = _base() if base else _run_or_file(run)
-    yield Predictor(asker(model, tokenizer), source, "torch", sha256_file(weights))
-
-
-def _base() -> "tuple[TorchModel, Path]":
-    from rsrefseg.evaluation.models import base_model
-    from rsrefseg.runs.base import shipped_base
-
-    return base_model(), shipped_base()
-
-
-def _run_or_file(path: Path | None) -> "tuple[TorchModel, Path]":
-    from rsrefseg.evaluation.models import run_model
-    from rsrefseg.runs.merge import current_merge
-    from rsrefseg.runs.run import Run, latest_run
-
-    if path is not None and path.is_file():
-        return _model_file(path), path
-    run = Run(path) if path is not None else latest_run()
-    model, merged = run_model(run.path), current_merge(run)
-    return model, merged.path if merged is not None else run.best_path
-
-
-def _model_file(path: Path) -> "TorchModel":
-    from rsrefseg.checkpoints.model_file import load_tensors, model_from
-    from rsrefseg.engines.text import Tokenizer
-    from rsrefseg.evaluation.models import TorchModel
-
-    file = load_tensors(path)
-    model = model_from(file)
-    siglip, padding = model.config.siglip, model.config.text_padding
-    tokenizer = Tokenizer(path.with_name("tokenizer.json"), siglip.text_length, padding, siglip.pad_token_id)
-    random = ", random weights" if file.header.get("random_weights") is True else ""
-    return TorchModel(model, tokenizer, f"model {path}{random}")
+    found = base_model() if base else run_model(run)
+    yield Predictor(asker(found.model, found.tokenizer), found.source, "torch", sha256_file(found.weights))

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from ..records import Record
+from rsrefseg.engines.records import Record
 
 SOURCE = "the RSRefSeg paper (arXiv 2501.06809v1), its table of methods on RRSIS-D"
 FORMAT = "RRSIS-D"
@@ -32,26 +32,17 @@ class PublishedContext(Record, frozen=True):
     """The rows to show beside a measured one, or why there are none.
 
     Attributes:
-        rows: by method; empty if none can be compared.
+        rows: by method, then by metric; empty if none can be compared.
         reason: one line, if there are no rows.
         cautions: what to know about the rows, one line each.
+        source, split: where the rows are printed, and what they were measured on.
     """
 
     rows: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
     reason: str = ""
     cautions: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, object]:
-        """JSON-able form."""
-        if not self.rows:
-            return {"rows": [], "reason": self.reason}
-        return {
-            "source": SOURCE,
-            "data": FORMAT,
-            "split": SPLIT,
-            "cautions": list(self.cautions),
-            "rows": [{"method": method, **dict.fromkeys(METRICS), **figures} for method, figures in self.rows.items()],
-        }
+    source: str = SOURCE
+    split: str = f"{SPLIT} of {FORMAT}"
 
 
 def published_context(data_format: str, split: str, samples: int, protocol: str, shuffled: bool) -> PublishedContext:

@@ -106,16 +106,16 @@ class EvaluationReport:
             "split": self.request.split,
             "phrases": "shuffled" if self.request.shuffle_phrases else "own",
             "resized_masks": self.resized_masks,
-            **self.metrics.as_dict(),
+            **self.metrics.to_dict(),
         }
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        document = self.record() | {"published": self.published.as_dict()}
+        document = self.record() | {"published": self.published.to_dict()}
         if self.request.save_predictions is not None:
             document["predictions"] = str(self.request.save_predictions)
         if self.request.worst_cases is not None:
-            cases = [case.as_dict() for case in self.worst_cases]
+            cases = [case.to_dict() for case in self.worst_cases]
             document["worst_cases"] = {"file": str(self.request.worst_cases), "samples": cases}
         return document
 
@@ -137,12 +137,10 @@ class EvaluationReport:
         classes = Table("by class", ("class", "gIoU", "samples"))
         for name, result in self.metrics.per_class.items():
             classes.add(name, f"{result.gIoU:.4f}", str(result.samples))
-        return Group(scores.to_rich(), *self._published_notes(), classes.to_rich(), *self._notes())
-
-    def _published_notes(self) -> list[str]:
-        if not self.published.rows:
-            return [f"no published rows beside it: {self.published.reason}", ""]
-        return [f"published: {SOURCE}, split {SPLIT}", *(f"note: {line}" for line in self.published.cautions), ""]
+        beside = [f"no published rows beside it: {self.published.reason}", ""]
+        if self.published.rows:
+            beside = [f"published: {SOURCE}, split {SPLIT}", *(f"note: {line}" for line in self.published.cautions), ""]
+        return Group(scores.to_rich(), *beside, classes.to_rich(), *self._notes())
 
     def _notes(self) -> list[str]:
         notes = [f"{self.resized_masks} masks were resized to their image's size"] if self.resized_masks else []

@@ -40,7 +40,7 @@ class WorstCase:
     truth: "Rle" = field(repr=False)
     prediction: "Rle" = field(repr=False)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-able form, without masks."""
         return {
             "sample_id": self.sample.sample_id,

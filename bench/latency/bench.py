@@ -42,7 +42,7 @@ class BenchRequest:
 
     Attributes:
         bundle: default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
-        backends: runners by name, in the order of the report; ratios are to the first.
+        backends: comma-separated names of runners, in the order of the report; ratios are to the first.
         run: the run that holds the bundle's model, for PyTorch; default is the latest.
         rounds: at most so many.
         minutes: no round begins later, except the first ``LEAST_ROUNDS``.
@@ -50,7 +50,7 @@ class BenchRequest:
         report: folder for ``report.md``, ``report.json`` and ``report.png``.
     """
 
-    backends: Sequence[str]
+    backends: str
     bundle: Path | None = None
     run: Path | None = None
     rounds: int = 30
@@ -61,9 +61,10 @@ class BenchRequest:
     @property
     def command(self) -> str:
         """The command line of the same measurement."""
-        options = {name: getattr(self, name) for name in ("bundle", "run", "rounds", "minutes", "scenarios")}
-        given = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
-        return shlex.join(["rsrefseg", "bench", "--backends", ",".join(self.backends), *given])
+        names = ("backends", "bundle", "run", "rounds", "minutes", "scenarios")
+        options = {name: value for name in names if (value := getattr(self, name))}
+        given = (part for name, value in options.items() for part in (f"--{name}", str(value)))
+        return shlex.join(["rsrefseg", "bench", *given])
 
 
 def run_bench(request: BenchRequest) -> BenchReport:
@@ -91,7 +92,7 @@ def run_bench(request: BenchRequest) -> BenchReport:
         report = _measure(request, scenarios, bundle, runners, [*bundle.manifest.provenance.notes, *notes])
     if request.report is not None:  # the figure first: if it fails, nothing is changed
         draw_plot(report, request.report / _FIGURE)
-        atomic_write_json(request.report / "report.json", report.as_dict())
+        atomic_write_json(request.report / "report.json", report.to_dict())
         atomic_write_text(request.report / "report.md", report.to_markdown(_FIGURE))
     return report
 
@@ -156,7 +157,7 @@ def _measure(
         peaks=peaks,
         expected_rooflines_ms=expected_rooflines(bundle.manifest.stages),
         others_busy=busy,
-        health=health.as_dict(),
+        health=health.to_dict(),
         notes=notes,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from rsrefseg.engines.bundle.comparison import TensorError, finite, mask_iou, tensor_error
+from rsrefseg.engines.bundle.comparison import TensorError, mask_iou, tensor_error
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.reference import ReferenceSample
 from rsrefseg.engines.bundle.tolerances import COARSENESS, Measure, Scope, Tolerance, judge, tolerances
@@ -25,12 +25,12 @@ class Correctness(Struct, frozen=True):
         failures: the limits that do not hold; none if the result is correct.
         text: the deciding figure: of trained weights' masks the worst IoU, else the error that has a limit.
         errors: by ``Measure``, of a stage's worst output or of the worst phrase's mask logits, and IoUs of the masks
-            of trained weights; ``None`` if infinite.
+            of trained weights.
     """
 
     failures: tuple[str, ...]
     text: str
-    errors: dict[Measure, float | None]
+    errors: dict[Measure, float]
 
 
 def check(runner: Runner, scenarios: Sequence[Scenario], sample: ReferenceSample) -> dict[tuple[str, str], Correctness]:
@@ -86,7 +86,7 @@ def _judged(values: dict[Measure, float], limits: tuple[Tolerance, ...]) -> Corr
     return Correctness(
         failures=tuple(str(verdict) for verdict in judge(values, limits) if not verdict.passed),
         text=f"{values[decisive]:.1e}{_UNITS[decisive]}" if iou is None else f"IoU {iou:.4f}",
-        errors={measure: finite(value) for measure, value in values.items()},
+        errors=values,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.system.files import atomic_file
 from rsrefseg.engines.system.tables import three_digits
 
@@ -31,7 +32,7 @@ def draw_plot(report: BenchReport, path: Path) -> None:
 
     scenarios = (FIRST_PHRASE.name, NEXT_PHRASE.name)
     phrases = [(one.runner, one.scenario, one) for one in report.measurements if one.scenario in scenarios]
-    stages = [(one.span, one.runner, one) for one in report.measurements if one.is_stage]
+    stages = [(one.span, one.runner, one) for one in report.measurements if one.span in tuple(Stage)]
     panels = {"image and phrase to mask": phrases, "stages, one image and one phrase": stages}
     drawn = {title: bars for title, bars in panels.items() if bars}
     heights = [1.0 + 0.24 * len(bars) for bars in drawn.values()]

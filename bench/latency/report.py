@@ -8,9 +8,9 @@ from rich.console import Group
 from rich.text import Text
 
 from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.records import Record
 from rsrefseg.engines.system.tables import Table, three_digits
 
-from ..records import Record
 from ..system.machine import Machine
 from ..system.peaks import Peaks
 from .correctness import Correctness
@@ -43,11 +43,6 @@ class Measurement(Summary, frozen=True, kw_only=True):
     phrases_per_s: float | None = None
     correctness: Correctness | None = None
     roofline: Roofline | None = None
-
-    @property
-    def is_stage(self) -> bool:
-        """Whether it is one of the five stages, alone."""
-        return self.span in tuple(Stage)
 
     @property
     def wrong(self) -> bool:
@@ -113,6 +108,12 @@ class BenchReport(Record, frozen=True, kw_only=True):
     def wrong_runners(self) -> list[str]:
         """Names of runners that computed something else than FP32 PyTorch."""
         return [runner.name for runner in self.runners if not runner.correct]
+
+    @property
+    def failure(self) -> str:
+        """One line if there are any."""
+        wrong = " and ".join(self.wrong_runners)
+        return f"{wrong} differs from FP32 PyTorch (see WRONG)" if wrong else ""
 
     def render(self) -> Group:
         """For a terminal."""

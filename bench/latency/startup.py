@@ -1,7 +1,5 @@
 """Start-up times and peak memory of runners, each measured in processes of its own."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from rsrefseg.engines.errors import RSRefSegError
 
 from ..system.gpu import gpu_memory_used_mib
 from ..system.machine import peak_memory_mib
+from ..system.process import run_module
 from .measure import timed, timed_pass
 from .runners import make_runner
 from .scenarios import FIRST_PHRASE, NEXT_PHRASE, TOTAL, workload_of
@@ -93,18 +92,10 @@ def start(name: str, bundle: Bundle, run: Path | None, answers: bool = True) -> 
     A process that fails is reported, not raised.
     """
     arguments = [name, str(bundle.root.absolute()), str(run.absolute()) if run else "", "answers" if answers else ""]
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    done = subprocess.run(
-        [sys.executable, "-m", "rsrefseg.bench.latency.startup", *arguments],
-        env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        return Startup(error=lines[-1] if lines else f"its process ended with {done.returncode}")
-    return msgspec.json.decode(done.stdout, type=Startup)
+    try:
+        return msgspec.json.decode(run_module("rsrefseg.bench.latency.startup", arguments), type=Startup)
+    except RSRefSegError as error:
+        return Startup(error=str(error))
 
 
 def _start_here(name: str, bundle: Bundle, run: Path | None, answers: bool) -> Startup:

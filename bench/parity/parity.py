@@ -183,10 +183,11 @@ def _open_data(bundle: Bundle, data: Path, split: str, run: Path | None) -> "tup
     """The model that the bundle was exported from, and the samples of a split whose images can all be read."""
     from rsrefseg.data.formats import open_dataset
     from rsrefseg.data.verify import verify_samples
-    from rsrefseg.evaluation.models import merged_model
+    from rsrefseg.evaluation.models import file_model
     from rsrefseg.runs.run import exported_run
 
-    torch = merged_model(exported_run(bundle.root, bundle.manifest.provenance.checkpoint_sha256, run))
+    exported = exported_run(bundle.root, bundle.manifest.provenance.checkpoint_sha256, run)
+    torch = file_model(exported.merged_path, f"run {exported.path}, merged")
     (samples,) = verify_samples(open_dataset(data), [split], resize_masks=True)
     return torch, samples
 
@@ -202,8 +203,8 @@ def _compare_data(segmenter: Segmenter, torch: "TorchModel", samples: "tuple[Sam
     flipped = 0
     with ProgressLine(f"parity on {data}") as progress:
         # A mask of another size than its image does not matter: it is the same for both.
-        wanted_answers = answer_samples(asker(torch.model, torch.tokenizer), samples, on_size_mismatch="resize")
-        answers = answer_samples(segmenter.segment, samples, on_size_mismatch="resize", progress=progress.update)
+        wanted_answers = answer_samples(asker(torch.model, torch.tokenizer), samples, resize_masks=True)
+        answers = answer_samples(segmenter.segment, samples, resize_masks=True, progress=progress.update)
         for wanted, found in zip(wanted_answers, answers, strict=True):
             by_torch.update(wanted.prediction, wanted.truth)
             by_engine.update(found.prediction, found.truth)

@@ -8,9 +8,8 @@ from rich.text import Text
 
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.tolerances import Measure, Tolerance, judge
+from rsrefseg.engines.records import Record
 from rsrefseg.engines.system.tables import Table
-
-from ..records import Record
 
 _T = TypeVar("_T", bound="_Judged")
 STAGE, CHAINED = "stage", "chained"
@@ -176,9 +175,14 @@ class ParityReport(Record, frozen=True, kw_only=True):
         judged = (*self.tensors, self.masks, *([self.data] if self.data is not None else []))
         return self.tokens_equal and all(part.passed for part in judged)
 
-    def as_dict(self) -> dict[str, Any]:
+    @property
+    def failure(self) -> str:
+        """One line if it does not hold."""
+        return "" if self.holds else "parity does not hold (see the rows marked FAIL)"
+
+    def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {"holds": self.holds, **Record.as_dict(self)}
+        return {"holds": self.holds, **Record.to_dict(self)}
 
     def render(self) -> Group:
         """Tables and the conclusion, for a terminal."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from ..records import Record
+from rsrefseg.engines.records import Record
 
 _IDLE = 0x1
 # The other bits are settings, not limits.

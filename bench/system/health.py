@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 from msgspec import structs
 
-from ..records import Record
+from rsrefseg.engines.records import Record
+
 from .gpu import GpuReading, read_gpu
 from .machine import core_times
 
@@ -102,7 +103,7 @@ class Health(Record, frozen=True):
             found.append(f"a sensor reported {hottest:.0f} degrees Celsius")
         return found
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-able form: the ranges instead of the samples."""
         return {
             "samples": len(self.samples),

@@ -4,27 +4,19 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from rsrefseg.engines.records import Record
 from rsrefseg.engines.system.cores import usable_cores
+from rsrefseg.engines.system.packages import installed_version
 
-from ..records import Record
 from .gpu import gpu_name
 
-_PACKAGES = (
-    "rsrefseg",
-    "numpy",
-    "opencv-python-headless",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "torch",
-    "tensorrt",
-)
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt")
+_PACKAGES = ("rsrefseg", "numpy", "opencv-python-headless", *_RUNTIMES)
 _WATCH_S = 0.5
 _BUSY_SHARE = 0.1
 
@@ -83,7 +75,7 @@ def this_machine() -> Machine:
         gpu=gpu_name(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        versions={package: found for package in _PACKAGES if (found := _version(package)) is not None},
+        versions={package: found for package in _PACKAGES if (found := installed_version(package)) is not None},
     )
 
 
@@ -154,10 +146,3 @@ def _cpu_name() -> str:
         lines = []
     names = (line.split(":", 1)[1].strip() for line in lines if line.lower().startswith(("model name", "hardware")))
     return next(names, None) or platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -6,8 +6,6 @@ of them: none is the fastest on every processor.
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from rsrefseg.engines.errors import RSRefSegError
 from rsrefseg.engines.onnxruntime.library import package
+from rsrefseg.engines.records import Record
 
-from ..records import Record
+from .process import run_module
 
 _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
 _SIDE, _CUDA_SIDE = 1536, 8192
@@ -78,14 +78,11 @@ def measure_peaks(threads: int, device: str = "cpu") -> Peaks:
     """
     if device not in ("cpu", "cuda"):
         return Peaks(device, {}, None, "its peaks cannot be measured here")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
-    environment |= dict.fromkeys(_THREADS, str(threads))
-    command = [sys.executable, "-m", "rsrefseg.bench.system.peaks", str(threads), device]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        return Peaks(device, {}, None, lines[-1] if lines else f"its process ended with {done.returncode}")
-    return Peaks(**json.loads(done.stdout))
+    try:
+        found = run_module("rsrefseg.bench.system.peaks", [str(threads), device], dict.fromkeys(_THREADS, str(threads)))
+    except RSRefSegError as error:
+        return Peaks(device, {}, None, str(error))
+    return Peaks(**json.loads(found))
 
 
 def _peaks_of_cpu(threads: int) -> Peaks:
@@ -191,4 +188,4 @@ def _has_bf16() -> bool:
 
 if __name__ == "__main__":
     measured = _peaks_of_cuda() if sys.argv[2] == "cuda" else _peaks_of_cpu(int(sys.argv[1]))
-    print(json.dumps(measured.as_dict()))
+    print(json.dumps(measured.to_dict()))

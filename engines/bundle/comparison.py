@@ -62,11 +62,6 @@ def mask_iou(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> flo
     return int(np.count_nonzero(first & second)) / union if union else 1.0
 
 
-def finite(value: float) -> float | None:
-    """The value, or None if it is infinite or not a number, which JSON cannot express."""
-    return value if math.isfinite(value) else None
-
-
 def _share(error: float, scale: float) -> float:
     if scale:
         return error / scale

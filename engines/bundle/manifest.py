@@ -7,7 +7,7 @@ refused. The digest is not a signature: whoever edits the file on purpose can co
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,7 +21,6 @@ MANIFEST_NAME = "bundle.json"
 # Reported by every command that runs such a bundle.
 RANDOM_WEIGHTS_NOTE = "the weights are random: sizes and times hold, masks and scores mean nothing"
 Precision = Literal["fp32", "fp16"]
-PRECISIONS = get_args(Precision)
 _DIGEST, _NO_DIGEST = "digest", "0" * 64
 EXPORT_AGAIN = "copy the bundle again, or export it again with `rsrefseg export`"
 

@@ -35,13 +35,12 @@ def rewrite_gelus(graph: Any) -> int:
 
 
 def _sums_with_one(node: Any) -> list[Any]:
+    def is_one(value: Any) -> bool:
+        node = value.get_node()
+        return bool(node.get_type_name() == "Constant" and node.data.size == 1 and node.data.item() == 1)
+
     readers = [reader.get_node() for reader in node.output(0).get_target_inputs()]
-    return [node for node in readers if node.get_type_name() == "Add" and any(map(_is_one, node.input_values()))]
-
-
-def _is_one(value: Any) -> bool:
-    node = value.get_node()
-    return bool(node.get_type_name() == "Constant" and node.data.size == 1 and node.data.item() == 1)
+    return [node for node in readers if node.get_type_name() == "Add" and any(map(is_one, node.input_values()))]
 
 
 def _by_exp(u: Any) -> Any:

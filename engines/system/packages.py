@@ -20,6 +20,16 @@ _EXTRAS = {
 }
 
 
+def installed_version(package: str) -> str | None:
+    """The version of a package by its name for pip; None if it is not installed."""
+    from importlib import metadata  # here, since `--help` needs none of it
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def how_to_install(package: str) -> str:
     """What ``pip install`` takes to bring a package, by its import name."""
     return RUNTIME[package] if package in RUNTIME else f"'rsrefseg[{_EXTRAS[package]}]'"

@@ -1,15 +1,37 @@
 """What a command prints: its report on standard output, an error as one line on standard error."""
 
+import io
+import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..errors import RSRefSegError
+import typer
+
+from ..errors import CheckFailedError, RSRefSegError
 from .packages import import_problem
 
 _WIDTH_WITHOUT_TERMINAL = 1000
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str]) -> tuple[int, Any]:
+    """Run a command in this process: its exit code, and what its function returned.
+
+    Every expected error becomes one line on standard error; an unexpected one is raised.
+    """
+    try:
+        result = app(list(arguments), prog_name="rsrefseg", standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        result = 130
+    except Exception as error:
+        return fail(*explain(error)), None
+    if result == 130:  # also what Typer makes of Ctrl-C
+        return fail("interrupted", 130), None
+    # A command that ends by typer.Exit makes its code the result.
+    return (result, None) if isinstance(result, int) else (0, result)
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -68,16 +90,15 @@ def fail(message: str, code: int) -> int:
 
 
 def print_report(report: Any, as_json: bool) -> Any:
-    """Print a report (anything with ``as_dict`` and ``render``) for a program or for a person; gives its document."""
-    document = report.as_dict()
-    return print_document(document, "" if as_json else _rendered(report.render()), as_json)
+    """Print a report (anything with ``to_dict`` and ``render``) for a program or for a person; gives its document.
 
-
-def print_document(document: Any, text: str, as_json: bool) -> Any:
-    """Print a document for a program, or its text for a person; gives the document."""
-    import json
-
-    print_text(json.dumps(document) if as_json else text)
+    Raises:
+        CheckFailedError: the report is of a check that did not hold, as its ``failure`` says.
+    """
+    document = report.to_dict()
+    print_text(json.dumps(document) if as_json else _rendered(report.render()))
+    if failure := getattr(report, "failure", ""):
+        raise CheckFailedError(failure)
     return document
 
 
@@ -87,6 +108,9 @@ def print_text(text: str) -> None:
     Raises:
         RSRefSegError: standard output cannot be written.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names and phrases may hold what the terminal's encoding cannot: escaped rather than a crash.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -99,8 +123,6 @@ def _rendered(content: Any) -> str:
     """Text or a rich table as the terminal shows it; nothing in it is interpreted as markup."""
     if isinstance(content, str):
         return content
-    import io
-
     from rich.console import Console
 
     terminal, text = sys.stdout is not None and sys.stdout.isatty(), io.StringIO()

@@ -57,7 +57,7 @@ class StageBuild(NamedTuple):
     engine: StoredEngine
     reasons: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         record = self.engine.record
         return {
@@ -78,26 +78,22 @@ class BuildReport(NamedTuple):
     platform: str
     stages: dict[Stage, StageBuild]
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        stages = [build.as_dict() for build in self.stages.values()]
+        stages = [build.to_dict() for build in self.stages.values()]
         return {"bundle": self.bundle, "platform": self.platform, "stages": stages}
 
     def render(self) -> Any:
         """A table for a person."""
-        from rich.table import Table
+        from ..system.tables import Table
 
-        table = Table(title=f"{self.bundle} for {self.platform}", title_justify="left")
-        table.add_column("stage")
-        table.add_column()
-        table.add_column("MiB", justify="right")
-        table.add_column("s", justify="right")
-        table.add_column("layers that multiply")
+        columns = ("stage", "", "MiB", "s", "layers that multiply")
+        table = Table(f"{self.bundle} for {self.platform}", columns, words=2, verdict=True)
         for stage, (engine, reasons) in self.stages.items():
             did, record = f"built: {'; '.join(reasons)}" if reasons else "current", engine.record
             size, seconds = f"{record.engine.size_bytes / 2**20:.1f}", f"{record.build_seconds:.1f}"
-            table.add_row(stage, did, size, seconds, record.heavy_layers)
-        return table
+            table.add(stage, did, size, seconds, record.heavy_layers)
+        return table.to_rich()
 
 
 def parse_stages(text: str | None) -> tuple[Stage, ...]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from rsrefseg.engines.bundle.comparison import finite
 from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.records import Record
 from rsrefseg.engines.system.tables import Table
 from rsrefseg.model.stages import run_stage
 
 from .arithmetic import LAYERS, PRODUCTS, attention_logits, largest
 from .half_blocks import half_blocks, prepare_block
-from .half_model import HalfModel
+from .half_model import HalfModel, open_half_model
 from .plan import HALF_MAX
 
 WARN_ABOVE = 0.5
@@ -29,8 +28,7 @@ _OUTSIDE = ("", "", "output")
 _SOFTMAX: frozenset[Callable[..., Any]] = frozenset({torch.softmax, Tensor.softmax, F.softmax})
 
 
-@dataclass(frozen=True, slots=True)
-class AuditRow:
+class AuditRow(Record, frozen=True):
     """The largest absolute value at one place, in float32.
 
     Attributes:
@@ -40,7 +38,9 @@ class AuditRow:
         what: ``input`` or ``output`` of the block, ``output`` of a linear map or convolution, ``product`` of two
             activations, attention ``logits``.
         largest: over all reference samples; infinite where a value is not finite.
-        kept: whether the bundle's plan keeps the block in float32.
+        kept_float32: whether the bundle's plan keeps the block in float32.
+        share_of_float16: of 65,504, the largest number of float16.
+        warned: whether it is too near to float16's limit.
     """
 
     stage: Stage
@@ -48,85 +48,67 @@ class AuditRow:
     module: str
     what: str
     largest: float
-    kept: bool
+    kept_float32: bool
+    share_of_float16: float
+    warned: bool
 
-    @property
-    def share(self) -> float:
-        """Share of 65,504, the largest number of float16."""
-        return self.largest / HALF_MAX
-
-    @property
-    def warned(self) -> bool:
-        """Whether it is too near to float16's limit."""
-        return not self.kept and not self.share <= WARN_ABOVE
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form; what is not finite is null."""
-        return {
-            "stage": self.stage.value,
-            "block": self.block,
-            "module": self.module,
-            "what": self.what,
-            "largest": finite(self.largest),
-            "share_of_float16": finite(self.share),
-            "kept_float32": self.kept,
-            "warned": self.warned,
-        }
+    @classmethod
+    def of(cls, stage: Stage, place: tuple[str, str, str], largest: float, kept: bool) -> "AuditRow":
+        """Judge the value at a place: block, module and what it is."""
+        share = largest / HALF_MAX
+        return cls(stage, *place, largest, kept, share, warned=not kept and not share <= WARN_ABOVE)
 
 
-@dataclass(frozen=True, slots=True)
-class AuditReport:
+class AuditReport(Record, frozen=True):
     """All places of all stages.
 
     Attributes:
         run: folder of the model's run.
         samples: number of reference samples.
-        rows: every place.
-        largest_float32: by stage, the largest value outside the half blocks.
+        places: every place.
+        largest_float32_part: by stage, the largest value outside the half blocks.
+        float16_max, warn_above: float16's largest number, and the share of it above which a place is warned of.
     """
 
     run: Path
     samples: int
-    rows: tuple[AuditRow, ...]
-    largest_float32: Mapping[Stage, float]
+    places: tuple[AuditRow, ...]
+    largest_float32_part: dict[Stage, float]
+    float16_max: float = HALF_MAX
+    warn_above: float = WARN_ABOVE
 
     @property
     def warnings(self) -> tuple[AuditRow, ...]:
         """Places above the limit, the largest first."""
-        return tuple(sorted((row for row in self.rows if row.warned), key=lambda row: -row.share))
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "source": f"run {self.run}",
-            "samples": self.samples,
-            "float16_max": HALF_MAX,
-            "warn_above": WARN_ABOVE,
-            "warnings": len(self.warnings),
-            "largest_float32_part": {stage.value: finite(value) for stage, value in self.largest_float32.items()},
-            "places": [row.as_dict() for row in self.rows],
-        }
+        return tuple(sorted((row for row in self.places if row.warned), key=lambda row: -row.largest))
 
     def render(self) -> Any:
         """A table of each stage's largest places, and all warnings."""
         title = f"run {self.run}, {self.samples} reference samples: largest activations of the half blocks"
         table = Table(title, ("stage", "place", "largest", "of 65,504", ""), words=2, verdict=True)
-        for stage, largest_float32 in self.largest_float32.items():
-            ordered = sorted((row for row in self.rows if row.stage is stage), key=lambda row: -row.share)
+        for stage, largest_float32 in self.largest_float32_part.items():
+            ordered = sorted((row for row in self.places if row.stage is stage), key=lambda row: -row.largest)
             for index, row in enumerate(ordered):
                 if index < _SHOWN or row.warned:
-                    verdict = "WARN" if row.warned else "float32" if row.kept else ""
-                    table.add(stage, f"{row.module} {row.what}", _number(row.largest), f"{row.share:.2%}", verdict)
+                    verdict = "WARN" if row.warned else "float32" if row.kept_float32 else ""
+                    table.add(
+                        stage, f"{row.module} {row.what}", _number(row.largest), f"{row.share_of_float16:.2%}", verdict
+                    )
             table.add(stage, "float32 parts", _number(largest_float32), "", "")
         parts: list[RenderableType] = [table.to_rich()]
         for row in self.warnings:
-            reach = f"reaches {_number(row.largest)}, {row.share:.0%} of float16's range"
+            reach = f"reaches {_number(row.largest)}, {row.share_of_float16:.0%} of float16's range"
             parts.append(Text(f"warning: {row.stage} {row.module} {row.what} {reach}", "bold red"))
         if self.warnings:
             parts.append("`rsrefseg parity --bisect` finds which blocks have to stay float32")
         else:
             parts.append(Text(f"no half block takes more than {WARN_ABOVE:.0%} of float16's range", "green"))
         return Group(*parts)
+
+
+def run_audit(bundle: Path | None, run: Path | None) -> AuditReport:
+    """Audit the model a bundle was exported from; arguments and errors as for ``open_half_model``."""
+    return audit(open_half_model(bundle, run))
 
 
 def audit(model: HalfModel) -> AuditReport:
@@ -158,7 +140,7 @@ def audit_stage(model: HalfModel, stage: Stage) -> tuple[list[AuditRow], float]:
         with recorder:
             run_stage(module, model.contracts[stage], inputs)
     kept, outside = model.plan.get(stage, {}), recorder.largest.pop(_OUTSIDE, 0.0)
-    return [AuditRow(stage, *place, found, place[0] in kept) for place, found in recorder.largest.items()], outside
+    return [AuditRow.of(stage, place, found, place[0] in kept) for place, found in recorder.largest.items()], outside
 
 
 class _Recorder(TorchFunctionMode):

@@ -1,17 +1,16 @@
 """``rsrefseg parity --bisect``: the fewest blocks that have to stay float32 so that half precision holds."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rsrefseg.engines.bundle.comparison import finite
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.records import Record
 from rsrefseg.engines.system.tables import Table
 
 from .audit import audit_stage
@@ -20,49 +19,36 @@ from .half_model import HalfModel, StageCheck, open_half_model
 from .plan import HALF_MAX, PrecisionPlan, plan_document, write_plan
 
 
-@dataclass(frozen=True, slots=True)
-class StageBisection:
+class StageBisection(Record, frozen=True):
     """The search in one stage.
 
     Attributes:
         stage: which.
         blocks: number of its half blocks.
         evaluations: number of plans tried, the first one included.
-        before: relative L2 error with the first plan.
-        after: relative L2 error with the last plan; equal to ``before`` where the first plan holds or none does.
-        found: blocks that have to stay float32 besides those of the first plan, with reasons; None if no plan holds.
+        relative_l2_before: error with the first plan.
+        relative_l2_after: error with the last plan; the same where the first plan holds or none does.
+        keep_float32: blocks that have to stay float32 besides those of the first plan, with reasons; None if no plan
+            holds.
     """
 
     stage: Stage
     blocks: int
     evaluations: int
-    before: float
-    after: float
-    found: Mapping[str, str] | None
+    relative_l2_before: float
+    relative_l2_after: float
+    keep_float32: dict[str, str] | None
 
     @property
     def verdict(self) -> str:
         """In a few words."""
-        if self.found is None:
+        if self.keep_float32 is None:
             return "FAIL  not even with all blocks in float32"
-        if not self.found:
-            return "PASS"
-        return f"PASS with {len(self.found)} block{'s' if len(self.found) > 1 else ''} in float32"
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "stage": self.stage.value,
-            "blocks": self.blocks,
-            "evaluations": self.evaluations,
-            "relative_l2_before": finite(self.before),
-            "relative_l2_after": finite(self.after),
-            "keep_float32": None if self.found is None else list(self.found),
-        }
+        count = len(self.keep_float32)
+        return f"PASS with {count} block{'s' if count > 1 else ''} in float32" if count else "PASS"
 
 
-@dataclass(frozen=True, slots=True)
-class BisectReport:
+class BisectReport(Record, frozen=True):
     """The search through all stages.
 
     Attributes:
@@ -80,12 +66,17 @@ class BisectReport:
     @property
     def holds(self) -> bool:
         """Whether there is a plan that holds in every stage."""
-        return all(stage.found is not None for stage in self.stages)
+        return all(stage.keep_float32 is not None for stage in self.stages)
+
+    @property
+    def failure(self) -> str:
+        """One line if there is none."""
+        return "" if self.holds else "no precision plan holds (see the rows marked FAIL)"
 
     @property
     def plan_path(self) -> str | None:
         """File of the plan; None where the first plan holds or no plan does."""
-        return str(self.plan_out) if self.holds and any(stage.found for stage in self.stages) else None
+        return str(self.plan_out) if self.holds and any(stage.keep_float32 for stage in self.stages) else None
 
     @property
     def command(self) -> str:
@@ -93,29 +84,25 @@ class BisectReport:
         options = ["--plan", self.plan_path] if self.plan_path is not None else []
         return shlex.join(["rsrefseg", "export", str(self.run), "--fp16", *options])
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {
-            "holds": self.holds,
-            "source": f"run {self.run}",
-            "evaluations": sum(stage.evaluations for stage in self.stages),
-            "stages": [stage.as_dict() for stage in self.stages],
-            "plan": plan_document(self.plan),
-            "plan_path": self.plan_path,
-            "command": self.command,
-        }
+        stages = [stage.to_dict() for stage in self.stages]
+        found = {"holds": self.holds, "plan_path": self.plan_path, "command": self.command}
+        return {"run": str(self.run), "stages": stages, "plan": plan_document(self.plan), **found}
 
     def render(self) -> Any:
         """A table, the blocks that were found, and the next command."""
         title = f"run {self.run} in half precision (PyTorch, CPU)"
         table = Table(title, ("stage", "blocks", "tried", "rel. L2", "with the plan", ""), verdict=True)
         for stage in self.stages:
-            after = f"{stage.after:.1e}" if stage.found else ""
-            counts = (str(stage.blocks), str(stage.evaluations), f"{stage.before:.1e}", after)
+            after = f"{stage.relative_l2_after:.1e}" if stage.keep_float32 else ""
+            counts = (str(stage.blocks), str(stage.evaluations), f"{stage.relative_l2_before:.1e}", after)
             table.add(stage.stage, *counts, stage.verdict)
         parts: list[RenderableType] = [table.to_rich()]
         for stage in self.stages:
-            parts += [f"keep float32: {stage.stage} {block} ({why})" for block, why in (stage.found or {}).items()]
+            parts += [
+                f"keep float32: {stage.stage} {block} ({why})" for block, why in (stage.keep_float32 or {}).items()
+            ]
         if not self.holds:
             parts.append(Text("no plan holds: the stages marked FAIL differ for another reason", "bold red"))
         elif self.plan_path is None:
@@ -153,8 +140,8 @@ def bisect(model: HalfModel, plan_out: Path) -> BisectReport:
     for stage in model.stages("bisecting half precision"):
         result = bisect_stage(model, stage)
         results.append(result)
-        if result.found:
-            plan[stage] = {**plan.get(stage, {}), **result.found}
+        if result.keep_float32:
+            plan[stage] = {**plan.get(stage, {}), **result.keep_float32}
     return BisectReport(model.run, tuple(results), plan, plan_out)
 
 
@@ -168,7 +155,7 @@ def bisect_stage(model: HalfModel, stage: Stage) -> StageBisection:
             checks[blocks] = model.check(stage, {**kept, **dict.fromkeys(blocks, "on trial")})
         return checks[blocks].passed
 
-    def result(found: Mapping[str, str] | None) -> StageBisection:
+    def result(found: dict[str, str] | None) -> StageBisection:
         before, after = (checks[frozenset(blocks)].error.relative_l2 for blocks in ((), found or ()))
         return StageBisection(stage, len(names), len(checks), before, after, found)
 

@@ -1,18 +1,19 @@
 """Reads a whole data set once and reports what would spoil a training run, before the run."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
+from rsrefseg.engines.records import Record
+from rsrefseg.engines.system.progress import ProgressLine
+from rsrefseg.engines.text import TEXT_LENGTH
 
 from .formats import open_dataset
 from .parallel import in_processes
-from .phrase_length import PhraseRule, phrase_rule
+from .phrase_length import phrase_counter
 from .samples import Sample, group_by_image
 from .verify import Problem, mask_problems
 
@@ -21,82 +22,77 @@ EXAMPLES = 5
 TRAINING_SPLITS = ("train", "val")
 EVALUATION_SPLITS = ("test",)
 
-Progress = Callable[[int, int], None]
 Found = Iterator[tuple[Problem, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One kind of problem, how often it was met, and its first cases."""
+class Finding(Record, frozen=True):
+    """One kind of problem, how often it was met, its first cases, and the problem in words."""
 
-    problem: Problem
+    problem: str
     count: int
     examples: tuple[str, ...]
+    text: str
+
+    @classmethod
+    def of(cls, problem: Problem, examples: Sequence[str]) -> "Finding":
+        """Count the cases of a problem."""
+        return cls(problem.name.lower(), len(examples), tuple(examples[:EXAMPLES]), problem.value)
 
     def __str__(self) -> str:
         more = ", …" if self.count > len(self.examples) else ""
-        return f"{self.count} {self.problem.value}: {', '.join(self.examples)}{more}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self) | {"problem": self.problem.name.lower(), "text": self.problem.value}
+        return f"{self.count} {self.text}: {', '.join(self.examples)}{more}"
 
 
-@dataclass(frozen=True, slots=True)
-class SplitCount:
+class SplitCount(Record, frozen=True):
     """How much one split holds."""
 
     samples: int
     images: int
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetReport:
+class PhraseLengths(Record, frozen=True):
+    """The longest phrase, how long one may be, and what is counted."""
+
+    longest: int
+    limit: int
+    counted: str
+
+
+class DatasetReport(Record, frozen=True):
     """What a data set holds and what is wrong with it.
 
-    ``categories`` counts the samples of each class, most frequent first; ``findings`` are in the order of ``Problem``.
+    Attributes:
+        root: folder or file of the data set.
+        format: of it.
+        splits: their sizes by name.
+        categories: samples of each class, most frequent first.
+        phrase_lengths: of all samples.
+        faults: what spoils training or the figures taken on the data, in the order of ``Problem``.
+        notes: what is worth knowing.
     """
 
     root: Path
     format: str
     splits: dict[str, SplitCount]
     categories: dict[str, int]
-    longest_phrase: int
-    phrase_rule: PhraseRule
-    findings: tuple[Finding, ...]
+    phrase_lengths: PhraseLengths
+    faults: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
 
     @property
-    def faults(self) -> tuple[Finding, ...]:
-        """Findings that spoil training or the figures taken on the data."""
-        return tuple(finding for finding in self.findings if finding.problem.is_fault)
-
-    @property
-    def notes(self) -> tuple[Finding, ...]:
-        """Findings worth knowing."""
-        return tuple(finding for finding in self.findings if not finding.problem.is_fault)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        rule = self.phrase_rule
-        return {
-            "root": str(self.root),
-            "format": self.format,
-            "splits": {name: asdict(split) for name, split in self.splits.items()},
-            "categories": dict(self.categories),
-            "phrase_lengths": {"longest": self.longest_phrase, "limit": rule.limit, "counted": rule.unit},
-            "faults": [finding.as_dict() for finding in self.faults],
-            "notes": [finding.as_dict() for finding in self.notes],
-        }
+    def failure(self) -> str:
+        """One line if there are faults."""
+        return f"'{self.root}' has {len(self.faults)} kinds of faults that would spoil training" if self.faults else ""
 
     def render(self) -> str:
         """Counts, then faults, then notes, a line each."""
-        rule = self.phrase_rule
+        lengths = self.phrase_lengths
         return "\n".join(
             [
                 f"{self.root}: {self.format}, {len(self.categories)} classes",
                 *(f"  {name}: {n.samples} expressions on {n.images} images" for name, n in self.splits.items()),
                 f"  classes: {', '.join(f'{name} {count}' for name, count in self.categories.items())}",
-                f"  longest phrase: {self.longest_phrase} of {rule.limit} ({rule.unit})",
+                f"  longest phrase: {lengths.longest} of {lengths.limit} ({lengths.counted})",
                 *(f"FAULT  {finding}" for finding in self.faults),
                 *(f"note   {finding}" for finding in self.notes),
                 f"{len(self.faults)} kinds of faults" if self.faults else "no faults",
@@ -106,41 +102,39 @@ class DatasetReport:
 
 def check_dataset(
     path: Path | str,
-    workers: int = 1,
-    progress: Progress | None = None,
-    rule: PhraseRule | None = None,
     images: Path | None = None,
     splits: Sequence[str] = (),
+    tokenizer: Path | None = None,
     resize_masks: bool = False,
+    workers: int = 1,
 ) -> DatasetReport:
     """Read every image and mask of a data set once and report.
 
     Args:
         path: the data set.
-        workers: processes at most.
-        progress: called with (images done, images in all) after each image.
-        rule: how long a phrase may be; in words by default.
         images: folder of the images where it is not the format's own.
         splits: the only ones to check, all of which must exist; by default all, and those that ``train`` reads (or,
             without a training split, ``eval``) must exist.
+        tokenizer: counts the tokens of phrases (``phrase_counter``); words are counted by default.
         resize_masks: whether ``train`` and ``eval`` will resize masks of another size than their image.
+        workers: processes at most.
 
     Raises:
         BadInputError: the data set cannot be opened at all. What is wrong with single samples is reported, not raised.
     """
-    dataset, rule = open_dataset(path, images), rule or phrase_rule()
+    (count, counted), dataset = phrase_counter(tokenizer), open_dataset(path, images)
     samples = [sample for sample in dataset.samples if not splits or sample.split in splits]
     groups = group_by_image(samples)
     found: dict[Problem, list[str]] = {problem: [] for problem in Problem}
     groups_by_digest: dict[str, list[tuple[Sample, ...]]] = {}
     looks = zip(groups, in_processes(_look, groups, workers), strict=True)
-    for done, (group, (digest, problems)) in enumerate(looks, start=1):
-        for problem, example in problems:
-            resized = resize_masks and problem is Problem.SIZE_DIFFERENCE
-            found[Problem.RESIZED_MASK if resized else problem].append(example)
-        groups_by_digest.setdefault(digest, []).append(group)
-        if progress is not None:
-            progress(done, len(groups))
+    with ProgressLine("checking") as progress:
+        for done, (group, (digest, problems)) in enumerate(looks, start=1):
+            for problem, example in problems:
+                resized = resize_masks and problem is Problem.SIZE_DIFFERENCE
+                found[Problem.RESIZED_MASK if resized else problem].append(example)
+            groups_by_digest.setdefault(digest, []).append(group)
+            progress.update(done, len(groups))
     for problem, example in (*_shared_images(groups_by_digest), *_repetitions(samples)):
         found[problem].append(example)
     needed = splits or (TRAINING_SPLITS if TRAINING_SPLITS[0] in dataset.splits else EVALUATION_SPLITS)
@@ -148,22 +142,23 @@ def check_dataset(
     longest = 0
     for sample in samples:
         try:
-            length = rule.count(sample.phrase)
+            length = count(sample.phrase)
         except BadInputError as error:
             found[Problem.UNUSABLE_PHRASE].append(f"sample '{sample.sample_id}': {error}")
             continue
         longest = max(longest, length)
-        if length > rule.limit:
+        if length > TEXT_LENGTH:
             found[Problem.LONG_PHRASE].append(f"sample '{sample.sample_id}' ({length})")
     per_split = {name: [s for s in samples if s.split == name] for name in dict.fromkeys(s.split for s in samples)}
+    kinds = [(problem, Finding.of(problem, examples)) for problem, examples in found.items() if examples]
     return DatasetReport(
         root=dataset.root,
         format=dataset.name,
         splits={name: SplitCount(len(part), len(group_by_image(part))) for name, part in per_split.items()},
         categories=dict(Counter(sample.category for sample in samples).most_common()),
-        longest_phrase=longest,
-        phrase_rule=rule,
-        findings=tuple(Finding(kind, len(all_), tuple(all_[:EXAMPLES])) for kind, all_ in found.items() if all_),
+        phrase_lengths=PhraseLengths(longest, TEXT_LENGTH, counted),
+        faults=tuple(finding for problem, finding in kinds if problem.is_fault),
+        notes=tuple(finding for problem, finding in kinds if not problem.is_fault),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.records import Record
 from rsrefseg.engines.system.files import atomic_file
 
 from .annotation_files import image_file_name, parse_object, read_lines
@@ -15,6 +16,17 @@ from .samples import Dataset, Sample
 
 # Where the images of a JSON-lines file are looked for, beside it.
 _IMAGE_FOLDERS = ("images", "images/rrsisd/JPEGImages", "JPEGImages", "img_rgb", "image/image", "image", ".")
+
+
+class ExportedLines(Record, frozen=True):
+    """A file that was written, and its number of lines."""
+
+    path: Path
+    samples: int
+
+    def render(self) -> str:
+        """One line for a person."""
+        return f"{self.samples} expressions written to {self.path}"
 
 
 def matches(path: Path) -> bool:
@@ -37,14 +49,11 @@ def read(path: Path, images: Path | None) -> tuple[Sample, ...]:
     return tuple(_sample(record, number, name, folder) for number, name, record in records)
 
 
-def export_jsonl(dataset: Dataset, path: Path) -> int:
+def export_jsonl(dataset: Dataset, path: Path) -> ExportedLines:
     """Write a data set as JSON lines, atomically; images are named, not copied.
 
     ``file_name`` is relative to the folder that holds all images, ``bbox`` is ``[x1, y1, x2, y2]`` of the mask,
     ``segmentation`` a list of one compressed run-length mask, whatever the mask came from.
-
-    Returns:
-        How many lines were written.
 
     Raises:
         BadInputError: a mask is broken.
@@ -55,7 +64,7 @@ def export_jsonl(dataset: Dataset, path: Path) -> int:
         for sample in dataset.samples:
             no_target = {} if sample.has_target else {"no_target": True}
             stream.write(json_line(jsonl_record(sample, folder, sample.rle) | no_target))
-    return len(dataset.samples)
+    return ExportedLines(path, len(dataset.samples))
 
 
 def common_image_folder(samples: Sequence[Sample]) -> Path:

@@ -11,7 +11,7 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
 
 from .annotation_files import read_bytes
-from .masks import BoolMask, BrokenMask, Rle, decode_rle, encode_mask
+from .masks import BoolMask, BrokenMask, Rle, decode_rle, encode_mask, resize_nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,24 @@ class Sample:
             return np.asarray(read_image(self.mask_source).any(axis=2))
         except BadInputError as error:
             raise BadInputError(f"sample '{self.sample_id}': its mask cannot be read: {error}") from error
+
+    def mask_at(self, size: tuple[int, int], resize: bool) -> tuple[BoolMask, bool]:
+        """The mask at its image's ``size`` (height, width), and whether it was resized (nearest).
+
+        Raises:
+            BadInputError: its size differs, and ``resize`` is false.
+        """
+        found = self.mask_size
+        if found != size and not resize:
+            raise BadInputError(f"{self.size_difference(found, size)}; --resize-masks resizes such masks")
+        return resize_nearest(self.mask(), *size), found != size
+
+    def size_difference(self, mask_size: tuple[int, int], image_size: tuple[int, ...]) -> str:
+        """How an error line states that a mask does not have its image's size."""
+        return (
+            f"sample '{self.sample_id}': its mask is {mask_size[0]}x{mask_size[1]} but its image "
+            f"'{self.image_path.name}' {image_size[0]}x{image_size[1]} (height x width)"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
 from rsrefseg.engines.text import MAX_PHRASE_CHARACTERS, clean_phrase
 
-from .loading import size_difference
 from .samples import Dataset, Sample, group_by_image, size_in_header
 
 
@@ -57,7 +56,7 @@ def mask_problems(
         yield Problem.BROKEN_MASK, str(error)
         return
     if image_size is not None and size != image_size:
-        yield Problem.SIZE_DIFFERENCE, size_difference(sample, size, image_size)
+        yield Problem.SIZE_DIFFERENCE, sample.size_difference(size, image_size)
     if empty:
         yield Problem.EMPTY_MASK if sample.has_target else Problem.NO_TARGET, name
 

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol as TypingProtocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
+from rsrefseg.engines.segmenter import Segmentation
 
-from ..data.loading import SizeMismatch, fit_mask
 from ..data.masks import BoolMask
 from ..data.samples import Sample, group_by_image
 from .metrics import MetricsResult, Overlap, Protocol, ReferringMetrics
@@ -18,20 +17,8 @@ from .metrics import MetricsResult, Overlap, Protocol, ReferringMetrics
 Progress = Callable[[int, int], None]
 
 
-class Reply(TypingProtocol):
-    """What is answered to one phrase: mask_logits (h, w) float32 on the decoder's grid; mask (H, W) bool."""
-
-    @property
-    def mask_logits(self) -> npt.NDArray[np.float32]:
-        """The decoder's own grid."""
-
-    @property
-    def mask(self) -> npt.NDArray[np.bool_]:
-        """At the picture's size."""
-
-
-# From a picture (H, W, 3) uint8 and P phrases to P replies; `Segmenter.segment` is one.
-Ask = Callable[[npt.NDArray[np.uint8], Sequence[str]], Sequence[Reply]]
+# From an image (H, W, 3) uint8 and P phrases to P segmentations; `Segmenter.segment` is one.
+Ask = Callable[[npt.NDArray[np.uint8], Sequence[str]], Sequence[Segmentation]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +47,7 @@ def answer_samples(
     samples: Sequence[Sample],
     *,
     shuffle_phrases: bool = False,
-    on_size_mismatch: SizeMismatch = "refuse",
+    resize_masks: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Answer]:
     """Ask for every sample, once per image with all of its phrases, in order of images.
@@ -73,7 +60,7 @@ def answer_samples(
         ask: who answers.
         samples: what to ask.
         shuffle_phrases: as above.
-        on_size_mismatch: what to do with a truth of another size than its image.
+        resize_masks: resize truths of another size than their image instead of refusing them.
         progress: called with (images done, images in all).
     """
     groups = group_by_image(samples)
@@ -83,7 +70,7 @@ def answer_samples(
             image = read_image(group[0].image_path)
             replies = ask(image, [phrase for _, phrase in asked])
             for (sample, phrase), reply in zip(asked, replies, strict=True):
-                truth, resized = fit_mask(sample, (image.shape[0], image.shape[1]), on_size_mismatch)
+                truth, resized = sample.mask_at((image.shape[0], image.shape[1]), resize_masks)
                 yield Answer(sample, phrase, reply.mask_logits, reply.mask, truth, resized)
         if progress is not None:
             progress(done, len(groups))

@@ -1,25 +1,17 @@
 """The PyTorch model as something that answers phrases: for validation, evaluation and parity checks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from rsrefseg.engines.images.images import stretch, upsample_logits
+from rsrefseg.engines.images.images import stretch
+from rsrefseg.engines.segmenter import Segmentation
 from rsrefseg.engines.text import Tokenizer
 
 from ..model.model import RSRefSeg
 from .answers import Ask
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TorchReply:
-    """What the model answers to one phrase: mask_logits (h, w) float32; mask (H, W) bool."""
-
-    mask_logits: npt.NDArray[np.float32]
-    mask: npt.NDArray[np.bool_]
 
 
 def asker(model: RSRefSeg, tokenizer: Tokenizer) -> Ask:
@@ -28,7 +20,7 @@ def asker(model: RSRefSeg, tokenizer: Tokenizer) -> Ask:
     image_size = model.config.sam.image_size
 
     @torch.inference_mode()
-    def ask(image: npt.NDArray[np.uint8], phrases: Sequence[str]) -> list[TorchReply]:
+    def ask(image: npt.NDArray[np.uint8], phrases: Sequence[str]) -> list[Segmentation]:
         tokens = tokenizer.encode(phrases)
         prediction = model(
             torch.from_numpy(stretch(image, image_size)).unsqueeze(0).to(device),
@@ -37,6 +29,7 @@ def asker(model: RSRefSeg, tokenizer: Tokenizer) -> Ask:
         )
         size = (image.shape[0], image.shape[1])
         logits = prediction.mask_logits.float().cpu().numpy()[:, 0]
-        return [TorchReply(grid, upsample_logits(grid, image_size, size) > 0) for grid in logits]
+        answers = zip(phrases, logits, strict=True)
+        return [Segmentation(phrase, grid, size, image_size) for phrase, grid in answers]
 
     return ask

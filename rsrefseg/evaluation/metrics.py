@@ -97,7 +97,7 @@ class MetricsResult:
     precision_at: dict[float, float]
     per_class: dict[str, ClassResult]
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, the thresholds as ``Pr@0.5`` and so on."""
         return {
             "protocol": self.protocol.value,

@@ -6,9 +6,8 @@ from typing import Annotated, get_args
 from msgspec import Meta
 
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.records import Record
 from rsrefseg.engines.text import Padding
-
-from ..records import Record
 
 # Width of the MLPs in SAM's image encoder, as a multiple of its embedding.
 SAM_MLP_RATIO = 4

@@ -1,11 +1,8 @@
 """Making a tokenizer for models trained from scratch; ``engines/text.py`` reads one, in training and in serving."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-
-from rsrefseg.engines.system.files import atomic_write_text
 
 UNKNOWN, END = "<unk>", "</s>"
 
@@ -33,8 +30,3 @@ def build_word_tokenizer(phrases: Iterable[str], vocab_size: int) -> Tokenizer:
         single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
     )
     return tokenizer
-
-
-def write_word_tokenizer(path: Path, phrases: Iterable[str], vocab_size: int) -> None:
-    """Build and write ``tokenizer.json``, atomically."""
-    atomic_write_text(path, build_word_tokenizer(phrases, vocab_size).to_str(pretty=True) + "\n")

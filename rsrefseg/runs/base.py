@@ -3,17 +3,16 @@
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from msgspec.structs import replace
 
 from rsrefseg.engines.errors import BadInputError, MissingPartError
+from rsrefseg.engines.records import Record
 
 from ..checkpoints.model_file import digest, is_random, load_model
 from ..checkpoints.public_files import PublicFiles, pin_public_files
 from ..model.config import ModelConfig, Preset
 from ..model.model import RSRefSeg, build_model
-from ..records import Record
 
 # From nothing, a published bias of -10 would have to climb for most of a short training before a sigmoid opens.
 _SCRATCH_LOGIT_BIAS = -4.0
@@ -41,10 +40,6 @@ class BaseWeights(Record, frozen=True):
     sha256: str | None = None
     files: PublicFiles | None = None
     random_weights: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able form, without ``files`` and ``random_weights`` where there are none."""
-        return {name: value for name, value in super().to_dict().items() if value or name in ("path", "sha256")}
 
     def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
         """The model before training, with ``config``'s own text padding and choice of prompts.

@@ -1,13 +1,12 @@
 """``rsrefseg convert``: an RSRefSeg checkpoint in the public layout becomes a run that can be exported."""
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.records import Record
 from rsrefseg.engines.text import Padding
 
 from ..checkpoints.key_matching import fill
@@ -25,32 +24,7 @@ _PORT_NORM_EPSILON = 1e-6
 _SIGLIP = "google/siglip-so400m-patch14-384"
 
 
-class ConvertRequest(Struct, frozen=True):
-    """The options of ``rsrefseg convert``.
-
-    Attributes:
-        file: checkpoint in the public layout.
-        out: run folder to make.
-        config: what the checkpoint is of; None to tell the preset by its SAM.
-        tokenizer: ``tokenizer.json``, ``spiece.model`` or a folder with one of them.
-        data: data set to take reference inputs from; None for rendered scenes.
-        lora_alpha: of the training; None where it equalled the rank.
-        text_padding: ``longest`` as published, or ``fixed``.
-        dense_prompt: whether the model was trained with SAM's mask prompt.
-    """
-
-    file: Path
-    out: Path
-    config: ModelConfig | None = None
-    tokenizer: Path | None = None
-    data: Path | None = None
-    lora_alpha: float | None = None
-    text_padding: str = "longest"
-    dense_prompt: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertReport:
+class ConvertReport(Record, frozen=True):
     """What became of a checkpoint: its preset, tensors taken, adapters folded, tensors left out."""
 
     run: str
@@ -60,52 +34,67 @@ class ConvertReport:
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {name: value for name, value in asdict(self).items() if name != "notes"}
-
     def render(self) -> str:
         """A few lines for a person."""
         found = f"{self.tensors} tensors, {self.adapters} LoRA adapters folded"
         return "\n".join([f"{self.run}: preset '{self.preset}', {found}", *(f"note: {note}" for note in self.notes)])
 
 
-def convert_checkpoint(request: ConvertRequest) -> ConvertReport:
+def convert_checkpoint(
+    file: Path,
+    out: Path,
+    config: ModelConfig | None = None,
+    tokenizer: Path | None = None,
+    data: Path | None = None,
+    lora_alpha: float | None = None,
+    text_padding: str = "longest",
+    dense_prompt: bool = True,
+) -> ConvertReport:
     """Read a public RSRefSeg checkpoint and write a run: model, tokenizer, reference inputs and record.
+
+    Args:
+        file: checkpoint in the public layout.
+        out: run folder to make.
+        config: what the checkpoint is of; None to tell the preset by its SAM.
+        tokenizer: ``tokenizer.json``, ``spiece.model`` or a folder with one of them.
+        data: data set to take reference inputs from; None for rendered scenes.
+        lora_alpha: of the training; None where it equalled the rank.
+        text_padding: ``longest`` as published, or ``fixed``.
+        dense_prompt: whether the model was trained with SAM's mask prompt.
 
     Raises:
         BadInputError: the checkpoint, tokenizer, data set or folder cannot be used; nothing is written.
         RSRefSegError: the folder cannot be written.
     """
-    if not request.file.is_file():
-        raise BadInputError(f"the checkpoint '{request.file}' is not a file: give a .safetensors or .pth file")
-    check_new(request.out)
-    if request.tokenizer is None:
+    if not file.is_file():
+        raise BadInputError(f"the checkpoint '{file}' is not a file: give a .safetensors or .pth file")
+    check_new(out)
+    if tokenizer is None:
         raise BadInputError(
             "the checkpoint has no tokenizer: give that of its SigLIP with --tokenizer (tokenizer.json or "
             f"spiece.model of {_SIGLIP})"
         )
-    checkpoint = plain_checkpoint(read_wrapped(request.file), request.lora_alpha, request.file)
-    config = request.config or guess_config(checkpoint)
+    checkpoint = plain_checkpoint(read_wrapped(file), lora_alpha, file)
+    config = config or guess_config(checkpoint)
     config = replace(
         config,
         sam=replace(config.sam, decoder_norm_epsilon=_PORT_NORM_EPSILON),
-        text_padding=cast(Padding, request.text_padding),
-        dense_prompt=request.dense_prompt,
+        text_padding=cast(Padding, text_padding),
+        dense_prompt=dense_prompt,
     )
     # All that may be refused, before the model takes its memory.
     matches = match_published(checkpoint, config, build_model(config, device="meta").state_dict())
-    tokenizer = tokenizer_bytes(request.tokenizer, config)
-    inputs = reference_inputs(request.data, config.sam.image_size)
+    content = tokenizer_bytes(tokenizer, config)
+    inputs = reference_inputs(data, config.sam.image_size)
     model = build_model(config)
     fill(model, matches)
     model.refresh_position_encodings()
-    base = BaseWeights(BaseKind.CONVERTED, str(request.file.resolve()), digest(request.file))
+    base = BaseWeights(BaseKind.CONVERTED, str(file.resolve()), digest(file))
     header = {
         "merge": {"adapters": checkpoint.adapters},
         "source": {"base": base.to_dict(), "dropped": matches.dropped},
     }
-    run = write_imported_run(request.out, model, base, tokenizer, inputs, header)
+    run = write_imported_run(out, model, base, content, inputs, header)
     return ConvertReport(
         run=str(run.path),
         preset=str(config.preset),

@@ -1,6 +1,5 @@
 """``merge``: a run's trained weights and its base become one plain model, with proof that nothing was lost."""
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,15 @@ import torch
 from torch import Tensor
 
 from rsrefseg.engines.errors import CheckFailedError
-from rsrefseg.engines.text import Tokenizer
+from rsrefseg.engines.records import Record
+from rsrefseg.engines.system.tables import Table
 
 from ..checkpoints.model_file import TensorFile, digest, load_tensors, save_model
 from ..model.lora import fold_lora
 from ..model.model import RSRefSeg
 from ..model.stages import run_stages
 from .base import BaseWeights
-from .reference_inputs import ReferenceInput, load_reference_inputs
+from .reference_inputs import load_reference_inputs
 from .run import Run
 from .tokenizer import open_tokenizer
 from .trained import load_best
@@ -26,8 +26,7 @@ TOLERANCE = 1e-4
 HALF_TOLERANCE = 2e-2
 
 
-@dataclass(frozen=True, slots=True)
-class OutputDifference:
+class OutputDifference(Record, frozen=True):
     """How far folding moved one stage output: the largest absolute difference, also as a share of its abs maximum."""
 
     name: str
@@ -35,8 +34,7 @@ class OutputDifference:
     relative: float
 
 
-@dataclass(frozen=True, slots=True)
-class MergeResult:
+class MergeResult(Record, frozen=True):
     """A finished merge: where the model lies, what was folded and how far each output moved."""
 
     path: Path
@@ -44,21 +42,13 @@ class MergeResult:
     differences: tuple[OutputDifference, ...]
     sha256: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self) | {"path": str(self.path)}
-
     def render(self) -> Any:
         """A table for a person."""
-        from rich.table import Table
-
-        table = Table(title=f"{self.path}: {self.adapters} adapters folded", title_justify="left")
-        table.add_column("output")
-        table.add_column("max abs difference", justify="right")
-        table.add_column("of its abs maximum", justify="right")
+        columns = ("output", "max abs difference", "of its abs maximum")
+        table = Table(f"{self.path}: {self.adapters} adapters folded", columns)
         for row in self.differences:
-            table.add_row(row.name, f"{row.max_abs:.2e}", f"{row.relative:.2e}")
-        return table
+            table.add(row.name, f"{row.max_abs:.2e}", f"{row.relative:.2e}")
+        return table.to_rich()
 
 
 def merge(run: Run, *, half: bool = False) -> MergeResult:
@@ -78,14 +68,14 @@ def merge(run: Run, *, half: bool = False) -> MergeResult:
     """
     model, tuner, best = load_best(run)
     base = BaseWeights.from_dict(run.read_record()["base"])
-    inputs = load_reference_inputs(run.reference_inputs_path)
     tokenizer = open_tokenizer(run, model.config)
-    before = [_outputs(model, tokenizer, entry) for entry in inputs]
+    inputs = [entry.tensors(tokenizer) for entry in load_reference_inputs(run.reference_inputs_path)]
+    before = [run_stages(model, **tensors) for tensors in inputs]
     adapters = sum(name.endswith("lora_A.default.weight") for name, _ in model.named_parameters())
     merged = fold_lora(tuner).eval() if tuner is not None else model
     if half:
         _round_to_half(merged)
-    after = [_outputs(merged, tokenizer, entry) for entry in inputs]
+    after = [run_stages(merged, **tensors) for tensors in inputs]
     differences = compare_outputs(before, after)
     tolerance = HALF_TOLERANCE if half else TOLERANCE
     for difference in differences:
@@ -98,7 +88,7 @@ def merge(run: Run, *, half: bool = False) -> MergeResult:
         run.merged_path,
         merged,
         torch.float16 if half else None,
-        merge={"adapters": adapters, "differences": [asdict(difference) for difference in differences]},
+        merge={"adapters": adapters, "differences": [difference.to_dict() for difference in differences]},
         source={"run_best_sha256": digest(run.best_path), "base": base.to_dict(), "step": best.header["step"]},
         random_weights=base.random_weights,
     )
@@ -134,10 +124,3 @@ def compare_outputs(before: list[dict[str, Tensor]], after: list[dict[str, Tenso
         scale = max(float(left.abs().max()) for left, _ in pairs)
         differences.append(OutputDifference(name, worst, worst / scale if scale else worst))
     return tuple(differences)
-
-
-def _outputs(model: RSRefSeg, tokenizer: Tokenizer, entry: ReferenceInput) -> dict[str, Tensor]:
-    tokens = tokenizer.encode(entry.phrases)
-    return run_stages(
-        model, entry.image.unsqueeze(0), torch.from_numpy(tokens.input_ids), torch.from_numpy(tokens.token_mask)
-    )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image, stretch
+from rsrefseg.engines.text import Tokenizer
 
 from ..checkpoints.model_file import load_tensors, save_tensors
 from ..data.samples import Sample, group_by_image
@@ -33,6 +34,12 @@ class ReferenceInput:
         """Stretch an image, (H, W, 3), to ``image_size``; of equal phrases one stays."""
         stretched = torch.from_numpy(stretch(image, image_size))
         return cls(stretched, (image.shape[0], image.shape[1]), tuple(dict.fromkeys(phrases))[:PHRASES_PER_IMAGE])
+
+    def tensors(self, tokenizer: Tokenizer) -> dict[str, Tensor]:
+        """What the first stages take, by contract name: image (1, 3, S, S); input_ids and token_mask (P, L)."""
+        tokens = tokenizer.encode(self.phrases)
+        ids, mask = torch.from_numpy(tokens.input_ids), torch.from_numpy(tokens.token_mask)
+        return {"image": self.image.unsqueeze(0), "input_ids": ids, "token_mask": mask}
 
 
 def pick_reference_inputs(samples: Sequence[Sample], image_size: int) -> tuple[ReferenceInput, ...]:

@@ -1,12 +1,13 @@
 """A whole data set of made scenes in the RRSIS-D layout."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.records import Record
+from rsrefseg.engines.system.progress import ProgressLine
 
 from ..data.parallel import in_processes
 from ..data.rrsisd_writer import WrittenScene, write_rrsisd
@@ -16,8 +17,7 @@ from .scene import Scene, render_scene
 _SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True, slots=True)
-class SynthSummary:
+class SynthSummary(Record, frozen=True):
     """What was written: images and expressions per split, and expressions per class."""
 
     root: Path
@@ -26,10 +26,6 @@ class SynthSummary:
     images: dict[str, int]
     expressions: dict[str, int]
     categories: dict[str, int]
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self) | {"root": str(self.root)}
 
     def render(self) -> str:
         """What was written, in two lines."""
@@ -41,7 +37,7 @@ class SynthSummary:
 def synthesize(
     out: Path,
     *,
-    domain: Domain,
+    domain: str,
     train: int,
     val: int,
     test: int,
@@ -49,18 +45,19 @@ def synthesize(
     seed: int = 0,
     max_referrals: int = 6,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
 ) -> SynthSummary:
     """Render scenes and write them as an RRSIS-D folder, whole or not at all.
 
     The same arguments give the same bytes, whatever the number of workers. No seed is used for two scenes, and a
-    longer split begins with the scenes of a shorter one. ``train``, ``val`` and ``test`` count images, not expressions;
-    ``progress`` is called with (scenes done, scenes in all); ``overwrite`` replaces an RRSIS-D folder that is there.
+    longer split begins with the scenes of a shorter one. ``domain`` is one of ``Domain``; ``train``, ``val`` and
+    ``test`` count images, not expressions; ``overwrite`` replaces an RRSIS-D folder that is there.
 
     Raises:
         BadInputError: A value out of range, or a folder that already holds something.
     """
+    if domain not in tuple(Domain):
+        raise BadInputError(f"unknown domain '{domain}': choose one of {', '.join(Domain)}")
     counts = dict(zip(_SPLITS, (train, val, test), strict=True))
     if min(counts.values()) < 0 or sum(counts.values()) == 0 or seed < 0 or workers < 1:
         raise BadInputError(
@@ -73,21 +70,20 @@ def synthesize(
         for index in range(counts[split])
     ]
     expressions = dict.fromkeys(_SPLITS, 0)
-    categories: dict[str, int] = {}
-    draw = partial(_draw, domain=domain, size=size, max_referrals=max_referrals)
+    categories = Counter[str]()
+    draw = partial(_draw, domain=Domain(domain), size=size, max_referrals=max_referrals)
 
     def scenes() -> Iterator[WrittenScene]:
         drawn = in_processes(draw, jobs, workers, jobs_per_process=1)
-        for done, (split, scene) in enumerate(drawn, start=1):
-            expressions[split] += len(scene.referrals)
-            for referral in scene.referrals:
-                categories[referral.category] = categories.get(referral.category, 0) + 1
-            yield split, scene.image, scene.referrals
-            if progress is not None:
-                progress(done, len(jobs))
+        with ProgressLine("rendering scenes") as progress:
+            for done, (split, scene) in enumerate(drawn, start=1):
+                expressions[split] += len(scene.referrals)
+                categories.update(referral.category for referral in scene.referrals)
+                yield split, scene.image, scene.referrals
+                progress.update(done, len(jobs))
 
     write_rrsisd(out, scenes(), overwrite)
-    return SynthSummary(out, domain, size, counts, expressions, dict(sorted(categories.items())))
+    return SynthSummary(out, Domain(domain), size, counts, expressions, dict(sorted(categories.items())))
 
 
 def _draw(job: tuple[str, int], *, domain: Domain, size: int, max_referrals: int) -> tuple[str, Scene]:

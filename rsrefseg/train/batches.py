@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -16,7 +15,6 @@ from torch.utils.data import Dataset as TorchDataset
 from rsrefseg.engines.errors import RSRefSegError
 from rsrefseg.engines.images.images import read_image, stretch
 
-from ..data.loading import fit_mask
 from .data import TrainingData
 
 Draw = tuple[int, int]  # (image, epoch)
@@ -72,8 +70,9 @@ class TrainingBatches(TorchDataset[Batch | RSRefSegError]):
         chosen = [group[position] for position in sorted(order)]
         image = read_image(chosen[0].image_path)
         size = (image.shape[0], image.shape[1])
-        masks = [fit_mask(sample, size, self.data.on_size_mismatch)[0] for sample in chosen]
-        truth = np.stack([_resize_mask(mask, self.image_size) for mask in masks])
+        masks = [sample.mask_at(size, self.data.resize_masks)[0] for sample in chosen]
+        side, nearest = (self.image_size, self.image_size), cv2.INTER_NEAREST_EXACT
+        truth = np.stack([cv2.resize(mask.astype(np.uint8), side, interpolation=nearest) for mask in masks])
         return Example(
             torch.from_numpy(stretch(image, self.image_size)),
             tuple(sample.phrase for sample in chosen),
@@ -175,11 +174,3 @@ def _start_worker(worker: int) -> None:
 def _permutation(seed: int, epoch: int, size: int) -> tuple[int, ...]:
     """The order of an epoch's images."""
     return tuple(np.random.default_rng([seed, epoch]).permutation(size).tolist())
-
-
-def _resize_mask(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.uint8]:
-    """(H, W) bool -> (size, size) uint8 in {0, 1}, nearest."""
-    resized: npt.NDArray[np.uint8] = cv2.resize(
-        mask.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST_EXACT
-    )
-    return resized

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from rsrefseg.engines.records import Record
+
 from ..model.config import LoraSettings
-from ..records import Record
 
 _FINITE = sys.float_info.max
 _AtLeast0 = Annotated[float, Meta(ge=0, le=_FINITE)]

@@ -9,7 +9,6 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Tokenizer
 
 from ..data.formats import open_dataset
-from ..data.loading import SizeMismatch
 from ..data.samples import Sample
 from ..data.verify import verify_samples
 from .settings import DataSettings
@@ -22,7 +21,7 @@ class TrainingData:
     groups: tuple[tuple[Sample, ...], ...]
     validation: tuple[Sample, ...]
     tokenizer: Tokenizer
-    on_size_mismatch: SizeMismatch = "refuse"
+    resize_masks: bool = False
 
 
 def read_samples(settings: DataSettings) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:

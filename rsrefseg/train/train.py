@@ -11,7 +11,6 @@ import msgspec
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_write_bytes, unwritable
 
-from ..data.loading import SizeMismatch
 from ..data.samples import group_by_image
 from ..model.config import ModelConfig
 from ..model.lora import ParameterCounts, count_parameters
@@ -43,7 +42,7 @@ class TrainResult:
         """Best validation gIoU; None without a validation split."""
         return self.position.best_giou if self.position.best_giou >= 0 else None
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         counts = {"trained": self.parameters.trained, **asdict(self.parameters)}
         del counts["towers"]
@@ -109,9 +108,8 @@ def train(
             reference = pick_reference_inputs(validation or samples, model_config.sam.image_size)
             save_reference_inputs(run.reference_inputs_path, reference)
         processes.wait_for_everyone()
-        on_size_mismatch: SizeMismatch = "resize" if data.resize_masks else "refuse"
         reader = open_tokenizer(run, model_config)
-        training_data = TrainingData(group_by_image(samples), validation, reader, on_size_mismatch)
+        training_data = TrainingData(group_by_image(samples), validation, reader, data.resize_masks)
         if warnings := check_phrases([*samples, *validation], reader):
             watcher.on_note(f"{len(warnings)} phrases are not read in full; the first: {warnings[0]}")
         model, _ = prepare_model(base, model_config, config.lora, config.seed)

@@ -198,7 +198,7 @@ class Trainer:
         with self.accelerator.autocast():
             result = validate(self.plain_model, self.data)
         if log is not None:
-            log.write(step=self.position.step, epoch=epoch, validation=result.as_dict())
+            log.write(step=self.position.step, epoch=epoch, validation=result.to_dict())
         self.watcher.on_validation(epoch, result)
         if result.gIoU > self.position.best_giou:
             self.position = replace(self.position, best_giou=result.gIoU)

@@ -23,7 +23,7 @@ def validate(model: RSRefSeg, data: TrainingData) -> MetricsResult:
     overlaps: list[tuple[int, list[tuple[Overlap, str]]]] = []
     model.eval()
     for number in range(process.process_index, len(groups), process.num_processes):
-        answers = answer_samples(asker(model, data.tokenizer), groups[number], on_size_mismatch=data.on_size_mismatch)
+        answers = answer_samples(asker(model, data.tokenizer), groups[number], resize_masks=data.resize_masks)
         overlaps.append(
             (number, [(metrics.protocol.overlap(one.prediction, one.truth), one.sample.category) for one in answers])
         )

@@ -75,7 +75,7 @@ def test_a_bundle_scores_what_its_run_scores(exported: Exported, protocol: Proto
     assert by_engine.metrics.gIoU == pytest.approx(by_torch.metrics.gIoU, abs=0.0005)
     assert (by_torch.predictor.runtime, by_engine.predictor.runtime) == ("torch", "onnxruntime")
     for report in (by_torch, by_engine):
-        document = json.loads(json.dumps(report.as_dict()))
+        document = json.loads(json.dumps(report.to_dict()))
         assert (document["protocol"], document["samples"], document["phrases"]) == (protocol, 4, "own")
         assert {"gIoU", "cIoU", "Pr@0.5", "Pr@0.6", "Pr@0.7", "Pr@0.8", "Pr@0.9"} <= set(document)
         assert list(document["per_class"]) == ["box"]

@@ -80,7 +80,7 @@ def test_the_whole_job_in_order_and_what_it_came_to(tmp_path: Path, capsys: pyte
     assert out == ""  # kept for the demo's own report, so that --json is one document
     assert err.count("what the command prints") == len(STEPS)
     assert next(line for line in err.splitlines() if line.startswith("$ rsrefseg ")).endswith("--overwrite")
-    assert json.loads(json.dumps(report.as_dict()))["seconds_in_all"] >= 0
+    assert json.loads(json.dumps(report.to_dict()))["seconds_in_all"] >= 0
     text = printed(report)
     for fact in ("0.3000", "0.7000", "0.1000", "parity holds", "30 ms, 3.0 times as fast", "runs/003", "1_overlay.png"):
         assert fact in text

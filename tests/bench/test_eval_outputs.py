@@ -43,7 +43,7 @@ def evaluated(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> E
         worst_cases=out / "new" / "worst.png",
     )
     report = run_evaluation(request)
-    return Evaluated(out / "predictions", out / "new" / "worst.png", json.loads(json.dumps(report.as_dict())))
+    return Evaluated(out / "predictions", out / "new" / "worst.png", json.loads(json.dumps(report.to_dict())))
 
 
 def lines(folder: Path) -> list[dict]:
@@ -110,7 +110,7 @@ def test_a_second_evaluation_replaces_the_first_and_writes_phrases_as_asked(
     request = EvaluationRequest(
         exported.data, "val", bundle=exported.bundle, shuffle_phrases=True, save_predictions=folder
     )
-    assert run_evaluation(request).as_dict()["phrases"] == "shuffled"
+    assert run_evaluation(request).to_dict()["phrases"] == "shuffled"
     assert len(list((folder / "masks").iterdir())) == 4
     own = {sample.sample_id: sample.phrase for sample in open_dataset(exported.data).split("val")}
     for line in lines(folder):

@@ -40,13 +40,13 @@ def test_the_real_test_split_has_them_beside_the_measured_row() -> None:
 
 
 def test_json_keeps_them_apart_from_what_was_measured() -> None:
-    document = json.loads(json.dumps(report(context()).as_dict()))
+    document = json.loads(json.dumps(report(context()).to_dict()))
     assert (document["gIoU"], document["cIoU"]) == (0.5, 0.75)
     published = document.pop("published")
     assert (published["split"], published["data"]) == ("test", "RRSIS-D")
     assert [row["method"] for row in published["rows"]] == list(ROWS)
     assert published["rows"][-1]["gIoU"] is None
-    bare = report(PublishedContext(reason="x")).as_dict()
+    bare = report(PublishedContext(reason="x")).to_dict()
     assert bare.pop("published") == {"rows": [], "reason": "x"}
     assert bare == document
 

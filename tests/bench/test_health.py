@@ -44,7 +44,7 @@ def core(user: float = 0, idle: float = 0, stolen: float = 0, guest: float = 0) 
 
 
 def test_this_machine_is_described() -> None:
-    found = this_machine().as_dict()
+    found = this_machine().to_dict()
     assert found["cpu"]
     assert 1 <= found["usable_cores"] <= found["cores"]
     assert found["memory_mib"] > 100
@@ -117,7 +117,7 @@ def test_a_machine_that_reports_nothing_has_no_figures(tmp_path: Path, monkeypat
     watch = Watch(tmp_path)
     assert watch.sample() == HealthSample()
     assert watch.summary().notes() == []
-    assert watch.summary().as_dict()["ranges"] == {}
+    assert watch.summary().to_dict()["ranges"] == {}
 
 
 def test_the_hottest_working_sensor_of_the_processor_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_each_disturbance_is_one_note_and_a_quiet_device_has_none(
 
 def test_the_document_has_ranges() -> None:
     samples = tuple(HealthSample(gpu_c=value, gpu_memory_mib=10) for value in (40.0, 70.0, 60.0, None))
-    assert Health(samples).as_dict() == {
+    assert Health(samples).to_dict() == {
         "samples": 4,
         "ranges": {
             "gpu_c": {"min": 40, "median": 60, "max": 70},

@@ -77,7 +77,7 @@ def test_stages_stand_beside_the_roofline_of_the_bundles_graphs(report: BenchRep
 
 def test_the_report_on_disk_is_the_one_returned(report: BenchReport, folder: Path, exported: Exported) -> None:
     document = json.loads((folder / "report.json").read_text())
-    assert document == json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert document == json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["command"].startswith(f"rsrefseg bench --backends torch,onnxruntime --bundle {exported.bundle}")
     assert (folder / "report.md").read_text() == report.to_markdown("report.png")
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")

@@ -78,7 +78,7 @@ def test_a_true_export_holds_on_every_row(exported: Exported, report: ParityRepo
 
 
 def test_the_report_says_everything_in_json_and_in_words(report: ParityReport) -> None:
-    document = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["holds"] is True
     assert document["backend"] == "onnxruntime"
     assert document["providers"] == dict.fromkeys(Stage, "CPUExecutionProvider")
@@ -185,7 +185,7 @@ def test_a_graph_that_gives_not_a_number_fails_and_its_report_is_still_json(expo
     assert report.data is not None
     assert not report.data.passed
     assert report.data.giou_engine < report.data.giou_torch
-    document = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     row = next(row for row in document["tensors"] if row["output"] == "image_embedding")
     assert (row["max_abs_error"], row["passed"]) == (None, False)
 

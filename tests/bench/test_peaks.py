@@ -18,7 +18,7 @@ def test_the_peaks_of_one_core_are_plausible() -> None:
     assert peaks.threads == 1
     assert peaks.cores_used is not None
     assert peaks.cores_used < 1.1
-    assert Peaks(**json.loads(json.dumps(peaks.as_dict()))) == peaks
+    assert Peaks(**json.loads(json.dumps(peaks.to_dict()))) == peaks
 
 
 def test_peaks_need_no_torch_and_the_folder_a_user_stands_in_shadows_nothing(

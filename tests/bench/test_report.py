@@ -132,7 +132,7 @@ def test_a_wrong_runner_is_marked_wherever_its_times_are(report: BenchReport, re
 
 def test_markdown_terminal_and_json_agree(report: BenchReport) -> None:
     markdown, terminal = report.to_markdown("report.png"), printed(report, width=200)
-    document = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     for table in tables(report):
         assert f"## {table.to_markdown()}" in markdown
         assert all(cell in terminal for row in table.rows for cell in row)

@@ -88,7 +88,7 @@ def test_the_residual_stream_is_not_counted_as_half_blocks() -> None:
 def test_infinities_are_warned_of_and_null_in_json() -> None:
     row = AuditRow(VISION, "encoder.layers.0.mlp", "encoder.layers.0.mlp.fc1", "output", math.inf, False)
     broken = AuditReport(Path("run"), 1, (row,), {VISION: math.inf})
-    document = json.loads(json.dumps(broken.as_dict(), allow_nan=False))
+    document = json.loads(json.dumps(broken.to_dict(), allow_nan=False))
     assert document["places"][0]["largest"] is None
     assert document["warnings"] == 1
     assert "not finite" in printed(broken)

@@ -67,7 +67,7 @@ def test_the_same_export_again_replaces_the_bundle_by_the_same_bytes(
     assert contents(out) == contents(exported.bundle)
     assert [path.name for path in out.parent.iterdir()] == ["bundle"]
     assert report.size_bytes == sum(len(data) for name, data in contents(out).items() if name != "bundle.json")
-    stages = report.as_dict()["stages"]
+    stages = report.to_dict()["stages"]
     assert list(stages) == [str(stage) for stage in Stage]
     assert all(row["gflop"] > 0 and row["parameters"] > 0 and row["size_bytes"] > 0 for row in stages.values())
 

@@ -180,7 +180,7 @@ def test_several_processes_report_what_one_does(root: Path, monkeypatch: pytest.
     monkeypatch.setattr(check, "in_processes", partial(in_processes, jobs_per_process=1))
     steps: list[tuple[int, int]] = []
     shared = check_dataset(root, workers=2, progress=lambda done, total: steps.append((done, total)))
-    assert shared.as_dict() == alone.as_dict()
+    assert shared.to_dict() == alone.to_dict()
     assert {finding.problem for finding in alone.findings} == {Problem.UNREADABLE_IMAGE, Problem.SHARED_BETWEEN_SPLITS}
     assert steps == [(done, 4) for done in range(1, 5)]
 

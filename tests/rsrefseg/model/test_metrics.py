@@ -101,7 +101,7 @@ def test_the_result_says_its_protocol_and_is_plain_json() -> None:
     metrics = ReferringMetrics(Protocol.RMSIN)
     metrics.update(row(0, 4), row(0, 4), "ship")
     metrics.update(row(0, 4), row(0, 4))  # without a class: in the total only
-    values = json.loads(json.dumps(metrics.result().as_dict()))
+    values = json.loads(json.dumps(metrics.result().to_dict()))
     assert values["protocol"] == "rmsin"
     assert (values["Pr@0.5"], values["samples"]) == (1.0, 2)
     assert values["per_class"]["ship"] == {"gIoU": 1.0, "cIoU": 1.0, "samples": 1}

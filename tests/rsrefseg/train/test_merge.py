@@ -76,7 +76,7 @@ def test_merging_proves_itself_and_says_by_how_much(run: Run) -> None:
     assert header["merge"]["adapters"] == ADAPTERS
     assert [entry["name"] for entry in header["merge"]["differences"]] == OUTPUTS
     assert header["source"]["base"] == run.read_record()["base"]
-    assert json.dumps(result.as_dict())
+    assert json.dumps(result.to_dict())
     assert merge(run) == result
 
 

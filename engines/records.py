@@ -1,23 +1,26 @@
-"""Frozen settings that are stored as JSON and checked when they are read."""
+"""The base of what is stored as JSON, or reported as such."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rsrefseg.engines.errors import BadInputError
+from .errors import BadInputError
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Settings by name. Ranges of single fields are checked when they are read, contradictions always."""
+    """A record whose fields are its JSON form. Ranges of fields are checked when it is read, contradictions always."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able form; ``from_dict`` reads it back."""
-        document: dict[str, Any] = msgspec.to_builtins(self)
+        """JSON-able form; a number that is not finite is null, a path its text. peft calls it on a model's config."""
+        document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self, enc_hook=str))
         return document
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+    def from_dict(cls, value: Mapping[str, Any]) -> "Self":
         """Read what ``to_dict`` gave.
 
         Raises:
