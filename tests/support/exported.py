@@ -22,12 +22,12 @@ from rsrefseg.engines.bundle.bundle import Bundle, file_record
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.export.export import export_run
 from rsrefseg.model.model import build_model
-from rsrefseg.model.tokenizer import write_word_tokenizer
 from rsrefseg.runs.base import from_file
 from rsrefseg.runs.merge import merge
 from rsrefseg.runs.run import Run
 from rsrefseg.train.config import LossWeights
 from tests.support.small import small_config, train_small, write_boxes
+from tests.support.words import write_word_tokenizer
 
 SMALL_RUN = Path(__file__).with_name("small_run")
 BASE = "base.safetensors"

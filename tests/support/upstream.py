@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from transformers import SamConfig, SamModel, SiglipConfig, SiglipModel, SiglipTextModel, SiglipVisionModel
 
 from rsrefseg.model.config import ModelConfig
-from rsrefseg.model.tokenizer import write_word_tokenizer
 from tests.support.small import small_config
+from tests.support.words import write_word_tokenizer
 
 PHRASES = ("the red box", "the white box on the left", "the blue box")
 

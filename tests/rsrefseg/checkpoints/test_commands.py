@@ -12,12 +12,12 @@ from rsrefseg.checkpoints.model_file import is_random, load_model
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.manifest import RANDOM_WEIGHTS_NOTE
 from rsrefseg.export.export import export_run
-from rsrefseg.model.tokenizer import write_word_tokenizer
 from rsrefseg.runs.convert import ConvertRequest, convert_checkpoint
 from rsrefseg.runs.imported_run import made_scenes
 from tests.support.commands import assert_refused, run_here
 from tests.support.export_jobs import Shortcut
 from tests.support.upstream import PHRASES, PublicRSRefSeg, brought_config, segment_anything_sam, write_siglip_folder
+from tests.support.words import write_word_tokenizer
 
 Capture = pytest.CaptureFixture[str]
 # Room for the words of the rendered scenes, in the vocabulary and in a phrase.

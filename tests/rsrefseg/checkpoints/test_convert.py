@@ -15,7 +15,6 @@ from rsrefseg.engines.errors import BadInputError, RSRefSegError
 from rsrefseg.engines.text import Tokenizer
 from rsrefseg.model.config import ModelConfig, model_config
 from rsrefseg.model.model import build_model
-from rsrefseg.model.tokenizer import write_word_tokenizer
 from rsrefseg.runs import imported_run
 from rsrefseg.runs.base import BaseWeights, from_file
 from rsrefseg.runs.convert import ConvertReport, ConvertRequest, convert_checkpoint
@@ -23,6 +22,7 @@ from rsrefseg.runs.imported_run import made_scenes, make_random_run
 from rsrefseg.runs.reference_inputs import load_reference_inputs
 from rsrefseg.runs.run import Run
 from tests.support.upstream import PHRASES, PublicRSRefSeg, brought_config
+from tests.support.words import write_word_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

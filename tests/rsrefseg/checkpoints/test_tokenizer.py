@@ -15,9 +15,9 @@ from transformers.convert_slow_tokenizer import import_protobuf
 from rsrefseg.checkpoints.tokenizer_file import convert_spiece, open_tokenizer, tokenizer_bytes
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.text import Tokenizer
-from rsrefseg.model.tokenizer import write_word_tokenizer
 from tests.support.runs import refused
 from tests.support.upstream import PHRASES, brought_config
+from tests.support.words import write_word_tokenizer
 
 CONFIG = brought_config()
 VOCABULARY = """

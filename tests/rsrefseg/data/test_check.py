@@ -23,7 +23,6 @@ from rsrefseg.data.phrase_length import phrase_rule
 from rsrefseg.data.rrsisd_writer import write_rrsisd
 from rsrefseg.data.verify import Problem, verify_samples
 from rsrefseg.engines.errors import RSRefSegError
-from rsrefseg.model.tokenizer import write_word_tokenizer
 from tests.support.commands import run_here
 from tests.support.made_data import (
     HEIGHT,
@@ -36,6 +35,7 @@ from tests.support.made_data import (
     write_scenes,
 )
 from tests.support.made_formats import write_nwpu, write_refsegrs, write_risbench
+from tests.support.words import write_word_tokenizer
 
 Capsys = pytest.CaptureFixture[str]
 Spoil = Callable[[Path], object]
