@@ -77,8 +77,7 @@ def write_code(path: Path) -> None:
     path.write_bytes(pickle.dumps([Bomb(Path("harm"))]))
 
 
-OTHER_SIZE = encode_mask(np.ones((30, 31), np.bool_))
-resize_masks = change_masks(lambda masks: masks[0].update(OTHER_SIZE))
+resize_masks = change_masks(lambda masks: masks[0].update(encode_mask(np.ones((30, 31), np.bool_))))
 # How to spoil a data set, what the refusals of train and eval hold, and how `data check` ends: 1 with a report, or 2
 # where the data set cannot be opened.
 BAD_DATA: dict[str, tuple[Change, tuple[str, ...], int]] = {
@@ -112,8 +111,7 @@ def test_train_eval_and_data_check_refuse_the_same_data(fault: str, data: Path, 
 
 def test_data_that_is_refused_only_for_its_sizes_is_taken_resized(data: Path, capsys: Capsys) -> None:
     resize_masks(data)
-    splits = ("--split", "train", "--split", "val")
-    assert run_here(capsys, "data", "check", "data", *splits, "--resize-masks").code == 0
+    assert run_here(capsys, "data", "check", "data", "--resize-masks").code == 0
     assert run_here(capsys, *EVALUATE, "--base", "--resize-masks").code == 0
 
 
@@ -135,7 +133,13 @@ def test_data_that_is_refused_only_for_its_sizes_is_taken_resized(data: Path, ca
         ([*EVALUATE, "--run", "nowhere"], "'nowhere' is not a run"),
         ([*EVALUATE, "--run", "scene.png"], "scene.png"),
         (EVALUATE, "no run under 'runs'"),
+        ([*EVALUATE, "--run", "data"], "'data' is not a run"),
+        ([*EVALUATE, "--bundle", "none"], "no bundle at 'none'"),
         ([*EVALUATE, "--run", "a", "--bundle", "bundle"], "name different models"),
+        ([*EVALUATE, "--run", "a", "--backend", "auto"], "name different models"),
+        ([*EVALUATE, "--run", "a", "--base"], "name different models"),
+        ([*EVALUATE, "--bundle", "bundle", "--base"], "name different models"),
+        ([*EVALUATE, "--worst-cases", "worst.jpg"], "end it with .png"),
         ([*EVALUATE, "--images", "nowhere"], "image folder 'nowhere' does not exist"),
         (["merge", "nowhere"], "'nowhere' is not a run"),
         (["merge"], "no run under 'runs'"),

@@ -3,6 +3,7 @@
 import errno
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -60,12 +61,8 @@ def test_a_check_that_does_not_hold_ends_with_1(demo_place: Path, capsys: Capsys
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``rsrefseg doctor`` raise an error."""
-
-    def fails() -> None:
-        raise error
-
     monkeypatch.delenv("RSREFSEG_DEBUG", raising=False)
-    monkeypatch.setattr(doctor, "examine", fails)
+    monkeypatch.setattr(doctor, "examine", Mock(side_effect=error))
 
 
 @pytest.mark.parametrize(

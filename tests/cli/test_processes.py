@@ -78,12 +78,10 @@ def test_doctor_shows_a_broken_package(package: str, place: Path) -> None:
 
 def test_every_declared_package_is_known() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-    def names(lines: list[str]) -> set[str]:
-        return {re.split(r"[<>=]", line)[0] for line in lines}
-
-    assert names(project["dependencies"]) == set(packages.RUNTIME.values())
-    assert {name.replace("-", "_") for name in names(project["optional-dependencies"]["train"])} == set(packages.TRAIN)
+    groups = (project["dependencies"], project["optional-dependencies"]["train"])
+    runtime, train = ({re.split(r"[<>=]", line)[0] for line in lines} for lines in groups)
+    assert runtime == set(packages.RUNTIME.values())
+    assert {name.replace("-", "_") for name in train} == set(packages.TRAIN)
 
 
 # Locale and standard streams
