@@ -14,11 +14,7 @@ from rsrefseg.data.formats import open_dataset
 from rsrefseg.synth import Domain, synthesize
 from tests.support.printing import printed
 
-STEPS = [
-    "data synth", "data check", "eval", "train", "eval", "eval", "merge", "export", "parity", "bench", "infer",
-]  # fmt: skip
-
-
+STEPS = ["data synth", "data check", "eval", "train", "eval", "eval", "merge", "export", "parity", "bench", "infer"]
 DOCUMENTS: dict[str, Any] = {
     "data": {},
     "train": {"run": "runs/003"},

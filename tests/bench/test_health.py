@@ -6,20 +6,14 @@ from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from rsrefseg.bench.system import gpu, machine
 from rsrefseg.bench.system.health import Health, HealthSample, Watch
-from rsrefseg.bench.system.machine import (
-    CoreTimes,
-    busy_notes,
-    core_times,
-    memory_notes,
-    others_busy_share,
-    this_machine,
-)
+from rsrefseg.bench.system.machine import CoreTimes, busy_notes, core_times, memory_notes, this_machine
 
 Core = namedtuple("Core", "user nice system idle iowait irq softirq steal guest guest_nice")  # as psutil has on Linux
 THROTTLE_COUNT = "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"
@@ -82,7 +76,7 @@ def test_own_threads_that_still_spin_are_not_other_programs(monkeypatch: pytest.
     readings = iter([CoreTimes(idle=9.0, stolen=0, own=0.5, total=10.0), CoreTimes(9.7, 0, 0.7, 11.0)])
     monkeypatch.setattr(machine, "core_times", lambda: next(readings))
     monkeypatch.setattr(machine, "_WATCH_S", 0.0)
-    assert others_busy_share() == pytest.approx(0.10)
+    assert machine.others_busy_share() == pytest.approx(0.10)
     assert busy_notes([0.02, None]) == busy_notes([None]) == []
     assert "50%" in busy_notes([0.01, 0.5])[0]
 
@@ -164,25 +158,19 @@ def test_the_document_has_ranges() -> None:
     }
 
 
-class NvmlError(Exception):
-    pass
-
-
-def unsupported(*arguments: object) -> None:
-    raise NvmlError
+unsupported = Mock(side_effect=RuntimeError)
 
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A double of ``pynvml`` on a machine whose second GPU is CUDA's first."""
     mine, other = (SimpleNamespace(pid=pid, usedGpuMemory=512 << 20) for pid in (os.getpid(), 1))
-    handles = {b"0000:41:00.0": "second"}
     double = SimpleNamespace(
-        NVMLError=NvmlError,
+        NVMLError=RuntimeError,
         NVML_CLOCK_SM=1,
         NVML_TEMPERATURE_GPU=0,
         nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByPciBusId=handles.__getitem__,
+        nvmlDeviceGetHandleByPciBusId={b"0000:41:00.0": "second"}.__getitem__,
         nvmlDeviceGetName=lambda device: f"GPU {device}",
         nvmlSystemGetDriverVersion=lambda: "580.95.05",
         nvmlDeviceGetClockInfo=lambda device, clock: 1980,

@@ -1,8 +1,6 @@
 """A benchmark's report: one set of tables in the terminal and in Markdown, the same figures in JSON and in the plot."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from rsrefseg.bench.system.peaks import Peaks
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.tolerances import Measure
 from rsrefseg.engines.system.tables import three_digits
+from tests.support.commands import run_alone
 from tests.support.printing import printed
 
 SPEEDS = {"torch": 1.0, "onnxruntime": 3.2, "openvino": 8.5}
@@ -173,5 +172,5 @@ def test_an_interval_without_end_does_not_shrink_the_bars(report: BenchReport, t
 
 def test_a_benchmark_imports_neither_torch_nor_matplotlib() -> None:
     code = "import sys, rsrefseg.bench.latency.bench; print({'torch', 'onnx', 'matplotlib'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    done = run_alone(script=code)
+    assert done.stdout == "set()\n", done.stderr

@@ -3,9 +3,8 @@
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -146,13 +145,6 @@ def test_pytorch_on_a_gpu_needs_one(
         make_runner(name, bundle, exported.run)
 
 
-def failing(error: BaseException) -> Callable[..., NoReturn]:
-    def fail(*given: object, **named: object) -> NoReturn:
-        raise error
-
-    return fail
-
-
 def test_failures_of_libraries_are_one_line_that_names_the_runner(
     exported: Exported, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,11 +152,11 @@ def test_failures_of_libraries_are_one_line_that_names_the_runner(
     image = workload_of(load_reference(bundle)).image
     error = torch.cuda.OutOfMemoryError("CUDA out of memory.\n GPU 0 has a capacity")
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.Module, "to", failing(error))
+        patch.setattr(torch.nn.Module, "to", Mock(side_effect=error))
         with pytest.raises(RSRefSegError, match=r"^torch: loading failed .*memory\. GPU 0"):
             runner.load()
     runner.load()
-    monkeypatch.setattr(runner, "_on_device", failing(error))
+    monkeypatch.setattr(runner, "_on_device", Mock(side_effect=error))
     with pytest.raises(RSRefSegError, match=r"^torch: stage 'siglip_vision' failed .*--backends"):
         runner.encode(image)
     for unchanged in (BadInputError("no"), KeyboardInterrupt()):
