@@ -70,9 +70,7 @@ def test_a_bundle_scores_what_its_run_scores(exported: Exported, protocol: Proto
         assert f"{report.metrics.gIoU:.4f}" in text
 
 
-def test_a_run_is_evaluated_merged_or_not_and_never_by_a_merge_that_is_out_of_date(
-    exported: Exported, tmp_path: Path
-) -> None:
+def test_a_run_is_evaluated_merged_or_not_and_never_by_a_stale_merge(exported: Exported, tmp_path: Path) -> None:
     run = Path(shutil.copytree(exported.run, tmp_path / "run"))
     merged, best, aside = run / "merged.safetensors", run / "best.safetensors", tmp_path / "aside"
     by_run, by_file = evaluate(exported.data, run=run), evaluate(exported.data, run=merged)

@@ -5,7 +5,6 @@ import shutil
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from tests.support.small import SIZE
 
 
 @pytest.fixture(scope="module")
-def document(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def document(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What is reported of an evaluation that writes all that it can."""
     out = tmp_path_factory.mktemp("evaluated")
     places = {"save_predictions": out / "predictions", "worst_cases": out / "new" / "worst.png"}
@@ -36,7 +35,7 @@ def document(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.fixture
-def predictions(document: dict[str, Any]) -> Path:
+def predictions(document: dict) -> Path:
     return Path(document["predictions"])
 
 
@@ -61,9 +60,7 @@ def box(left: int, right: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 # Predictions
 
 
-def test_every_sample_has_a_mask_picture_and_a_line(
-    document: dict[str, Any], predictions: Path, exported: Exported
-) -> None:
+def test_every_sample_has_a_mask_and_a_line(document: dict, predictions: Path, exported: Exported) -> None:
     samples = open_dataset(exported.data).split("val")
     found = lines(predictions)
     assert [line["sample_id"] for line in found] == [sample.sample_id for sample in samples]
@@ -80,9 +77,7 @@ def test_every_sample_has_a_mask_picture_and_a_line(
     assert np.mean([line["iou"] for line in found]) == pytest.approx(document["gIoU"])
 
 
-def test_the_record_says_what_was_measured_and_predictions_are_a_data_set(
-    document: dict[str, Any], predictions: Path, exported: Exported
-) -> None:
+def test_predictions_have_a_record_and_are_a_data_set(document: dict, predictions: Path, exported: Exported) -> None:
     record = json.loads((predictions / "evaluation.json").read_text(encoding="utf-8"))
     assert (record["protocol"], record["runtime"], record["split"]) == ("rsrefseg", "onnxruntime", "val")
     assert record["model_sha256"] == sha256_file(exported.run / "merged.safetensors")
@@ -96,9 +91,7 @@ def test_the_record_says_what_was_measured_and_predictions_are_a_data_set(
     assert again.data_format == "JSONL"
 
 
-def test_a_second_evaluation_replaces_the_first_and_writes_phrases_as_asked(
-    exported: Exported, predictions: Path, tmp_path: Path
-) -> None:
+def test_earlier_predictions_are_replaced_by_new_ones(exported: Exported, predictions: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(predictions, tmp_path / "p"))
     (folder / "masks" / "999999.png").write_text("left over")
     options = {"bundle": exported.bundle, "shuffle_phrases": True, "save_predictions": folder}
@@ -200,7 +193,7 @@ def test_a_sheet_takes_any_phrase_and_any_shape(phrase: str, size: tuple[int, in
         assert (edge == sheet[0, 0]).all(), "something is cut at the lower or right edge"
 
 
-def test_the_report_lists_the_worst_cases_in_full(document: dict[str, Any], predictions: Path) -> None:
+def test_the_report_lists_the_worst_cases_in_full(document: dict, predictions: Path) -> None:
     worst = document["worst_cases"]
     assert [case["iou"] for case in worst["samples"]] == sorted(line["iou"] for line in lines(predictions))
     assert {"sample_id", "image", "phrase", "class", "iou"} == set(worst["samples"][0])

@@ -60,11 +60,9 @@ def encoded_images(calls: list[str]) -> list[str]:
     return [call.split()[0] for call in calls if call.endswith(Stage.SAM_ENCODER)]
 
 
-def test_runners_are_interleaved_and_a_fast_one_has_a_pass_that_is_not_counted(
-    runner: Recorder, bundle: Bundle, workload: Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runners_alternate_and_warm_up(runner: Recorder, workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = runner.calls
-    other = Recorder(bundle, "b", calls)
+    other = Recorder(runner.bundle, "b", calls)
     done: list[int] = []
     times = measure([runner, other], (FIRST_PHRASE, NEXT_PHRASE), workload, 4, 1.0, done.append)
     assert encoded_images(calls) == ["a", "b", "b", "a", "a", "b", "b", "a"]
@@ -80,9 +78,7 @@ def test_runners_are_interleaved_and_a_fast_one_has_a_pass_that_is_not_counted(
 
 
 @pytest.mark.parametrize(("rounds", "minutes", "done"), [(7, 10.0, 7), (7, 0.0, LEAST_ROUNDS), (3, 0.0, 3)])
-def test_rounds_end_with_the_time_but_not_before_the_least(
-    runner: Recorder, workload: Workload, rounds: int, minutes: float, done: int
-) -> None:
+def test_rounds_end_with_the_time(runner: Recorder, workload: Workload, rounds: int, minutes: float, done: int) -> None:
     assert len(measure([runner], (FIRST_PHRASE,), workload, rounds, minutes)["a", FIRST_PHRASE.name, TOTAL]) == done
 
 
@@ -98,9 +94,7 @@ def test_a_next_phrase_runs_no_image_stage_and_is_another_phrase(runner: Recorde
     assert workload.some_phrases(len(workload.phrases), 1) == workload.some_phrases(0, 1)
 
 
-def test_a_warm_up_that_never_settles_ends(
-    runner: Recorder, workload: Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warm_up_that_never_settles_ends(runner: Recorder, workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "is_stable", lambda times_ms: False)
     assert warm_up(runner, (FIRST_PHRASE, NEXT_PHRASE), workload) is False
     assert len(encoded_images(runner.calls)) == MAX_WARM_UP_PASSES
@@ -152,9 +146,7 @@ def test_scenarios_are_chosen_by_name_and_keep_their_order() -> None:
         scenarios.parse_scenarios("next_phrase,nonsense")
 
 
-def test_starts_are_interleaved_and_only_the_first_of_a_runner_answers(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_first_of_interleaved_starts_answers(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real ones are in ``tests/slow/test_bench.py``."""
     loads_ms = {"a": iter((30.0, 10.0, 20.0)), "b": iter((3.0, 2.0, 1.0))}
     started: list[tuple[str, bool]] = []

@@ -25,6 +25,7 @@ from rsrefseg.engines.segmenter import Segmenter
 from tests.support.commands import run_here
 from tests.support.exported import Exported, shifted_bundle
 from tests.support.made_bundle import change_manifest, change_stage
+from tests.support.places import Capsys
 from tests.support.printing import printed
 
 LIMIT = 1e-4
@@ -116,9 +117,7 @@ def chained_errors(bundle: Bundle, output: str, shift: np.ndarray) -> dict[str, 
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_a_planted_fault_fails_the_rows_it_reaches_and_no_other(
-    exported: Exported, report: ParityReport, tmp_path: Path, stage: Stage
-) -> None:
+def test_a_fault_fails_only_its_rows(exported: Exported, report: ParityReport, tmp_path: Path, stage: Stage) -> None:
     """The fault is so large that it is ten times over the limit in every row that it reaches."""
     bundle, (output, share, chained) = Bundle.open(exported.bundle), FAULTS[stage]
     shift = shift_of(bundle, output, share)
@@ -140,9 +139,7 @@ def test_a_planted_fault_fails_the_rows_it_reaches_and_no_other(
     assert "parity does not hold" in text
 
 
-def test_the_command_ends_with_1_when_parity_does_not_hold(
-    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_ends_with_1_when_parity_does_not_hold(exported: Exported, tmp_path: Path, capsys: Capsys) -> None:
     shift = shift_of(Bundle.open(exported.bundle), "mask_logits", 0.5)
     spoiled = shifted_bundle(exported.bundle, tmp_path / "bundle", Stage.SAM_DECODER, "mask_logits", shift)
     ran = run_here(capsys, "parity", "--bundle", spoiled, "--backend", "onnxruntime", "--json")
@@ -200,9 +197,7 @@ def test_a_tokenizer_that_reads_the_phrases_otherwise_fails(exported: Exported, 
     assert "tokenizer" in printed(report)
 
 
-def test_a_half_precision_stage_is_judged_by_its_own_limits_and_so_is_what_follows_it(
-    exported: Exported, tmp_path: Path
-) -> None:
+def test_a_half_precision_stage_and_what_follows_it_have_their_own_limits(exported: Exported, tmp_path: Path) -> None:
     root = Path(shutil.copytree(exported.bundle, tmp_path / "bundle"))
     change_stage(root, Stage.ATTN_PROMPTER, precision="fp16")
     measures = {(row.check, row.output): set(row.limits) for row in run_parity(root, "onnxruntime").tensors}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from PIL import Image
 
 from rsrefseg.bench.latency.correctness import Correctness
@@ -14,7 +14,7 @@ from rsrefseg.bench.latency.report import BenchReport, Measurement, RunnerRecord
 from rsrefseg.bench.latency.roofline import Roofline
 from rsrefseg.bench.latency.scenarios import FIRST_PHRASE, NEXT_PHRASE, STAGES, TOTAL
 from rsrefseg.bench.latency.startup import Startup
-from rsrefseg.bench.latency.summary import Ratio
+from rsrefseg.bench.latency.summary import Ratio, summarise
 from rsrefseg.bench.system.machine import this_machine
 from rsrefseg.bench.system.peaks import Peaks
 from rsrefseg.engines.bundle.contracts import Stage
@@ -32,20 +32,16 @@ def measurement(runner: str, scenario: str, span: str, time_ms: float) -> Measur
     text = f"{0.1 if wrong else 1e-6:.1e}" if span != TOTAL else f"IoU {0.912 if wrong else 0.9991:.4f}"
     correctness = Correctness(("FAIL  too far",) if wrong else (), text, {Measure.SHARE_OF_MAX: 1e-6})
     speed = SPEEDS[runner]
-    p50_ms = time_ms / speed
+    times_ms = [factor * time_ms / speed for factor in (0.95, 1.0, 1.05)]
     return Measurement(
-        p50_ms=p50_ms,
-        p90_ms=1.1 * p50_ms,
-        p99_ms=1.25 * p50_ms,
-        p50_low_ms=0.95 * p50_ms,
-        p50_high_ms=1.05 * p50_ms,
+        **asdict(summarise(times_ms)),
         runner=runner,
         scenario=scenario,
         span=span,
-        times_ms=[p50_ms] * 3,
+        times_ms=times_ms,
         ratio=Ratio(speed, 0.9 * speed, 1.1 * speed) if runner != "torch" else None,
         share_of_first=0.029 if scenario == NEXT_PHRASE.name else None,
-        phrases_per_s=1e3 / p50_ms if span == TOTAL else None,
+        phrases_per_s=1e3 / times_ms[1] if span == TOTAL else None,
         correctness=None if host else correctness,
         roofline=None if host else Roofline(972_077_334_528, 374_700_000, 0.1 * time_ms, "compute"),
     )

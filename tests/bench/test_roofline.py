@@ -9,19 +9,12 @@ from onnx import TensorProto, helper
 
 from rsrefseg.bench.latency.roofline import DEVICES, Roofline, expected_rooflines, roofline_of
 from rsrefseg.bench.system.peaks import MATMUL, Peaks, measure_peaks
-from rsrefseg.engines.bundle.contracts import Geometry, Stage, stage_contracts
+from rsrefseg.engines.bundle.contracts import Stage, stage_contracts
 from rsrefseg.engines.bundle.manifest import FileRecord, StageRecord
+from rsrefseg.model.config import model_config
+from rsrefseg.model.model import geometry
 
-GEOMETRY = Geometry(
-    image_size=1024,
-    clip_tokens=729,
-    clip_channels=1152,
-    text_length=64,
-    prompt_tokens=49,
-    prompt_channels=256,
-    embedding_grid=64,
-    mask_grid=256,
-)
+CONTRACTS = stage_contracts(geometry(model_config("b")))
 # Preset b as published: operations of one image and one phrase, and weights.
 PRESET_B = {
     Stage.SIGLIP_VISION: (666_448_114_176, 412_986_103),
@@ -43,7 +36,7 @@ HERE = Peaks("cpu", {"fp32": 2e11, "bf16": 4e11}, 3e10, "by hand")
 def record_of(stage: Stage, precision: str = "fp32") -> StageRecord:
     flops, parameters = PRESET_B[stage]
     return StageRecord(
-        contract=stage_contracts(GEOMETRY)[stage],
+        contract=CONTRACTS[stage],
         graph=FileRecord(f"{stage}.onnx", "0" * 64, 1),
         data=(),
         opset=18,
@@ -128,9 +121,7 @@ def test_the_peaks_of_one_core_are_plausible() -> None:
     assert Peaks(**json.loads(json.dumps(peaks.as_dict()))) == peaks
 
 
-def test_peaks_need_no_torch_and_the_folder_a_user_stands_in_shadows_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_peaks_need_no_torch_and_the_folder_shadows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('shadowed')")
     monkeypatch.chdir(tmp_path)
     site = tmp_path / "site"

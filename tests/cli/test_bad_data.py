@@ -47,9 +47,7 @@ def test_output_folders_that_cannot_be_written(place: Path, data: Path, capsys: 
     assert Path("taken").read_text() == "a file"
 
 
-def test_a_disk_that_is_nearly_full_is_reported_before_training(
-    data: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_reported_before_training(data: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(data)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5 << 20))
     assert_refused(run_here(capsys, *TRAIN, "--out", "run"), "only 5 MiB free", "'run'")
@@ -177,9 +175,7 @@ def test_arguments_that_name_nothing(arguments: list[str], fact: str, data: Path
     ],
     ids=["torch", "pickle", "empty", "a header of an exabyte"],
 )
-def test_a_base_that_is_no_safetensors_file_is_refused_unread(
-    write: Change, data: Path, small_base: Path, capsys: Capsys
-) -> None:
+def test_bases_of_other_formats_are_refused_unread(write: Change, data: Path, small_base: Path, capsys: Capsys) -> None:
     write(Path("base.safetensors"))
     shutil.copy(small_base.with_name("tokenizer.json"), "tokenizer.json")
     ran = run_here(capsys, "train", "--data", "data", "--base", "base.safetensors", "--out", "run")

@@ -80,9 +80,7 @@ def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
-def test_what_may_happen_anywhere_is_one_line(
-    error: BaseException, fact: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_is_one_line(error: BaseException, fact: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(error, monkeypatch)
     assert_refused(run_here(capsys, "doctor", "--json"), fact)
 
@@ -102,9 +100,7 @@ def test_what_nobody_expected_is_not_hidden(error: Exception, monkeypatch: pytes
         cli.run_command(["doctor"])
 
 
-def test_debugging_shows_where_and_changes_nothing_else(
-    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, place: Path
-) -> None:
+def test_debugging_only_shows_where(capsys: Capsys, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     monkeypatch.setenv("RSREFSEG_DEBUG", "1")
     ran = run_here(capsys, "infer", "scene.png", "a box", "--bundle", "none")
     assert ran.code == 2

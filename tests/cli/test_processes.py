@@ -131,20 +131,11 @@ def test_without_standard_streams_a_command_still_does_its_work(place: Path) -> 
 # Ctrl-C
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "import:rsrefseg.cli",
-        "import:typer.main",
-        "import:numpy._core",
-        "import:cv2",
-        "import:onnxruntime.capi",
-        "open:bundle.json",
-        "open:sam_decoder.onnx",
-        "open:.partial.",
-        "os.rename:.partial.",
-    ],
-)
+IMPORTS = ("rsrefseg.cli", "typer.main", "numpy._core", "cv2", "onnxruntime.capi")
+FILES = ("open:bundle.json", "open:sam_decoder.onnx", "open:.partial.", "os.rename:.partial.")
+
+
+@pytest.mark.parametrize("moment", [*(f"import:{module}" for module in IMPORTS), *FILES])
 def test_ctrl_c_at_any_moment_is_one_line_and_leaves_no_part_of_a_file(moment: str, place: Path) -> None:
     done = run_alone(f"{moment}:", *INFER, script=INTERRUPTED)
     assert (done.returncode, done.stderr) == (130, "rsrefseg: interrupted\n")
