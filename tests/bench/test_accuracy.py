@@ -1,10 +1,10 @@
-"""Accuracy: which model, which phrases, which protocol, and one scoring rule for every predictor."""
+"""Accuracy: which model, which phrases, which protocol, one scoring rule for every predictor, and published rows."""
 
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,39 +12,20 @@ import pytest
 from PIL import Image
 
 from rsrefseg.bench.accuracy.accuracy import run_evaluation
+from rsrefseg.bench.accuracy.predictors import Predictor
+from rsrefseg.bench.accuracy.published import ROWS, SPLIT_SAMPLES, PublishedContext, published_context
 from rsrefseg.bench.accuracy.report import EvaluationReport, EvaluationRequest
 from rsrefseg.checkpoints.model_file import load_tensors, save_tensors
 from rsrefseg.data.formats import open_dataset
-from rsrefseg.data.samples import Sample
-from rsrefseg.engines.errors import BadInputError, BundleError
+from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
 from rsrefseg.engines.system.files import sha256_file
-from rsrefseg.evaluation.answers import Ask, answer_samples, score
-from rsrefseg.evaluation.metrics import Protocol
+from rsrefseg.evaluation.answers import answer_samples, score
+from rsrefseg.evaluation.metrics import PRECISION_THRESHOLDS, MetricsResult, Protocol
 from rsrefseg.evaluation.models import run_model
-from tests.support.commands import run_alone
+from tests.support.commands import ENTRY, run_alone
 from tests.support.exported import Exported
 from tests.support.printing import printed
-
-
-@dataclass(frozen=True)
-class Known:
-    mask: np.ndarray
-
-    @property
-    def mask_logits(self) -> np.ndarray:
-        return np.where(self.mask, 1, -1).astype(np.float32)
-
-
-def truth_of(samples: Sequence[Sample], asked: list[int]) -> Ask:
-    """A predictor that gives the truth, found by the image's own pixels, and notes how many phrases it was given."""
-    truths = {(read_image(sample.image_path).tobytes(), sample.phrase): sample.mask() for sample in samples}
-
-    def ask(image: np.ndarray, phrases: Sequence[str]) -> Sequence[Known]:
-        asked.append(len(phrases))
-        return [Known(truths[image.tobytes(), phrase]) for phrase in phrases]
-
-    return ask
 
 
 def evaluate(data: Path, split: str = "val", **options: Any) -> EvaluationReport:
@@ -53,9 +34,14 @@ def evaluate(data: Path, split: str = "val", **options: Any) -> EvaluationReport
 
 def test_the_truth_scores_1_the_other_object_0_and_an_image_is_asked_once(boxes: Path) -> None:
     samples = open_dataset(boxes).split("val")
+    truths = {(read_image(sample.image_path).tobytes(), sample.phrase): sample.mask() for sample in samples}
     asked: list[int] = []
     done: list[tuple[int, int]] = []
-    ask = truth_of(samples, asked)
+
+    def ask(image: np.ndarray, phrases: Sequence[str]) -> list[SimpleNamespace]:
+        asked.append(len(phrases))
+        return [SimpleNamespace(mask=truths[image.tobytes(), phrase], mask_logits=None) for phrase in phrases]
+
     answers = list(answer_samples(ask, samples, progress=lambda now, total: done.append((now, total))))
     assert [answer.sample for answer in answers] == list(samples)
     assert (asked, done) == ([2, 2], [(1, 2), (2, 2)])
@@ -84,60 +70,25 @@ def test_a_bundle_scores_what_its_run_scores(exported: Exported, protocol: Proto
         assert f"{report.metrics.gIoU:.4f}" in text
 
 
-def test_a_run_is_evaluated_merged_or_not_and_never_by_a_merge_that_is_out_of_date(
-    exported: Exported, tmp_path: Path
-) -> None:
+def test_a_run_is_evaluated_merged_or_not_and_never_by_a_stale_merge(exported: Exported, tmp_path: Path) -> None:
     run = Path(shutil.copytree(exported.run, tmp_path / "run"))
-    merged = run_model(run)
-    assert merged.source.endswith(", merged")
-    (run / "merged.safetensors").rename(tmp_path / "merged.safetensors")
-    folded = run_model(run)
-    assert folded.source == f"run {run}"
-    weights = folded.model.state_dict()
-    assert all(np.allclose(weights[name], value) for name, value in merged.model.state_dict().items())
-    # Training continued: another best.safetensors than the merge was made of.
-    best = load_tensors(run / "best.safetensors")
-    save_tensors(run / "best.safetensors", best.tensors, {**best.header, "step": best.header["step"] + 1})
-    (tmp_path / "merged.safetensors").rename(run / "merged.safetensors")
-    assert run_model(run).source == f"run {run}"
-
-
-def test_run_and_model_file_name_the_file_they_were_read_from(exported: Exported, tmp_path: Path) -> None:
-    merged = exported.run / "merged.safetensors"
-    by_run, by_file = evaluate(exported.data, run=exported.run), evaluate(exported.data, run=merged)
+    merged, best, aside = run / "merged.safetensors", run / "best.safetensors", tmp_path / "aside"
+    by_run, by_file = evaluate(exported.data, run=run), evaluate(exported.data, run=merged)
+    assert by_run.predictor.name.endswith(", merged")
+    assert by_file.predictor.name == f"model {merged}"
     assert by_run.predictor.model_sha256 == by_file.predictor.model_sha256 == sha256_file(merged)
     assert by_run.metrics == by_file.metrics
-    assert by_file.predictor.name == f"model {merged}"
-    unmerged = Path(shutil.copytree(exported.run, tmp_path / "run"))
-    (unmerged / "merged.safetensors").unlink()
-    folded = evaluate(exported.data, run=unmerged)
-    assert folded.predictor.model_sha256 == sha256_file(unmerged / "best.safetensors")
-    assert folded.predictor.bundle_sha256 is None
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "fact"),
-    [
-        ({"run": "{run}", "base": True}, BadInputError, "different models"),
-        ({"run": "{run}", "backend": "auto"}, BadInputError, "different models"),
-        ({"bundle": "{bundle}", "base": True}, BadInputError, "different models"),
-        ({"protocol": "coco"}, BadInputError, "coco"),
-        ({"backend": "tpu"}, BadInputError, "tpu"),
-        ({"run": "{run}", "split": "test"}, BadInputError, "'test'"),
-        ({"run": "{data}"}, BadInputError, "{data}"),
-        ({"bundle": "none"}, BundleError, "none"),
-        ({"run": "{run}", "worst_cases": "worst.jpg"}, BadInputError, r"end it with \.png"),
-    ],
-)
-def test_what_cannot_be_evaluated_is_refused(
-    options: dict[str, Any], error: type[Exception], fact: str, exported: Exported
-) -> None:
-    given = {
-        name: Path(value.format_map(vars(exported))) if name in ("run", "bundle", "worst_cases") else value
-        for name, value in options.items()
-    }
-    with pytest.raises(error, match=fact.format_map(vars(exported))):
-        evaluate(exported.data, **given)
+    weights = run_model(run).model.state_dict()
+    merged.rename(aside)
+    folded = evaluate(exported.data, run=run)
+    assert folded.predictor[1:] == (f"run {run}", "torch", sha256_file(best), None)
+    folded_weights = run_model(run).model.state_dict()
+    assert all(np.allclose(folded_weights[name], value) for name, value in weights.items())
+    # Training continued: another best.safetensors than the merge was made of.
+    content = load_tensors(best)
+    save_tensors(best, content.tensors, {**content.header, "step": content.header["step"] + 1})
+    aside.rename(merged)
+    assert run_model(run).source == f"run {run}"
 
 
 def test_masks_of_another_size_are_refused_or_counted(exported: Exported, tmp_path: Path) -> None:
@@ -153,13 +104,67 @@ def test_masks_of_another_size_are_refused_or_counted(exported: Exported, tmp_pa
 
 
 def test_a_bundle_is_evaluated_without_pytorch(exported: Exported) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from pathlib import Path\n"
-        "from rsrefseg.bench.accuracy.accuracy import run_evaluation\n"
-        "from rsrefseg.bench.accuracy.report import EvaluationRequest\n"
-        "data, bundle = map(Path, sys.argv[1:])\n"
-        "print(run_evaluation(EvaluationRequest(data, 'val', bundle=bundle)).metrics.samples)\n"
+    options = ("--data", exported.data, "--split", "val", "--bundle", exported.bundle)
+    done = run_alone("eval", *options, "--json", script=f"import sys; sys.modules['torch'] = None; {ENTRY}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["samples"] == 4
+
+
+# Published rows
+
+
+def context(**changes: Any) -> PublishedContext:
+    real = {"data_format": "RRSIS-D", "split": "test", "samples": SPLIT_SAMPLES}
+    return published_context(**({"protocol": "rsrefseg", "shuffled": False} | real | changes))
+
+
+def reported(published: PublishedContext) -> EvaluationReport:
+    precision = dict.fromkeys(PRECISION_THRESHOLDS, 0.25)
+    return EvaluationReport(
+        request=EvaluationRequest(Path("rrsis-d")),
+        predictor=Predictor(lambda image, phrases: [], "run runs/001", "torch", "0" * 64),
+        data_format="RRSIS-D",
+        resized_masks=0,
+        metrics=MetricsResult(Protocol.RSREFSEG, SPLIT_SAMPLES, 0.5, 0.75, precision, {}),
+        published=published,
     )
-    done = run_alone(exported.data, exported.bundle, script=code)
-    assert done.stdout.strip() == "4", done.stderr
+
+
+def test_the_real_test_split_has_them_beside_the_measured_row() -> None:
+    text = printed(reported(context()))
+    assert text.index("measured here") < text.index("published: LAVT") < text.index("published: RSRefSeg-b")
+    line = next(line for line in text.splitlines() if "RSRefSeg-b" in line)
+    assert line.split()[2:] == ["-", "0.7605", "0.7282", "0.6735", "0.5666", "0.4586", "0.2678"]
+    assert "arXiv 2501.06809" in text
+    assert any("rmsin" in caution for caution in context(protocol="rmsin").cautions)
+    assert not any("rmsin" in caution for caution in context().cautions)
+
+
+def test_json_keeps_them_apart_from_what_was_measured() -> None:
+    document = json.loads(json.dumps(reported(context()).to_dict()))
+    assert (document["gIoU"], document["cIoU"]) == (0.5, 0.75)
+    published = document.pop("published")
+    assert (published["split"], published["data"]) == ("test", "RRSIS-D")
+    assert [row["method"] for row in published["rows"]] == list(ROWS)
+    assert published["rows"][-1]["gIoU"] is None
+    bare = reported(PublishedContext(reason="x")).to_dict()
+    assert bare.pop("published") == {"rows": [], "reason": "x"}
+    assert bare == document
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact"),
+    [
+        ({"data_format": "JSONL"}, "JSONL"),
+        ({"split": "val"}, "not 'val'"),
+        ({"samples": 469}, "469"),
+        ({"shuffled": True}, "shuffled"),
+    ],
+)
+def test_where_they_do_not_belong_one_line_says_why(changes: dict, fact: str) -> None:
+    found = context(**changes)
+    assert found.rows == {}
+    assert fact in found.reason
+    text = " ".join(printed(reported(found)).split())
+    assert found.reason in text
+    assert "RSRefSeg-b" not in text

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tracemalloc
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,25 +25,18 @@ from tests.support.exported import Exported
 from tests.support.small import SIZE
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    folder: Path
-    sheet: Path
-    document: dict
-
-
 @pytest.fixture(scope="module")
-def evaluated(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+def document(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What is reported of an evaluation that writes all that it can."""
     out = tmp_path_factory.mktemp("evaluated")
-    request = EvaluationRequest(
-        exported.data,
-        "val",
-        bundle=exported.bundle,
-        save_predictions=out / "predictions",
-        worst_cases=out / "new" / "worst.png",
-    )
-    report = run_evaluation(request)
-    return Evaluated(out / "predictions", out / "new" / "worst.png", json.loads(json.dumps(report.to_dict())))
+    places = {"save_predictions": out / "predictions", "worst_cases": out / "new" / "worst.png"}
+    report = run_evaluation(EvaluationRequest(exported.data, "val", bundle=exported.bundle, **places))
+    return json.loads(json.dumps(report.to_dict()))
+
+
+@pytest.fixture
+def predictions(document: dict) -> Path:
+    return Path(document["predictions"])
 
 
 def lines(folder: Path) -> list[dict]:
@@ -67,12 +60,12 @@ def box(left: int, right: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 # Predictions
 
 
-def test_every_sample_has_a_mask_picture_and_a_line(evaluated: Evaluated, exported: Exported) -> None:
+def test_every_sample_has_a_mask_and_a_line(document: dict, predictions: Path, exported: Exported) -> None:
     samples = open_dataset(exported.data).split("val")
-    found = lines(evaluated.folder)
+    found = lines(predictions)
     assert [line["sample_id"] for line in found] == [sample.sample_id for sample in samples]
     for line, sample in zip(found, samples, strict=True):
-        with Image.open(evaluated.folder / line["mask_file"]) as picture:
+        with Image.open(predictions / line["mask_file"]) as picture:
             assert (picture.mode, picture.size) == ("L", SIZE[::-1])
             pixels = np.array(picture)
         assert set(np.unique(pixels)) <= {0, 255}
@@ -81,36 +74,28 @@ def test_every_sample_has_a_mask_picture_and_a_line(evaluated: Evaluated, export
         overlap = Protocol.RSREFSEG.overlap(prediction, sample.mask())
         assert (line["iou"], line["intersection"], line["union"]) == (overlap.iou, overlap.intersection, overlap.union)
         assert (line["sent"], line["category_name"], line["split"]) == (sample.phrase, "box", "val")
-    mean = sum(line["iou"] for line in found) / len(found)
-    assert mean == pytest.approx(evaluated.document["gIoU"])
+    assert np.mean([line["iou"] for line in found]) == pytest.approx(document["gIoU"])
 
 
-def test_the_record_says_what_was_measured_and_predictions_are_a_data_set(
-    evaluated: Evaluated, exported: Exported
-) -> None:
-    record = json.loads((evaluated.folder / "evaluation.json").read_text(encoding="utf-8"))
+def test_predictions_have_a_record_and_are_a_data_set(document: dict, predictions: Path, exported: Exported) -> None:
+    record = json.loads((predictions / "evaluation.json").read_text(encoding="utf-8"))
     assert (record["protocol"], record["runtime"], record["split"]) == ("rsrefseg", "onnxruntime", "val")
     assert record["model_sha256"] == sha256_file(exported.run / "merged.safetensors")
     assert len(record["bundle_sha256"]) == 64
-    assert record["gIoU"] == evaluated.document["gIoU"]
-    assert Path(record["images"]).is_dir()
-    assert {path.name for path in evaluated.folder.iterdir()} == {"evaluation.json", "predictions.jsonl", "masks"}
-    predicted = evaluated.folder / "predictions.jsonl"
-    again = run_evaluation(EvaluationRequest(predicted, "val", run=exported.run, images=Path(record["images"])))
+    assert record["gIoU"] == document["gIoU"]
+    assert {path.name for path in predictions.iterdir()} == {"evaluation.json", "predictions.jsonl", "masks"}
+    predicted, images = predictions / "predictions.jsonl", Path(record["images"])
+    again = run_evaluation(EvaluationRequest(predicted, "val", run=exported.run, images=images))
     # The model agrees with what it predicted itself; torch and ONNX Runtime may differ in a pixel.
     assert again.metrics.gIoU > 0.99
     assert again.data_format == "JSONL"
 
 
-def test_a_second_evaluation_replaces_the_first_and_writes_phrases_as_asked(
-    exported: Exported, evaluated: Evaluated, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(evaluated.folder, tmp_path / "p"))
+def test_earlier_predictions_are_replaced_by_new_ones(exported: Exported, predictions: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(predictions, tmp_path / "p"))
     (folder / "masks" / "999999.png").write_text("left over")
-    request = EvaluationRequest(
-        exported.data, "val", bundle=exported.bundle, shuffle_phrases=True, save_predictions=folder
-    )
-    assert run_evaluation(request).to_dict()["phrases"] == "shuffled"
+    options = {"bundle": exported.bundle, "shuffle_phrases": True, "save_predictions": folder}
+    assert run_evaluation(EvaluationRequest(exported.data, "val", **options)).to_dict()["phrases"] == "shuffled"
     assert len(list((folder / "masks").iterdir())) == 4
     own = {sample.sample_id: sample.phrase for sample in open_dataset(exported.data).split("val")}
     for line in lines(folder):
@@ -135,20 +120,13 @@ def test_other_files_and_folders_are_never_replaced(exported: Exported, tmp_path
 
 
 def test_an_evaluation_that_fails_leaves_nothing(exported: Exported, tmp_path: Path) -> None:
-    data = tmp_path / "boxes"
-    shutil.copytree(exported.data, data)
+    data, out = Path(shutil.copytree(exported.data, tmp_path / "boxes")), tmp_path / "out"
     image = open_dataset(data).split("val")[-1].image_path
     image.write_bytes(image.read_bytes()[:-200])  # its header is whole: found when it is read
-    request = EvaluationRequest(
-        data,
-        "val",
-        bundle=exported.bundle,
-        save_predictions=tmp_path / "out" / "p",
-        worst_cases=tmp_path / "out" / "worst.png",
-    )
+    options = {"save_predictions": out / "p", "worst_cases": out / "worst.png"}
     with pytest.raises(BadInputError, match=image.name):
-        run_evaluation(request)
-    assert list((tmp_path / "out").iterdir()) == []
+        run_evaluation(EvaluationRequest(data, "val", bundle=exported.bundle, **options))
+    assert list(out.iterdir()) == []
 
 
 def test_memory_does_not_grow_with_the_predictions(tmp_path: Path) -> None:
@@ -176,14 +154,11 @@ def test_memory_does_not_grow_with_the_predictions(tmp_path: Path) -> None:
 
 def test_the_worst_come_first_and_no_more_than_the_limit(tmp_path: Path) -> None:
     worst = WorstCases(limit=3)
-    truth = box(0, 20)
-    shifts = (8, 0, 30, 2, 25, 4)
-    for number, shift in enumerate(shifts):
-        worst.add(*made_answer(tmp_path / "a.png", truth, box(shift, shift + 20), name=str(number)))
-    wide = made_answer(tmp_path / "a.png", truth, box(21, 56), name="wide")
-    worst.add(*wide)
+    boxes = [box(shift, shift + 20) for shift in (8, 0, 30, 2, 25, 4)]
+    for number, prediction in enumerate([*boxes, box(21, 56)]):
+        worst.add(*made_answer(tmp_path / "a.png", box(0, 20), prediction, name=str(number)))
     # No overlap at all: those with more wrong pixels first, then those that came first.
-    assert [case.sample.sample_id for case in worst.cases] == ["wide", "2", "4"]
+    assert [case.sample.sample_id for case in worst.cases] == ["6", "2", "4"]
     assert [case.overlap.iou for case in worst.cases] == [0.0, 0.0, 0.0]
 
 
@@ -214,17 +189,13 @@ def test_a_sheet_takes_any_phrase_and_any_shape(phrase: str, size: tuple[int, in
     worst.add(*made_answer(tmp_path / "a.png", truth, prediction, phrase))
     worst.add(*made_answer(tmp_path / "a.png", prediction, truth, phrase, name="n" * 300))
     sheet = contact_sheet(worst.cases, phrase)
-    background = sheet[0, 0]
-    assert (sheet[-10:] == background).all(), "nothing is cut at the lower edge"
-    assert (sheet[:, -10:] == background).all(), "nothing is cut at the right edge"
+    for edge in (sheet[-10:], sheet[:, -10:]):
+        assert (edge == sheet[0, 0]).all(), "something is cut at the lower or right edge"
 
 
-def test_the_report_lists_the_worst_cases_in_full(evaluated: Evaluated) -> None:
-    worst = evaluated.document["worst_cases"]
-    assert worst["file"] == str(evaluated.sheet)
-    assert len(worst["samples"]) == 4
-    assert [case["iou"] for case in worst["samples"]] == sorted(line["iou"] for line in lines(evaluated.folder))
+def test_the_report_lists_the_worst_cases_in_full(document: dict, predictions: Path) -> None:
+    worst = document["worst_cases"]
+    assert [case["iou"] for case in worst["samples"]] == sorted(line["iou"] for line in lines(predictions))
     assert {"sample_id", "image", "phrase", "class", "iou"} == set(worst["samples"][0])
-    with Image.open(evaluated.sheet) as sheet:
-        assert sheet.format == "PNG"
-        assert sheet.size[0] == 4 * 420 + 20
+    with Image.open(worst["file"]) as sheet:
+        assert (Path(sheet.filename).name, sheet.format, sheet.size[0]) == ("worst.png", "PNG", 4 * 420 + 20)

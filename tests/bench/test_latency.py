@@ -16,6 +16,7 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
 from tests.support.commands import assert_refused, run_here
 from tests.support.exported import Exported, spoiled_bundle
+from tests.support.places import Capsys
 
 ROUNDS = 3
 PEAKS = Peaks("cpu", {"fp32": 1e13}, 1e12, "by hand")
@@ -107,12 +108,9 @@ def test_figures_worked_out_by_hand(exported: Exported) -> None:
     assert fast.roofline is None, "no peak in FP16"
 
 
-def test_a_fast_wrong_answer_is_marked_and_ends_with_1(
-    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spoiled = spoiled_bundle(
-        exported.bundle, tmp_path / "bundle", Stage.SAM_DECODER, "norm_final_attn.weight", lambda values: values * 2
-    )
+def test_a_fast_wrong_answer_is_marked_and_ends_with_1(exported: Exported, tmp_path: Path, capsys: Capsys) -> None:
+    weight = "norm_final_attn.weight"
+    spoiled = spoiled_bundle(exported.bundle, tmp_path / "bundle", Stage.SAM_DECODER, weight, lambda values: 2 * values)
     options = ("--backends", "onnxruntime", "--rounds", "3", "--scenarios", "stages")
     ran = run_here(capsys, "bench", "--bundle", spoiled, *options, "--json")
     assert ran.code == 1
@@ -134,7 +132,7 @@ def test_what_disturbs_is_noted(exported: Exported, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
 ) -> None:
     monkeypatch.setattr("rsrefseg.bench.latency.bench.Bundle.open", lambda path: pytest.fail("too late"))
     (tmp_path / "file").touch()

@@ -1,13 +1,11 @@
 """A benchmark's report: one set of tables in the terminal and in Markdown, the same figures in JSON and in the plot."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from PIL import Image
 
 from rsrefseg.bench.latency.correctness import Correctness
@@ -16,12 +14,13 @@ from rsrefseg.bench.latency.report import BenchReport, Measurement, RunnerRecord
 from rsrefseg.bench.latency.roofline import Roofline
 from rsrefseg.bench.latency.scenarios import FIRST_PHRASE, NEXT_PHRASE, STAGES, TOTAL
 from rsrefseg.bench.latency.startup import Startup
-from rsrefseg.bench.latency.summary import Ratio
+from rsrefseg.bench.latency.summary import Ratio, summarise
 from rsrefseg.bench.system.machine import this_machine
 from rsrefseg.bench.system.peaks import Peaks
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.tolerances import Measure
 from rsrefseg.engines.system.tables import three_digits
+from tests.support.commands import run_alone
 from tests.support.printing import printed
 
 SPEEDS = {"torch": 1.0, "onnxruntime": 3.2, "openvino": 8.5}
@@ -33,20 +32,16 @@ def measurement(runner: str, scenario: str, span: str, time_ms: float) -> Measur
     text = f"{0.1 if wrong else 1e-6:.1e}" if span != TOTAL else f"IoU {0.912 if wrong else 0.9991:.4f}"
     correctness = Correctness(("FAIL  too far",) if wrong else (), text, {Measure.SHARE_OF_MAX: 1e-6})
     speed = SPEEDS[runner]
-    p50_ms = time_ms / speed
+    times_ms = [factor * time_ms / speed for factor in (0.95, 1.0, 1.05)]
     return Measurement(
-        p50_ms=p50_ms,
-        p90_ms=1.1 * p50_ms,
-        p99_ms=1.25 * p50_ms,
-        p50_low_ms=0.95 * p50_ms,
-        p50_high_ms=1.05 * p50_ms,
+        **asdict(summarise(times_ms)),
         runner=runner,
         scenario=scenario,
         span=span,
-        times_ms=[p50_ms] * 3,
+        times_ms=times_ms,
         ratio=Ratio(speed, 0.9 * speed, 1.1 * speed) if runner != "torch" else None,
         share_of_first=0.029 if scenario == NEXT_PHRASE.name else None,
-        phrases_per_s=1e3 / p50_ms if span == TOTAL else None,
+        phrases_per_s=1e3 / times_ms[1] if span == TOTAL else None,
         correctness=None if host else correctness,
         roofline=None if host else Roofline(972_077_334_528, 374_700_000, 0.1 * time_ms, "compute"),
     )
@@ -173,5 +168,5 @@ def test_an_interval_without_end_does_not_shrink_the_bars(report: BenchReport, t
 
 def test_a_benchmark_imports_neither_torch_nor_matplotlib() -> None:
     code = "import sys, rsrefseg.bench.latency.bench; print({'torch', 'onnx', 'matplotlib'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    done = run_alone(script=code)
+    assert done.stdout == "set()\n", done.stderr

@@ -1,22 +1,20 @@
-"""Rooflines worked out by hand, and those of known devices."""
+"""Rooflines worked out by hand, those of known devices, and peaks that this machine reaches and does not exceed."""
 
+import json
+from pathlib import Path
+
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from rsrefseg.bench.latency.roofline import DEVICES, Roofline, expected_rooflines, roofline_of
-from rsrefseg.bench.system.peaks import Peaks
-from rsrefseg.engines.bundle.contracts import Geometry, Stage, stage_contracts
+from rsrefseg.bench.system.peaks import MATMUL, Peaks, measure_peaks
+from rsrefseg.engines.bundle.contracts import Stage, stage_contracts
 from rsrefseg.engines.bundle.manifest import FileRecord, StageRecord
+from rsrefseg.model.config import model_config
+from rsrefseg.model.model import geometry
 
-GEOMETRY = Geometry(
-    image_size=1024,
-    clip_tokens=729,
-    clip_channels=1152,
-    text_length=64,
-    prompt_tokens=49,
-    prompt_channels=256,
-    embedding_grid=64,
-    mask_grid=256,
-)
+CONTRACTS = stage_contracts(geometry(model_config("b")))
 # Preset b as published: operations of one image and one phrase, and weights.
 PRESET_B = {
     Stage.SIGLIP_VISION: (666_448_114_176, 412_986_103),
@@ -38,7 +36,7 @@ HERE = Peaks("cpu", {"fp32": 2e11, "bf16": 4e11}, 3e10, "by hand")
 def record_of(stage: Stage, precision: str = "fp32") -> StageRecord:
     flops, parameters = PRESET_B[stage]
     return StageRecord(
-        contract=stage_contracts(GEOMETRY)[stage],
+        contract=CONTRACTS[stage],
         graph=FileRecord(f"{stage}.onnx", "0" * 64, 1),
         data=(),
         opset=18,
@@ -112,3 +110,44 @@ def test_without_a_peak_there_is_no_roofline() -> None:
     stages, fp32 = [record_of(stage) for stage in Stage], dict.fromkeys(Stage, "fp32")
     assert roofline_of(stages, HERE, fp32 | {Stage.SAM_ENCODER: "fp16"}) is None
     assert roofline_of(stages, Peaks("cpu", {"fp32": 1e11}, None, "by hand"), fp32) is None
+
+
+def test_the_peaks_of_one_core_are_plausible() -> None:
+    peaks = measure_peaks(1)
+    assert 1e9 < peaks.flops_per_s["fp32"] < 1e12
+    assert 1e8 < (peaks.bandwidth_bytes_per_s or 0) < 1e12
+    assert peaks.threads == 1
+    assert 0 < (peaks.cores_used or 0) < 1.1
+    assert Peaks(**json.loads(json.dumps(peaks.to_dict()))) == peaks
+
+
+def test_peaks_need_no_torch_and_the_folder_shadows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text("import sys; sys.modules['torch'] = None")
+    monkeypatch.syspath_prepend(str(site))
+    found = measure_peaks(1)
+    assert found.flops_per_s.keys() == {"fp32"}
+    assert "torch" not in found.how
+    missing = measure_peaks(1, "cuda")
+    assert (missing.flops_per_s, missing.bandwidth_bytes_per_s) == ({}, None)
+    assert "torch" in missing.how
+
+
+def test_the_product_graph_is_what_onnx_writes() -> None:
+    sizes = {"a": ["m", "k"], "b": ["k", "n"], "c": ["m", "n"]}
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in sizes.items()]
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "g", tensors[:2], tensors[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8, producer_name="")
+    assert model.SerializeToString() == MATMUL
+    onnx.checker.check_model(model)
+
+
+def test_peaks_of_a_busy_machine_or_an_unknown_device_have_a_note() -> None:
+    (note,) = Peaks("cpu", {"fp32": 1e11}, 1e10, "numpy", threads=4, cores_used=2.5).notes()
+    assert "4 threads had only 2.5 cores" in note
+    assert Peaks("cpu", {"fp32": 1e11}, 1e10, "numpy", threads=4, cores_used=3.9).notes() == []
+    (note,) = measure_peaks(1, "intel-gpu").notes()
+    assert "no roofline for intel-gpu" in note

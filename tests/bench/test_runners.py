@@ -3,9 +3,8 @@
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -115,9 +114,7 @@ def test_opening_an_engine_verifies_its_files(exported: Exported, tmp_path: Path
         runner.open()
 
 
-def test_without_a_run_or_pytorch_torch_is_left_out_with_the_reason(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torch_is_left_out_with_the_reason(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInputError, match="no merged model"):
         open_runners(["torch", "auto"], bundle, tmp_path)
@@ -138,33 +135,22 @@ def test_unknown_runners_and_none_are_refused(bundle: Bundle, names: list[str]) 
 
 
 @pytest.mark.parametrize("name", ["torch-cuda", "torch-compile-cuda"])
-def test_pytorch_on_a_gpu_needs_one(
-    name: str, exported: Exported, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_runners_need_cuda(name: str, exported: Exported, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(MissingPartError, match=f"{name}: .* no CUDA GPU"):
         make_runner(name, bundle, exported.run)
 
 
-def failing(error: BaseException) -> Callable[..., NoReturn]:
-    def fail(*given: object, **named: object) -> NoReturn:
-        raise error
-
-    return fail
-
-
-def test_failures_of_libraries_are_one_line_that_names_the_runner(
-    exported: Exported, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_library_is_one_line(exported: Exported, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     (runner,), _ = open_runners(["torch"], bundle, exported.run)
     image = workload_of(load_reference(bundle)).image
     error = torch.cuda.OutOfMemoryError("CUDA out of memory.\n GPU 0 has a capacity")
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.Module, "to", failing(error))
+        patch.setattr(torch.nn.Module, "to", Mock(side_effect=error))
         with pytest.raises(RSRefSegError, match=r"^torch: loading failed .*memory\. GPU 0"):
             runner.load()
     runner.load()
-    monkeypatch.setattr(runner, "_on_device", failing(error))
+    monkeypatch.setattr(runner, "_on_device", Mock(side_effect=error))
     with pytest.raises(RSRefSegError, match=r"^torch: stage 'siglip_vision' failed .*--backends"):
         runner.encode(image)
     for unchanged in (BadInputError("no"), KeyboardInterrupt()):

@@ -20,14 +20,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 BUNDLE, SCENE = Path("bundle"), Path("scene.png")
 
 
-def empty_png(width: int, height: int) -> bytes:
-    """A PNG that says how large it is and holds next to nothing."""
-    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(b""), b"IEND": b""}
-    parts = [
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks.items()
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+def claim_size(path: Path, width: int, height: int) -> None:
+    """Let a PNG say that it is larger than it is."""
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
 
 
 def change_byte(path: Path) -> None:
@@ -42,7 +40,7 @@ SPOILED: dict[str, tuple[Callable[[], Any], str]] = {
     "image is empty": (lambda: SCENE.write_bytes(b""), "'scene.png' is empty"),
     "image is text": (lambda: SCENE.write_text("not an image\n" * 9), "'scene.png' is not an image"),
     "image is cut": (lambda: cut_in_half(SCENE), "'scene.png'"),
-    "image is a giant": (lambda: SCENE.write_bytes(empty_png(60_000, 60_000)), "raise the limit with --max-pixels"),
+    "image is a giant": (lambda: claim_size(SCENE, 60_000, 60_000), "raise the limit with --max-pixels"),
     "image is a link to itself": (lambda: (SCENE.unlink(), SCENE.symlink_to(SCENE)), "'scene.png'"),
     "manifest is cut": (lambda: cut_in_half(BUNDLE / "bundle.json"), "bundle.json"),
     "newer schema": (lambda: change_manifest(BUNDLE, lambda value: value.update(schema_version=3)), "version 3"),
@@ -93,16 +91,11 @@ def test_masks_have_the_size_of_the_image_as_it_is_shown(place: Path, capsys: Ca
     Image.fromarray(deep).save("deep.tif")
     picture(1, 1).save("pixel", format="PNG")
     for name, size in {"turned.jpg": (40, 60), "deep.tif": (60, 40), "pixel": (1, 1)}.items():
-        ran = run_here(capsys, "infer", name, PHRASE, "a small blue square", "--json")
+        ran = run_here(capsys, "infer", name, PHRASE, "--json")
         assert ran.code == 0, ran.err
-        *masks, overlay, document = ran.result["files"]
-        for file in masks:
-            with Image.open(file) as mask:
-                assert (mask.size, mask.mode) == (size, "L")
-                assert {value for _, value in mask.getcolors() or []} <= {0, 255}
-        with Image.open(overlay) as drawn:
-            assert drawn.size[0] >= size[0]
-        written = json.loads(Path(document).read_text(encoding="utf-8"))
+        mask, _, document = map(Path, ran.result["files"])
+        assert Image.open(mask).size == size
+        written = json.loads(document.read_text(encoding="utf-8"))
         assert (written["width"], written["height"]) == size
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -60,12 +61,8 @@ def test_a_check_that_does_not_hold_ends_with_1(demo_place: Path, capsys: Capsys
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``rsrefseg doctor`` raise an error."""
-
-    def fails() -> None:
-        raise error
-
     monkeypatch.delenv("RSREFSEG_DEBUG", raising=False)
-    monkeypatch.setattr(doctor, "examine", fails)
+    monkeypatch.setattr(doctor, "examine", Mock(side_effect=error))
 
 
 @pytest.mark.parametrize(
@@ -83,9 +80,7 @@ def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
-def test_what_may_happen_anywhere_is_one_line(
-    error: BaseException, fact: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_is_one_line(error: BaseException, fact: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(error, monkeypatch)
     assert_refused(run_here(capsys, "doctor", "--json"), fact)
 
@@ -105,9 +100,7 @@ def test_what_nobody_expected_is_not_hidden(error: Exception, monkeypatch: pytes
         cli.run_command(["doctor"])
 
 
-def test_debugging_shows_where_and_changes_nothing_else(
-    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, place: Path
-) -> None:
+def test_debugging_only_shows_where(capsys: Capsys, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     monkeypatch.setenv("RSREFSEG_DEBUG", "1")
     ran = run_here(capsys, "infer", "scene.png", "a box", "--bundle", "none")
     assert ran.code == 2

@@ -78,12 +78,10 @@ def test_doctor_shows_a_broken_package(package: str, place: Path) -> None:
 
 def test_every_declared_package_is_known() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-    def names(lines: list[str]) -> set[str]:
-        return {re.split(r"[<>=]", line)[0] for line in lines}
-
-    assert names(project["dependencies"]) == set(packages.RUNTIME.values())
-    assert {name.replace("-", "_") for name in names(project["optional-dependencies"]["train"])} == set(packages.TRAIN)
+    groups = (project["dependencies"], project["optional-dependencies"]["train"])
+    runtime, train = ({re.split(r"[<>=]", line)[0] for line in lines} for lines in groups)
+    assert runtime == set(packages.RUNTIME.values())
+    assert {name.replace("-", "_") for name in train} == set(packages.TRAIN)
 
 
 # Locale and standard streams
@@ -133,20 +131,11 @@ def test_without_standard_streams_a_command_still_does_its_work(place: Path) -> 
 # Ctrl-C
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "import:rsrefseg.cli",
-        "import:typer.main",
-        "import:numpy._core",
-        "import:cv2",
-        "import:onnxruntime.capi",
-        "open:bundle.json",
-        "open:sam_decoder.onnx",
-        "open:.partial.",
-        "os.rename:.partial.",
-    ],
-)
+IMPORTS = ("rsrefseg.cli", "typer.main", "numpy._core", "cv2", "onnxruntime.capi")
+FILES = ("open:bundle.json", "open:sam_decoder.onnx", "open:.partial.", "os.rename:.partial.")
+
+
+@pytest.mark.parametrize("moment", [*(f"import:{module}" for module in IMPORTS), *FILES])
 def test_ctrl_c_at_any_moment_is_one_line_and_leaves_no_part_of_a_file(moment: str, place: Path) -> None:
     done = run_alone(f"{moment}:", *INFER, script=INTERRUPTED)
     assert (done.returncode, done.stderr) == (130, "rsrefseg: interrupted\n")
