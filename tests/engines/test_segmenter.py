@@ -1,8 +1,5 @@
 """An image is encoded once, each phrase is answered on its own."""
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +17,7 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import upsample_logits
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.segmenter import Segmentation, Segmenter
-from tests.support import ROOT
+from tests.support.commands import run_alone
 from tests.support.made_bundle import COLOURS, PHRASES
 
 RED, GREEN, BLUE = (tuple(255 * part for part in colour) for colour in COLOURS.values())
@@ -168,7 +165,5 @@ assert time.process_time() < 2
 
 def test_a_cold_start_needs_no_torch_and_is_quick(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(image()).save(tmp_path / "a.png")
-    command = [sys.executable, "-c", COLD_START, folder, tmp_path / "a.png"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = run_alone(folder, tmp_path / "a.png", script=COLD_START)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,10 +1,8 @@
 """Whatever TensorRT or CUDA refuses ends in one line: stage, what failed, their own words, the way out."""
 
 import json
-import shutil
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from rsrefseg.engines.tensorrt.store import build_bundle
 from tests.support.commands import Ran, assert_refused, run_here
 from tests.support.doubles.cuda_values import DeviceFault, cudaError_t
 from tests.support.doubles.tensorrt_double import VERSIONS, State, doubled
-from tests.support.made_bundle import PHRASES, change_stage, make_bundle
+from tests.support.made_bundle import PHRASES, change_stage
 
 # One call for each way in which TensorRT and CUDA report a failure.
 BUILDING = {
@@ -59,20 +57,10 @@ LOGGED = ("cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaFree", "cudaGra
 
 
 @pytest.fixture
-def built(tmp_path: Path, made: Path) -> Path:
+def built(trt: State, folder: Path) -> Path:
     """A bundle whose engines lie in the cache folder."""
-    shutil.copytree(made / "cache", tmp_path / "cache")
-    return made / "bundle"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("made")
-    make_bundle(root / "bundle")
-    with pytest.MonkeyPatch.context() as patch, doubled():
-        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        build_bundle(root / "bundle")
-    return root
+    build_bundle(folder)
+    return folder
 
 
 def build(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> Ran:
@@ -231,25 +219,16 @@ def test_auto_frees_what_it_does_not_take_and_goes_on(trt: State, built: Path) -
     assert len(trt.alive) == 0
 
 
-@pytest.fixture
-def heard_interrupts() -> Iterator[None]:
-    """As in a terminal; what a shell starts in the background ignores them."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heard_interrupts")
 def test_a_build_that_is_interrupted_leaves_nothing(
     trt: State, folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A real Ctrl-C, which reaches the main thread while TensorRT is at work."""
-
-    def press() -> None:
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    trt.during_build = press
-    ran = build(capsys, folder)
+    trt.during_build = lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        ran = build(capsys, folder)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ran.code == 130
     assert "could not" not in ran.err
     assert list(cache.glob("engines/*/*")) == []

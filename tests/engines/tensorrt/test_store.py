@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from rsrefseg.engines.tensorrt.engine import TensorRTEngine
 from rsrefseg.engines.tensorrt.records import RECORD_NAME, stored_engines
 from rsrefseg.engines.tensorrt.store import BuildReport, build_bundle
 from tests.support.commands import assert_refused, run_here
-from tests.support.doubles.tensorrt_double import VERSIONS, State, doubled, files_below
+from tests.support.doubles.tensorrt_double import VERSIONS, State, doubled
 from tests.support.made_bundle import PHRASES, change_stage
 
 VERSION = VERSIONS[0]
@@ -46,14 +46,14 @@ def other_graph(folder: Path, stage: Stage) -> None:
 
 
 def test_current_engines_are_kept_and_the_bundle_is_not_touched(trt: State, folder: Path, cache: Path) -> None:
-    bundle = files_below(folder)
+    bundle = sorted(folder.rglob("*"))
     assert reasons(build_bundle(folder)) == NEW
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.engine")}
     assert reasons(build_bundle(folder)) == {}
     segment(folder)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.engine")} == before
     assert len(trt.built) == 5
-    assert files_below(folder) == bundle
+    assert sorted(folder.rglob("*")) == bundle
     layers = engine_file(cache, Stage.SAM_DECODER).with_name("layers.json")
     assert json.loads(layers.read_text())["Layers"]
     assert reasons(build_bundle(folder, "sam_decoder", force=True)) == {"sam_decoder": ("asked for with --force",)}
@@ -209,21 +209,19 @@ def test_two_builds_at_once_do_the_work_once_and_keep_all_timings(
     trt: State, folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In threads, with the lock that processes use; of two bundles with equal graphs."""
-    reports: list[BuildReport] = []
     copy = Path(shutil.copytree(folder, folder.with_name("copy")))
-    second = threading.Thread(target=lambda: reports.append(build_bundle(copy, "sam_decoder,attn_prompter")))
+    second: list[Future[BuildReport]] = []
 
     def start_second() -> None:
         trt.during_build = lambda: None
-        second.start()
-        second.join(0.3)
-        assert second.is_alive(), "it waits"
+        second.append(pool.submit(build_bundle, copy, "sam_decoder,attn_prompter"))
+        assert not wait(second, 0.3).done, "it waits"
 
     trt.during_build = start_second
-    reports.append(build_bundle(folder, "sam_decoder"))
-    second.join()
+    with ThreadPoolExecutor(1) as pool:
+        assert list(reasons(build_bundle(folder, "sam_decoder"))) == ["sam_decoder"]
+    assert list(reasons(second[0].result())) == ["attn_prompter"]
     assert trt.built == ["sam_decoder", "attn_prompter"]
-    assert [list(reasons(report)) for report in reports] == [["sam_decoder"], ["attn_prompter"]]
     assert "another build" in capsys.readouterr().err
     (path,) = (cache / "timing").iterdir()
     assert len(json.loads(path.read_bytes())["entries"]) == 2

@@ -12,15 +12,9 @@ from typing import Any
 from rsrefseg.engines.openvino.library import CPU, package
 
 PRODUCT = "Intel(R) Double Graphics"
-_KNOWN = {"PERFORMANCE_HINT", "COMPILATION_NUM_THREADS", "INFERENCE_PRECISION_HINT"}
 _HINT = "INFERENCE_PRECISION_HINT"
-
-
-class DeviceType(Enum):
-    """As OpenVINO's own."""
-
-    INTEGRATED = 0
-    DISCRETE = 1
+_KNOWN = {"PERFORMANCE_HINT", "COMPILATION_NUM_THREADS", _HINT}
+DeviceType = Enum("DeviceType", ["INTEGRATED", "DISCRETE"])  # as OpenVINO's own
 
 
 class IntelGpuDouble:
