@@ -123,16 +123,6 @@ def test_arguments_that_do_not_fit_are_refused(bundle: Bundle, make: Make) -> No
                 engine.answer(encoded, [text] * count)
 
 
-def test_a_closed_engine_loads_again(bundle: Bundle, make: Make) -> None:
-    engine = make(bundle)
-    before = asked(engine, random_image(bundle), PHRASES)
-    engine.close()
-    assert engine.load_ms == {}
-    with engine:
-        after = asked(engine, random_image(bundle), PHRASES)
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-
-
 def test_threads_share_an_engine_that_is_closed_meanwhile(bundle: Bundle, make: Make) -> None:
     images = [random_image(bundle, seed) for seed in range(3)]
     done = threading.Event()

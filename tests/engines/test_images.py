@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rsrefseg.engines.errors import BadInputError
-from rsrefseg.engines.images.images import DEFAULT_MAX_PIXELS, read_image, stretch, upsample_logits
+from rsrefseg.engines.images.images import read_image, stretch, upsample_logits
 
 RNG = np.random.default_rng(7)
 IMAGE = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -61,19 +61,8 @@ def tiff(
     return lambda path: path.write_bytes(stream.getvalue() + np.ascontiguousarray(bands).tobytes())
 
 
-def png_chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
 def of_depth(values: np.ndarray, bits: int) -> np.ndarray:
     return np.round(values / 255 * (2**bits - 1)).astype(np.uint16)
-
-
-def palette_image() -> Image.Image:
-    image = Image.new("P", (2, 1))
-    image.putpalette([255, 255, 255, 10, 20, 30])
-    image.putdata([0, 1])
-    return image
 
 
 def converted(mode: str) -> tuple[str, Write, np.ndarray]:
@@ -81,6 +70,8 @@ def converted(mode: str) -> tuple[str, Write, np.ndarray]:
     return f"{mode}.{'tif' if mode == 'CMYK' else 'png'}", pillow(image), np.asarray(image.convert("RGB"))
 
 
+PALETTE = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
+PALETTE.putpalette([255, 255, 255, 10, 20, 30])
 FRAMES = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime")]
 DEEP_BANDS = np.dstack([IMAGE, 255 - IMAGE[..., 0]])
 # File name, writer, and the pixels that are read from it.
@@ -90,7 +81,7 @@ KINDS: list[tuple[str, Write, Any]] = [
     ("a PNG.jpg", pillow(IMAGE, format="PNG"), IMAGE),
     *map(converted, ("1", "L", "P", "LA", "RGBA", "CMYK", "RGB")),
     ("transparent.png", pillow(np.dstack([IMAGE, HIDDEN])), BLACK_ROW),
-    ("palette.png", pillow(palette_image(), transparency=0), [[[0, 0, 0], [10, 20, 30]]]),
+    ("palette.png", pillow(PALETTE, transparency=0), [[[0, 0, 0], [10, 20, 30]]]),
     ("grey.png", pillow(np.array([[200, 90]], np.uint8), transparency=200), [[[0, 0, 0], [90, 90, 90]]]),
     ("pixel.png", pillow(Image.new("RGB", (1, 1), (1, 2, 3))), [[[1, 2, 3]]]),
     ("frames.tif", pillow(FRAMES[0], save_all=True, append_images=FRAMES[1:]), np.array(FRAMES[0])),
@@ -155,8 +146,9 @@ def test_exif_orientation_is_honoured(tmp_path: Path, name: str, turn: int) -> N
         tiff(corners.astype(name[:2]), turn=turn)(path)
     else:
         opencv(corners.astype(np.uint16) * 257)(path)
-        data = path.read_bytes()
-        path.write_bytes(data[:33] + png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + data[33:])
+        chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+        chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        path.write_bytes(path.read_bytes()[:33] + chunk + path.read_bytes()[33:])
     turned = {
         1: corners, 2: corners[:, ::-1], 3: corners[::-1, ::-1], 4: corners[::-1], 5: corners.transpose(1, 0, 2),
         6: np.rot90(corners, -1), 7: corners[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(corners),
@@ -173,24 +165,16 @@ def refused(path: Path, fact: str, **options: int) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def with_value(value: float) -> np.ndarray:
-    values = IMAGE.astype(np.float32)
-    values[2, 3, 1] = value
-    return values
-
-
+DEEP = IMAGE.astype(np.float32)
+SPOT = np.arange(DEEP.size).reshape(DEEP.shape) == 52
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 REFUSED: list[tuple[str, Write, str]] = [
-    ("missing.png", lambda _: None, "no image at '"),
-    ("folder", Path.mkdir, "is a folder"),
-    ("empty.png", Path.touch, "is empty"),
-    ("notes.png", lambda path: path.write_text("not an image\n" * 10), "not an image that can be read"),
     ("page.eps", lambda path: path.write_bytes(EPS), "not an image that can be read"),
     ("page.svg", lambda path: path.write_text("<svg width='9' height='9'/>"), "not an image that can be read"),
     ("a\0b.png", lambda _: None, "cannot read the image"),
     ("x" * 300 + ".png", lambda _: None, "cannot read the image"),
-    *((f"{value}.tif", tiff(with_value(value)), "not finite") for value in (np.nan, np.inf, -np.inf)),
-    ("grey.tif", tiff(with_value(np.nan)[..., 1]), "not finite"),
+    *((f"{value}.tif", tiff(np.where(SPOT, value, DEEP)), "not finite") for value in (np.nan, np.inf, -np.inf)),
+    ("grey.tif", tiff(np.where(SPOT, np.nan, DEEP)[..., 1]), "not finite"),
     ("large.tif", tiff(IMAGE.astype(np.int32) * 1000), "beyond 16 bits"),
     *(
         (f"{count} {dtype}.tif", tiff(np.zeros((3, 4, count), dtype), 1, (0,) * (count - 1)), f"has {count} bands")
@@ -237,11 +221,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str, capfd:
             assert (read.dtype, read.ndim, read.shape[2]) == (np.uint8, 3, 3)
 
 
-def test_an_image_beyond_the_limit_is_refused_by_its_header(tmp_path: Path) -> None:
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 40_000, 30_000, 8, 2, 0, 0, 0))
-    chunks = (header, png_chunk(b"IDAT", zlib.compress(b"")), png_chunk(b"IEND", b""))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
-    refused(tmp_path / "a.png", f"40000 x 30000 = 1,200,000,000 pixels, beyond the limit of {DEFAULT_MAX_PIXELS:,}")
+def test_an_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     tiff(np.zeros((20, 30), np.uint16))(tmp_path / "a.tif")
     refused(tmp_path / "a.tif", "30 x 20 = 600 pixels", max_pixels=599)
     assert read_image(tmp_path / "a.tif", max_pixels=600).shape == (20, 30, 3)

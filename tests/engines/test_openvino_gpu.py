@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from rsrefseg.bench.latency.runners import make_runner
 from rsrefseg.bench.parity.parity import run_parity
-from rsrefseg.bench.system.peaks import measure_peaks
 from rsrefseg.engines.backends import Backend, select_backend
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
@@ -70,6 +69,7 @@ def test_on_an_intel_gpu_the_encoders_compute_in_half_precision(
 
 
 def test_answers_on_an_intel_gpu_are_the_users_own(bundle: Bundle, intel_gpu: IntelGpuDouble) -> None:
+    assert make_runner(Backend.OPENVINO_GPU, bundle, None).device == "intel-gpu"  # no processor's roofline is its own
     with select_backend(Backend.OPENVINO_GPU, bundle).engine as engine, exact(bundle) as fp32:
         found = asked(engine, random_image(bundle), PHRASES)
         assert 0 < share_of_max(asked(fp32, random_image(bundle), PHRASES), found) < 0.01
@@ -115,11 +115,3 @@ def test_auto_does_not_use_an_intel_gpu(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert select_backend("auto", bundle).engine.name == "openvino-fp32"
-
-
-def test_an_intel_gpu_has_no_floor_by_the_processors_peaks(bundle: Bundle, intel_gpu: IntelGpuDouble) -> None:
-    runner = make_runner(Backend.OPENVINO_GPU, bundle, None)
-    assert runner.device == "intel-gpu"
-    runner.close()
-    peaks = measure_peaks(1, runner.device)
-    assert (peaks.device, peaks.flops_per_s, peaks.bandwidth_bytes_per_s) == ("intel-gpu", {}, None)
