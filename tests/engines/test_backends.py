@@ -1,7 +1,9 @@
 """A backend asked for by name runs or is refused; `auto` takes the next one whatever fails."""
 
 import sys
+from functools import partialmethod
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -10,7 +12,6 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError, MissingPartError, RSRefSegError
 from rsrefseg.engines.onnxruntime.cuda import OnnxRuntimeCudaEngine
-from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.segmenter import Segmenter
 from tests.support.commands import run_here
 from tests.support.places import beside_bundle
@@ -43,14 +44,9 @@ def test_auto_continues_whatever_fails_and_says_why(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     error: Exception, fails_in: str,
 ) -> None:  # fmt: skip
-    def fail(self: object, *_: object) -> None:
-        raise error
-
-    def on_cpu(self: OnnxRuntimeCudaEngine, bundle: Bundle, threads: int | None) -> None:
-        OnnxRuntimeEngine.__init__(self, bundle, threads)
-
+    on_cpu = partialmethod(OnnxRuntimeCudaEngine.__init__, device="cpu")
     monkeypatch.setattr(OnnxRuntimeCudaEngine, "__init__", on_cpu)
-    monkeypatch.setattr(OnnxRuntimeCudaEngine, fails_in, fail)
+    monkeypatch.setattr(OnnxRuntimeCudaEngine, fails_in, Mock(side_effect=error))
     beside_bundle(folder, tmp_path, monkeypatch)
     ran = run_here(capsys, "infer", "scene.png", "the red square")
     assert ran.code == 0

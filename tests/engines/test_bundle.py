@@ -234,22 +234,23 @@ def test_reference_samples_are_read_as_written(folder: Path) -> None:
             assert np.array_equal(array, stored[f"0/{name}"])
 
 
-REFERENCE_FAULTS: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
-    "no tensor": lambda tensors: tensors.pop("0/mask_logits"),
-    "shape": lambda tensors: tensors.update({"0/clip_features": np.ones((1, 3, 6), np.float32)}),
-    "masks": lambda tensors: tensors.update({"0/masks": tensors["0/masks"][:1]}),
-    "no phrases": lambda tensors: None,
-    "phrases": lambda tensors: None,
-}
+FITTING = {"phrases": '[["a", "b"]]'}
+REFERENCE_FAULTS: list[tuple[dict[str, np.ndarray | None], dict[str, str]]] = [
+    ({"0/mask_logits": None}, FITTING),
+    ({"0/clip_features": np.ones((1, 3, 6), np.float32)}, FITTING),
+    ({"0/masks": np.zeros((1, 20, 30), np.bool_)}, FITTING),
+    ({}, {"phrases": '"ab"'}),
+    ({}, {}),
+]
 
 
-@pytest.mark.parametrize("fault", REFERENCE_FAULTS)
-def test_reference_samples_that_do_not_fit_are_refused(folder: Path, fault: str) -> None:
+@pytest.mark.parametrize(("changed", "metadata"), REFERENCE_FAULTS)
+def test_reference_samples_that_do_not_fit_are_refused(
+    folder: Path, changed: dict[str, np.ndarray | None], metadata: dict[str, str]
+) -> None:
     path = folder / "reference.safetensors"
-    tensors = load_file(path)
-    REFERENCE_FAULTS[fault](tensors)
-    phrases = {"phrases": {"phrases": '"ab"'}, "no phrases": {}}.get(fault, {"phrases": '[["a", "b"]]'})
-    save_file(tensors, path, metadata=phrases)
+    tensors = load_file(path) | changed
+    save_file({name: array for name, array in tensors.items() if array is not None}, path, metadata)
     change_manifest(folder, at("reference", msgspec.to_builtins(file_record(path))))
     with pytest.raises(BundleError, match=r"reference.safetensors'"):
         load_reference(Bundle.open(folder))

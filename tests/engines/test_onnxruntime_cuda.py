@@ -67,9 +67,6 @@ def test_the_image_is_uploaded_once_and_only_logits_are_downloaded(
     assert fetched == [logits.shape]
 
 
-# Replays
-
-
 def test_first_and_replayed_runs_give_the_same_bits_as_arrays(exported: Exported) -> None:
     bundle = Bundle.open(exported.bundle)
     samples = load_reference(bundle)
@@ -155,13 +152,11 @@ def test_the_number_of_recordings_is_limited(bundle: Bundle, monkeypatch: pytest
 def test_a_run_that_cannot_be_recorded_continues_without_and_says_so(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
-
+    refusal = RuntimeError("operation not permitted\nwhen stream is capturing")
     tokens = bundle.tokenizer().encode(PHRASES[:1])
     with bound(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
         wanted = plain.run(Stage.SIGLIP_TEXT, {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask})
-        monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", refuse)
+        monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", Mock(side_effect=refusal))
         for _ in range(4):
             (found,) = engine.encode_text(tokens.input_ids, tokens.token_mask)
             assert np.array_equal(found["word_features"], wanted["word_features"][0])
@@ -185,18 +180,14 @@ def test_a_graph_that_cannot_be_recorded_is_loaded_without_and_a_gpu_that_fails_
     bundle: Bundle, pretend_cuda: None, monkeypatch: pytest.MonkeyPatch,
     error: str, reason: str, tried: list[dict[str, str]], expected: type[RSRefSegError],
 ) -> None:  # fmt: skip
-    found: list[tuple[str, dict[str, str]]] = []
-
-    def refuse(*_: Any, **options: Any) -> None:
-        assert options["enable_fallback"] == 0, "with it ONNX Runtime prints and continues on the CPU"
-        found.extend(options["providers"])
-        raise type(error, (Exception,), {})(reason)
-
+    session = Mock(side_effect=type(error, (Exception,), {})(reason))
     monkeypatch.setattr(onnxruntime_cuda, "why_not_started", lambda device_id: None)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     with pytest.raises(expected, match=rf"sam_decoder\.onnx.*{reason[:14]}"):
         OnnxRuntimeCudaEngine(bundle).load(Stage.SAM_DECODER)
-    assert found == [("CUDAExecutionProvider", options) for options in tried]
+    found = [call.kwargs for call in session.call_args_list]
+    assert [one["providers"] for one in found] == [[("CUDAExecutionProvider", options)] for options in tried]
+    assert all(one["enable_fallback"] == 0 for one in found), "with it ONNX Runtime continues on the CPU"
     assert cuda_options(0)["use_tf32"] == "0"  # by default float32 products have three digits
 
 
@@ -208,9 +199,6 @@ def test_a_run_that_fails_is_one_line_in_cudas_words(bundle: Bundle) -> None:
     with pytest.raises(RSRefSegError) as refusal:
         engine.encode_image(random_image(bundle))
     assert str(refusal.value).endswith("'siglip_vision' failed in onnxruntime: CUDA failure 2: out of memory")
-
-
-# The provider
 
 
 @pytest.fixture
@@ -262,9 +250,6 @@ def test_a_session_left_to_the_cpu_is_refused(
     with pytest.raises(MissingPartError, match=r"\(it offered CPUExecutionProvider\)"):
         engine.load()
     assert engine.load_ms == {}
-
-
-# Where the nodes are
 
 
 def test_the_provider_is_named_alone_where_it_runs_every_node(bundle: Bundle) -> None:

@@ -22,8 +22,6 @@ from tests.support.exported import Exported
 
 pytest.importorskip("openvino")
 
-needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor has no BF16")
-
 
 def test_in_fp32_it_computes_what_onnxruntime_does(exported: Exported) -> None:
     bundle = Bundle.open(exported.bundle)
@@ -48,7 +46,7 @@ def test_parity_holds_and_names_device_and_precision(exported: Exported, backend
         assert provider.endswith(" CPU, BF16" if bf16 and not exact_stage else " CPU, FP32")
 
 
-@needs_bf16
+@pytest.mark.skipif(not computes_bf16(), reason="this processor has no BF16")
 def test_bf16_is_really_computed_in_and_its_limits_still_find_a_fault(exported: Exported, tmp_path: Path) -> None:
     bundle = Bundle.open(exported.bundle)
     sample = load_reference(bundle)[0]
@@ -65,7 +63,6 @@ def test_results_are_never_overwritten(bundle: Bundle) -> None:
         for seed in range(2, 12):
             engine.encode_image(random_image(bundle, seed))
         wanted = plain.encode_image(random_image(bundle, 1))
-        assert share_of_max(wanted, first) < 1e-5
     assert share_of_max(wanted, first) < 1e-5  # the engine is closed
 
 

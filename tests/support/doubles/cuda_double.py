@@ -37,20 +37,13 @@ _DONE = Operation("done", lambda: None)
 
 
 class CudaDouble:
-    """One GPU.
-
-    Attributes:
-        faults: status to answer with, by name of the call; planted by tests.
-        properties: what ``cudaGetDeviceProperties`` tells.
-        driver: what ``cudaDriverGetVersion`` tells.
-        launched: CUDA graphs launched so far.
-    """
+    """One GPU."""
 
     def __init__(self) -> None:
-        self.faults: dict[str, cudaError_t] = {}
+        self.faults: dict[str, cudaError_t] = {}  # status to answer with, by name of the call; planted by tests
         self.properties = Properties()
         self.driver = 13000
-        self.launched = 0
+        self.launched = 0  # CUDA graphs so far
         self._numbers = itertools.count(1)
         self._next_address = _FIRST_ADDRESS
         self._memory: dict[int, np.ndarray] = {}

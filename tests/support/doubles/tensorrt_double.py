@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from tests.support.doubles import tensorrt_building, tensorrt_running, tensorrt_values
-from tests.support.doubles.tensorrt_values import State, use
+from tests.support.doubles.tensorrt_values import CURRENT, State
 
 __all__ = ["VERSIONS", "State", "doubled"]
 
@@ -33,7 +33,7 @@ CLASSES = {
 def doubled(version: str = VERSIONS[0]) -> Iterator[State]:
     """Put both doubles in the place of ``tensorrt`` and ``cuda.bindings.runtime``."""
     state = State(version)
-    use(state)
+    CURRENT[:] = [state]
     tensorrt, cuda, bindings = ModuleType("tensorrt"), ModuleType("cuda"), ModuleType("cuda.bindings")
     tensorrt.__dict__.update(CLASSES, __version__=version)
     tensorrt.__dict__["NetworkDefinitionCreationFlag"] = tensorrt_values.NetworkDefinitionCreationFlag()

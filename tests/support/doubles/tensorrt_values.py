@@ -9,14 +9,11 @@ from weakref import WeakSet
 from tests.support.doubles.cuda_double import CudaDouble
 from tests.support.doubles.cuda_values import RuleBroken
 
-_current: list["State"] = []
+CURRENT: list["State"] = []  # the double in use
 
 
 class ILogger:
     Severity = IntEnum("Severity", {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4})
-
-    def log(self, severity: Any, msg: str) -> None:
-        raise NotImplementedError
 
 
 class IProgressMonitor:
@@ -51,25 +48,16 @@ class IHostMemory(bytes):
 
 @dataclass
 class State:
-    """What tests set and look at.
-
-    Attributes:
-        faults: calls that fail, as ``Class.method``.
-        built: names of the graphs that were built, in order.
-        deserialized: engines loaded so far.
-        during_build: called in the middle of a build.
-        logger: the first one that was given.
-        alive: engines that are not freed.
-    """
+    """What tests set and look at."""
 
     version: str
     cuda: CudaDouble = field(default_factory=CudaDouble)
-    faults: set[str] = field(default_factory=set)
-    built: list[str] = field(default_factory=list)
-    deserialized: int = 0
+    faults: set[str] = field(default_factory=set)  # calls that fail, as ``Class.method``
+    built: list[str] = field(default_factory=list)  # names of graphs, in order
+    deserialized: int = 0  # engines loaded so far
     during_build: Callable[[], None] = lambda: None
-    logger: Any = None
-    alive: WeakSet[Any] = field(default_factory=WeakSet)
+    logger: Any = None  # the first one that was given
+    alive: WeakSet[Any] = field(default_factory=WeakSet)  # engines that are not freed
 
     @property
     def major(self) -> int:
@@ -90,12 +78,7 @@ class State:
 
 def state() -> State:
     """Of the double in use."""
-    return _current[-1]
-
-
-def use(made: State) -> None:
-    """Make a double the one in use."""
-    _current[:] = [made]
+    return CURRENT[-1]
 
 
 def fallible(answer: Any) -> Callable[[Callable[..., Any]], Any]:
