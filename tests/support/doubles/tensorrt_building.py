@@ -132,7 +132,7 @@ class Builder:
             for size, dim in zip(zip(low, high, strict=True), spec.type.tensor_type.shape.dim, strict=True):
                 if dim.HasField("dim_value") and size != (dim.dim_value,) * 2:
                     return state().refuse(f"the profile of {spec.name} does not fit the network")
-        if not _show_progress(config.progress_monitor):
+        if not _shown(config.progress_monitor):
             return state().refuse("the build was cancelled")
         state().during_build()
         state().built.append(model.graph.name)
@@ -176,12 +176,12 @@ class OnnxParser:
         return self._errors[index]
 
 
-def _show_progress(monitor: Any) -> bool:
+def _shown(monitor: Any) -> bool:
     """Two nested phases; ``False`` once the monitor wants to stop."""
     monitor.phase_start("Building Engine", "", 2)
     monitor.phase_start("Timing Runners", "Building Engine", 3)
-    going = all(monitor.step_complete("Timing Runners", step) for step in range(3))
+    steps = [monitor.step_complete("Timing Runners", step) for step in range(3)]
     monitor.phase_finish("Timing Runners")
-    going = going and monitor.step_complete("Building Engine", 1)
+    steps.append(monitor.step_complete("Building Engine", 1))
     monitor.phase_finish("Building Engine")
-    return going
+    return all(steps)

@@ -17,8 +17,6 @@ import pytest
 from tests.support.doubles import tensorrt_building, tensorrt_running, tensorrt_values
 from tests.support.doubles.tensorrt_values import CURRENT, State
 
-__all__ = ["VERSIONS", "State", "doubled"]
-
 VERSIONS = ("10.9.0.34", "11.4.0.106")
 
 CLASSES = {

@@ -74,8 +74,7 @@ class ICudaEngine:
         return list(self.tensors)[index]
 
     def get_tensor_mode(self, name: str) -> Any:
-        names = [spec.name for spec in self.inputs]
-        return TensorIOMode.INPUT if name in names else TensorIOMode.OUTPUT
+        return TensorIOMode.INPUT if self.tensors[name] in self.inputs else TensorIOMode.OUTPUT
 
     @fallible(DataType.HALF)
     def get_tensor_dtype(self, name: str) -> Any:
@@ -93,9 +92,8 @@ class ICudaEngine:
     def layers(self) -> Iterator[Any]:
         """As the inspector of this version writes them."""
         typed = onnx.shape_inference.infer_shapes(self.model)
-        found = {
-            spec.name: spec.type.tensor_type.elem_type for spec in (*typed.graph.value_info, *self.tensors.values())
-        }
+        specs = (*typed.graph.value_info, *self.tensors.values())
+        found = {spec.name: spec.type.tensor_type.elem_type for spec in specs}
         found |= {weight.name: weight.data_type for weight in typed.graph.initializer}
         words = {10: ("Row major linear FP32", "Row major linear FP16 format"), 11: ("Float", "Half")}[state().major]
         for node in self.model.graph.node:
@@ -170,7 +168,7 @@ class IExecutionContext:
         if stream_handle == 0:
             raise RuleBroken("ran on the default stream")
         engine, addresses, changes = self._engine, dict(self._addresses), self._changes
-        shapes = {name: tuple(self.get_tensor_shape(name)[:]) for name in engine.tensors}
+        shapes = {name: self.get_tensor_shape(name) for name in engine.tensors}
         sizes = {name: int(np.prod(shape)) * engine.dtype(name).itemsize for name, shape in shapes.items()}
         inputs = [spec.name for spec in engine.inputs]
         outputs = [name for name in engine.tensors if name not in inputs]
