@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -248,11 +248,13 @@ def _replace_often(path: Path, number: int) -> None:
 def test_writers_of_one_folder_at_once_do_not_mix_and_readers_find_it(tmp_path: Path) -> None:
     path = tmp_path / "out"
     write_directory(path, "0" * 1000)
-    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
-        writers = [pool.submit(_replace_often, path, number) for number in range(3)]
-        while not all(writer.done() for writer in writers):
-            recover_directory(path)
-            clear_leftovers(tmp_path)
-    assert [writer.result() for writer in writers] == [None] * 3
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_replace_often, args=(path, number)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        recover_directory(path)
+        clear_leftovers(tmp_path)
+    assert [writer.exitcode for writer in writers] == [0] * 3
     assert names(tmp_path) == ["out"]
     assert len(set(contents(path))) == 1

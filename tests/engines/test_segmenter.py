@@ -95,9 +95,7 @@ def test_an_encoded_image_serves_many_phrases_and_a_known_phrase_is_not_encoded_
     encoded = segmenter.encode_image(image())
     red, blue, again = segmenter.segment(encoded, ["the red square", "the blue square", "the red square"])
     cached = segmenter.segment(encoded, ["the blue square", "the red square"])
-    assert engine.runs == {
-        "siglip_vision": 1, "sam_encoder": 1, "siglip_text": 1, "attn_prompter": 2, "sam_decoder": 2,
-    }  # fmt: skip
+    assert engine.runs == dict.fromkeys(Stage, 1) | {Stage.ATTN_PROMPTER: 2, Stage.SAM_DECODER: 2}
     assert np.array_equal(blue.mask_logits, cached[0].mask_logits)
     for other in (again, cached[1], segmenter.segment(image(), ["the red square"])[0]):
         assert np.array_equal(red.mask_logits, other.mask_logits)
