@@ -1,25 +1,23 @@
 """A backend asked for by name runs or is refused; `auto` takes the next one whatever fails."""
 
 import sys
+from functools import partialmethod
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from rsrefseg.engines.backends import Backend, select_backend
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.errors import BadInputError, BundleError, MissingPartError, RSRefSegError
+from rsrefseg.engines.errors import BadInputError, MissingPartError, RSRefSegError
 from rsrefseg.engines.onnxruntime.cuda import OnnxRuntimeCudaEngine
-from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.segmenter import Segmenter
 from tests.support.commands import run_here
-from tests.support.made_bundle import make_bundle
 from tests.support.places import beside_bundle
 
 
-def test_unknown_names_and_thread_numbers_are_refused(bundle: Bundle) -> None:
-    with pytest.raises(BadInputError, match="'tensorflow': known are auto, onnxruntime, onnxruntime-cuda"):
-        select_backend("tensorflow", bundle)
+def test_less_than_one_thread_is_refused(bundle: Bundle) -> None:
     with pytest.raises(BadInputError, match="at least 1"):
         select_backend("auto", bundle, threads=0)
 
@@ -46,14 +44,9 @@ def test_auto_continues_whatever_fails_and_says_why(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     error: Exception, fails_in: str,
 ) -> None:  # fmt: skip
-    def fail(self: object, *_: object) -> None:
-        raise error
-
-    def on_cpu(self: OnnxRuntimeCudaEngine, bundle: Bundle, threads: int | None) -> None:
-        OnnxRuntimeEngine.__init__(self, bundle, threads)
-
+    on_cpu = partialmethod(OnnxRuntimeCudaEngine.__init__, device="cpu")
     monkeypatch.setattr(OnnxRuntimeCudaEngine, "__init__", on_cpu)
-    monkeypatch.setattr(OnnxRuntimeCudaEngine, fails_in, fail)
+    monkeypatch.setattr(OnnxRuntimeCudaEngine, fails_in, Mock(side_effect=error))
     beside_bundle(folder, tmp_path, monkeypatch)
     ran = run_here(capsys, "infer", "scene.png", "the red square")
     assert ran.code == 0
@@ -67,13 +60,6 @@ def test_auto_continues_whatever_fails_and_says_why(
         select_backend("onnxruntime-cuda", Bundle.open(folder)).engine.load()
 
 
-def test_auto_leaves_out_less_exact_backends(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("openvino")
-    assert select_backend("auto", bundle).engine.name == "onnxruntime"
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert select_backend("auto", bundle).engine.name == "openvino-fp32"
-
-
 @pytest.mark.parametrize("name", [Backend.ONNXRUNTIME, Backend.OPENVINO, Backend.AUTO])
 def test_a_runtime_that_is_not_installed_is_named_with_its_extra(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: Backend
@@ -83,13 +69,3 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_extra(
     extra = r"rsrefseg\[openvino\]" if name is Backend.OPENVINO else r"rsrefseg\[cpu\]"
     with pytest.raises(MissingPartError, match=extra):
         select_backend(name, bundle)
-
-
-def test_a_changed_bundle_is_not_blamed_on_the_backends(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "bundle")
-    path = bundle.graph_path(Stage.SAM_DECODER)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(BundleError, match=path.name):
-        select_backend("auto", Bundle.open(tmp_path / "bundle"))

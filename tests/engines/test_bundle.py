@@ -1,6 +1,8 @@
 """A bundle is used as it was exported or not at all; contracts say once what the five graphs take and give."""
 
+import functools
 import json
+import operator
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +16,13 @@ from safetensors.numpy import load_file, save_file
 
 from rsrefseg.engines.bundle import bundle as bundle_module
 from rsrefseg.engines.bundle.bundle import Bundle, default_bundle_path, file_record
-from rsrefseg.engines.bundle.contracts import Dim, Geometry, Stage, stage_contracts
+from rsrefseg.engines.bundle.contracts import Geometry, Stage, stage_contracts
 from rsrefseg.engines.bundle.manifest import manifest_bytes
 from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.errors import BadInputError, BundleError
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.openvino.engine import OpenVinoEngine
 from tests.support.made_bundle import CONTRACTS, GEOMETRY, change_manifest, changed_graph
-
-Change = Callable[[Any], Any]
 
 
 @pytest.fixture
@@ -148,74 +148,66 @@ def test_a_name_that_is_no_part_of_the_bundle_is_refused(folder: Path) -> None:
             Bundle.open(folder).verified_path(name)
 
 
-def at(path: str, value: Any = ...) -> Change:
+def at(path: str, value: Any = ...) -> Callable[[Any], None]:
     """Sets what is at a path of the manifest, or removes it."""
     *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
 
     def change(document: Any) -> None:
-        for part in parents:
-            document = document[part]
+        parent = functools.reduce(operator.getitem, parents, document)
         if value is ...:
-            document.pop(last)
+            del parent[last]
         else:
-            document[last] = value
+            parent[last] = value
 
     return change
 
 
 ENCODER = "stages.sam_encoder"
 IMAGE = f"{ENCODER}.contract.inputs.0"
-# How the manifest is spoiled, and a key word of the refusal: the path of the field, or the fact.
-SPOILED: list[tuple[Change, str]] = [
-    *((at("schema_version", version), f"schema version {version!r}") for version in (0, 1, 3, "2", None, True)),
-    (at("schema_version"), "schema version None"),
-    (at("stages"), "$.stages"),
-    (at("stages.sam_decoder"), "sam_decoder"),
-    (at("stages.other", {}), "other"),
-    (at(f"{ENCODER}.opset", "18"), f"$.{ENCODER}.opset"),
-    (at(f"{ENCODER}.opset", True), f"$.{ENCODER}.opset"),
-    (at(f"{ENCODER}.opset", 0), f"$.{ENCODER}.opset"),
-    (at(f"{ENCODER}.flops", -1), f"$.{ENCODER}.flops"),
-    (at(f"{ENCODER}.precision", "int4"), f"$.{ENCODER}.precision"),
-    (at(f"{ENCODER}.precision_plan", [{"module": "head"}]), f"$.{ENCODER}.precision_plan"),
-    (at(f"{ENCODER}.precision_plan", [{"module": "head", "reason": "x"}]), "float32"),
-    (at(f"{ENCODER}.attention", {"windowed": "published"}), "global"),
-    (at(f"{ENCODER}.data", [3]), f"$.{ENCODER}.data"),
-    (at(f"{ENCODER}.contract.stage", "sam_decoder"), "another stage's"),
-    (at(f"{IMAGE}.dtype", "complex64"), f"$.{ENCODER}.contract.inputs"),
-    (at(f"{IMAGE}.shape", ["images"]), f"$.{ENCODER}.contract.inputs"),
-    (at(f"{IMAGE}.shape", [0]), f"$.{ENCODER}.contract.inputs"),
-    (at(f"{IMAGE}.shape.0.max", 0), "min <= opt <= max"),
-    (at(f"{IMAGE}.shape.0.name", "a b"), "identifier"),
-    (at(f"{IMAGE}.shape.0.unit", "px"), "unit"),
-    (at("tokenizer.sha256", "12"), "$.tokenizer.sha256"),
-    (at("tokenizer.sha256", "A" * 64), "$.tokenizer.sha256"),
-    (at("tokenizer.sha256", "0" * 64 + "\n"), "$.tokenizer.sha256"),
-    (at("tokenizer.size_bytes", -1), "$.tokenizer.size_bytes"),
-    (at("tokenizer.size_bytes", 1.5), "$.tokenizer.size_bytes"),
-    (at("tokenizer.name", "sam_encoder.onnx"), "'sam_encoder.onnx' is listed twice"),
+# How the manifest is spoiled, and a key word of the refusal where it does not name the path itself.
+SPOILED: list[tuple[str, Any, str]] = [
+    *(("schema_version", version, f"schema version {version!r}") for version in (0, 1, 3, "2", None, True)),
+    ("schema_version", ..., "schema version None"),
+    ("stages", ..., ""),
+    ("stages.sam_decoder", ..., "sam_decoder"),
+    ("stages.other", {}, "other"),
+    *((f"{ENCODER}.opset", opset, "") for opset in ("18", True, 0)),
+    (f"{ENCODER}.flops", -1, ""),
+    (f"{ENCODER}.precision", "int4", ""),
+    (f"{ENCODER}.precision_plan", [{"module": "head"}], ""),
+    (f"{ENCODER}.precision_plan", [{"module": "head", "reason": "x"}], "float32"),
+    (f"{ENCODER}.attention", {"windowed": "published"}, "global"),
+    (f"{ENCODER}.data", [3], ""),
+    (f"{ENCODER}.contract.stage", "sam_decoder", "another stage's"),
+    (f"{IMAGE}.dtype", "complex64", f"$.{ENCODER}.contract.inputs"),
+    *((f"{IMAGE}.shape", shape, f"$.{ENCODER}.contract.inputs") for shape in (["images"], [0])),
+    *((f"{IMAGE}.shape.0.{bound}", 0, "min <= opt <= max") for bound in ("min", "opt", "max")),
+    (f"{IMAGE}.shape.0.name", "a b", "identifier"),
+    (f"{IMAGE}.shape.0.unit", "px", "unit"),
+    *(("tokenizer.sha256", digest, "") for digest in ("12", "A" * 64, "0" * 64 + "\n")),
+    *(("tokenizer.size_bytes", size, "") for size in (-1, 1.5)),
+    ("tokenizer.name", "sam_encoder.onnx", "'sam_encoder.onnx' is listed twice"),
     *(
-        (at(f"{ENCODER}.graph.name", name), f"$.{ENCODER}.graph.name")
+        (f"{ENCODER}.graph.name", name, "")
         for name in ("../x", "/etc/passwd", "a/b", "a\\b", "..", ".", "", ".hidden", "C:x", "a\0b", "bundle.json", None)
     ),
-    (at("text.padding", "left"), "$.text.padding"),
-    (at("text.length", 32), "text_length"),
-    (at("preprocessing.sam_mean", [1, 2]), "$.preprocessing.sam_mean"),
-    (at("preprocessing.sam_mean", "abc"), "$.preprocessing.sam_mean"),
-    (at("preprocessing.image_size", 64), "image_size"),
-    (at("geometry.image_size"), "image_size"),
-    (at("geometry.depth", 3), "depth"),
-    (at("geometry.clip_tokens", 15), "square number"),
-    (at("geometry.mask_grid", 0), "$.geometry.mask_grid"),
-    (at("provenance.random_weights", "no"), "$.provenance.random_weights"),
-    (at("provenance.versions", {"numpy": 2}), "$.provenance.versions"),
+    ("text.padding", "left", ""),
+    ("text.length", 32, "text_length"),
+    *(("preprocessing.sam_mean", mean, "") for mean in ([1, 2], "abc")),
+    ("preprocessing.image_size", 64, "image_size"),
+    ("geometry.image_size", ..., "image_size"),
+    ("geometry.depth", 3, "depth"),
+    ("geometry.clip_tokens", 15, "square number"),
+    ("geometry.mask_grid", 0, ""),
+    ("provenance.random_weights", "no", ""),
+    ("provenance.versions", {"numpy": 2}, ""),
 ]
 
 
-@pytest.mark.parametrize(("change", "fact"), SPOILED, ids=[f"{n}-{fact}" for n, (_, fact) in enumerate(SPOILED)])
-def test_a_manifest_with_a_wrong_value_is_refused(change: Change, fact: str, folder: Path) -> None:
-    change_manifest(folder, change)
-    refused(folder, str(folder), "bundle.json", fact)
+@pytest.mark.parametrize(("path", "value", "fact"), SPOILED)
+def test_a_manifest_with_a_wrong_value_is_refused(path: str, value: Any, fact: str, folder: Path) -> None:
+    change_manifest(folder, at(path, value))
+    refused(folder, str(folder), "bundle.json", fact or f"$.{path}")
 
 
 def test_any_changed_byte_of_the_manifest_is_refused(folder: Path) -> None:
@@ -242,27 +234,25 @@ def test_reference_samples_are_read_as_written(folder: Path) -> None:
             assert np.array_equal(array, stored[f"0/{name}"])
 
 
-REFERENCE_FAULTS: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
-    "no tensor": lambda tensors: tensors.pop("0/mask_logits"),
-    "shape": lambda tensors: tensors.update({"0/clip_features": np.ones((1, 3, 6), np.float32)}),
-    "masks": lambda tensors: tensors.update({"0/masks": tensors["0/masks"][:1]}),
-    "no phrases": lambda tensors: None,
-    "phrases": lambda tensors: None,
-}
+FITTING = {"phrases": '[["a", "b"]]'}
+REFERENCE_FAULTS: list[tuple[dict[str, np.ndarray | None], dict[str, str]]] = [
+    ({"0/mask_logits": None}, FITTING),
+    ({"0/clip_features": np.ones((1, 3, 6), np.float32)}, FITTING),
+    ({"0/masks": np.zeros((1, 20, 30), np.bool_)}, FITTING),
+    ({}, {"phrases": '"ab"'}),
+    ({}, {}),
+]
 
 
-@pytest.mark.parametrize("fault", REFERENCE_FAULTS)
-def test_reference_samples_that_do_not_fit_are_refused(folder: Path, fault: str) -> None:
+@pytest.mark.parametrize(("changed", "metadata"), REFERENCE_FAULTS)
+def test_reference_samples_that_do_not_fit_are_refused(
+    folder: Path, changed: dict[str, np.ndarray | None], metadata: dict[str, str]
+) -> None:
     path = folder / "reference.safetensors"
-    tensors = load_file(path)
-    REFERENCE_FAULTS[fault](tensors)
-    phrases = {"phrases": {"phrases": '"ab"'}, "no phrases": {}}.get(fault, {"phrases": '[["a", "b"]]'})
-    save_file(tensors, path, metadata=phrases)
+    tensors = load_file(path) | changed
+    save_file({name: array for name, array in tensors.items() if array is not None}, path, metadata)
     change_manifest(folder, at("reference", msgspec.to_builtins(file_record(path))))
     with pytest.raises(BundleError, match=r"reference.safetensors'"):
-        load_reference(Bundle.open(folder))
-    change_manifest(folder, at("reference", None))
-    with pytest.raises(BundleError, match="no reference samples"):
         load_reference(Bundle.open(folder))
 
 
@@ -320,13 +310,3 @@ def test_feeds_that_do_not_fit_their_contract_are_refused(feeds: dict[str, np.nd
     with pytest.raises(BadInputError, match="word_features"):
         contract.check_outputs({})
     assert [contract.input("input_ids").sized(**sizes) for sizes in ({}, {"phrases": 5})] == [(1, 64), (5, 64)]
-
-
-def test_sizes_are_validated() -> None:
-    for make in (
-        lambda: Dim("phrases", 0, 1, 2),
-        lambda: Dim("phrases", 2, 1, 3),
-        lambda: Geometry(1024, 728, 1152, 64, 49, 256, 64, 256),
-    ):
-        with pytest.raises(ValueError, match=r"must|needs"):
-            make()

@@ -20,12 +20,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(root: Path, group: str, **quotas: str) -> None:
     """The process is in ``group``; ``quotas`` are those of groups, by the last part of their path, ``top`` the top."""
-    top = root / "sys/fs/cgroup"
-    folders = {"top": top} | {path.name: path for path in (top / "a", top / "a/b", top / "other")}
-    files = {folders[name] / "cpu.max": text for name, text in quotas.items()}
-    for path, text in {root / "proc/self/cgroup": f"0::{group}\n", **files}.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    folders = {"top": ".", "a": "a", "b": "a/b", "other": "other"}
+    files = {f"sys/fs/cgroup/{folders[name]}/cpu.max": text for name, text in quotas.items()}
+    for path, text in {"proc/self/cgroup": f"0::{group}\n", **files}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
 
 
 @pytest.mark.parametrize(

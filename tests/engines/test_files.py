@@ -9,11 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -66,11 +64,8 @@ def test_a_write_makes_its_folders_and_leaves_nothing_else(tmp_path: Path) -> No
     assert sha256_file(tmp_path / "mask.png") == hashlib.sha256(b"abc").hexdigest()
 
 
-STEPS: list[tuple[Any, str]] = [
-    *((Path, step) for step in ("mkdir", "write_text", "write_bytes", "replace", "rename")),
-    (os, "fsync"),
-    (shutil, "rmtree"),
-]
+STEPS = [(os, "fsync"), (shutil, "rmtree")]
+STEPS += [(Path, step) for step in ("mkdir", "write_text", "write_bytes", "replace", "rename")]
 
 
 def failing(real: Callable, call: int, late: bool, error: BaseException) -> Callable:
@@ -112,13 +107,11 @@ def test_a_write_that_fails_at_any_step_keeps_the_old_content(
 
 
 def test_an_error_of_something_else_passes_as_it_is(tmp_path: Path) -> None:
-    for writer in (atomic_file, atomic_directory):
-        with pytest.raises(FileNotFoundError), writer(tmp_path / "out"):
-            (tmp_path / "input").read_bytes()
-        with pytest.raises(OSError, match="image file is truncated"), writer(tmp_path / "out"):
-            raise OSError("image file is truncated (3 bytes not processed)")
-        with pytest.raises(ValueError, match="mine"), writer(tmp_path / "out"):
-            raise ValueError("mine")
+    errors = (FileNotFoundError(errno.ENOENT, "no", str(tmp_path / "input")), OSError("truncated"), ValueError("mine"))
+    for writer, error in itertools.product((atomic_file, atomic_directory), errors):
+        with pytest.raises(type(error)) as passed, writer(tmp_path / "out"):
+            raise error
+        assert passed.value is error
     assert names(tmp_path) == []
 
 
@@ -145,43 +138,36 @@ def test_an_error_of_the_temporary_file_names_the_target(code: int, tmp_path: Pa
 
 
 FULL_DISK = """
-    import sys
-    from pathlib import Path
-    import numpy as np
-    from PIL import Image
-    from safetensors.numpy import save_file
-    from rsrefseg.engines.errors import RSRefSegError
-    from rsrefseg.engines.system.files import atomic_directory, atomic_file
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+from rsrefseg.engines.errors import RSRefSegError
+from rsrefseg.engines.system.files import atomic_directory, atomic_file
 
-    place = Path(sys.argv[1])
-    noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
-    writers = [
-        (atomic_directory(place / "out"), lambda out: (out / "a").write_bytes(noise.tobytes())),
-        (atomic_file(place / "a.png", durable=False), lambda out: Image.fromarray(noise).save(out)),
-        (atomic_file(place / "a.safetensors"), lambda out: save_file({"a": noise}, out)),
-    ]
-    for place_of, write in writers:
-        try:
-            with place_of as out:
-                write(out)
-        except RSRefSegError as error:
-            assert "no space left" in str(error), error
-            assert not list(place.iterdir())
-            print("refused")
+noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
+for place, write in [
+    (atomic_directory(Path("disk/out")), lambda out: (out / "a").write_bytes(noise)),
+    (atomic_file(Path("disk/a.png"), durable=False), lambda out: Image.fromarray(noise).save(out)),
+    (atomic_file(Path("disk/a.safetensors")), lambda out: save_file({"a": noise}, out)),
+]:
+    try:
+        with place as out:
+            write(out)
+    except RSRefSegError as error:
+        print(error)
+    assert not list(Path("disk").iterdir())
 """
 
 
 def test_on_a_full_disk_every_writer_says_so_and_cleans_up(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(textwrap.dedent(FULL_DISK))
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = f"mount -t tmpfs -o size=512k tmpfs '{place}'"
-    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "sh", "-c", mount], check=False).returncode:
+    (tmp_path / "disk").mkdir()
+    alone, mount = ["unshare", "-rm", "sh", "-c"], "mount -t tmpfs -o size=512k tmpfs disk"
+    if not shutil.which("unshare") or subprocess.run([*alone, mount], cwd=tmp_path, check=False).returncode:
         pytest.skip("no small disk can be mounted here")
-    command = f"{mount} && '{sys.executable}' '{tmp_path / 'script.py'}' '{place}'"
-    environment = {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, env=environment)
-    assert (done.stdout, done.stderr) == ("refused\n" * 3, "")
+    command = f"{mount} && PYTHONPATH='{ROOT}' '{sys.executable}' -c \"$0\""
+    done = subprocess.run([*alone, command, FULL_DISK], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout.count("no space left"), done.stderr) == (3, "")
 
 
 def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
@@ -210,10 +196,11 @@ def test_a_folder_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
         assert contents(tmp_path / folder) == ["new"] * 3
 
 
-def leave_behind(kind: str, path: Path, process: int) -> Path:
+def leave_behind(kind: str, path: Path, process: int, host: str = files._HOST, run: str = files._RUN) -> Path:
     """What a writer of ``path`` leaves if it is killed."""
     hidden = files._hidden(path, kind)
-    hidden = hidden.with_name(hidden.name.replace(f".{os.getpid()}.", f".{process}."))
+    for own, other in ((f".{os.getpid()}.", f".{process}."), (files._HOST, host), (files._RUN, run)):
+        hidden = hidden.with_name(hidden.name.replace(own, other))
     write_directory(hidden, "left")
     return hidden
 
@@ -231,11 +218,9 @@ def test_leftovers_of_killed_writers_are_removed_and_those_of_others_stay(tmp_pa
     dead = dead_process()
     leave_behind("partial", tmp_path / "out", dead)
     leave_behind("replaced", tmp_path / "out", dead)
-    restarted = files._hidden(tmp_path / "out", "partial")  # another container with the same process number
-    restarted.with_name(restarted.name.replace(files._RUN, "00000000")).mkdir()
+    leave_behind("partial", tmp_path / "out", os.getpid(), run="00000000")  # of a container, before it started again
     running = leave_behind("partial", tmp_path / "out", os.getppid())
-    elsewhere = leave_behind("partial", tmp_path / "out", dead)
-    elsewhere = elsewhere.rename(elsewhere.with_name(elsewhere.name.replace(files._HOST, "00000000")))
+    elsewhere = leave_behind("partial", tmp_path / "out", dead, host="00000000")
     with atomic_file(tmp_path / "a") as mine:
         mine.write_text("a")
         clear_leftovers(tmp_path)
@@ -270,8 +255,6 @@ def test_writers_of_one_folder_at_once_do_not_mix_and_readers_find_it(tmp_path: 
     while any(writer.is_alive() for writer in writers):
         recover_directory(path)
         clear_leftovers(tmp_path)
-    for writer in writers:
-        writer.join()
     assert [writer.exitcode for writer in writers] == [0] * 3
     assert names(tmp_path) == ["out"]
     assert len(set(contents(path))) == 1

@@ -1,11 +1,12 @@
 """Image files of any usual kind become uint8 RGB or are refused; stretching and upsampling are those of the model."""
 
 import contextlib
+import io
 import struct
-import threading
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rsrefseg.engines.errors import BadInputError
-from rsrefseg.engines.images.images import DEFAULT_MAX_PIXELS, read_image, stretch, upsample_logits
+from rsrefseg.engines.images.images import read_image, stretch, upsample_logits
 
 RNG = np.random.default_rng(7)
 IMAGE = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -47,44 +49,20 @@ def tiff(
     bands = bands if bands.ndim == 3 else bands[..., None]
     height, width, count = bands.shape
     kind = {"u": 1, "i": 2, "f": 3}[bands.dtype.kind]
-    tags: dict[int, tuple[str, list[int]]] = {
-        256: ("I", [width]), 257: ("I", [height]), 258: ("H", [8 * bands.dtype.itemsize] * count), 259: ("H", [1]),
-        262: ("H", [photometric if count > 2 else 1]), 273: ("I", [0]), 274: ("H", [turn]), 277: ("H", [count]),
-        278: ("I", [height]), 279: ("I", [bands.nbytes]), 339: ("H", [kind] * count),
-    }  # fmt: skip
+    # Pillow writes the tags, wider ones in a BigTIFF, and moves the strip's offset (273) behind them.
+    tags = ImageFileDirectory_v2(b"II\x2b\0\x08\0\0\0" + bytes(8) if big else b"II\x2a\0\0\0\0\0")
+    tags[256], tags[257], tags[278], tags[279], tags[273] = width, height, height, bands.nbytes, 0
+    tags[258], tags[339] = (8 * bands.dtype.itemsize,) * count, (kind,) * count
+    tags[259], tags[262], tags[274], tags[277] = 1, photometric if count > 2 else 1, turn, count
     if extra is not None:
-        tags[338] = ("H", list(extra))
-    # Offsets, counts and entries are wider in a BigTIFF.
-    number, counter, start = (
-        ("Q", "Q", struct.pack("<HHHQ", 43, 8, 0, 16)) if big else ("I", "H", struct.pack("<HI", 42, 8))
-    )
-    inline = struct.calcsize(number)
-    after = 2 + len(start) + struct.calcsize(f"<{counter}") + (4 + 2 * inline) * len(tags) + inline
-    packed = {tag: struct.pack(f"<{len(values)}{code}", *values) for tag, (code, values) in tags.items()}
-    packed[273] = struct.pack("<I", after + sum(len(data) for data in packed.values() if len(data) > inline))
-    rows, long = b"", b""
-    for tag, data in sorted(packed.items()):
-        code, values = tags[tag]
-        where = data if len(data) <= inline else struct.pack(f"<{number}", after + len(long))
-        long += data if len(data) > inline else b""
-        rows += struct.pack(f"<HH{number}", tag, {"H": 3, "I": 4}[code], len(values)) + where.ljust(inline, b"\0")
-    head = b"II" + start + struct.pack(f"<{counter}", len(tags)) + rows + b"\0" * inline
-    return lambda path: path.write_bytes(head + long + np.ascontiguousarray(bands).tobytes())
-
-
-def png_chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        tags[338] = extra
+    stream = io.BytesIO()
+    tags.save(stream)
+    return lambda path: path.write_bytes(stream.getvalue() + np.ascontiguousarray(bands).tobytes())
 
 
 def of_depth(values: np.ndarray, bits: int) -> np.ndarray:
     return np.round(values / 255 * (2**bits - 1)).astype(np.uint16)
-
-
-def palette_image() -> Image.Image:
-    image = Image.new("P", (2, 1))
-    image.putpalette([255, 255, 255, 10, 20, 30])
-    image.putdata([0, 1])
-    return image
 
 
 def converted(mode: str) -> tuple[str, Write, np.ndarray]:
@@ -92,6 +70,8 @@ def converted(mode: str) -> tuple[str, Write, np.ndarray]:
     return f"{mode}.{'tif' if mode == 'CMYK' else 'png'}", pillow(image), np.asarray(image.convert("RGB"))
 
 
+PALETTE = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
+PALETTE.putpalette([255, 255, 255, 10, 20, 30])
 FRAMES = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime")]
 DEEP_BANDS = np.dstack([IMAGE, 255 - IMAGE[..., 0]])
 # File name, writer, and the pixels that are read from it.
@@ -101,7 +81,7 @@ KINDS: list[tuple[str, Write, Any]] = [
     ("a PNG.jpg", pillow(IMAGE, format="PNG"), IMAGE),
     *map(converted, ("1", "L", "P", "LA", "RGBA", "CMYK", "RGB")),
     ("transparent.png", pillow(np.dstack([IMAGE, HIDDEN])), BLACK_ROW),
-    ("palette.png", pillow(palette_image(), transparency=0), [[[0, 0, 0], [10, 20, 30]]]),
+    ("palette.png", pillow(PALETTE, transparency=0), [[[0, 0, 0], [10, 20, 30]]]),
     ("grey.png", pillow(np.array([[200, 90]], np.uint8), transparency=200), [[[0, 0, 0], [90, 90, 90]]]),
     ("pixel.png", pillow(Image.new("RGB", (1, 1), (1, 2, 3))), [[[1, 2, 3]]]),
     ("frames.tif", pillow(FRAMES[0], save_all=True, append_images=FRAMES[1:]), np.array(FRAMES[0])),
@@ -158,18 +138,17 @@ def test_half_transparency_and_lossy_cmyk_are_read(tmp_path: Path) -> None:
 def test_exif_orientation_is_honoured(tmp_path: Path, name: str, turn: int) -> None:
     corners, path = np.zeros((32, 48, 3), np.uint8), tmp_path / name
     corners[:16, :24], corners[:16, 24:], corners[16:, :24] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    exif = Image.Exif()
+    exif[0x0112] = turn
     if name.startswith("a."):
-        image = Image.fromarray(corners)
-        exif = image.getexif()
-        exif[0x0112] = turn
-        image.save(path, exif=exif)
+        Image.fromarray(corners).save(path, exif=exif)
     elif name.endswith(".tif"):
         tiff(corners.astype(name[:2]), turn=turn)(path)
     else:
         opencv(corners.astype(np.uint16) * 257)(path)
-        exif_bytes = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, turn, 0) + b"\0\0\0\0"
-        data = path.read_bytes()
-        path.write_bytes(data[:33] + png_chunk(b"eXIf", exif_bytes) + data[33:])
+        chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+        chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        path.write_bytes(path.read_bytes()[:33] + chunk + path.read_bytes()[33:])
     turned = {
         1: corners, 2: corners[:, ::-1], 3: corners[::-1, ::-1], 4: corners[::-1], 5: corners.transpose(1, 0, 2),
         6: np.rot90(corners, -1), 7: corners[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(corners),
@@ -186,24 +165,16 @@ def refused(path: Path, fact: str, **options: int) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def with_value(value: float) -> np.ndarray:
-    values = IMAGE.astype(np.float32)
-    values[2, 3, 1] = value
-    return values
-
-
+DEEP = IMAGE.astype(np.float32)
+SPOT = np.arange(DEEP.size).reshape(DEEP.shape) == 52
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 REFUSED: list[tuple[str, Write, str]] = [
-    ("missing.png", lambda _: None, "no image at '"),
-    ("folder", Path.mkdir, "is a folder"),
-    ("empty.png", Path.touch, "is empty"),
-    ("notes.png", lambda path: path.write_text("not an image\n" * 10), "not an image that can be read"),
     ("page.eps", lambda path: path.write_bytes(EPS), "not an image that can be read"),
     ("page.svg", lambda path: path.write_text("<svg width='9' height='9'/>"), "not an image that can be read"),
     ("a\0b.png", lambda _: None, "cannot read the image"),
     ("x" * 300 + ".png", lambda _: None, "cannot read the image"),
-    *((f"{value}.tif", tiff(with_value(value)), "not finite") for value in (np.nan, np.inf, -np.inf)),
-    ("grey.tif", tiff(with_value(np.nan)[..., 1]), "not finite"),
+    *((f"{value}.tif", tiff(np.where(SPOT, value, DEEP)), "not finite") for value in (np.nan, np.inf, -np.inf)),
+    ("grey.tif", tiff(np.where(SPOT, np.nan, DEEP)[..., 1]), "not finite"),
     ("large.tif", tiff(IMAGE.astype(np.int32) * 1000), "beyond 16 bits"),
     *(
         (f"{count} {dtype}.tif", tiff(np.zeros((3, 4, count), dtype), 1, (0,) * (count - 1)), f"has {count} bands")
@@ -250,11 +221,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str, capfd:
             assert (read.dtype, read.ndim, read.shape[2]) == (np.uint8, 3, 3)
 
 
-def test_an_image_beyond_the_limit_is_refused_by_its_header(tmp_path: Path) -> None:
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 40_000, 30_000, 8, 2, 0, 0, 0))
-    chunks = (header, png_chunk(b"IDAT", zlib.compress(b"")), png_chunk(b"IEND", b""))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
-    refused(tmp_path / "a.png", f"40000 x 30000 = 1,200,000,000 pixels, beyond the limit of {DEFAULT_MAX_PIXELS:,}")
+def test_an_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     tiff(np.zeros((20, 30), np.uint16))(tmp_path / "a.tif")
     refused(tmp_path / "a.tif", "30 x 20 = 600 pixels", max_pixels=599)
     assert read_image(tmp_path / "a.tif", max_pixels=600).shape == (20, 30, 3)
@@ -268,11 +235,8 @@ def test_pillows_own_limit_is_neither_used_nor_changed(tmp_path: Path, monkeypat
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert read_image(tmp_path / name).shape == (5, 7, 3)
-            threads = [threading.Thread(target=read_image, args=(tmp_path / name,)) for _ in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(read_image, [tmp_path / name] * 8))
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
@@ -295,11 +259,10 @@ def test_upsampling_equals_torch(grid: int, size: int, original: tuple[int, int]
     torch = pytest.importorskip("torch")
     logits = RNG.normal(scale=8, size=(grid, grid)).astype(np.float32)
     ours = upsample_logits(logits, size, original)
-    square = torch.nn.functional.interpolate(
-        torch.from_numpy(logits)[None, None], (size, size), mode="bilinear", align_corners=False
-    )
-    theirs = torch.nn.functional.interpolate(square, original, mode="bilinear", align_corners=False)[0, 0].numpy()
+    theirs = torch.from_numpy(logits)[None, None]
+    for shape in ((size, size), original):
+        theirs = torch.nn.functional.interpolate(theirs, shape, mode="bilinear", align_corners=False)
     assert (ours.dtype, ours.shape) == (np.float32, original)
     # Outputs under about 64 px take another path in torch, with weights rounded otherwise: 1e-5 of the range there.
     scale = 1 if min(original) > 64 else np.abs(logits).max()
-    assert np.abs(ours - theirs).max() <= 1e-5 * scale
+    assert np.abs(ours - theirs[0, 0].numpy()).max() <= 1e-5 * scale

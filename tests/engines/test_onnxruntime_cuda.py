@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -20,13 +21,7 @@ from rsrefseg.engines.errors import BundleError, MissingPartError, RSRefSegError
 from rsrefseg.engines.onnxruntime import cuda as onnxruntime_cuda
 from rsrefseg.engines.onnxruntime import device_session
 from rsrefseg.engines.onnxruntime import engine as onnxruntime_engine
-from rsrefseg.engines.onnxruntime.cuda import (
-    RECORDED,
-    OnnxRuntimeCudaEngine,
-    cuda_options,
-    node_placement,
-    why_not_started,
-)
+from rsrefseg.engines.onnxruntime.cuda import RECORDED, OnnxRuntimeCudaEngine, cuda_options, node_placement
 from rsrefseg.engines.onnxruntime.device_session import BoundTensor, DeviceSession
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from tests.support.engines import asked, random_image
@@ -50,22 +45,16 @@ def recordings(engine: OnnxRuntimeCudaEngine) -> dict[Stage, int]:
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
-        assert isinstance(found[name], np.ndarray)
-        assert found[name].dtype == array.dtype
-        assert np.array_equal(found[name], array), name
+        np.testing.assert_array_equal(found[name], array, name, strict=True)
 
 
 def test_the_image_is_uploaded_once_and_only_logits_are_downloaded(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uploads, fetched = [], []
-    upload, fetch = onnxruntime.OrtValue.update_inplace, onnxruntime.OrtValue.numpy
-    monkeypatch.setattr(
-        onnxruntime.OrtValue, "update_inplace", lambda value, array: uploads.append(array.shape) or upload(value, array)
-    )
-    monkeypatch.setattr(
-        onnxruntime.OrtValue, "numpy", lambda value: fetched.append(tuple(value.shape())) or fetch(value)
-    )
+    uploads, fetched, value = [], [], onnxruntime.OrtValue
+    upload, fetch = value.update_inplace, value.numpy
+    monkeypatch.setattr(value, "update_inplace", lambda to, array: uploads.append(array.shape) or upload(to, array))
+    monkeypatch.setattr(value, "numpy", lambda source: fetched.append(tuple(source.shape())) or fetch(source))
     image = random_image(bundle)
     with bound(bundle) as engine:
         tokens = bundle.tokenizer().encode(PHRASES)
@@ -76,9 +65,6 @@ def test_the_image_is_uploaded_once_and_only_logits_are_downloaded(
         logits = engine.answer(encoded, texts)
     assert uploads == [image.shape]
     assert fetched == [logits.shape]
-
-
-# Replays
 
 
 def test_first_and_replayed_runs_give_the_same_bits_as_arrays(exported: Exported) -> None:
@@ -166,13 +152,11 @@ def test_the_number_of_recordings_is_limited(bundle: Bundle, monkeypatch: pytest
 def test_a_run_that_cannot_be_recorded_continues_without_and_says_so(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
-
+    refusal = RuntimeError("operation not permitted\nwhen stream is capturing")
     tokens = bundle.tokenizer().encode(PHRASES[:1])
     with bound(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
         wanted = plain.run(Stage.SIGLIP_TEXT, {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask})
-        monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", refuse)
+        monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", Mock(side_effect=refusal))
         for _ in range(4):
             (found,) = engine.encode_text(tokens.input_ids, tokens.token_mask)
             assert np.array_equal(found["word_features"], wanted["word_features"][0])
@@ -196,38 +180,25 @@ def test_a_graph_that_cannot_be_recorded_is_loaded_without_and_a_gpu_that_fails_
     bundle: Bundle, pretend_cuda: None, monkeypatch: pytest.MonkeyPatch,
     error: str, reason: str, tried: list[dict[str, str]], expected: type[RSRefSegError],
 ) -> None:  # fmt: skip
-    found: list[tuple[str, dict[str, str]]] = []
-
-    def refuse(*_: Any, **options: Any) -> None:
-        assert options["enable_fallback"] == 0, "with it ONNX Runtime prints and continues on the CPU"
-        found.extend(options["providers"])
-        raise type(error, (Exception,), {})(reason)
-
+    session = Mock(side_effect=type(error, (Exception,), {})(reason))
     monkeypatch.setattr(onnxruntime_cuda, "why_not_started", lambda device_id: None)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     with pytest.raises(expected, match=rf"sam_decoder\.onnx.*{reason[:14]}"):
         OnnxRuntimeCudaEngine(bundle).load(Stage.SAM_DECODER)
-    assert found == [("CUDAExecutionProvider", options) for options in tried]
+    found = [call.kwargs for call in session.call_args_list]
+    assert [one["providers"] for one in found] == [[("CUDAExecutionProvider", options)] for options in tried]
+    assert all(one["enable_fallback"] == 0 for one in found), "with it ONNX Runtime continues on the CPU"
     assert cuda_options(0)["use_tf32"] == "0"  # by default float32 products have three digits
 
 
-class FailingSession:
-    """A double of a session whose run ends as ONNX Runtime's does on a GPU without free memory."""
-
-    def io_binding(self) -> Any:
-        raise RuntimeError("/src/cuda_call.cc:154 CudaCall(ERRTYPE)\nCUDA failure 2: out of memory ; GPU=0 ; line=9")
-
-
 def test_a_run_that_fails_is_one_line_in_cudas_words(bundle: Bundle) -> None:
+    error = RuntimeError("/src/cuda_call.cc:154 CudaCall(ERRTYPE)\nCUDA failure 2: out of memory ; GPU=0 ; line=9")
     engine = bound(bundle)
     engine.load()
-    engine._models[Stage.SIGLIP_VISION].session = FailingSession()
+    engine._models[Stage.SIGLIP_VISION].session = Mock(**{"io_binding.side_effect": error})
     with pytest.raises(RSRefSegError) as refusal:
         engine.encode_image(random_image(bundle))
     assert str(refusal.value).endswith("'siglip_vision' failed in onnxruntime: CUDA failure 2: out of memory")
-
-
-# The provider
 
 
 @pytest.fixture
@@ -242,9 +213,8 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @without_cuda
 def test_a_package_without_the_provider_is_reported_with_a_hint() -> None:
-    reason = why_not_started()
-    assert reason is not None
-    assert "has no CUDAExecutionProvider: pip uninstall onnxruntime, then pip install 'rsrefseg[cuda]'" in reason
+    hint = "pip uninstall onnxruntime, then pip install 'rsrefseg[cuda]'"
+    assert f"has no CUDAExecutionProvider: {hint}" in str(onnxruntime_cuda.why_not_started())
 
 
 @without_cuda
@@ -256,9 +226,8 @@ def test_a_gpu_that_does_not_start_is_one_error_and_nothing_on_standard_output(
     assert capfd.readouterr() == ("", "")
     assert select_backend("auto", bundle).engine.name == "onnxruntime"
     out, err = capfd.readouterr()
-    assert out == ""
+    assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("rsrefseg: auto does not use onnxruntime-cuda: ")
-    assert err.count("\n") == 1
 
 
 @without_cuda
@@ -281,9 +250,6 @@ def test_a_session_left_to_the_cpu_is_refused(
     with pytest.raises(MissingPartError, match=r"\(it offered CPUExecutionProvider\)"):
         engine.load()
     assert engine.load_ms == {}
-
-
-# Where the nodes are
 
 
 def test_the_provider_is_named_alone_where_it_runs_every_node(bundle: Bundle) -> None:

@@ -1,8 +1,5 @@
 """OpenVINO computes what ONNX Runtime does, reports in which precision, and keeps what it gave."""
 
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -19,13 +16,11 @@ from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.openvino import engine as openvino_engine
 from rsrefseg.engines.openvino.engine import OpenVinoEngine
 from rsrefseg.engines.openvino.library import computes_bf16
-from tests.support import ROOT
+from tests.support.commands import run_alone
 from tests.support.engines import asked, assert_fault_is_found, exact, random_image, share_of_max
 from tests.support.exported import Exported
 
 pytest.importorskip("openvino")
-
-needs_bf16 = pytest.mark.skipif(not computes_bf16(), reason="this processor has no BF16")
 
 
 def test_in_fp32_it_computes_what_onnxruntime_does(exported: Exported) -> None:
@@ -51,7 +46,7 @@ def test_parity_holds_and_names_device_and_precision(exported: Exported, backend
         assert provider.endswith(" CPU, BF16" if bf16 and not exact_stage else " CPU, FP32")
 
 
-@needs_bf16
+@pytest.mark.skipif(not computes_bf16(), reason="this processor has no BF16")
 def test_bf16_is_really_computed_in_and_its_limits_still_find_a_fault(exported: Exported, tmp_path: Path) -> None:
     bundle = Bundle.open(exported.bundle)
     sample = load_reference(bundle)[0]
@@ -68,7 +63,6 @@ def test_results_are_never_overwritten(bundle: Bundle) -> None:
         for seed in range(2, 12):
             engine.encode_image(random_image(bundle, seed))
         wanted = plain.encode_image(random_image(bundle, 1))
-        assert share_of_max(wanted, first) < 1e-5
     assert share_of_max(wanted, first) < 1e-5  # the engine is closed
 
 
@@ -115,20 +109,15 @@ def test_first_reads_of_constants_do_not_deadlock(folder: Path, tmp_path: Path) 
     """Python switches threads as often as it can here, so that a deadlock that is rare otherwise is certain."""
     code = """
         import sys, threading
+        from concurrent.futures import ThreadPoolExecutor
         from pathlib import Path
         from rsrefseg.engines.openvino.library import core
         graph = core().read_model(Path(sys.argv[1]) / "siglip_text.onnx")
         constants = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Constant"][:4]
         together = threading.Barrier(len(constants))
-        def read(constant):
-            together.wait()
-            constant.data
-        threads = [threading.Thread(target=read, args=(constant,), daemon=True) for constant in constants]
         sys.setswitchinterval(1e-6)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(len(constants)) as pool:
+            list(pool.map(lambda constant: (together.wait(), constant.data), constants))
         print("done")
     """
     assert_done(code, folder, tmp_path)
@@ -136,9 +125,5 @@ def test_first_reads_of_constants_do_not_deadlock(folder: Path, tmp_path: Path) 
 
 def assert_done(code: str, bundle: Path, home: Path) -> None:
     """A process of its own runs the code on the bundle, prints that it is done and exits with 0."""
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), bundle],
-        env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    ran = run_alone(bundle, script=textwrap.dedent(code), environment={"HOME": str(home)}, timeout=120)
     assert (ran.returncode, ran.stdout.strip()) == (0, "done"), ran.stderr

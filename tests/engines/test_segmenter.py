@@ -1,8 +1,5 @@
 """An image is encoded once, each phrase is answered on its own."""
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +17,7 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import upsample_logits
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.segmenter import Segmentation, Segmenter
-from tests.support import ROOT
+from tests.support.commands import run_alone
 from tests.support.made_bundle import COLOURS, PHRASES
 
 RED, GREEN, BLUE = (tuple(255 * part for part in colour) for colour in COLOURS.values())
@@ -42,13 +39,13 @@ class CountingEngine(OnnxRuntimeEngine):
 
 
 @pytest.fixture
-def segmenter(bundle: Bundle) -> Segmenter:
-    return Segmenter(bundle, CountingEngine(bundle))
+def engine(bundle: Bundle) -> CountingEngine:
+    return CountingEngine(bundle)
 
 
-def runs(segmenter: Segmenter) -> Counter[str]:
-    assert isinstance(segmenter.engine, CountingEngine)
-    return segmenter.engine.runs
+@pytest.fixture
+def segmenter(bundle: Bundle, engine: CountingEngine) -> Segmenter:
+    return Segmenter(bundle, engine)
 
 
 def image(height: int = 40, width: int = 60) -> np.ndarray:
@@ -92,26 +89,28 @@ def test_extreme_logits_give_0_and_1_without_a_warning() -> None:
     assert set(np.unique(probability)) == {0, 1}
 
 
-def test_an_encoded_image_serves_many_phrases_and_a_known_phrase_is_not_encoded_again(segmenter: Segmenter) -> None:
+def test_an_encoded_image_serves_many_phrases_and_a_known_phrase_is_not_encoded_again(
+    segmenter: Segmenter, engine: CountingEngine
+) -> None:
     encoded = segmenter.encode_image(image())
     red, blue, again = segmenter.segment(encoded, ["the red square", "the blue square", "the red square"])
     cached = segmenter.segment(encoded, ["the blue square", "the red square"])
-    assert runs(segmenter) == {
-        "siglip_vision": 1, "sam_encoder": 1, "siglip_text": 1, "attn_prompter": 2, "sam_decoder": 2,
-    }  # fmt: skip
+    assert engine.runs == dict.fromkeys(Stage, 1) | {Stage.ATTN_PROMPTER: 2, Stage.SAM_DECODER: 2}
     assert np.array_equal(blue.mask_logits, cached[0].mask_logits)
     for other in (again, cached[1], segmenter.segment(image(), ["the red square"])[0]):
         assert np.array_equal(red.mask_logits, other.mask_logits)
 
 
 @pytest.mark.parametrize(("cached", "encodings"), [(2, [1, 2, 2, 3, 3, 4]), (0, [1, 2, 3, 4, 5, 6])])
-def test_the_phrase_used_longest_ago_is_forgotten(bundle: Bundle, cached: int, encodings: list[int]) -> None:
-    segmenter = Segmenter(bundle, CountingEngine(bundle), cached_phrases=cached)
+def test_the_phrase_used_longest_ago_is_forgotten(
+    bundle: Bundle, engine: CountingEngine, cached: int, encodings: list[int]
+) -> None:
+    segmenter = Segmenter(bundle, engine, cached_phrases=cached)
     encoded = segmenter.encode_image(image())
     phrases = ["the red", "the blue", "the red", "a green", "the red", "the blue"]
     for phrase, count in zip(phrases, encodings, strict=True):
         segmenter.segment(encoded, [phrase])
-        assert runs(segmenter)["siglip_text"] == count, phrase
+        assert engine.runs["siglip_text"] == count, phrase
 
 
 def test_a_mask_does_not_depend_on_the_other_phrases(segmenter: Segmenter, bundle: Bundle) -> None:
@@ -122,11 +121,10 @@ def test_a_mask_does_not_depend_on_the_other_phrases(segmenter: Segmenter, bundl
         assert np.abs(alone.mask_logits - found.mask_logits).max() < 1e-5  # matrix products of other sizes
 
 
-def test_more_phrases_than_a_graph_takes_are_run_in_parts(segmenter: Segmenter) -> None:
+def test_more_phrases_than_a_graph_takes_are_run_in_parts(segmenter: Segmenter, engine: CountingEngine) -> None:
     phrases = [f"the {'red' if number % 2 else 'blue'} square {number}" for number in range(70)]
     found = segmenter.segment(image(), phrases)
-    assert isinstance(segmenter.engine, CountingEngine)
-    assert segmenter.engine.phrases == [32, 32, 6]
+    assert engine.phrases == [32, 32, 6]
     assert [one.phrase for one in found] == phrases
     assert all(one.mask[5, 5] == bool(number % 2) for number, one in enumerate(found))
 
@@ -168,7 +166,5 @@ assert time.process_time() < 2
 
 def test_a_cold_start_needs_no_torch_and_is_quick(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(image()).save(tmp_path / "a.png")
-    command = [sys.executable, "-c", COLD_START, folder, tmp_path / "a.png"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = run_alone(folder, tmp_path / "a.png", script=COLD_START)
     assert (done.returncode, done.stderr) == (0, "")

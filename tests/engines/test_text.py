@@ -29,7 +29,7 @@ def unigram(path: Path) -> Path:
     """The kind SigLIP ships: SentencePiece unigram with ``<pad>`` 0, ``</s>`` 1, ``<unk>`` 2, padded with ``</s>``."""
     specials = ["<pad>", "</s>", "<unk>"]
     scores = [(token, 0.0) for token in specials] + [(piece, -1.0 - n / 10) for n, piece in enumerate(PIECES)]
-    tokenizer = FastTokenizer(models.Unigram(scores, unk_id=2, byte_fallback=False))
+    tokenizer = FastTokenizer(models.Unigram(scores, unk_id=2))
     tokenizer.add_special_tokens(specials)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Lowercase(), normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""), normalizers.Strip()]
@@ -41,12 +41,9 @@ def unigram(path: Path) -> Path:
     return path
 
 
-MAKERS = {"word_level": word_level, "unigram": unigram}
-
-
-@pytest.fixture(scope="module", params=list(MAKERS))
+@pytest.fixture(scope="module", params=[word_level, unigram])
 def tokenizer_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return MAKERS[request.param](tmp_path_factory.mktemp(request.param) / "tokenizer.json")
+    return request.param(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
 
 
 @pytest.fixture
@@ -55,9 +52,8 @@ def words(tmp_path: Path) -> Path:
 
 
 WORDS = "the Large RED stadium, ships ship. </s> <unk> <pad> e\u0301 \u202eship שמאל الميناء 🚢 👩‍👩‍👧 ﬁeld İ ß \uff11"
-odd_word = st.one_of(
-    st.sampled_from([*WORDS.split(), "  ", "\n", "\t", "\x00", "\ud800", "\u3000"]), st.text(max_size=5)
-)
+ODD = [*WORDS.split(), "  ", "\n", "\t", "\x00", "\ud800", "\u3000"]
+odd_word = st.one_of(st.sampled_from(ODD), st.text(max_size=5))
 odd_text = st.one_of(st.text(max_size=60), st.lists(odd_word, max_size=90).map(" ".join))
 
 
@@ -84,14 +80,9 @@ def readers(path: Path) -> tuple:
     """The same file read by this project and by transformers, with SigLIP's special tokens."""
     from transformers import PreTrainedTokenizerFast
 
-    theirs = PreTrainedTokenizerFast(
-        tokenizer_file=str(path),
-        pad_token="</s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )
-    return Tokenizer(path), theirs
+    specials = {"pad_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    options = {"tokenizer_file": str(path), "clean_up_tokenization_spaces": False}
+    return Tokenizer(path), PreTrainedTokenizerFast(**specials, **options)
 
 
 def test_padding_marks_real_words_or_all_up_to_the_end_token(words: Path) -> None:
@@ -133,10 +124,8 @@ def test_a_long_phrase_is_cut_with_a_warning_and_keeps_its_end_token(tokenizer_f
 
 
 def test_unknown_words_are_named(words: Path) -> None:
-    batch = Tokenizer(words).encode(["the red ship", "the zeppelin near 🚢 the Quay, zeppelin"])
-    assert batch.warnings == (
-        "unknown words in the phrase 'the zeppelin near 🚢 the Quay, zeppelin' are ignored: 'zeppelin', '🚢', 'Quay'",
-    )
+    (warning,) = Tokenizer(words).encode(["the red ship", "the zeppelin near 🚢 the Quay, zeppelin"]).warnings
+    assert warning.endswith(": 'zeppelin', '🚢', 'Quay'")
 
 
 @pytest.mark.parametrize(
@@ -185,5 +174,4 @@ def test_padding_and_truncation_stored_in_the_file_do_not_count(tmp_path: Path) 
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=5)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    batch = Tokenizer(tmp_path / "tokenizer.json").encode(["the large red ship"])
-    assert batch.token_mask[0].sum() == 4
+    assert Tokenizer(tmp_path / "tokenizer.json").encode(["the large red ship"]).token_mask[0].sum() == 4

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.support.doubles.tensorrt_double import State
+from tests.support.doubles.tensorrt_double import State, doubled
+from tests.support.made_bundle import make_bundle
 
 
 @pytest.fixture
@@ -17,15 +16,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def trt(cache: Path) -> Iterator["State"]:
-    from tests.support.doubles.tensorrt_double import doubled
-
+def trt(cache: Path) -> Iterator[State]:
     with doubled() as state:
         yield state
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    from tests.support.made_bundle import make_bundle
-
     return make_bundle(tmp_path / "bundle").root

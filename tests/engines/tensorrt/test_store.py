@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from rsrefseg.engines.tensorrt.engine import TensorRTEngine
 from rsrefseg.engines.tensorrt.records import RECORD_NAME, stored_engines
 from rsrefseg.engines.tensorrt.store import BuildReport, build_bundle
 from tests.support.commands import assert_refused, run_here
-from tests.support.doubles.tensorrt_double import VERSIONS, State, doubled, files_below
+from tests.support.doubles.tensorrt_double import VERSIONS, State, doubled
 from tests.support.made_bundle import PHRASES, change_stage
+from tests.support.places import Capsys
 
 VERSION = VERSIONS[0]
 NEW = dict.fromkeys(map(str, Stage), ("it has no engine yet",))
@@ -46,22 +47,20 @@ def other_graph(folder: Path, stage: Stage) -> None:
 
 
 def test_current_engines_are_kept_and_the_bundle_is_not_touched(trt: State, folder: Path, cache: Path) -> None:
-    bundle = files_below(folder)
+    bundle = sorted(folder.rglob("*"))
     assert reasons(build_bundle(folder)) == NEW
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.engine")}
     assert reasons(build_bundle(folder)) == {}
     segment(folder)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.engine")} == before
     assert len(trt.built) == 5
-    assert files_below(folder) == bundle
+    assert sorted(folder.rglob("*")) == bundle
     layers = engine_file(cache, Stage.SAM_DECODER).with_name("layers.json")
     assert json.loads(layers.read_text())["Layers"]
     assert reasons(build_bundle(folder, "sam_decoder", force=True)) == {"sam_decoder": ("asked for with --force",)}
 
 
-def test_opening_builds_what_is_missing_and_says_so(
-    trt: State, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_opening_builds_what_is_missing_and_says_so(trt: State, folder: Path, capsys: Capsys) -> None:
     build_bundle(folder, "sam_encoder, siglip_text,attn_prompter,sam_decoder")
     assert trt.built == ["siglip_text", "attn_prompter", "sam_encoder", "sam_decoder"]
     capsys.readouterr()
@@ -80,7 +79,7 @@ def test_opening_builds_what_is_missing_and_says_so(
     ],
 )
 def test_on_another_platform_engines_are_built_again_with_the_reason(
-    folder: Path, version: str, changes: dict, driver: int, told: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, version: str, changes: dict, driver: int, told: str, capsys: Capsys
 ) -> None:
     with doubled(VERSION):
         build_bundle(folder, optimization_level=4)
@@ -182,17 +181,13 @@ def test_engines_lie_where_only_their_user_can_write(trt: State, folder: Path, c
             use()
 
 
-def test_a_cache_folder_that_cannot_be_is_named(
-    trt: State, folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cache_folder_that_cannot_be_is_named(trt: State, folder: Path, cache: Path, capsys: Capsys) -> None:
     cache.parent.write_text("a file")
     assert_refused(run_here(capsys, "build", "--bundle", folder), "XDG_CACHE_HOME")
     assert trt.built == []
 
 
-def test_timings_that_cannot_be_used_are_replaced(
-    trt: State, folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_timings_that_cannot_be_used_are_replaced(trt: State, folder: Path, cache: Path, capsys: Capsys) -> None:
     build_bundle(folder, "siglip_text")
     (path,) = (cache / "timing").iterdir()
     assert path.name == "Double_of_a_GPU-8.7-16sm-10.9.0.34.cache"
@@ -206,24 +201,22 @@ def test_timings_that_cannot_be_used_are_replaced(
 
 
 def test_two_builds_at_once_do_the_work_once_and_keep_all_timings(
-    trt: State, folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+    trt: State, folder: Path, cache: Path, capsys: Capsys
 ) -> None:
     """In threads, with the lock that processes use; of two bundles with equal graphs."""
-    reports: list[BuildReport] = []
     copy = Path(shutil.copytree(folder, folder.with_name("copy")))
-    second = threading.Thread(target=lambda: reports.append(build_bundle(copy, "sam_decoder,attn_prompter")))
+    second: list[Future[BuildReport]] = []
 
     def start_second() -> None:
         trt.during_build = lambda: None
-        second.start()
-        second.join(0.3)
-        assert second.is_alive(), "it waits"
+        second.append(pool.submit(build_bundle, copy, "sam_decoder,attn_prompter"))
+        assert not wait(second, 0.3).done, "it waits"
 
     trt.during_build = start_second
-    reports.append(build_bundle(folder, "sam_decoder"))
-    second.join()
+    with ThreadPoolExecutor(1) as pool:
+        assert list(reasons(build_bundle(folder, "sam_decoder"))) == ["sam_decoder"]
+    assert list(reasons(second[0].result())) == ["attn_prompter"]
     assert trt.built == ["sam_decoder", "attn_prompter"]
-    assert [list(reasons(report)) for report in reports] == [["sam_decoder"], ["attn_prompter"]]
     assert "another build" in capsys.readouterr().err
     (path,) = (cache / "timing").iterdir()
     assert len(json.loads(path.read_bytes())["entries"]) == 2
@@ -238,7 +231,7 @@ def test_two_builds_at_once_do_the_work_once_and_keep_all_timings(
     ],
 )
 def test_arguments_are_checked_first(
-    trt: State, folder: Path, cache: Path, arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+    trt: State, folder: Path, cache: Path, arguments: tuple[str, ...], told: str, capsys: Capsys
 ) -> None:
     assert_refused(run_here(capsys, "build", "--bundle", folder, *arguments), told)
     assert not cache.exists()

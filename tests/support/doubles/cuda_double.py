@@ -7,6 +7,7 @@ which no product code catches; planted faults come back as the status that CUDA 
 """
 
 import ctypes
+import functools
 import itertools
 from collections.abc import Callable
 from types import ModuleType
@@ -36,20 +37,13 @@ _DONE = Operation("done", lambda: None)
 
 
 class CudaDouble:
-    """One GPU.
-
-    Attributes:
-        faults: status to answer with, by name of the call; planted by tests.
-        properties: what ``cudaGetDeviceProperties`` tells.
-        driver: what ``cudaDriverGetVersion`` tells.
-        launched: CUDA graphs launched so far.
-    """
+    """One GPU."""
 
     def __init__(self) -> None:
-        self.faults: dict[str, cudaError_t] = {}
+        self.faults: dict[str, cudaError_t] = {}  # status to answer with, by name of the call; planted by tests
         self.properties = Properties()
         self.driver = 13000
-        self.launched = 0
+        self.launched = 0  # CUDA graphs so far
         self._numbers = itertools.count(1)
         self._next_address = _FIRST_ADDRESS
         self._memory: dict[int, np.ndarray] = {}
@@ -82,9 +76,8 @@ class CudaDouble:
         for access in operation.accesses:
             for number, index, other, name in self._log:
                 overlap = access.start < other.end and other.start < access.end
-                if overlap and (access.writes or other.writes) and clock.get(number, 0) < index:
-                    if number == stream_number:
-                        continue
+                unordered = number != stream_number and clock.get(number, 0) < index
+                if overlap and unordered and (access.writes or other.writes):
                     raise RuleBroken(f"{operation.name} and {name} use the same memory at the same time")
         index = len(stream.issued)
         stream.clock = clock | {stream_number: index}
@@ -96,19 +89,15 @@ class CudaDouble:
         for name in dir(self):
             if name.startswith("cuda"):
                 setattr(module, name, self._guarded(name))
-        module.__dict__.update(
-            cudaError_t=cudaError_t,
-            cudaMemcpyKind=cudaMemcpyKind,
-            cudaStreamCaptureMode=cudaStreamCaptureMode,
-            cudaStreamNonBlocking=1,
-            cudaEventDisableTiming=2,
-            cudaHostAllocDefault=0,
-        )
+        for enum in (cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode):
+            setattr(module, enum.__name__, enum)
+        module.__dict__.update(cudaStreamNonBlocking=1, cudaEventDisableTiming=2, cudaHostAllocDefault=0)
         return module
 
     def _guarded(self, name: str) -> Callable[..., tuple[Any, ...]]:
         call = getattr(self, name)
 
+        @functools.wraps(call)
         def guarded(*arguments: Any) -> tuple[Any, ...]:
             if (status := self.faults.get(name, _OK)) != _OK:
                 if name == "cudaStreamEndCapture":  # which ends it even so
@@ -116,7 +105,6 @@ class CudaDouble:
                 return (status, None)
             return call(*arguments)
 
-        guarded.__name__, guarded.__wrapped__ = name, call  # type: ignore[attr-defined]
         return guarded
 
     def cudaDriverGetVersion(self) -> tuple[Any, ...]:

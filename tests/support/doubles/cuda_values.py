@@ -15,7 +15,6 @@ class DeviceFault(Exception):
 
 class cudaError_t(IntEnum):
     cudaSuccess = 0
-    cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
@@ -25,15 +24,9 @@ class cudaError_t(IntEnum):
     cudaErrorUnknown = 999
 
 
-class cudaMemcpyKind(IntEnum):
-    cudaMemcpyHostToDevice = 1
-    cudaMemcpyDeviceToHost = 2
-    cudaMemcpyDeviceToDevice = 3
-
-
-class cudaStreamCaptureMode(IntEnum):
-    cudaStreamCaptureModeThreadLocal = 1
-
+_KINDS = {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2, "cudaMemcpyDeviceToDevice": 3}
+cudaMemcpyKind = IntEnum("cudaMemcpyKind", _KINDS)
+cudaStreamCaptureMode = IntEnum("cudaStreamCaptureMode", {"cudaStreamCaptureModeThreadLocal": 1})
 
 Clock = dict[int, int]  # how far each stream is known to be done, by number of operations
 

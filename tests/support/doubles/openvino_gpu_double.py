@@ -12,15 +12,9 @@ from typing import Any
 from rsrefseg.engines.openvino.library import CPU, package
 
 PRODUCT = "Intel(R) Double Graphics"
-_KNOWN = {"PERFORMANCE_HINT", "COMPILATION_NUM_THREADS", "INFERENCE_PRECISION_HINT"}
 _HINT = "INFERENCE_PRECISION_HINT"
-
-
-class DeviceType(Enum):
-    """As OpenVINO's own."""
-
-    INTEGRATED = 0
-    DISCRETE = 1
+_KNOWN = {"PERFORMANCE_HINT", "COMPILATION_NUM_THREADS", _HINT}
+DeviceType = Enum("DeviceType", ["INTEGRATED", "DISCRETE"])  # as OpenVINO's own
 
 
 class IntelGpuDouble:
@@ -67,18 +61,6 @@ class IntelGpuDouble:
             path = self._folder / f"{next(self._numbers)}.xml"
             package().save_model(model, path, compress_to_fp16=True)
             model = self._core.read_model(path)
-        return _Compiled(self._core.compile_model(model, CPU, {_HINT: "f32"}), hint)
-
-
-class _Compiled:
-    """The real one, except for the precision that it reports."""
-
-    def __init__(self, model: Any, hint: str) -> None:
-        self._model, self._hint = model, hint
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def get_property(self, name: str) -> Any:
-        """What was asked for, as the GPU's plugin gives it back."""
-        return getattr(package().Type, self._hint) if name == _HINT else self._model.get_property(name)
+        compiled = self._core.compile_model(model, CPU, {_HINT: "f32"})
+        compiled.get_property = {_HINT: getattr(package().Type, hint)}.__getitem__  # as the GPU's plugin gives it back
+        return compiled

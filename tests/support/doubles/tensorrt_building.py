@@ -2,12 +2,12 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
 
 from tests.support.doubles.cuda_values import RuleBroken
-from tests.support.doubles.tensorrt_state import fallible, keep_logger, state
 from tests.support.doubles.tensorrt_values import (
     BuilderFlag,
     Dims,
@@ -15,6 +15,8 @@ from tests.support.doubles.tensorrt_values import (
     MemoryPoolType,
     NetworkDefinitionCreationFlag,
     ProfilingVerbosity,
+    fallible,
+    state,
 )
 
 MAGIC = b"double of a plan\n"
@@ -22,28 +24,28 @@ MAGIC = b"double of a plan\n"
 
 class IOptimizationProfile:
     def __init__(self) -> None:
-        self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+        self.shapes: dict[str, tuple[Dims, ...]] = {}
 
     @fallible(ValueError)
     def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
         if not all(isinstance(dims, Dims) for dims in (min, opt, max)):
             raise TypeError("set_shape(): incompatible function arguments")
-        self.shapes[input] = tuple(tuple(dims[:]) for dims in (min, opt, max))
+        self.shapes[input] = (min, opt, max)
 
     @fallible(False)
     def __bool__(self) -> bool:
-        return all(
-            low <= best <= high for shapes in self.shapes.values() for low, best, high in zip(*shapes, strict=True)
-        )
+        sizes = [bounds for shapes in self.shapes.values() for bounds in zip(*shapes, strict=True)]
+        return all(low <= best <= high for low, best, high in sizes)
 
 
+@dataclass
 class ITimingCache:
-    def __init__(self, entries: dict[str, Any]) -> None:
-        self.entries = entries
+    version: str
+    entries: dict[str, Any]
 
     @fallible(None)
     def serialize(self) -> Any:
-        return IHostMemory(json.dumps({"version": state().version, "entries": self.entries}).encode())
+        return IHostMemory(json.dumps(vars(self)).encode())
 
 
 class IBuilderConfig:
@@ -61,11 +63,9 @@ class IBuilderConfig:
 
     @builder_optimization_level.setter
     def builder_optimization_level(self, arg1: int) -> None:
-        if "IBuilderConfig.builder_optimization_level" in state().faults:
-            return
-        self._level = arg1
+        if "IBuilderConfig.builder_optimization_level" not in state().faults:
+            self._level = arg1
 
-    @fallible(None)
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         self._pools[pool] = pool_size
 
@@ -84,55 +84,42 @@ class IBuilderConfig:
         self.profiles.append(profile)
         return len(self.profiles) - 1
 
-    @fallible(None)
     def create_timing_cache(self, serialized_timing_cache: Any) -> Any:
         if not serialized_timing_cache:
-            return ITimingCache({})
+            return ITimingCache(state().version, {})
         try:
-            document = json.loads(bytes(serialized_timing_cache))
+            return ITimingCache(**json.loads(serialized_timing_cache))
         except ValueError:
-            state().refuse("the timing cache is corrupt")
-            return None
-        cache = ITimingCache(document["entries"])
-        cache.version = document["version"]  # type: ignore[attr-defined]
-        return cache
+            return state().refuse("the timing cache is corrupt")
 
     @fallible(False)
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
-        if getattr(cache, "version", state().version) != state().version and not ignore_mismatch:
-            state().refuse("the timing cache was made by another version")
-            return False
+        if cache.version != state().version and not ignore_mismatch:
+            return state().refuse("the timing cache was made by another version", False)
         self.cache = cache
         return True
 
 
 class INetworkDefinition:
-    def __init__(self) -> None:
-        self.model: onnx.ModelProto | None = None
+    model: onnx.ModelProto
 
 
 class Builder:
     @fallible(TypeError)
     def __init__(self, logger: Any) -> None:
-        keep_logger(logger)
+        state().keep_logger(logger)
 
-    @fallible(None)
     def create_network(self, flags: int = 0) -> Any:
-        typed = NetworkDefinitionCreationFlag().STRONGLY_TYPED
-        if not flags & (1 << typed):
-            if state().major >= 11:
-                state().refuse("networks that are not strongly typed were removed")
-                return None
-            raise RuleBroken("a weakly typed network: its precision would be anybody's guess")
-        if flags != 1 << typed:
-            raise RuleBroken("flags besides STRONGLY_TYPED")
+        typed = 1 << NetworkDefinitionCreationFlag().STRONGLY_TYPED
+        if flags & typed == 0 and state().major >= 11:
+            return state().refuse("networks that are not strongly typed were removed")
+        if flags != typed:
+            raise RuleBroken("a weakly typed network, whose precision would be anybody's guess, or other flags")
         return INetworkDefinition()
 
-    @fallible(None)
     def create_builder_config(self) -> Any:
         return IBuilderConfig()
 
-    @fallible(None)
     def create_optimization_profile(self) -> Any:
         return IOptimizationProfile()
 
@@ -144,62 +131,41 @@ class Builder:
             low, _, high = profile.shapes.get(spec.name, ((), (), ()))
             for size, dim in zip(zip(low, high, strict=True), spec.type.tensor_type.shape.dim, strict=True):
                 if dim.HasField("dim_value") and size != (dim.dim_value,) * 2:
-                    state().refuse(f"the profile of {spec.name} does not fit the network")
-                    return None
-        if not _show_progress(config.progress_monitor):
-            state().refuse("the build was cancelled")
-            return None
+                    return state().refuse(f"the profile of {spec.name} does not fit the network")
+        if not _shown(config.progress_monitor):
+            return state().refuse("the build was cancelled")
         state().during_build()
         state().built.append(model.graph.name)
         graph = model.SerializeToString()
-        if config.cache is not None:
-            config.cache.entries[hashlib.sha256(graph).hexdigest()[:8]] = 1
+        config.cache.entries[hashlib.sha256(graph).hexdigest()[:8]] = 1
         header = {
             "version": state().version,
             "profile": profile.shapes,
             "detailed": config.profiling_verbosity is ProfilingVerbosity.DETAILED,
-            "tf32": config.get_flag(BuilderFlag.TF32),
-            "level": config.builder_optimization_level,
         }
         return IHostMemory(MAGIC + json.dumps(header).encode() + b"\n" + graph)
 
 
 class ParserError:
-    def __init__(self, desc: str, node: int, node_name: str, node_operator: str) -> None:
-        self._desc, self._node, self._name, self._operator = desc, node, node_name, node_operator
-
-    def desc(self) -> str:
-        return self._desc
-
-    def node(self) -> int:
-        return self._node
-
-    def node_name(self) -> str:
-        return self._name
-
-    def node_operator(self) -> str:
-        return self._operator
+    def __init__(self, **answers: Any) -> None:
+        for name, answer in answers.items():
+            setattr(self, name, lambda answer=answer: answer)
 
 
 class OnnxParser:
-    @fallible(TypeError)
     def __init__(self, network: Any, logger: Any) -> None:
         self._network = network
         self._errors: list[ParserError] = []
 
     @fallible(False)
     def parse_from_file(self, model: str) -> bool:
-        try:
-            proto = onnx.load(model)
-            known = {schema.name for schema in onnx.defs.get_all_schemas()}
-        except Exception as error:
-            self._errors.append(ParserError(f"cannot read the model: {error}", -1, "", ""))
-            return False
-        for index, node in enumerate(proto.graph.node):
+        self._network.model = onnx.load(model)
+        known = {schema.name for schema in onnx.defs.get_all_schemas()}
+        for index, node in enumerate(self._network.model.graph.node):
             if node.domain not in ("", "ai.onnx") or node.op_type not in known:
-                message = f"no importer registered for op: {node.op_type}. Attempting to import as plugin."
-                self._errors.append(ParserError(message, index, node.name, node.op_type))
-        self._network.model = proto
+                desc = f"no importer registered for op: {node.op_type}. Attempting to import as plugin."
+                error = ParserError(desc=desc, node=index, node_name=node.name, node_operator=node.op_type)
+                self._errors.append(error)
         return not self._errors
 
     @property
@@ -210,16 +176,12 @@ class OnnxParser:
         return self._errors[index]
 
 
-def _show_progress(monitor: Any) -> bool:
+def _shown(monitor: Any) -> bool:
     """Two nested phases; ``False`` once the monitor wants to stop."""
-    if monitor is None:
-        return True
     monitor.phase_start("Building Engine", "", 2)
-    going = monitor.step_complete("Building Engine", 0)
     monitor.phase_start("Timing Runners", "Building Engine", 3)
-    for step in range(3):
-        going = going and monitor.step_complete("Timing Runners", step)
+    steps = [monitor.step_complete("Timing Runners", step) for step in range(3)]
     monitor.phase_finish("Timing Runners")
-    going = going and monitor.step_complete("Building Engine", 1)
+    steps.append(monitor.step_complete("Building Engine", 1))
     monitor.phase_finish("Building Engine")
-    return bool(going)
+    return all(steps)

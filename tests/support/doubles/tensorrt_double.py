@@ -10,21 +10,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import ModuleType
 
-from tests.support.doubles import tensorrt_building, tensorrt_running, tensorrt_values
-from tests.support.doubles.cuda_double import CudaDouble
-from tests.support.doubles.tensorrt_state import State, state, use
+import pytest
 
-__all__ = ["VERSIONS", "State", "doubled", "files_below"]
+from tests.support.doubles import tensorrt_building, tensorrt_running, tensorrt_values
+from tests.support.doubles.tensorrt_values import CURRENT, State
 
 VERSIONS = ("10.9.0.34", "11.4.0.106")
 
-MODULES = (tensorrt_values, tensorrt_building, tensorrt_running)
 CLASSES = {
     name: one
-    for module in MODULES
+    for module in (tensorrt_values, tensorrt_building, tensorrt_running)
     for name, one in vars(module).items()
     if isinstance(one, type) and one.__module__ == module.__name__
 }
@@ -33,32 +30,14 @@ CLASSES = {
 @contextmanager
 def doubled(version: str = VERSIONS[0]) -> Iterator[State]:
     """Put both doubles in the place of ``tensorrt`` and ``cuda.bindings.runtime``."""
-    use(State(version, CudaDouble(), error_severity=tensorrt_values.ILogger.Severity.ERROR))
-    tensorrt = ModuleType("tensorrt", "A double: no TensorRT.")
+    state = State(version)
+    CURRENT[:] = [state]
+    tensorrt, cuda, bindings = ModuleType("tensorrt"), ModuleType("cuda"), ModuleType("cuda.bindings")
     tensorrt.__dict__.update(CLASSES, __version__=version)
     tensorrt.__dict__["NetworkDefinitionCreationFlag"] = tensorrt_values.NetworkDefinitionCreationFlag()
-    cuda, bindings = ModuleType("cuda"), ModuleType("cuda.bindings")
-    bindings.runtime = state().cuda.module()  # type: ignore[attr-defined]
-    replaced = {
-        "tensorrt": tensorrt,
-        "cuda": cuda,
-        "cuda.bindings": bindings,
-        "cuda.bindings.runtime": bindings.runtime,
-    }
-    for name, module in replaced.items():
-        module.__spec__ = ModuleSpec(name, None)  # torch looks whether there is a tensorrt
-    before = {name: sys.modules.get(name) for name in replaced}
-    sys.modules.update(replaced)
-    try:
-        yield state()
-    finally:
-        for name, module in before.items():
-            if module is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = module
-
-
-def files_below(folder: Path) -> list[str]:
-    """Relative names of all files below a folder."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    bindings.runtime = state.cuda.module()  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tensorrt, cuda, bindings, bindings.runtime):
+            module.__spec__ = ModuleSpec(module.__name__, None)  # torch looks whether there is a tensorrt
+            patch.setitem(sys.modules, module.__name__, module)
+        yield state

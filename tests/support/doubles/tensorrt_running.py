@@ -10,8 +10,14 @@ import onnxruntime
 
 from tests.support.doubles.cuda_values import Access, Operation, RuleBroken
 from tests.support.doubles.tensorrt_building import MAGIC
-from tests.support.doubles.tensorrt_state import fallible, keep_logger, state
-from tests.support.doubles.tensorrt_values import DataType, Dims, ExecutionContextAllocationStrategy, TensorIOMode
+from tests.support.doubles.tensorrt_values import (
+    DataType,
+    Dims,
+    ExecutionContextAllocationStrategy,
+    TensorIOMode,
+    fallible,
+    state,
+)
 
 _DTYPES = {"uint8": "UINT8", "int64": "INT64", "bool": "BOOL", "float16": "HALF", "float32": "FLOAT"}
 _HEAVY_OPERATORS = {"MatMul", "Gemm", "Conv", "Einsum"}
@@ -27,9 +33,8 @@ class EngineInspector:
 
 
 class Runtime:
-    @fallible(TypeError)
     def __init__(self, logger: Any) -> None:
-        keep_logger(logger)
+        state().keep_logger(logger)
 
     @fallible(None)
     def deserialize_cuda_engine(self, serialized_engine: Any) -> Any:
@@ -39,8 +44,7 @@ class Runtime:
         header, _, graph = data[len(MAGIC) :].partition(b"\n")
         values = json.loads(header)
         if values["version"] != state().version:
-            state().refuse(f"the plan was made by {values['version']}, this is {state().version}")
-            return None
+            return state().refuse(f"the plan was made by {values['version']}, this is {state().version}")
         state().deserialized += 1
         return ICudaEngine(values, graph)
 
@@ -70,18 +74,15 @@ class ICudaEngine:
         return list(self.tensors)[index]
 
     def get_tensor_mode(self, name: str) -> Any:
-        names = [spec.name for spec in self.inputs]
-        return TensorIOMode.INPUT if name in names else TensorIOMode.OUTPUT
+        return TensorIOMode.INPUT if self.tensors[name] in self.inputs else TensorIOMode.OUTPUT
 
     @fallible(DataType.HALF)
     def get_tensor_dtype(self, name: str) -> Any:
         return DataType[_DTYPES[str(self.dtype(name))]]
 
-    @fallible(None)
     def create_engine_inspector(self) -> Any:
         return EngineInspector(self)
 
-    @fallible(None)
     def create_execution_context(self, strategy: Any = ExecutionContextAllocationStrategy.STATIC) -> Any:
         return IExecutionContext(self, strategy)
 
@@ -91,9 +92,8 @@ class ICudaEngine:
     def layers(self) -> Iterator[Any]:
         """As the inspector of this version writes them."""
         typed = onnx.shape_inference.infer_shapes(self.model)
-        found = {
-            spec.name: spec.type.tensor_type.elem_type for spec in (*typed.graph.value_info, *self.tensors.values())
-        }
+        specs = (*typed.graph.value_info, *self.tensors.values())
+        found = {spec.name: spec.type.tensor_type.elem_type for spec in specs}
         found |= {weight.name: weight.data_type for weight in typed.graph.initializer}
         words = {10: ("Row major linear FP32", "Row major linear FP16 format"), 11: ("Float", "Half")}[state().major]
         for node in self.model.graph.node:
@@ -119,7 +119,6 @@ class IExecutionContext:
     def active_optimization_profile(self) -> int:
         return self._profile
 
-    @fallible(False)
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         self._profile = profile_index
         return True
@@ -128,16 +127,14 @@ class IExecutionContext:
     def set_device_memory(self, memory: int, size: int) -> None:
         if memory % 256 or size < self._engine.device_memory_size_v2:
             state().refuse("the activation memory is not aligned or too small")
-            return
-        self._memory = (memory, size)
+        else:
+            self._memory = (memory, size)
 
-    @fallible(False)
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         low, _, high = self._engine.header["profile"][name]
         fits = len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
         if self._profile < 0 or not fits:
-            state().refuse(f"{name}: {list(shape)} is outside of the profile {low} to {high}")
-            return False
+            return state().refuse(f"{name}: {list(shape)} is outside of the profile {low} to {high}", False)
         self._changes += self._shapes.get(name) != tuple(shape)
         self._shapes[name] = tuple(shape)
         return True
@@ -155,11 +152,9 @@ class IExecutionContext:
         dims = self._engine.tensors[name].type.tensor_type.shape.dim
         return Dims([dim.dim_value if dim.HasField("dim_value") else sizes.get(dim.dim_param, -1) for dim in dims])
 
-    @fallible(False)
     def set_tensor_address(self, name: str, memory: int) -> bool:
         if name not in self._engine.tensors:
-            state().refuse(f"there is no tensor {name}")
-            return False
+            return state().refuse(f"there is no tensor {name}", False)
         self._changes += self._addresses.get(name) != memory
         self._addresses[name] = memory
         return True
@@ -167,34 +162,27 @@ class IExecutionContext:
     @fallible(False)
     def execute_async_v3(self, stream_handle: int) -> bool:
         if missing := [name for name in self._engine.tensors if name not in self._addresses]:
-            state().refuse(f"no address is set for {missing}")
-            return False
+            return state().refuse(f"no address is set for {missing}", False)
         if self._user_managed and self._memory is None:
-            state().refuse("no activation memory is set")
-            return False
+            return state().refuse("no activation memory is set", False)
         if stream_handle == 0:
             raise RuleBroken("ran on the default stream")
         engine, addresses, changes = self._engine, dict(self._addresses), self._changes
-        shapes = {name: tuple(self.get_tensor_shape(name)[:]) for name in engine.tensors}
+        shapes = {name: self.get_tensor_shape(name) for name in engine.tensors}
         sizes = {name: int(np.prod(shape)) * engine.dtype(name).itemsize for name, shape in shapes.items()}
         inputs = [spec.name for spec in engine.inputs]
         outputs = [name for name in engine.tensors if name not in inputs]
 
+        def on_gpu(name: str) -> np.ndarray:
+            view = state().cuda.view(addresses[name], sizes[name])
+            return view.view(engine.dtype(name)).reshape(shapes[name])
+
         def run() -> None:
-            feeds = {
-                name: state()
-                .cuda.view(addresses[name], sizes[name])
-                .view(engine.dtype(name))
-                .reshape(shapes[name])
-                .copy()
-                for name in inputs
-            }
+            feeds = {name: on_gpu(name).copy() for name in inputs}
             if self._memory is not None:
                 state().cuda.view(*self._memory)[:] = 0xAB
             for name, result in zip(outputs, engine.session.run(outputs, feeds), strict=True):
-                state().cuda.view(addresses[name], sizes[name])[:] = (
-                    np.ascontiguousarray(result).reshape(-1).view(np.uint8)
-                )
+                on_gpu(name)[...] = result
 
         def unchanged() -> None:
             if self._changes != changes:

@@ -1,92 +1,32 @@
-"""The enums and small values of the double of TensorRT."""
+"""The state of the double of TensorRT, which tests set and look at, its enums, and its small values."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
+from weakref import WeakSet
 
-from tests.support.doubles.tensorrt_state import state
+from tests.support.doubles.cuda_double import CudaDouble
+from tests.support.doubles.cuda_values import RuleBroken
+
+CURRENT: list["State"] = []  # the double in use
 
 
 class ILogger:
-    class Severity(IntEnum):
-        INTERNAL_ERROR = 0
-        ERROR = 1
-        WARNING = 2
-        INFO = 3
-        VERBOSE = 4
-
-    def __init__(self) -> None:
-        pass
-
-    def log(self, severity: Any, msg: str) -> None:
-        raise NotImplementedError
+    Severity = IntEnum("Severity", {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4})
 
 
 class IProgressMonitor:
-    def __init__(self) -> None:
-        pass
-
-    def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
-        raise NotImplementedError
-
-    def step_complete(self, phase_name: str, step: int) -> bool:
-        raise NotImplementedError
-
-    def phase_finish(self, phase_name: str) -> None:
-        raise NotImplementedError
+    pass
 
 
-class DataType(IntEnum):
-    FLOAT = 0
-    HALF = 1
-    BOOL = 4
-    UINT8 = 5
-    INT64 = 8
-
-
-class TensorIOMode(IntEnum):
-    INPUT = 1
-    OUTPUT = 2
-
-
-class MemoryPoolType(IntEnum):
-    WORKSPACE = 0
-
-
-class BuilderFlag(IntEnum):
-    TF32 = 7
-
-
-class ProfilingVerbosity(IntEnum):
-    LAYER_NAMES_ONLY = 0
-    DETAILED = 2
-
-
-class LayerInformationFormat(IntEnum):
-    JSON = 1
-
-
-class ExecutionContextAllocationStrategy(IntEnum):
-    STATIC = 0
-    USER_MANAGED = 2
-
-
-class Dims:
-    def __init__(self, shape: Any) -> None:
-        self._sizes = tuple(int(size) for size in shape)
-
-    def __len__(self) -> int:
-        return len(self._sizes)
-
-    def __getitem__(self, arg0: Any) -> Any:
-        return self._sizes[arg0]
-
-
-class IHostMemory:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def __bytes__(self) -> bytes:
-        return self._data
+DataType = IntEnum("DataType", {"FLOAT": 0, "HALF": 1, "BOOL": 4, "UINT8": 5, "INT64": 8})
+TensorIOMode = IntEnum("TensorIOMode", {"INPUT": 1, "OUTPUT": 2})
+MemoryPoolType = IntEnum("MemoryPoolType", {"WORKSPACE": 0})
+BuilderFlag = IntEnum("BuilderFlag", {"TF32": 7})
+ProfilingVerbosity = IntEnum("ProfilingVerbosity", {"LAYER_NAMES_ONLY": 0, "DETAILED": 2})
+LayerInformationFormat = IntEnum("LayerInformationFormat", {"JSON": 1})
+ExecutionContextAllocationStrategy = IntEnum("ExecutionContextAllocationStrategy", {"STATIC": 0, "USER_MANAGED": 2})
 
 
 def NetworkDefinitionCreationFlag() -> Any:
@@ -96,3 +36,63 @@ def NetworkDefinitionCreationFlag() -> Any:
         11: {"STRONGLY_TYPED": 0, "PREFER_JIT_PYTHON_PLUGINS": 1},
     }[state().major]
     return IntEnum("NetworkDefinitionCreationFlag", members)
+
+
+class Dims(tuple):
+    pass
+
+
+class IHostMemory(bytes):
+    pass
+
+
+@dataclass
+class State:
+    """What tests set and look at."""
+
+    version: str
+    cuda: CudaDouble = field(default_factory=CudaDouble)
+    faults: set[str] = field(default_factory=set)  # calls that fail, as ``Class.method``
+    built: list[str] = field(default_factory=list)  # names of graphs, in order
+    deserialized: int = 0  # engines loaded so far
+    during_build: Callable[[], None] = lambda: None
+    logger: Any = None  # the first one that was given
+    alive: WeakSet[Any] = field(default_factory=WeakSet)  # engines that are not freed
+
+    @property
+    def major(self) -> int:
+        return int(self.version.partition(".")[0])
+
+    def refuse(self, message: str, answer: Any = None) -> Any:
+        """Tell the logger an error, and give the answer that goes with it."""
+        if self.logger is not None:
+            self.logger.log(ILogger.Severity.ERROR, message)
+        return answer
+
+    def keep_logger(self, logger: Any) -> None:
+        """The real one keeps the first logger and ignores later ones."""
+        if self.logger not in (None, logger):
+            raise RuleBroken("a second logger, which TensorRT would ignore")
+        self.logger = logger
+
+
+def state() -> State:
+    """Of the double in use."""
+    return CURRENT[-1]
+
+
+def fallible(answer: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A call that tests may plant to answer with failure, or to raise it, as the real one does."""
+
+    def decorate(call: Callable[..., Any]) -> Any:
+        def guarded(*arguments: Any, **named: Any) -> Any:
+            if call.__qualname__ not in state().faults:
+                return call(*arguments, **named)
+            state().refuse(f"[double] {call.__qualname__} was planted to fail")
+            if isinstance(answer, type):
+                raise answer("pybind11::init(): factory function returned nullptr")
+            return answer
+
+        return guarded
+
+    return decorate
