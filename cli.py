@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,9 +36,8 @@ def main() -> None:
     sys.exit(finish_output(run_command(sys.argv[1:])[0]))
 
 
-def run_command(arguments: Sequence[str]) -> tuple[int, Any]:
-    """Run one command in this process: its exit code, and what its function returned."""
-    return run_app(app, arguments)
+# Runs one command in this process: its exit code, and what its function returned.
+run_command = partial(run_app, app)
 
 
 def _options(parameters: dict[str, Any], *others: str) -> dict[str, Any]:
@@ -62,10 +61,6 @@ def _root(
 
 
 @data_app.callback(invoke_without_command=True)
-def _data(context: typer.Context) -> None:
-    _help_without_command(context)
-
-
 def _help_without_command(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print_text(context.get_help())

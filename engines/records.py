@@ -1,5 +1,6 @@
 """The base of what is stored as JSON, or reported as such."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; a number that is not finite is null, a path its text. peft calls it on a model's config."""
-        document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self, enc_hook=str))
+        document: dict[str, Any] = _plain(msgspec.to_builtins(self, enc_hook=str, str_keys=True))
         return document
 
     @classmethod
@@ -30,3 +31,11 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return msgspec.convert(value, cls)
         except msgspec.ValidationError as error:
             raise BadInputError(f"this {cls.__name__} cannot be read: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

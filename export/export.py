@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from rsrefseg.checkpoints.model_file import TensorFile, config_of, digest, load_stage, load_tensors
 from rsrefseg.engines.bundle.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundle, default_bundle_path, file_record
@@ -23,8 +24,9 @@ from rsrefseg.engines.bundle.manifest import (
     StageRecord,
     TextPolicy,
 )
-from rsrefseg.engines.bundle.reference import write_reference
+from rsrefseg.engines.bundle.reference import ReferenceSample, write_reference
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.images.images import upsample_logits
 from rsrefseg.engines.records import Record
 from rsrefseg.engines.system.files import atomic_directory, recover_directory
 from rsrefseg.engines.system.progress import ProgressLine
@@ -37,13 +39,14 @@ from rsrefseg.model.model import geometry
 from rsrefseg.model.stages import run_stage
 from rsrefseg.runs.imported_run import make_random_run
 from rsrefseg.runs.merge import current_merge, merge
+from rsrefseg.runs.reference_inputs import ReferenceInput, load_reference_inputs
 from rsrefseg.runs.run import Run, latest_run, next_run, versions
+from rsrefseg.runs.tokenizer import open_tokenizer
 
 from .checks import check_graph
 from .costs import count_flops, count_weights
 from .graph import export_graph
 from .precision.half_blocks import convert_to_half
-from .reference import reference_sample, reference_tensors
 from .settings import ExportSettings
 
 # Graphs hold the merged file's weights, some as constants of another shape; the reference has 16 MiB an image at -l.
@@ -137,7 +140,9 @@ def _write_bundle(
     """Write all files of a bundle into ``folder``, ``bundle.json`` last. One stage at a time is in memory."""
     config = config_of(merged)
     contracts = stage_contracts(geometry(config))
-    references = reference_tensors(run, config)
+    tokenizer = open_tokenizer(run, config)
+    entries = load_reference_inputs(run.reference_inputs_path)
+    references = [(entry, entry.tensors(tokenizer)) for entry in entries]
     attention = settings.resolve(config)
     stages: dict[Stage, StageRecord] = {}
     for done, (stage, contract) in enumerate(contracts.items()):
@@ -149,7 +154,7 @@ def _write_bundle(
         del module
         gc.collect()  # the exporter leaves cycles that hold the stage's weights
     shutil.copyfile(run.tokenizer_path, folder / TOKENIZER_NAME)
-    write_reference(folder / REFERENCE_NAME, [reference_sample(*reference) for reference in references])
+    write_reference(folder / REFERENCE_NAME, [_reference_sample(*reference) for reference in references])
     manifest = Manifest(
         preset=config.preset,
         geometry=geometry(config),
@@ -208,6 +213,14 @@ def _write_stage(
         weight_bytes=weight_bytes,
         precision_plan=tuple(KeptFp32(module=part, reason=why) for part, why in parts.items()),
     )
+
+
+def _reference_sample(entry: ReferenceInput, tensors: dict[str, Tensor]) -> ReferenceSample:
+    """A reference input with PyTorch's outputs of all stages, and its masks at the image's own size."""
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    side, size = tensors["image"].shape[-1], entry.original_size
+    masks = [upsample_logits(logits, side, size) > 0 for logits in arrays["mask_logits"][:, 0]]
+    return ReferenceSample(entry.phrases, arrays, np.stack(masks), size)
 
 
 def _check_free_space(destination: Path, merged: Path) -> None:

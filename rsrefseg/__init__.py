@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .engines.errors import RSRefSegError as RSRefSegError
     from .engines.images.images import read_image as read_image
     from .engines.results.results import write_results as write_results
+    from .engines.segmentation import Segmentation as Segmentation
     from .engines.segmenter import EncodedImage as EncodedImage
-    from .engines.segmenter import Segmentation as Segmentation
     from .engines.segmenter import Segmenter as Segmenter
     from .engines.text import Tokenizer as Tokenizer
     from .evaluation.metrics import MetricsResult as MetricsResult
@@ -47,7 +47,8 @@ _HOMES = {
     ".engines.errors": ("RSRefSegError",),
     ".engines.images.images": ("read_image",),
     ".engines.results.results": ("write_results",),
-    ".engines.segmenter": ("EncodedImage", "Segmentation", "Segmenter"),
+    ".engines.segmentation": ("Segmentation",),
+    ".engines.segmenter": ("EncodedImage", "Segmenter"),
     ".engines.text": ("Tokenizer",),
     ".evaluation.metrics": ("MetricsResult", "ReferringMetrics"),
     ".model.config": ("ModelConfig", "Preset", "model_config"),

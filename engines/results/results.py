@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..segmenter import Segmentation, sigmoid
+from ..segmentation import Segmentation, sigmoid
 from ..system.files import atomic_file, atomic_write_json
 from .overlay import Overlay
 

@@ -211,7 +211,8 @@ def _swap(new: Path, path: Path) -> bool:
         with contextlib.suppress(OSError):
             if not path.exists():
                 old.rename(path)
-            else:
+        with contextlib.suppress(OSError):  # also where a writer made `path` just before the old one was put back
+            if path.exists():
                 _remove(old, path)
     return True
 
@@ -267,11 +268,14 @@ def _output_errors(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def _check_replaceable(path: Path, replaces: str | None) -> None:
-    if not path.exists():
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except FileNotFoundError:
         return
-    if not path.is_dir():
-        raise BadInputError(f"cannot write the folder '{path}': there is a file of that name; choose another place")
-    if replaces is not None and any(path.iterdir()) and not (path / replaces).exists():
+    except NotADirectoryError:
+        hint = "there is a file of that name; choose another place"
+        raise BadInputError(f"cannot write the folder '{path}': {hint}") from None
+    if replaces is not None and names and replaces not in names:
         raise BadInputError(f"the folder '{path}' holds other things (no {replaces}): choose a new or an empty one")
 
 

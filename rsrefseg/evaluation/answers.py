@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
-from rsrefseg.engines.segmenter import Segmentation
+from rsrefseg.engines.segmentation import Segmentation
 
 from ..data.masks import BoolMask
 from ..data.samples import Sample, group_by_image

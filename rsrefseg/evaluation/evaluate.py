@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from rsrefseg.engines.images.images import stretch
-from rsrefseg.engines.segmenter import Segmentation
+from rsrefseg.engines.segmentation import Segmentation
 from rsrefseg.engines.text import Tokenizer
 
 from ..model.model import RSRefSeg

@@ -34,7 +34,7 @@ def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = doctor.util.find_spec
     monkeypatch.setattr(doctor.util, "find_spec", lambda name: None if name == "peft" else found(name))
     assert abilities()[TRAINING] == (False, "peft missing: `pip install 'rsrefseg[train]'`")
-    monkeypatch.setattr(doctor.metadata, "version", lambda package: "1")
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "1")
     works, detail = abilities()[CPU]
     assert not works
     assert "onnxruntime and onnxruntime-gpu are both installed" in detail

@@ -19,7 +19,7 @@ from PIL import Image
 from rsrefseg.engines.images.images import read_image
 from rsrefseg.engines.results.overlay import Overlay, colour_of
 from rsrefseg.engines.results.results import describe, write_results
-from rsrefseg.engines.segmenter import Segmentation
+from rsrefseg.engines.segmentation import Segmentation
 
 ODD_PHRASES = ["船 near the 🚢", "السفينة", "a\x00b\ud800\n\u202ec", "étang", "../../etc/passwd", "..."]
 ODD_PHRASES += ["word " * 199, "x" * 900]

@@ -16,7 +16,8 @@ from rsrefseg.engines.engine import Tensors
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import upsample_logits
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
-from rsrefseg.engines.segmenter import Segmentation, Segmenter
+from rsrefseg.engines.segmentation import Segmentation
+from rsrefseg.engines.segmenter import Segmenter
 from tests.support.commands import run_alone
 from tests.support.made_bundle import COLOURS, PHRASES
 
