@@ -18,12 +18,20 @@ from rsrefseg.checkpoints.sam_file import match_sam
 from rsrefseg.checkpoints.siglip_folder import match_siglip
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.model.model import RSRefSeg, build_model
-from tests.support.upstream import brought_config, port_sam, segment_anything_sam, siglip_model, write_siglip_folder
+from tests.support.upstream import (
+    State,
+    brought_config,
+    port_sam,
+    segment_anything_sam,
+    siglip_model,
+    with_one,
+    without,
+    write_siglip_folder,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIG = brought_config()
-Change = Callable[[dict[str, torch.Tensor]], Any]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +162,7 @@ def test_other_floats_are_taken_into_float32(folder: Path, tmp_path: Path, dtype
     assert torch.equal(found, state["image_encoder.pos_embed"].float())
 
 
-def save_shards(state: dict[str, torch.Tensor], folder: Path, index: str, save: Callable[..., None]) -> None:
+def save_shards(state: State, folder: Path, index: str, save: Callable[..., None]) -> None:
     shards = {f"{letter}{Path(index).suffix}": sorted(state)[number::2] for number, letter in enumerate("ab")}
     for shard, names in shards.items():
         save({name: state[name] for name in names}, folder / shard)
@@ -162,7 +170,7 @@ def save_shards(state: dict[str, torch.Tensor], folder: Path, index: str, save: 
     (folder / f"{index}.index.json").write_text(json.dumps({"weight_map": home}))
 
 
-STORED: dict[str, Callable[[dict[str, torch.Tensor], Path], None]] = {
+STORED: dict[str, Callable[[State, Path], None]] = {
     "pickled": lambda state, folder: torch.save(state, folder / "pytorch_model.bin"),
     "sharded": lambda state, folder: save_shards(state, folder, "model.safetensors", save_file),
     "sharded and pickled": lambda state, folder: save_shards(state, folder, "pytorch_model.bin", torch.save),
@@ -187,16 +195,8 @@ def test_sharded_and_pickled_folders_are_the_same(folder: Path, tmp_path: Path, 
             siglip_matches(tmp_path)
 
 
-def without(part: str) -> Change:
-    return lambda state: [state.pop(name) for name in list(state) if part in name]
-
-
-def with_one(name: str, tensor: torch.Tensor) -> Change:
-    return lambda state: state.update({name: tensor})
-
-
 POSITIONS, TOKEN = "image_encoder.pos_embed", "mask_decoder.iou_token.weight"
-CHANGES: dict[str, tuple[Change, str]] = {
+CHANGES: dict[str, tuple[Callable[[State], State], str]] = {
     "missing": (without("image_encoder.neck.2.weight"), r"misses tensor 'image_encoder\.neck\.2"),
     "surplus": (with_one("image_encoder.extra", torch.ones(1)), r"unknown tensor 'image_encoder\.extra'"),
     "misshapen": (with_one(POSITIONS, torch.zeros(1, 4, 4, 25)), r"pos_embed' has shape \(1, 4, 4, 25\)"),
@@ -210,10 +210,9 @@ CHANGES: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Path, change: str) -> None:
-    state = dict(segment_anything_sam(CONFIG).state_dict())
-    CHANGES[change][0](state)
-    torch.save(state, tmp_path / "sam.pth")
-    with pytest.raises(BadInputError, match=CHANGES[change][1]):
+    spoil, message = CHANGES[change]
+    torch.save(spoil(dict(segment_anything_sam(CONFIG).state_dict())), tmp_path / "sam.pth")
+    with pytest.raises(BadInputError, match=message):
         sam_model(tmp_path / "sam.pth")
 
 
