@@ -109,11 +109,7 @@ def test_the_result_says_its_protocol_and_is_plain_json() -> None:
 
 @pytest.mark.parametrize(
     ("prediction", "truth"),
-    [
-        (row(0, 1), row(0, 1, width=21)),
-        (row(0, 1).astype(np.float32), row(0, 1)),
-        (row(0, 1)[None], row(0, 1)[None]),
-    ],
+    [(row(0, 1), row(0, 1, width=21)), (row(0, 1).astype(np.float32), row(0, 1)), (row(0, 1)[None], row(0, 1)[None])],
 )
 def test_masks_that_cannot_be_compared_are_refused(prediction: np.ndarray, truth: np.ndarray) -> None:
     metrics = ReferringMetrics()
