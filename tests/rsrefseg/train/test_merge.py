@@ -179,6 +179,7 @@ def change_base(run: Run, **fields: str) -> None:
         (lambda run: run.tokenizer_path.unlink(), "tokenizer.json"),
         (lambda run: change_base(run, sha256="0" * 64), "SHA-256"),
         (lambda run: change_base(run, kind="rumour"), "rumour"),
+        (lambda run: change_base(run, path="gone.safetensors"), "gone.safetensors"),
     ],
 )
 def test_an_incomplete_run_is_refused_by_name(run: Run, damage: Callable[[Run], None], fact: str) -> None:
