@@ -54,8 +54,6 @@ def test_a_whole_encoder_keeps_its_result(form: AttentionForm) -> None:
     assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------
-
 CHANNELS, HEADS, GRID, WINDOW = 48, 4, 16, 6
 
 

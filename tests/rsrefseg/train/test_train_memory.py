@@ -95,9 +95,6 @@ def test_a_checkpointed_training_ends_with_the_same_weights(boxes: Path, base: B
         assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "checkpointed" / file).read_bytes()
 
 
-# --- accumulation ---------------------------------------------------------------------------------------------------
-
-
 def fixed_statistics(norm: torch.nn.BatchNorm2d, x: Tensor) -> Tensor:
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False)
 
@@ -115,9 +112,6 @@ def test_two_accumulated_batches_are_one_large_but_for_batch_statistics(
     train_small(data, tmp_path / "accumulated", base, **accumulated)
     assert losses(tmp_path / "accumulated") == pytest.approx(losses(tmp_path / "large"), rel=LOSS_TOLERANCE)
     assert losses(tmp_path / "own_accumulated") != pytest.approx(losses(tmp_path / "own_large"), rel=LOSS_TOLERANCE)
-
-
-# --- float16 --------------------------------------------------------------------------------------------------------
 
 
 class ScaledOnCpu(trainer_module.Accelerator):

@@ -27,8 +27,6 @@ from rsrefseg.train.schedule import WarmupCosine
 from tests.support.runs import refused
 from tests.support.small import small_config
 
-# --- what is trained ------------------------------------------------------------------------------------------------
-
 ADAPTED = {
     *(f"siglip_vision.encoder.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")),
     *(f"siglip_text.encoder.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")),
@@ -118,9 +116,6 @@ def test_gradients_reach_all_that_is_trained(dense_prompt: bool, from_nothing: b
     assert extra == set(trainable_parameters(model))
 
 
-# --- the recipe -----------------------------------------------------------------------------------------------------
-
-
 def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
     share = WarmupCosine(warmup_steps=10, total_steps=110, start=0.01, final=0.001)
     assert share(0) == 0.01
@@ -176,9 +171,6 @@ def test_dice_and_coarse_terms_are_added_by_weight() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with refused(*wrong):
         TrainConfig.from_dict(TrainConfig().to_dict() | wrong)
-
-
-# --- batches --------------------------------------------------------------------------------------------------------
 
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
