@@ -3,6 +3,7 @@
 import json
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +149,14 @@ class PublicRSRefSeg(nn.Module):
         text = nn.ModuleDict({"model": SiglipTextModel(siglip.text_config)})
         text.logit_scale, text.logit_bias = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
         channels, width = config.sam.prompt_channels, config.siglip.vision.hidden_size
+        lora = partial(LoraConfig, r=rank, lora_alpha=alpha, lora_dropout=0.1)
         backbone = {"model": sam.vision_encoder, "shared_image_embedding": sam.shared_image_embedding}
         layers = ["qkv", "proj", "lin1", "lin2", "neck.conv1", "neck.conv2"]
-        self.backbone = self._adapted(nn.ModuleDict(backbone), layers, rank, alpha)
+        self.backbone = get_peft_model(nn.ModuleDict(backbone), lora(target_modules=layers))
         attention = ["q_proj", "k_proj", "v_proj", "out_proj"]
         vision = nn.ModuleDict({"model": SiglipVisionModel(siglip.vision_config)})
-        self.clip_vision_encoder = self._adapted(vision, attention, rank, alpha)
-        self.clip_text_encoder = self._adapted(text, [*attention, "model.head"], rank, alpha)
+        self.clip_vision_encoder = get_peft_model(vision, lora(target_modules=attention))
+        self.clip_text_encoder = get_peft_model(text, lora(target_modules=[*attention, "model.head"]))
         self.sam_prompt_encoder = nn.ModuleDict({"model": sam.prompt_encoder})
         self.sam_mask_decoder = nn.ModuleDict({"model": sam.mask_decoder})
         self.prompter_down_channel = conv_unit((3 * width, channels), 1)
@@ -168,11 +170,6 @@ class PublicRSRefSeg(nn.Module):
         self.sam_prompt_encoder.model.shared_embedding.positional_embedding.data.copy_(encoding)
         text.logit_scale.data.fill_(1.5)
         text.logit_bias.data.fill_(-1.0)
-
-    @staticmethod
-    def _adapted(module: nn.Module, targets: list[str], rank: int, alpha: int) -> nn.Module:
-        adapters = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.1, target_modules=targets)
-        return get_peft_model(module, adapters)
 
     def merged(self) -> "PublicRSRefSeg":
         """The adapters folded by peft, its wrappers gone."""

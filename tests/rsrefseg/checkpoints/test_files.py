@@ -13,25 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rsrefseg.checkpoints.key_matching import Matches, fill
-from rsrefseg.checkpoints.public_files import check_public_files, pin_public_files, weights_digest
+from rsrefseg.checkpoints.public_files import pin_public_files, weights_digest
 from rsrefseg.checkpoints.sam_file import match_sam
 from rsrefseg.checkpoints.siglip_folder import match_siglip
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.model.model import RSRefSeg, build_model
-from tests.support.upstream import (
-    State,
-    brought_config,
-    port_sam,
-    segment_anything_sam,
-    siglip_model,
-    with_one,
-    without,
-    write_siglip_folder,
-)
+from tests.support import upstream
+from tests.support.upstream import State, port_sam, segment_anything_sam, with_one, without
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIG = brought_config()
+CONFIG = upstream.brought_config()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(segment_anything_sam(CONFIG).state_dict(), root / "sam.pth")
     save_file(segment_anything_sam(CONFIG).state_dict(), root / "sam.safetensors")
     port_sam(CONFIG).save_pretrained(root / "port")
-    write_siglip_folder(root / "siglip", CONFIG)
+    upstream.write_siglip_folder(root / "siglip", CONFIG)
     return root
 
 
@@ -96,9 +88,8 @@ def test_the_hugging_face_port_gives_the_same_sam(folder: Path, name: str) -> No
             prompt_tokens = sparse
     encoding = port.get_image_wide_positional_embeddings()
     assert torch.allclose(model.sam_decoder.position_encoding, encoding, atol=1e-5)
-    masks, quality = model.sam_decoder.mask_decoder.predict_masks(
-        embedding, model.sam_decoder.position_encoding, prompt_tokens, dense
-    )
+    decoder, position = model.sam_decoder.mask_decoder, model.sam_decoder.position_encoding
+    masks, quality = decoder.predict_masks(embedding, position, prompt_tokens, dense)
     arguments = {"sparse_prompt_embeddings": prompt_tokens[None], "dense_prompt_embeddings": dense}
     # The port's decoder norms have another epsilon, which moves logits by some 5e-5 of their maximum.
     for multimask, kept in ((True, slice(1, None)), (False, slice(0, 1))):
@@ -125,7 +116,7 @@ def test_siglip_is_taken_tensor_for_tensor_and_names_what_it_leaves_out(folder: 
     model = build_model(CONFIG)
     matches = match_siglip(folder / "siglip", CONFIG, model.state_dict())
     fill(model, matches)
-    published, ours = siglip_model(CONFIG).state_dict(), model.state_dict()
+    published, ours = upstream.siglip_model(CONFIG).state_dict(), model.state_dict()
     names = {"text_model": "siglip_text", "vision_model": "siglip_vision"}
     for theirs, tensor in published.items():
         tower, _, rest = theirs.partition(".")
@@ -227,24 +218,11 @@ def test_a_file_that_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Pat
         ("text_config", "vocab_size", 64),
     ],
 )
-def test_a_siglip_of_another_configuration_is_refused_by_name(
-    folder: Path, tmp_path: Path, part: str, field: str, value: Any
-) -> None:
+def test_a_siglip_of_another_configuration_is_refused(tmp_path: Path, part: str, field: str, value: Any) -> None:
     """Some of these no tensor shows."""
-    target = Path(shutil.copytree(folder / "siglip", tmp_path / "siglip"))
+    target = upstream.write_siglip_folder(tmp_path / "siglip", CONFIG)
     config = json.loads((target / "config.json").read_text())
     config[part][field] = value
     (target / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInputError, match=f"{part}.{field} is {value!r}"):
         siglip_matches(target)
-
-
-def test_files_are_checked_before_any_model_is_built(folder: Path) -> None:
-    sam, siglip = folder / "sam.pth", folder / "siglip"
-    assert len(check_public_files(CONFIG, sam, siglip)) == 1
-    with pytest.raises(BadInputError, match="is not a folder"):
-        check_public_files(CONFIG, sam, siglip / "model.safetensors")
-    with pytest.raises(BadInputError, match="not a SAM checkpoint"):
-        check_public_files(CONFIG, siglip, siglip)
-    with pytest.raises(BadInputError, match="does not exist"):
-        pin_public_files(folder / "none.pth", siglip)

@@ -26,7 +26,16 @@ from rsrefseg.engines.errors import RSRefSegError
 from rsrefseg.model.tokenizer import write_word_tokenizer
 from tests.support import made_data
 from tests.support.commands import run_here
-from tests.support.made_data import HEIGHT, WIDTH, change_instances, change_refs, image_path, refusal, write_scenes
+from tests.support.made_data import (
+    HEIGHT,
+    WIDTH,
+    change_instances,
+    change_refs,
+    image_path,
+    refusal,
+    respell,
+    write_scenes,
+)
 from tests.support.made_formats import WRITERS, write_refsegrs
 
 Capsys = pytest.CaptureFixture[str]
@@ -65,10 +74,6 @@ def mask(number: int, **fields: Any) -> Spoil:
     return lambda root: change_instances(root, lambda c: c["annotations"][number]["segmentation"][0].update(fields))
 
 
-def phrase(number: int, text: str) -> Spoil:
-    return lambda root: change_refs(root, lambda refs: refs[number]["sentences"][0].update(sent=text))
-
-
 def ref(number: int, **fields: Any) -> Spoil:
     return lambda root: change_refs(root, lambda refs: refs[number].update(fields))
 
@@ -88,10 +93,10 @@ SPOILED: list[tuple[Spoil, Problem, int, str]] = [
     (copy_image(4, 1), Problem.SHARED_BETWEEN_SPLITS, 1, "'00001.jpg' = '00004.jpg' in train and test"),
     (ref(1, split="test"), Problem.SHARED_BETWEEN_SPLITS, 1, "'00001.jpg' in train and test"),
     (copy_image(1, 2), Problem.REPEATED_IMAGE, 1, "'00001.jpg' = '00002.jpg'"),
-    (phrase(0, "  "), Problem.UNUSABLE_PHRASE, 1, "sample '1'"),
-    (phrase(1, "x" * 1001), Problem.UNUSABLE_PHRASE, 1, "sample '2'"),
-    (phrase(2, "word " * 80), Problem.LONG_PHRASE, 1, "sample '3' (81)"),
-    (phrase(5, "the ship 2"), Problem.REPEATED_SAMPLE, 1, "sample '6'"),
+    (respell(0, "  "), Problem.UNUSABLE_PHRASE, 1, "sample '1'"),
+    (respell(1, "x" * 1001), Problem.UNUSABLE_PHRASE, 1, "sample '2'"),
+    (respell(2, "word " * 80), Problem.LONG_PHRASE, 1, "sample '3' (81)"),
+    (respell(5, "the ship 2"), Problem.REPEATED_SAMPLE, 1, "sample '6'"),
     (ref(7, ref_id=7), Problem.REPEATED_ID, 1, "sample '7'"),
 ]
 
@@ -139,7 +144,7 @@ def test_splits_that_train_and_eval_need_are_missed_unless_others_are_named(root
 def test_tokens_are_counted_by_the_tokenizer_that_reads_them(root: Path, tmp_path: Path, capsys: Capsys) -> None:
     write_word_tokenizer(tmp_path / "siglip" / "tokenizer.json", ["the ship a bridge", "word"], 32)
     for number in range(8):
-        phrase(number, {2: "word " * 70, 3: "zzz"}.get(number, "the ship"))(root)
+        respell(number, {2: "word " * 70, 3: "zzz"}.get(number, "the ship"))(root)
     for place in (tmp_path / "siglip", tmp_path / "siglip" / "tokenizer.json"):
         ran = run_here(capsys, "data", "check", root, "--tokenizer", place, "--json")
         document = json.loads(ran.out)

@@ -23,7 +23,7 @@ from rsrefseg.train.data import read_samples
 from rsrefseg.train.settings import DataSettings
 from rsrefseg.train.trainer import Watcher
 from tests.support.commands import assert_refused, run_here
-from tests.support.made_data import change_instances, change_refs, image_path
+from tests.support.made_data import change_instances, change_refs, image_path, respell
 from tests.support.runs import StoppedError, assert_same_run, contents, interrupt_at, refused
 from tests.support.small import small_config, train_small, write_boxes
 
@@ -57,18 +57,13 @@ def test_weights_without_a_record_are_not_taken_for_this_runs(interrupted: Run, 
             train_small(boxes, interrupted.path, base, resume=resume)
 
 
-def respell(phrase: str) -> Spoil:
-    """Change the first phrase."""
-    return lambda data: change_refs(data, lambda refs: refs[0]["sentences"][0].update(sent=phrase))
-
-
 def other_mask(content: dict[str, Any]) -> None:
     first, second = content["annotations"][:2]
     first["segmentation"] = second["segmentation"]
 
 
 CHANGED: dict[str, Spoil] = {
-    "phrase": respell("the other box"),
+    "phrase": respell(0, "the other box"),
     "mask": lambda data: change_instances(data, other_mask),
     "one sample less": lambda data: change_refs(data, lambda refs: refs.pop(3)),
     "border of splits": lambda data: change_refs(data, lambda refs: [ref.update(split="val") for ref in refs[18:20]]),
@@ -124,7 +119,7 @@ def shrink(data: Path) -> None:
         (shrink, ("00002.jpg", "48x56", "24x28", "--resize-masks")),
         (lambda data: image_path(data, 2).write_bytes(b"no picture"), ("00002.jpg",)),
         (lambda data: image_path(data, 2).unlink(), ("00002.jpg", "missing")),
-        (respell("zzz 123 qqq"), ("sample", "no known word")),
+        (respell(0, "zzz 123 qqq"), ("sample", "no known word")),
     ],
     ids=["size", "no image", "missing image", "phrase"],
 )
@@ -170,7 +165,7 @@ def test_an_image_that_breaks_off_is_one_line(data: Path, base: BaseWeights, tmp
 
 
 def test_phrases_not_read_in_full_are_reported(data: Path, base: BaseWeights, tmp_path: Path) -> None:
-    respell("the purple box " + "red " * 20)(data)
+    respell(0, "the purple box " + "red " * 20)(data)
     notes: list[str] = []
     watcher = Watcher(on_step=interrupt_at(1).on_step, on_note=notes.append)
     with pytest.raises(StoppedError):
@@ -185,9 +180,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(boxes: Path, base: B
 
 
 @pytest.mark.parametrize("options", [{"text_padding": "longest"}, {"dense_prompt": False}])
-def test_a_base_serves_another_padding_and_other_prompts(
-    boxes: Path, base: BaseWeights, tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_a_base_serves_other_options(boxes: Path, base: BaseWeights, tmp_path: Path, options: dict[str, Any]) -> None:
     asked = small_config(**options)
     model = base.build(asked, seed=0)
     assert model.config == asked
