@@ -29,13 +29,11 @@ class Bomb:
         return os.mkdir, (self.folder,)
 
 
-def referral(
-    phrase: str = "the ship", category: str = "ship", box: tuple[int, int, int, int] = (3, 5, 20, 30)
-) -> Referral:
+def referral(phrase: str = "the ship") -> Referral:
+    """A ship of 17x25 pixels."""
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
-    x1, y1, x2, y2 = box
-    mask[y1:y2, x1:x2] = True
-    return Referral(phrase, category, mask)
+    mask[5:30, 3:20] = True
+    return Referral(phrase, "ship", mask)
 
 
 def write_scenes(root: Path) -> list[Referral]:
@@ -72,6 +70,11 @@ def change_refs(root: Path, change: Callable[[list[dict[str, Any]]], object]) ->
     content = pickle.loads(refs_path(root).read_bytes())
     change(content)
     refs_path(root).write_bytes(pickle.dumps(content))
+
+
+def respell(number: int, text: str) -> Callable[[Path], None]:
+    """Change the phrase of a ref."""
+    return lambda root: change_refs(root, lambda refs: refs[number]["sentences"][0].update(sent=text))
 
 
 def refusal(action: Callable[[], object]) -> str:

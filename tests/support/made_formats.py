@@ -1,12 +1,15 @@
-"""Tiny data sets in the layouts that bring masks as files or polygons: three images of 24x32, their masks known."""
+"""Tiny data sets in every layout; those with masks as files or polygons hold three images of 24x32."""
 
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tests.support.made_data import write_scenes
 
 HEIGHT, WIDTH = 24, 32
 # Split, name, expression; the first image has two expressions and one mask.
@@ -43,13 +46,8 @@ def write_lists(root: Path, images: str, masks: str, suffix: str, named: str = "
     return root
 
 
-def write_refsegrs(root: Path) -> Path:
-    return write_lists(root, "images", "masks", ".tif")
-
-
-def write_risbench(root: Path) -> Path:
-    return write_lists(root, "img_rgb", "mask", ".png", named=".png")
-
+write_refsegrs = partial(write_lists, images="images", masks="masks", suffix=".tif")
+write_risbench = partial(write_lists, images="img_rgb", masks="mask", suffix=".png", named=".png")
 
 SQUARE = [2, 3, 12, 3, 12, 9, 2, 9]
 TRIANGLE = [20, 4, 30, 4, 30, 14]
@@ -109,3 +107,6 @@ def write_nwpu(
     (root / f"{prefix}instances.json").write_text(json.dumps(instances or nwpu_instances()), encoding="utf-8")
     (root / f"{prefix}refs(unc).p").write_bytes(pickle.dumps(refs or nwpu_refs(), protocol=2))
     return root
+
+
+WRITERS = {"RRSIS-D": write_scenes, "RefSegRS": write_refsegrs, "RISBench": write_risbench, "NWPU-Refer": write_nwpu}

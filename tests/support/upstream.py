@@ -1,11 +1,14 @@
 """Weights as users bring them, made small: SAM in both layouts, SigLIP, and the public RSRefSeg put together anew."""
 
 import json
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -17,6 +20,7 @@ from rsrefseg.model.config import ModelConfig
 from tests.support.small import small_config
 from tests.support.words import write_word_tokenizer
 
+State = dict[str, Tensor]
 PHRASES = ("the red box", "the white box on the left", "the blue box")
 
 
@@ -37,7 +41,7 @@ def randomize(module: nn.Module, seed: int = 0) -> Any:
         if isinstance(part, nn.BatchNorm2d):
             part.running_var.abs_().add_(0.5)
             part.num_batches_tracked.fill_(7)
-        elif type(part).__name__.startswith("LayerNorm") or isinstance(part, nn.LayerNorm):
+        elif "LayerNorm" in type(part).__name__:
             part.weight.data.add_(1.0)
     return module.eval()
 
@@ -70,39 +74,30 @@ def segment_anything_sam(config: ModelConfig, seed: int = 1) -> Sam:
     return randomize(model, seed)
 
 
-def port_config(config: ModelConfig) -> SamConfig:
-    """The Hugging Face configuration of the same SAM."""
-    sam = config.sam
-    return SamConfig(
-        vision_config={
-            "hidden_size": sam.embed_dim,
-            "output_channels": sam.prompt_channels,
-            "num_hidden_layers": sam.depth,
-            "num_attention_heads": sam.num_heads,
-            "image_size": sam.image_size,
-            "patch_size": sam.patch_size,
-            "window_size": sam.window_size,
-            "global_attn_indexes": list(sam.global_attn_indexes),
-            "num_pos_feats": sam.prompt_channels // 2,
-            "mlp_dim": 4 * sam.embed_dim,
-        },
-        prompt_encoder_config={
-            "hidden_size": sam.prompt_channels,
-            "image_size": sam.image_size,
-            "patch_size": sam.patch_size,
-        },
-        mask_decoder_config={
-            "hidden_size": sam.prompt_channels,
-            "mlp_dim": sam.decoder_mlp_dim,
-            "num_attention_heads": sam.decoder_num_heads,
-            "iou_head_hidden_dim": sam.prompt_channels,
-        },
-    )
-
-
 def port_sam(config: ModelConfig, seed: int = 1) -> SamModel:
     """The Hugging Face SAM of a configuration's sizes, its shared encoding shared."""
-    model = randomize(SamModel(port_config(config)), seed)
+    sam = config.sam
+    vision = {
+        "hidden_size": sam.embed_dim,
+        "output_channels": sam.prompt_channels,
+        "num_hidden_layers": sam.depth,
+        "num_attention_heads": sam.num_heads,
+        "image_size": sam.image_size,
+        "patch_size": sam.patch_size,
+        "window_size": sam.window_size,
+        "global_attn_indexes": list(sam.global_attn_indexes),
+        "num_pos_feats": sam.prompt_channels // 2,
+        "mlp_dim": 4 * sam.embed_dim,
+    }
+    prompts = {"hidden_size": sam.prompt_channels, "image_size": sam.image_size, "patch_size": sam.patch_size}
+    decoder = {
+        "hidden_size": sam.prompt_channels,
+        "mlp_dim": sam.decoder_mlp_dim,
+        "num_attention_heads": sam.decoder_num_heads,
+        "iou_head_hidden_dim": sam.prompt_channels,
+    }
+    parts = {"vision_config": vision, "prompt_encoder_config": prompts, "mask_decoder_config": decoder}
+    model = randomize(SamModel(SamConfig(**parts)), seed)
     encoding = model.shared_image_embedding.positional_embedding
     model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(encoding)
     return model
@@ -111,18 +106,9 @@ def port_sam(config: ModelConfig, seed: int = 1) -> SamModel:
 def siglip_config(config: ModelConfig) -> SiglipConfig:
     """The Hugging Face configuration of the same SigLIP."""
     siglip = config.siglip
-    towers = {
-        name: {
-            "hidden_size": tower.hidden_size,
-            "intermediate_size": tower.intermediate_size,
-            "num_hidden_layers": tower.num_hidden_layers,
-            "num_attention_heads": tower.num_attention_heads,
-        }
-        for name, tower in (("vision", siglip.vision), ("text", siglip.text))
-    }
-    vision = {"image_size": siglip.image_size, "patch_size": siglip.patch_size}
-    text = {"vocab_size": siglip.vocab_size, "max_position_embeddings": siglip.text_length}
-    return SiglipConfig(vision_config=towers["vision"] | vision, text_config=towers["text"] | text)
+    vision = asdict(siglip.vision) | {"image_size": siglip.image_size, "patch_size": siglip.patch_size}
+    text = asdict(siglip.text) | {"vocab_size": siglip.vocab_size, "max_position_embeddings": siglip.text_length}
+    return SiglipConfig(vision_config=vision, text_config=text)
 
 
 def siglip_model(config: ModelConfig, seed: int = 2) -> SiglipModel:
@@ -142,27 +128,10 @@ def write_siglip_folder(folder: Path, config: ModelConfig, seed: int = 2) -> Pat
     return folder
 
 
-class Held(nn.Module):
-    """Something held under the name ``model``, and what stands beside it."""
-
-    def __init__(self, model: nn.Module, **beside: Any) -> None:
-        super().__init__()
-        self.model = model
-        for name, part in beside.items():
-            setattr(self, name, part)
-
-
-class ConvUnit(nn.Module):
-    """Convolution, and where asked for batch norm and GELU, under the public names."""
-
-    def __init__(self, channels: tuple[int, int], kernel: int, stride: int = 1, plain: bool = False) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(*channels, kernel, stride, kernel // 2, bias=plain)
-        self.bn = None if plain else nn.BatchNorm2d(channels[1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        return x if self.bn is None else F.gelu(self.bn(x))
+def conv_unit(channels: tuple[int, int], kernel: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch norm and GELU under the public names."""
+    conv = nn.Conv2d(*channels, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(channels[1]), act=nn.GELU()))
 
 
 class PublicRSRefSeg(nn.Module):
@@ -177,37 +146,30 @@ class PublicRSRefSeg(nn.Module):
         self.config = config
         sam = port_sam(config, seed)
         siglip = siglip_config(config)
-        text = Held(SiglipTextModel(siglip.text_config))
+        text = nn.ModuleDict({"model": SiglipTextModel(siglip.text_config)})
         text.logit_scale, text.logit_bias = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
         channels, width = config.sam.prompt_channels, config.siglip.vision.hidden_size
-        self.backbone = self._adapted(
-            Held(sam.vision_encoder, shared_image_embedding=sam.shared_image_embedding),
-            ["qkv", "proj", "lin1", "lin2", "neck.conv1", "neck.conv2"],
-            rank,
-            alpha,
-        )
+        lora = partial(LoraConfig, r=rank, lora_alpha=alpha, lora_dropout=0.1)
+        backbone = {"model": sam.vision_encoder, "shared_image_embedding": sam.shared_image_embedding}
+        layers = ["qkv", "proj", "lin1", "lin2", "neck.conv1", "neck.conv2"]
+        self.backbone = get_peft_model(nn.ModuleDict(backbone), lora(target_modules=layers))
         attention = ["q_proj", "k_proj", "v_proj", "out_proj"]
-        vision = Held(SiglipVisionModel(siglip.vision_config))
-        self.clip_vision_encoder = self._adapted(vision, attention, rank, alpha)
-        self.clip_text_encoder = self._adapted(text, [*attention, "model.head"], rank, alpha)
-        self.sam_prompt_encoder = Held(sam.prompt_encoder)
-        self.sam_mask_decoder = Held(sam.mask_decoder)
-        self.prompter_down_channel = ConvUnit((3 * width, channels), 1)
+        vision = nn.ModuleDict({"model": SiglipVisionModel(siglip.vision_config)})
+        self.clip_vision_encoder = get_peft_model(vision, lora(target_modules=attention))
+        self.clip_text_encoder = get_peft_model(text, lora(target_modules=[*attention, "model.head"]))
+        self.sam_prompt_encoder = nn.ModuleDict({"model": sam.prompt_encoder})
+        self.sam_mask_decoder = nn.ModuleDict({"model": sam.mask_decoder})
+        self.prompter_down_channel = conv_unit((3 * width, channels), 1)
         self.prompter_down_spatial = nn.Sequential(
-            ConvUnit((channels, channels), 3, 2),
-            ConvUnit((channels, channels), 3, 2),
-            ConvUnit((channels, channels), 1, plain=True),
+            conv_unit((channels, channels), 3, 2),
+            conv_unit((channels, channels), 3, 2),
+            nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, channels, 1))),
         )
         randomize(self, seed)
         encoding = sam.shared_image_embedding.positional_embedding
         self.sam_prompt_encoder.model.shared_embedding.positional_embedding.data.copy_(encoding)
         text.logit_scale.data.fill_(1.5)
         text.logit_bias.data.fill_(-1.0)
-
-    @staticmethod
-    def _adapted(module: nn.Module, targets: list[str], rank: int, alpha: int) -> nn.Module:
-        adapters = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.1, target_modules=targets)
-        return get_peft_model(module, adapters)
 
     def merged(self) -> "PublicRSRefSeg":
         """The adapters folded by peft, its wrappers gone."""
@@ -252,6 +214,16 @@ class PublicRSRefSeg(nn.Module):
             multimask_output=False,
         )[0]
         return masks.reshape(mask_size)
+
+
+def without(*parts: str) -> Callable[[State], State]:
+    """A state without the tensors whose names hold one of ``parts``."""
+    return lambda state: {name: tensor for name, tensor in state.items() if not any(part in name for part in parts)}
+
+
+def with_one(name: str, tensor: Tensor) -> Callable[[State], State]:
+    """A state with a tensor added or replaced."""
+    return lambda state: state | {name: tensor}
 
 
 def _inner(module: nn.Module) -> Any:

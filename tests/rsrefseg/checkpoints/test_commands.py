@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -90,9 +92,7 @@ def test_a_run_on_public_files_records_them_and_merges(files: Path, boxes: Path,
         (("--sam", "sam.pth", "--siglip", "sam.pth"), "'sam.pth' is not a folder"),
     ],
 )
-def test_a_base_that_cannot_be_used_is_refused_at_once(
-    files: Path, boxes: Path, capsys: Capture, options: tuple[str, ...], fact: str
-) -> None:
+def test_an_unusable_base_is_refused(files: Path, boxes: Path, capsys: Capture, options: Any, fact: str) -> None:
     assert_refused(run_here(capsys, "train", "--data", boxes, "--out", "run", *options, *TRAIN), fact)
     assert not Path("run/run.json").exists()
 
@@ -132,13 +132,10 @@ def test_a_converted_model_is_a_base(converted: Path, boxes: Path, tmp_path: Pat
     assert run_here(capsys, *given).code == 0
 
 
-def test_a_bundle_of_random_weights_says_so_at_every_use(
-    converted: Path, boxes: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_bundle_of_random_weights_says_so(converted: Path, files: Path, boxes: Path, capsys: Capture) -> None:
     # The graphs are the converted model's; only the stamp matters here.
-    monkeypatch.setattr("rsrefseg.export.export.export_graph", Shortcut(converted / "bundle"))
-    ran = run_here(capsys, "export", "--random-weights", "b")
+    with patch("rsrefseg.export.export.export_graph", Shortcut(converted / "bundle")):
+        ran = run_here(capsys, "export", "--random-weights", "b")
     assert ran.code == 0, ran.err
     assert is_random(Path("runs/001/merged.safetensors"))
     assert Bundle.open(Path("bundle")).manifest.provenance.random_weights
@@ -146,8 +143,7 @@ def test_a_bundle_of_random_weights_says_so_at_every_use(
     phrase = made_scenes()[0].referrals[0].phrase
     assert RANDOM_WEIGHTS_NOTE in run_here(capsys, "infer", image, phrase).out
     assert run_here(capsys, "infer", image, phrase, "--json").result["notes"] == [RANDOM_WEIGHTS_NOTE]
-    checked = run_here(capsys, "parity")
-    assert RANDOM_WEIGHTS_NOTE in checked.out
+    assert RANDOM_WEIGHTS_NOTE in run_here(capsys, "parity").out
     measured = run_here(capsys, "bench", "--rounds", "3", "--backends", "onnxruntime")
     assert measured.code == 1, "the converted model differs from the random one"
     assert RANDOM_WEIGHTS_NOTE in measured.out

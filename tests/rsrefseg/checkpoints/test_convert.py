@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from rsrefseg.runs.convert import ConvertReport, ConvertRequest, convert_checkpo
 from rsrefseg.runs.imported_run import made_scenes, make_random_run
 from rsrefseg.runs.reference_inputs import load_reference_inputs
 from rsrefseg.runs.run import Run
-from tests.support.upstream import PHRASES, PublicRSRefSeg, brought_config
+from tests.support.upstream import PHRASES, PublicRSRefSeg, State, brought_config, with_one, without
 from tests.support.words import write_word_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,12 +31,17 @@ CONFIG = brought_config()
 TOLERANCE = 1e-5  # of the largest logit: float32 sums in another order, folded adapters among them
 ADAPTERS = 19  # 2 towers x 4 projections + the text head + 2 SAM blocks x 4 linears + 2 neck convolutions
 
-State = dict[str, torch.Tensor]
-
 
 @pytest.fixture(scope="module")
 def public() -> PublicRSRefSeg:
     return PublicRSRefSeg(CONFIG)
+
+
+@pytest.fixture
+def file(public: PublicRSRefSeg, tmp_path: Path) -> Path:
+    """A public checkpoint of one's own."""
+    torch.save(public.state_dict(), tmp_path / "public.pth")
+    return tmp_path / "public.pth"
 
 
 @pytest.fixture
@@ -91,11 +97,9 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_public_checkpoint_answers_alike_after_conversion(
-    public: PublicRSRefSeg, tokenizer: Path, tmp_path: Path, layout: str
-) -> None:
-    torch.save(LAYOUTS[layout](public.state_dict()), tmp_path / "public.pth")
-    report = convert(tmp_path / "public.pth", tokenizer)
+def test_a_converted_checkpoint_answers_alike(public: PublicRSRefSeg, file: Path, tokenizer: Path, layout: str) -> None:
+    torch.save(LAYOUTS[layout](public.state_dict()), file)
+    report = convert(file, tokenizer)
     assert report.adapters == ADAPTERS
     assert (ENCODING in report.dropped) == (layout == "a second encoding that nobody reads")
     assert_alike(public, Run(Path(report.run)))
@@ -139,25 +143,20 @@ def test_adapters_of_another_alpha_are_scaled(tokenizer: Path, tmp_path: Path) -
         assert_alike(public, wrong)
 
 
-def test_half_precision_checkpoints_are_widened(public: PublicRSRefSeg, tokenizer: Path, tmp_path: Path) -> None:
-    state = {
-        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in public.state_dict().items()
-    }
-    torch.save(state, tmp_path / "public.pth")
-    run = Run(Path(convert(tmp_path / "public.pth", tokenizer).run))
+def test_half_precision_checkpoints_are_widened(file: Path, tokenizer: Path) -> None:
+    torch.save(PublicRSRefSeg(CONFIG).half().state_dict(), file)
+    run = Run(Path(convert(file, tokenizer).run))
     assert {tensor.dtype for tensor in load_tensors(run.merged_path).tensors.values()} == {torch.float32, torch.int64}
 
 
-def test_the_run_is_whole(public: PublicRSRefSeg, tokenizer: Path, tmp_path: Path) -> None:
-    torch.save(public.state_dict(), tmp_path / "public.pth")
-    report = convert(tmp_path / "public.pth", tokenizer)
+def test_the_run_is_whole(file: Path, tokenizer: Path) -> None:
+    report = convert(file, tokenizer)
     run = Run(Path(report.run))
     record = run.read_record()
     config = ModelConfig.from_dict(record["model"])
     assert config.text_padding == "longest"
     assert config.sam.decoder_norm_epsilon == 1e-6, "that of the Hugging Face port"
-    assert record["base"]["kind"] == "converted"
-    assert record["base"]["path"] == str(tmp_path / "public.pth")
+    assert (record["base"]["kind"], record["base"]["path"]) == ("converted", str(file))
     assert run.tokenizer_path.read_bytes() == tokenizer.read_bytes()
     inputs = load_reference_inputs(run.reference_inputs_path)
     assert all(entry.image.shape == (3, 64, 64) and entry.phrases for entry in inputs)
@@ -170,26 +169,18 @@ def test_the_run_is_whole(public: PublicRSRefSeg, tokenizer: Path, tmp_path: Pat
         BaseWeights.from_dict(record["base"]).build(config, 0)
 
 
-def test_reference_inputs_can_come_from_a_data_set(
-    public: PublicRSRefSeg, tokenizer: Path, tmp_path: Path, boxes: Path
-) -> None:
-    torch.save(public.state_dict(), tmp_path / "public.pth")
-    run = Run(Path(convert(tmp_path / "public.pth", tokenizer, data=boxes).run))
+def test_reference_inputs_can_come_from_a_data_set(file: Path, tokenizer: Path, boxes: Path) -> None:
+    run = Run(Path(convert(file, tokenizer, data=boxes).run))
     phrases = {phrase for entry in load_reference_inputs(run.reference_inputs_path) for phrase in entry.phrases}
     assert phrases
     assert all(phrase.endswith("box") for phrase in phrases)
 
 
-def without(*ends: str) -> Callable[[State], State]:
-    return lambda state: {name: tensor for name, tensor in state.items() if not name.endswith(ends)}
-
-
-def with_one(name: str, tensor: torch.Tensor) -> Callable[[State], State]:
-    return lambda state: state | {name: tensor}
-
-
 FAULTS: dict[str, tuple[Callable[[State], State], str]] = {
-    "missing": (without("logit_scale"), r"misses tensor 'clip_text_encoder\.logit_scale'"),
+    "missing": (
+        without("text_encoder.base_model.model.logit_scale"),
+        r"misses tensor 'clip_text_encoder\.logit_scale'",
+    ),
     "surplus": (with_one("prompter_extra.weight", torch.ones(3)), r"unknown tensor 'prompter_extra\.weight'"),
     "misshapen": (with_one(f"{TEXT}logit_scale", torch.ones(2)), r"logit_scale' has shape \(2,\)"),
     "integers": (with_one(f"{TEXT}logit_scale", torch.ones(1, dtype=torch.int8)), "logit_scale' is int8"),
@@ -204,21 +195,15 @@ FAULTS: dict[str, tuple[Callable[[State], State], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
-    public: PublicRSRefSeg, tokenizer: Path, tmp_path: Path, fault: str
-) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused(file: Path, tokenizer: Path, fault: str) -> None:
     change, message = FAULTS[fault]
-    torch.save(change(dict(public.state_dict())), tmp_path / "public.pth")
+    torch.save(change(torch.load(file)), file)
     with pytest.raises(BadInputError, match=message):
-        convert(tmp_path / "public.pth", tokenizer)
-    assert not (tmp_path / "run").exists()
+        convert(file, tokenizer)
+    assert not file.with_name("run").exists()
 
 
-def test_what_cannot_be_used_is_refused_before_the_work(
-    public: PublicRSRefSeg, tokenizer: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "public.pth"
-    torch.save(public.state_dict(), file)
+def test_what_cannot_be_used_is_refused_before_the_work(file: Path, tokenizer: Path, tmp_path: Path) -> None:
     for message, options in (
         ("--tokenizer", {"tokenizer": None}),
         ("no tokenizer in", {"tokenizer": tmp_path}),
@@ -253,11 +238,8 @@ def test_random_weights_are_stamped_and_so_is_what_is_trained_on_them(tmp_path: 
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_run_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any, **header: Any) -> None:
-        raise RSRefSegError("the disk is full")
-
-    monkeypatch.setattr(imported_run, "save_model", refuse)
-    with pytest.raises(RSRefSegError):
+def test_a_run_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    full = patch.object(imported_run, "save_model", side_effect=RSRefSegError("the disk is full"))
+    with full, pytest.raises(RSRefSegError):
         make_random_run(tmp_path / "run", CONFIG)
     assert list(tmp_path.iterdir()) == []

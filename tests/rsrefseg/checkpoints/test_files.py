@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rsrefseg.checkpoints.key_matching import Matches, fill
-from rsrefseg.checkpoints.public_files import check_public_files, pin_public_files, weights_digest
+from rsrefseg.checkpoints.public_files import pin_public_files, weights_digest
 from rsrefseg.checkpoints.sam_file import match_sam
 from rsrefseg.checkpoints.siglip_folder import match_siglip
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.model.model import RSRefSeg, build_model
-from tests.support.upstream import brought_config, port_sam, segment_anything_sam, siglip_model, write_siglip_folder
+from tests.support import upstream
+from tests.support.upstream import State, port_sam, segment_anything_sam, with_one, without
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIG = brought_config()
-Change = Callable[[dict[str, torch.Tensor]], Any]
+CONFIG = upstream.brought_config()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(segment_anything_sam(CONFIG).state_dict(), root / "sam.pth")
     save_file(segment_anything_sam(CONFIG).state_dict(), root / "sam.safetensors")
     port_sam(CONFIG).save_pretrained(root / "port")
-    write_siglip_folder(root / "siglip", CONFIG)
+    upstream.write_siglip_folder(root / "siglip", CONFIG)
     return root
 
 
@@ -88,9 +88,8 @@ def test_the_hugging_face_port_gives_the_same_sam(folder: Path, name: str) -> No
             prompt_tokens = sparse
     encoding = port.get_image_wide_positional_embeddings()
     assert torch.allclose(model.sam_decoder.position_encoding, encoding, atol=1e-5)
-    masks, quality = model.sam_decoder.mask_decoder.predict_masks(
-        embedding, model.sam_decoder.position_encoding, prompt_tokens, dense
-    )
+    decoder, position = model.sam_decoder.mask_decoder, model.sam_decoder.position_encoding
+    masks, quality = decoder.predict_masks(embedding, position, prompt_tokens, dense)
     arguments = {"sparse_prompt_embeddings": prompt_tokens[None], "dense_prompt_embeddings": dense}
     # The port's decoder norms have another epsilon, which moves logits by some 5e-5 of their maximum.
     for multimask, kept in ((True, slice(1, None)), (False, slice(0, 1))):
@@ -117,7 +116,7 @@ def test_siglip_is_taken_tensor_for_tensor_and_names_what_it_leaves_out(folder: 
     model = build_model(CONFIG)
     matches = match_siglip(folder / "siglip", CONFIG, model.state_dict())
     fill(model, matches)
-    published, ours = siglip_model(CONFIG).state_dict(), model.state_dict()
+    published, ours = upstream.siglip_model(CONFIG).state_dict(), model.state_dict()
     names = {"text_model": "siglip_text", "vision_model": "siglip_vision"}
     for theirs, tensor in published.items():
         tower, _, rest = theirs.partition(".")
@@ -154,7 +153,7 @@ def test_other_floats_are_taken_into_float32(folder: Path, tmp_path: Path, dtype
     assert torch.equal(found, state["image_encoder.pos_embed"].float())
 
 
-def save_shards(state: dict[str, torch.Tensor], folder: Path, index: str, save: Callable[..., None]) -> None:
+def save_shards(state: State, folder: Path, index: str, save: Callable[..., None]) -> None:
     shards = {f"{letter}{Path(index).suffix}": sorted(state)[number::2] for number, letter in enumerate("ab")}
     for shard, names in shards.items():
         save({name: state[name] for name in names}, folder / shard)
@@ -162,7 +161,7 @@ def save_shards(state: dict[str, torch.Tensor], folder: Path, index: str, save: 
     (folder / f"{index}.index.json").write_text(json.dumps({"weight_map": home}))
 
 
-STORED: dict[str, Callable[[dict[str, torch.Tensor], Path], None]] = {
+STORED: dict[str, Callable[[State, Path], None]] = {
     "pickled": lambda state, folder: torch.save(state, folder / "pytorch_model.bin"),
     "sharded": lambda state, folder: save_shards(state, folder, "model.safetensors", save_file),
     "sharded and pickled": lambda state, folder: save_shards(state, folder, "pytorch_model.bin", torch.save),
@@ -187,16 +186,8 @@ def test_sharded_and_pickled_folders_are_the_same(folder: Path, tmp_path: Path, 
             siglip_matches(tmp_path)
 
 
-def without(part: str) -> Change:
-    return lambda state: [state.pop(name) for name in list(state) if part in name]
-
-
-def with_one(name: str, tensor: torch.Tensor) -> Change:
-    return lambda state: state.update({name: tensor})
-
-
 POSITIONS, TOKEN = "image_encoder.pos_embed", "mask_decoder.iou_token.weight"
-CHANGES: dict[str, tuple[Change, str]] = {
+CHANGES: dict[str, tuple[Callable[[State], State], str]] = {
     "missing": (without("image_encoder.neck.2.weight"), r"misses tensor 'image_encoder\.neck\.2"),
     "surplus": (with_one("image_encoder.extra", torch.ones(1)), r"unknown tensor 'image_encoder\.extra'"),
     "misshapen": (with_one(POSITIONS, torch.zeros(1, 4, 4, 25)), r"pos_embed' has shape \(1, 4, 4, 25\)"),
@@ -210,10 +201,9 @@ CHANGES: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Path, change: str) -> None:
-    state = dict(segment_anything_sam(CONFIG).state_dict())
-    CHANGES[change][0](state)
-    torch.save(state, tmp_path / "sam.pth")
-    with pytest.raises(BadInputError, match=CHANGES[change][1]):
+    spoil, message = CHANGES[change]
+    torch.save(spoil(dict(segment_anything_sam(CONFIG).state_dict())), tmp_path / "sam.pth")
+    with pytest.raises(BadInputError, match=message):
         sam_model(tmp_path / "sam.pth")
 
 
@@ -228,24 +218,11 @@ def test_a_file_that_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Pat
         ("text_config", "vocab_size", 64),
     ],
 )
-def test_a_siglip_of_another_configuration_is_refused_by_name(
-    folder: Path, tmp_path: Path, part: str, field: str, value: Any
-) -> None:
+def test_a_siglip_of_another_configuration_is_refused(tmp_path: Path, part: str, field: str, value: Any) -> None:
     """Some of these no tensor shows."""
-    target = Path(shutil.copytree(folder / "siglip", tmp_path / "siglip"))
+    target = upstream.write_siglip_folder(tmp_path / "siglip", CONFIG)
     config = json.loads((target / "config.json").read_text())
     config[part][field] = value
     (target / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInputError, match=f"{part}.{field} is {value!r}"):
         siglip_matches(target)
-
-
-def test_files_are_checked_before_any_model_is_built(folder: Path) -> None:
-    sam, siglip = folder / "sam.pth", folder / "siglip"
-    assert len(check_public_files(CONFIG, sam, siglip)) == 1
-    with pytest.raises(BadInputError, match="is not a folder"):
-        check_public_files(CONFIG, sam, siglip / "model.safetensors")
-    with pytest.raises(BadInputError, match="not a SAM checkpoint"):
-        check_public_files(CONFIG, siglip, siglip)
-    with pytest.raises(BadInputError, match="does not exist"):
-        pin_public_files(folder / "none.pth", siglip)

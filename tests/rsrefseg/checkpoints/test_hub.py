@@ -1,7 +1,7 @@
 """Weights by their name on the hub: from the local cache, or refused quickly where it lacks them."""
 
-import hashlib
 import json
+import shutil
 import socket
 import time
 from dataclasses import dataclass, field
@@ -26,19 +26,14 @@ CONFIG = brought_config()
 Capture = pytest.CaptureFixture[str]
 
 
-def put_in_cache(cache: Path, name: str, folder: Path) -> Path:
-    """As the hub's own client stores a model: blobs by digest, a snapshot of links to them, a reference to it."""
-    root = cache / f"models--{name.replace('/', '--')}"
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = root / "snapshots" / commit
-    for made in (root / "blobs", root / "refs", snapshot):
-        made.mkdir(parents=True)
+def put_in_cache(cache: Path, name: str, folder: Path) -> None:
+    """As the hub's own client stores a model: blobs, a snapshot of links to them, a reference to the snapshot."""
+    root, commit = cache / f"models--{name.replace('/', '--')}", "0123456789abcdef0123456789abcdef01234567"
+    for made in ("refs", f"snapshots/{commit}"):
+        (root / made).mkdir(parents=True)
     (root / "refs" / "main").write_text(commit)
-    for file in folder.iterdir():
-        blob = root / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-        blob.write_bytes(file.read_bytes())
-        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", blob.name))
-    return snapshot
+    for blob in Path(shutil.copytree(folder, root / "blobs")).iterdir():
+        (root / "snapshots" / commit / blob.name).symlink_to(Path("..", "..", "blobs", blob.name))
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +48,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def nowhere() -> str:
-    """An address that refuses every connection."""
+def place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a user stands: that cache, a hub that refuses every connection, every preset the small model."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-@pytest.fixture
-def place(home: Path, nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a user stands: that cache, no network, every preset the small model."""
+        port = listener.getsockname()[1]
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setattr("rsrefseg.train.settings.model_config", lambda preset: CONFIG)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_a_run_takes_both_models_by_name_and_remembers_where_they_lie(
-    place: Path, home: Path, boxes: Path, capsys: Capture
-) -> None:
+def test_a_run_takes_both_models_by_name_and_records_it(place: Path, home: Path, boxes: Path, capsys: Capture) -> None:
     given = ("--sam", SAM, "--siglip", SIGLIP, "--out", "run", "--epochs", "1", "--rank", "2", "--precision", "fp32")
     ran = run_here(capsys, "train", "--data", boxes, *given)
     assert ran.code == 0, ran.err
@@ -90,39 +78,18 @@ def test_what_is_not_cached_is_refused_quickly_with_a_hint(place: Path, boxes: P
     assert not Path("run/run.json").exists()
 
 
-def test_offline_by_choice_only_the_cache_is_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with refused("'made/other'", "OfflineMode", "give a path", kind=MissingPartError):
-        folder_of(Path("made/other"), SIGLIP_FILES, print)
-    assert folder_of(Path(SIGLIP), SIGLIP_FILES, print).is_dir()
-
-
-def test_a_cache_that_lacks_a_file_is_no_model(
-    place: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "only_config"
-    folder.mkdir()
-    (folder / "config.json").write_bytes((home / "siglip" / "config.json").read_bytes())
-    put_in_cache(tmp_path / "hub", SIGLIP, folder)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+def test_a_cache_that_lacks_a_file_is_no_model(place: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(home / "siglip", place / "siglip", ignore=shutil.ignore_patterns("model.safetensors"))
+    put_in_cache(place / "hub", SIGLIP, folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
     with refused(SIGLIP, "the cache lacks its model.safetensors", kind=MissingPartError):
         folder_of(Path(SIGLIP), SIGLIP_FILES, print)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "siglip",
-        "a/b/c",
-        "./siglip",
-        "/made/siglip-small",
-        "made/sam.pth",
-        "weights/siglip",
-        "made/..",
-        "made/",
-        "my/own",
-    ],
-)
+PATHS = ("siglip", "a/b/c", "./siglip", f"/{SIGLIP}", "made/sam.pth", "weights/siglip", "made/..", "made/", "my/own")
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_what_is_no_name_or_exists_stays_a_path(place: Path, path: str) -> None:
     Path("weights").mkdir()
     Path("my/own").mkdir(parents=True)
@@ -149,13 +116,9 @@ class HubDouble:
         return str(self.folder)
 
 
-def test_a_download_is_reported_and_takes_only_what_is_needed(
-    place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_takes_only_what_is_needed(place: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     double = HubDouble(home / "siglip")
-    monkeypatch.setattr(
-        huggingface_hub.HfApi, "model_info", lambda api, *given, **options: double.ask(*given, **options)
-    )
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", double.ask)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", double.snapshot_download)
     reported: list[str] = []
     assert folder_of(Path("made/new"), SIGLIP_FILES, reported.append) == home / "siglip"

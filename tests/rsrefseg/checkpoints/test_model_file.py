@@ -33,11 +33,6 @@ def test_a_narrowed_model_file_loads_in_float32(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-6)
 
 
-def test_tensors_can_be_read_by_prefix(tmp_path: Path) -> None:
-    save_tensors(tmp_path / "t.safetensors", {"a.x": torch.ones(2), "b.x": torch.zeros(2)}, {})
-    assert load_tensors(tmp_path / "t.safetensors", prefix="a.").tensors.keys() == {"x"}
-
-
 CONFIG = {"config": small_config().to_dict()}
 
 

@@ -1,6 +1,5 @@
 """SigLIP's spiece.model becomes a tokenizer.json that reads every phrase as the published tokenizer does."""
 
-import io
 import json
 import random
 from collections.abc import Callable
@@ -34,10 +33,8 @@ TEXTS = (
     "象形文字 ship 象",
     "the ship\ton\nthe left",
     "\u2581ship a \u2581 b",
-    "\ufb01eld of x²",
-    "\uff11\uff12 ships\u2014bridge",
-    "unknownword zzzqqq",
-    "e\u0301 cafe\u0301",
+    "\ufb01eld of x² \uff11\uff12 ships\u2014bridge",
+    "unknownword zzzqqq e\u0301 cafe\u0301",
     "\u00a0ship\u00a0on\u3000red\u200bx",
     "the 3rd ship @ left $5",
     "...",
@@ -78,25 +75,13 @@ def test_every_phrase_is_read_as_by_the_published_tokenizer(tmp_path: Path, rule
     choose = random.Random(0)
     words = VOCABULARY.split()
     lines = [" ".join(choose.choices(words, k=choose.randint(3, 9))) for _ in range(400)]
-    content = io.BytesIO()
-    trainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=content,
-        vocab_size=72,
-        model_type="unigram",
-        normalization_rule_name=rule,
-        remove_extra_whitespaces=collapse,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    (tmp_path / "spiece.model").write_bytes(content.getvalue())
+    options = {"normalization_rule_name": rule, "remove_extra_whitespaces": collapse, "minloglevel": 2}
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    with (tmp_path / "spiece.model").open("wb") as stream:
+        trainer.train(sentence_iterator=iter(lines), model_writer=stream, vocab_size=72, **options, **ids)
     published = SiglipTokenizer(str(tmp_path / "spiece.model"))
     fast = FastTokenizer.from_str(convert_spiece(tmp_path / "spiece.model").to_str())
-    phrases = [*TEXTS, *lines[:50], *(line.title() for line in lines[50:100])]
-    for phrase in phrases:
+    for phrase in (*TEXTS, *lines[:50], *(line.title() for line in lines[50:100])):
         assert fast.encode(phrase).ids == published(phrase)["input_ids"], phrase
     assert published.pad_token_id == published.eos_token_id == fast.token_to_id("</s>") == 1
 

@@ -23,6 +23,7 @@ from rsrefseg.data.phrase_length import phrase_rule
 from rsrefseg.data.rrsisd_writer import write_rrsisd
 from rsrefseg.data.verify import Problem, verify_samples
 from rsrefseg.engines.errors import RSRefSegError
+from tests.support import made_data
 from tests.support.commands import run_here
 from tests.support.made_data import (
     HEIGHT,
@@ -30,11 +31,11 @@ from tests.support.made_data import (
     change_instances,
     change_refs,
     image_path,
-    referral,
     refusal,
+    respell,
     write_scenes,
 )
-from tests.support.made_formats import write_nwpu, write_refsegrs, write_risbench
+from tests.support.made_formats import WRITERS, write_refsegrs
 from tests.support.words import write_word_tokenizer
 
 Capsys = pytest.CaptureFixture[str]
@@ -51,23 +52,17 @@ def found(root: Path, **options: Any) -> dict[Problem, int]:
     return {finding.problem: finding.count for finding in check_dataset(root, **options).findings}
 
 
-@pytest.mark.parametrize("write", [write_scenes, write_refsegrs, write_risbench, write_nwpu])
-def test_a_sound_data_set_of_every_format_has_no_faults(tmp_path: Path, capsys: Capsys, write: Any) -> None:
-    write(tmp_path / "set")
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_sound_data_set_of_every_format_has_no_faults(tmp_path: Path, capsys: Capsys, name: str) -> None:
+    WRITERS[name](tmp_path / "set")
     ran = run_here(capsys, "data", "check", tmp_path / "set", "--json")
     document = json.loads(ran.out)
     assert ran.code == 0
-    assert document["format"] == open_dataset(tmp_path / "set").name
+    assert document["format"] == name
     assert document["faults"] == []
     notes = {note["problem"]: note["count"] for note in document["notes"]}
-    assert notes == ({"no_target": 2} if write is write_nwpu else {})
+    assert notes == ({"no_target": 2} if name == "NWPU-Refer" else {})
     assert set(document["splits"]) == {"train", "val", "test"}
-
-
-def test_the_report_counts(root: Path) -> None:
-    report = check_dataset(root)
-    assert report.splits == {"train": SplitCount(4, 2), "val": SplitCount(2, 1), "test": SplitCount(2, 1)}
-    assert report.categories == {"ship": 4, "bridge": 4}
 
 
 def copy_image(source: int, target: int) -> Spoil:
@@ -76,13 +71,7 @@ def copy_image(source: int, target: int) -> Spoil:
 
 
 def mask(number: int, **fields: Any) -> Spoil:
-    return lambda root: change_instances(
-        root, lambda content: content["annotations"][number]["segmentation"][0].update(fields)
-    )
-
-
-def phrase(number: int, text: str) -> Spoil:
-    return lambda root: change_refs(root, lambda refs: refs[number]["sentences"][0].update(sent=text))
+    return lambda root: change_instances(root, lambda c: c["annotations"][number]["segmentation"][0].update(fields))
 
 
 def ref(number: int, **fields: Any) -> Spoil:
@@ -104,18 +93,16 @@ SPOILED: list[tuple[Spoil, Problem, int, str]] = [
     (copy_image(4, 1), Problem.SHARED_BETWEEN_SPLITS, 1, "'00001.jpg' = '00004.jpg' in train and test"),
     (ref(1, split="test"), Problem.SHARED_BETWEEN_SPLITS, 1, "'00001.jpg' in train and test"),
     (copy_image(1, 2), Problem.REPEATED_IMAGE, 1, "'00001.jpg' = '00002.jpg'"),
-    (phrase(0, "  "), Problem.UNUSABLE_PHRASE, 1, "sample '1'"),
-    (phrase(1, "x" * 1001), Problem.UNUSABLE_PHRASE, 1, "sample '2'"),
-    (phrase(2, "word " * 80), Problem.LONG_PHRASE, 1, "sample '3' (81)"),
-    (phrase(5, "the ship 2"), Problem.REPEATED_SAMPLE, 1, "sample '6'"),
+    (respell(0, "  "), Problem.UNUSABLE_PHRASE, 1, "sample '1'"),
+    (respell(1, "x" * 1001), Problem.UNUSABLE_PHRASE, 1, "sample '2'"),
+    (respell(2, "word " * 80), Problem.LONG_PHRASE, 1, "sample '3' (81)"),
+    (respell(5, "the ship 2"), Problem.REPEATED_SAMPLE, 1, "sample '6'"),
     (ref(7, ref_id=7), Problem.REPEATED_ID, 1, "sample '7'"),
 ]
 
 
 @pytest.mark.parametrize(("spoil", "problem", "count", "example"), SPOILED)
-def test_what_is_wrong_is_counted_and_named(
-    root: Path, spoil: Spoil, problem: Problem, count: int, example: str
-) -> None:
+def test_what_is_wrong_is_named(root: Path, spoil: Spoil, problem: Problem, count: int, example: str) -> None:
     spoil(root)
     report = check_dataset(root)
     (finding,) = report.findings
@@ -157,7 +144,7 @@ def test_splits_that_train_and_eval_need_are_missed_unless_others_are_named(root
 def test_tokens_are_counted_by_the_tokenizer_that_reads_them(root: Path, tmp_path: Path, capsys: Capsys) -> None:
     write_word_tokenizer(tmp_path / "siglip" / "tokenizer.json", ["the ship a bridge", "word"], 32)
     for number in range(8):
-        phrase(number, {2: "word " * 70, 3: "zzz"}.get(number, "the ship"))(root)
+        respell(number, {2: "word " * 70, 3: "zzz"}.get(number, "the ship"))(root)
     for place in (tmp_path / "siglip", tmp_path / "siglip" / "tokenizer.json"):
         ran = run_here(capsys, "data", "check", root, "--tokenizer", place, "--json")
         document = json.loads(ran.out)
@@ -177,6 +164,8 @@ def test_several_processes_report_what_one_does(root: Path, monkeypatch: pytest.
     image_path(root, 2).write_text("not an image")
     shutil.copy(image_path(root, 1), image_path(root, 4))
     alone = check_dataset(root)
+    assert alone.splits == {"train": SplitCount(4, 2), "val": SplitCount(2, 1), "test": SplitCount(2, 1)}
+    assert alone.categories == {"ship": 4, "bridge": 4}
     monkeypatch.setattr(check, "in_processes", partial(in_processes, jobs_per_process=1))
     steps: list[tuple[int, int]] = []
     shared = check_dataset(root, workers=2, progress=lambda done, total: steps.append((done, total)))
@@ -200,7 +189,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     for images in (20, 120):
         scenes = (noise.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) for _ in range(images))
-        write_rrsisd(tmp_path / f"{images}", (("train", image, [referral()]) for image in scenes))
+        write_rrsisd(tmp_path / f"{images}", (("train", image, [made_data.referral()]) for image in scenes))
         check_dataset(tmp_path / f"{images}")
         tracemalloc.start()
         check_dataset(tmp_path / f"{images}")

@@ -18,30 +18,11 @@ from rsrefseg.data.masks import encode_mask
 from rsrefseg.data.rrsisd import IMAGE_FOLDER
 from rsrefseg.data.samples import Dataset, group_by_image
 from rsrefseg.data.verify import verify_samples
+from tests.support import made_formats as made
 from tests.support.made_data import change_instances, change_refs, instances_path, referral, refusal, write_scenes
-from tests.support.made_formats import (
-    HEIGHT,
-    LINES,
-    LOW,
-    SQUARE,
-    TRIANGLE,
-    WIDTH,
-    mask_of,
-    nwpu_instances,
-    nwpu_refs,
-    ref,
-    write_lists,
-    write_nwpu,
-    write_refsegrs,
-    write_risbench,
-)
+from tests.support.made_formats import HEIGHT, LOW, SQUARE, TRIANGLE, WIDTH, WRITERS
 
-WRITERS: dict[str, Callable[[Path], object]] = {
-    "RRSIS-D": write_scenes,
-    "RefSegRS": write_refsegrs,
-    "RISBench": write_risbench,
-    "NWPU-Refer": write_nwpu,
-}
+Writer = Callable[[Path], object]
 ALL_SPLITS = ("train", "val", "test")
 
 
@@ -58,9 +39,6 @@ def assert_masks(dataset: Dataset, expected: list[np.ndarray]) -> None:
     assert [len(part) for part in verify_samples(dataset, dataset.splits)]
 
 
-# Read in full
-
-
 @pytest.mark.parametrize("annotations", ["rrsisd", "."])
 def test_rrsisd(tmp_path: Path, annotations: str) -> None:
     root = tmp_path / "set"
@@ -71,9 +49,8 @@ def test_rrsisd(tmp_path: Path, annotations: str) -> None:
         (root / "image").mkdir()  # a stray folder does not make it NWPU-Refer
     dataset = open_dataset(root)
     assert (dataset.name, dataset.splits) == ("RRSIS-D", ALL_SPLITS)
-    assert [(sample.phrase, sample.category) for sample in dataset.samples] == [
-        (expected.phrase, expected.category) for expected in written
-    ]
+    for sample, expected in zip(dataset.samples, written, strict=True):
+        assert (sample.phrase, sample.category) == (expected.phrase, expected.category)
     assert_masks(dataset, [expected.mask for expected in written])
 
 
@@ -88,21 +65,21 @@ def test_rrsisd(tmp_path: Path, annotations: str) -> None:
     ],
 )
 def test_refsegrs_and_risbench(tmp_path: Path, name: str, images: str, masks: str, suffix: str, named: str) -> None:
-    dataset = open_dataset(write_lists(tmp_path / "set", images, masks, suffix, named))
+    dataset = open_dataset(made.write_lists(tmp_path / "set", images, masks, suffix, named))
     assert (dataset.name, dataset.splits) == (name, ALL_SPLITS)
-    assert tuple((sample.split, sample.image_path.stem, sample.phrase) for sample in dataset.samples) == LINES
+    assert tuple((sample.split, sample.image_path.stem, sample.phrase) for sample in dataset.samples) == made.LINES
     assert [sample.sample_id for sample in dataset.samples] == ["train-1", "train-2", "val-1", "test-1"]
-    assert_masks(dataset, [mask_of(int(number)) for _, number, _ in LINES])
+    assert_masks(dataset, [made.mask_of(int(number)) for _, number, _ in made.LINES])
     first, second, *_ = dataset.samples
     before = first.mask_fingerprint
-    Image.fromarray(mask_of(9)).save(first.mask_source)
+    Image.fromarray(made.mask_of(9)).save(first.mask_source)
     assert first.mask_fingerprint == second.mask_fingerprint != before
 
 
 @pytest.mark.parametrize("prefix", ["new_", ""])
 @pytest.mark.parametrize("images", ["image", "image/image"])
 def test_nwpu_refer(tmp_path: Path, prefix: str, images: str) -> None:
-    dataset = open_dataset(write_nwpu(tmp_path / "set", prefix, images))
+    dataset = open_dataset(made.write_nwpu(tmp_path / "set", prefix, images))
     assert dataset.name == "NWPU-Refer"
     assert [(s.sample_id, s.split, s.phrase, s.category, s.has_target) for s in dataset.samples] == [
         ("1", "train", "all ships", "ship", True),
@@ -128,9 +105,9 @@ def test_json_lines_of_other_tools(tmp_path: Path) -> None:
     assert_masks(dataset, [mask, mask])
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_every_format_is_equal_as_json_lines_and_in_other_processes(tmp_path: Path, name: str) -> None:
-    WRITERS[name](tmp_path / "set")
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_every_format_is_equal_as_json_lines_and_in_other_processes(tmp_path: Path, write: Writer) -> None:
+    write(tmp_path / "set")
     dataset = open_dataset(tmp_path / "set")
     assert pickle.loads(pickle.dumps(dataset)) == dataset
     assert export_jsonl(dataset, tmp_path / "set" / "all.jsonl") == len(dataset.samples)
@@ -146,13 +123,10 @@ def test_every_format_is_equal_as_json_lines_and_in_other_processes(tmp_path: Pa
 
 
 def test_annotation_files_of_the_same_names_are_told_apart_by_the_image_folder(tmp_path: Path) -> None:
-    root = write_nwpu(tmp_path / "set", prefix="")
+    root = made.write_nwpu(tmp_path / "set", prefix="")
     assert open_dataset(root).name == "NWPU-Refer"
     moved = (root / "image").rename(tmp_path / "elsewhere")
     assert "NWPU-Refer" in refusal(lambda: open_dataset(root, images=moved))
-
-
-# Variants that real files have
 
 
 @pytest.fixture
@@ -181,15 +155,17 @@ def test_a_ref_with_two_sentences_gives_two_samples_of_one_mask(root: Path) -> N
 
 def test_numpy_numbers_byte_order_marks_and_backslashes_are_read(root: Path) -> None:
     expected = open_dataset(root).samples
-
     ids = ("ref_id", "image_id", "ann_id", "category_id")
     change_refs(root, lambda refs: [ref.update({key: np.int64(ref[key]) for key in ids}) for ref in refs])
     (root / IMAGE_FOLDER / "deep").mkdir()
     for path in (root / IMAGE_FOLDER).glob("*.jpg"):
         path.rename(path.parent / "deep" / path.name)
-    change_instances(
-        root, lambda content: [image.update(file_name=f"deep\\{image['file_name']}") for image in content["images"]]
-    )
+
+    def deepen(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image["file_name"] = f"deep\\{image['file_name']}"
+
+    change_instances(root, deepen)
     instances_path(root).write_text(instances_path(root).read_text(), encoding="utf-8-sig")
     found = open_dataset(root)
     assert [(s.sample_id, s.phrase, s.rle) for s in found.samples] == [(s.sample_id, s.phrase, s.rle) for s in expected]
@@ -199,53 +175,48 @@ def test_numpy_numbers_byte_order_marks_and_backslashes_are_read(root: Path) -> 
 def test_samples_are_grouped_by_image_in_a_stable_order(root: Path) -> None:
     samples = open_dataset(root).samples
     groups = group_by_image(samples[::2] + samples[1::2])
-    assert [[sample.sample_id for sample in group] for group in groups] == [
-        ["1", "2"],
-        ["3", "4"],
-        ["5", "6"],
-        ["7", "8"],
-    ]
+    assert ["".join(sample.sample_id for sample in group) for group in groups] == ["12", "34", "56", "78"]
 
 
 @pytest.mark.parametrize("ann_id", [None, -1, [], [-1]])
 @pytest.mark.parametrize("segmentation", [[], [[]], None])
 def test_no_target_comes_in_several_forms(tmp_path: Path, ann_id: Any, segmentation: Any) -> None:
-    instances = nwpu_instances()
+    instances = made.nwpu_instances()
     instances["annotations"][3].update(segmentation=segmentation, bbox=[0, 0, 0, 0])
-    refs = [*nwpu_refs()[:4], ref(5, "test", 3, ann_id, "the absent car")]
-    samples = open_dataset(write_nwpu(tmp_path / "set", instances=instances, refs=refs)).split("test")
-    assert [(sample.has_target, sample.mask().any(), sample.mask_size) for sample in samples] == [
-        (False, False, (HEIGHT, WIDTH))
-    ] * 2
+    refs = [*made.nwpu_refs()[:4], made.ref(5, "test", 3, ann_id, "the absent car")]
+    samples = open_dataset(made.write_nwpu(tmp_path / "set", instances=instances, refs=refs)).split("test")
+    assert len(samples) == 2
+    for sample in samples:
+        assert (sample.has_target, sample.mask().any(), sample.mask_size) == (False, False, (HEIGHT, WIDTH))
 
 
 def test_one_sentence_is_merged_within_its_split_and_image_only(tmp_path: Path) -> None:
-    refs = [ref(1, "train", 1, 1, "it"), ref(2, "val", 1, 2, "it"), ref(3, "train", 2, 3, "it")]
-    samples = open_dataset(write_nwpu(tmp_path / "set", refs=refs)).samples
+    refs = [made.ref(1, "train", 1, 1, "it"), made.ref(2, "val", 1, 2, "it"), made.ref(3, "train", 2, 3, "it")]
+    samples = open_dataset(made.write_nwpu(tmp_path / "set", refs=refs)).samples
     assert [sample.sample_id for sample in samples] == ["1", "2", "3"]
     np.testing.assert_array_equal(samples[0].mask(), drawn(SQUARE))
 
 
 def test_entries_of_one_sentence_may_mix_polygons_and_run_lengths(tmp_path: Path) -> None:
-    instances, mask = nwpu_instances(), drawn(LOW)
+    instances, mask = made.nwpu_instances(), drawn(LOW)
     instances["annotations"][1]["segmentation"] = [encode_mask(mask)]
-    samples = open_dataset(write_nwpu(tmp_path / "set", instances=instances)).samples
+    samples = open_dataset(made.write_nwpu(tmp_path / "set", instances=instances)).samples
     np.testing.assert_array_equal(samples[0].mask(), drawn(SQUARE) | mask)
     instances["annotations"][1]["segmentation"] = encode_mask(mask[:-1])
-    broken = open_dataset(write_nwpu(tmp_path / "other", instances=instances)).samples[0]
+    broken = open_dataset(made.write_nwpu(tmp_path / "other", instances=instances)).samples[0]
     assert f"[{HEIGHT - 1}, {WIDTH}]" in refusal(broken.mask)
 
 
 def test_polygons_may_reach_over_the_edge(tmp_path: Path) -> None:
-    instances = nwpu_instances()
+    instances = made.nwpu_instances()
     instances["annotations"][2]["segmentation"] = [[-3, -2, WIDTH + 4, -2, WIDTH + 4, 10, -3, 10]]
-    (sample,) = open_dataset(write_nwpu(tmp_path / "set", instances=instances)).split("val")
+    (sample,) = open_dataset(made.write_nwpu(tmp_path / "set", instances=instances)).split("val")
     assert sample.mask()[:9].all()
     assert not sample.mask()[11:].any()
 
 
 def test_lists_come_with_windows_line_ends_marks_and_blank_lines(tmp_path: Path) -> None:
-    root = write_refsegrs(tmp_path / "set")
+    root = made.write_refsegrs(tmp_path / "set")
     (root / "output_phrase_train.txt").write_bytes("\ufeff7  the ship \r\n\r\n  13\tit\r\n4 last".encode())
     (root / "masks" / "7.tif").rename(root / "masks" / "7.png")
     samples = open_dataset(root).split("train")
@@ -257,9 +228,9 @@ def test_lists_come_with_windows_line_ends_marks_and_blank_lines(tmp_path: Path)
     assert samples[0].mask_source == root / "masks" / "7.png"
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_images_that_lie_elsewhere_are_named_with_an_option(tmp_path: Path, name: str) -> None:
-    WRITERS[name](tmp_path / "set")
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_images_that_lie_elsewhere_are_named_with_an_option(tmp_path: Path, write: Writer) -> None:
+    write(tmp_path / "set")
     dataset = open_dataset(tmp_path / "set")
     export_jsonl(dataset, tmp_path / "all.jsonl")
     moved = dataset.samples[0].image_path.parent.rename(tmp_path / "elsewhere")

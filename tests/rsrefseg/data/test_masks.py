@@ -99,10 +99,7 @@ def palette(mask: np.ndarray) -> Image.Image:
 
 
 MASK_FILES: dict[str, tuple[str, Callable[[np.ndarray], Image.Image]]] = {
-    "three channels": (
-        ".tif",
-        lambda mask: Image.fromarray(np.dstack([mask * 0, mask * 3, mask * 0]).astype(np.uint8)),
-    ),
+    "three channels": (".tif", lambda mask: Image.merge("RGB", [grey(mask & False), grey(mask), grey(mask & False)])),
     "one bit": (".tif", lambda mask: grey(mask).convert("1")),
     "ones": (".tif", lambda mask: Image.fromarray(mask.astype(np.uint8))),
     "alpha": (".png", lambda mask: grey(mask).convert("RGBA")),

@@ -12,24 +12,16 @@ from PIL import Image
 
 from rsrefseg.data.formats import open_dataset
 from rsrefseg.data.rrsisd_writer import Referral, write_rrsisd
-from tests.support.made_data import (
-    HEIGHT,
-    WIDTH,
-    image_path,
-    instances_path,
-    referral,
-    refs_path,
-    refusal,
-    write_scenes,
-)
+from tests.support import made_data
+from tests.support.made_data import HEIGHT, WIDTH, referral, refusal, write_scenes
 
 IMAGE = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
 def test_written_files_have_the_layout_and_quirks_of_the_real_ones(tmp_path: Path) -> None:
     write_scenes(tmp_path)
-    refs = pickle.loads(refs_path(tmp_path).read_bytes())
-    content = json.loads(instances_path(tmp_path).read_text())
+    refs = pickle.loads(made_data.refs_path(tmp_path).read_bytes())
+    content = json.loads(made_data.instances_path(tmp_path).read_text())
     fields = {"image_id", "split", "sentences", "file_name", "category_id", "ann_id", "sent_ids", "ref_id"}
     assert set(refs[0]) == fields
     assert set(refs[0]["sentences"][0]) == {"tokens", "raw", "sent_id", "sent"}
@@ -39,7 +31,7 @@ def test_written_files_have_the_layout_and_quirks_of_the_real_ones(tmp_path: Pat
     assert annotation["bbox"] == [3, 5, 20, 30]
     assert annotation["area"] == 17 * 25
     assert [set(part) for part in annotation["segmentation"]] == [{"size", "counts"}]
-    with Image.open(image_path(tmp_path, 1)) as image:
+    with Image.open(made_data.image_path(tmp_path, 1)) as image:
         assert (image.format, image.size) == ("JPEG", (WIDTH, HEIGHT))
         assert {component[1:3] for component in image.layer} == {(1, 1)}  # no chroma subsampling
 

@@ -1,6 +1,5 @@
 """All forms of SAM's attention are the same function in float64; none holds more at a time than it must."""
 
-import itertools
 import math
 from typing import Any
 
@@ -15,21 +14,19 @@ from rsrefseg.inference.attention import AttentionChoice, AttentionForm, Relativ
 from rsrefseg.inference.image_encoder import InferenceImageEncoder, MlpInParts
 from rsrefseg.model.model import build_model
 from tests.support.small import small_config
+from tests.support.upstream import randomize
 
 
 def published(grid_size: int, channels: int = 24, heads: int = 2) -> Attention:
     """segment-anything's own attention in float64, with position embeddings that matter (they start as zeros)."""
-    torch.manual_seed(7)
-    attention = Attention(channels, heads, qkv_bias=True, use_rel_pos=True, input_size=(grid_size, grid_size)).double()
-    with torch.no_grad():
-        for table in (attention.rel_pos_h, attention.rel_pos_w):
-            table.normal_()
-    return attention.eval()
+    return randomize(Attention(channels, heads, use_rel_pos=True, input_size=(grid_size, grid_size))).double()
 
 
-@pytest.mark.parametrize(("form", "parts"), list(itertools.product(AttentionForm, (1, 2, 6))))
-def test_every_form_equals_the_published_one(form: AttentionForm, parts: int) -> None:
-    original = published(6)
+@pytest.mark.parametrize("form", AttentionForm)
+@pytest.mark.parametrize("parts", [1, 2, 6])
+@pytest.mark.parametrize("made_for", [6, 9])  # position embeddings of another size are resampled
+def test_every_form_equals_the_published_one(form: AttentionForm, parts: int, made_for: int) -> None:
+    original = published(made_for)
     x = torch.randn(3, 6, 6, 24, dtype=torch.float64)
     with torch.no_grad():
         wanted = original(x).flatten(1, 2)
@@ -37,23 +34,10 @@ def test_every_form_equals_the_published_one(form: AttentionForm, parts: int) ->
     assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()
 
 
-def test_position_embeddings_of_another_size_are_resampled_as_published() -> None:
-    original = published(9)
-    x = torch.randn(1, 5, 5, 24, dtype=torch.float64)
-    with torch.no_grad():
-        found = RelativePositionAttention(original, AttentionForm.FOLDED, 5)(x.flatten(1, 2))
-        assert (found - original(x).flatten(1, 2)).abs().max() <= 1e-12 * found.abs().max()
-
-
-@pytest.mark.parametrize("form", list(AttentionForm))
+@pytest.mark.parametrize("form", AttentionForm)
 def test_a_whole_encoder_keeps_its_result(form: AttentionForm) -> None:
-    encoder = build_model(small_config(), seed=3).sam_encoder.double()
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if "rel_pos" in name:
-                parameter.normal_()
-    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    pixels = (image.double() - encoder.pixel_mean) / encoder.pixel_std
+    encoder = randomize(build_model(small_config())).sam_encoder.double()
+    pixels = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         wanted = encoder.image_encoder(pixels)
         folded = InferenceImageEncoder(encoder.image_encoder, AttentionChoice(form, form, query_parts=2, mlp_parts=4))
@@ -62,8 +46,6 @@ def test_a_whole_encoder_keeps_its_result(form: AttentionForm) -> None:
     assert all(isinstance(block.mlp, MlpInParts) for block in folded.blocks)
     assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()
 
-
-# --- memory ---------------------------------------------------------------------------------------------------------
 
 CHANNELS, HEADS, GRID, WINDOW = 48, 4, 16, 6
 
@@ -81,22 +63,17 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(
-    ("form", "window", "parts"),
-    [*itertools.product(AttentionForm, (0,), (1, 4, 16)), *itertools.product(AttentionForm, (WINDOW,), (1, 2))],
-)
-def test_the_largest_value_is_the_scores_of_one_part_or_what_they_are_made_of(
-    form: AttentionForm, window: int, parts: int
-) -> None:
+@pytest.mark.parametrize("form", AttentionForm)
+@pytest.mark.parametrize(("window", "parts"), [(0, 1), (0, 4), (0, 16), (WINDOW, 1), (WINDOW, 2)])
+def test_the_largest_value_is_the_scores_of_one_part(form: AttentionForm, window: int, parts: int) -> None:
     side, count = window or GRID, math.ceil(GRID / window) ** 2 if window else 1
     scores = count * HEADS * side**2 * side**2 // parts
     # Queries or keys of all heads; the folded form has 2 x side more channels.
     extra = 2 * side if form is AttentionForm.FOLDED else 0
     projected = count * HEADS * side**2 * (CHANNELS // HEADS + extra)
-    original = Attention(CHANNELS, HEADS, use_rel_pos=True, input_size=(side, side)).eval()
-    module = RelativePositionAttention(original, form, GRID, window, parts)
+    module = RelativePositionAttention(published(side, CHANNELS, HEADS), form, GRID, window, parts)
     with torch.no_grad(), Sizes() as sizes:
-        module(torch.zeros(1, GRID**2, CHANNELS))
+        module(torch.zeros(1, GRID**2, CHANNELS, dtype=torch.float64))
     assert len(sizes.found) > 3
     assert max(sizes.found) <= max(scores, projected)
     assert scores in sizes.found

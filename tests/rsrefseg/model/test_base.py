@@ -33,12 +33,9 @@ def test_the_base_is_at_most_10_mb() -> None:
     assert shipped_base().stat().st_size <= 10_000_000
 
 
-def test_the_base_is_able_on_its_own_domain(scores: dict[Domain, tuple[float, float]]) -> None:
+def test_the_base_is_able_on_its_own_domain_and_less_on_the_other(scores: dict[Domain, tuple[float, float]]) -> None:
     # 0.73 on 1179 expressions; a dozen images scatter by several points.
     assert scores[Domain.A][0] >= 0.6
-
-
-def test_the_other_domain_costs_it_enough_to_adapt_to(scores: dict[Domain, tuple[float, float]]) -> None:
     assert scores[Domain.A][0] - scores[Domain.B][0] >= 0.1
 
 

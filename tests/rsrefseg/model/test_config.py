@@ -6,9 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.errors import BadInputError
 from rsrefseg.model.config import ModelConfig, Preset, SiglipConfig, TransformerConfig, model_config
 from rsrefseg.model.model import build_model, geometry
+from tests.support.runs import refused
 from tests.support.small import small_config
 
 
@@ -30,12 +30,6 @@ def test_the_papers_presets_have_the_published_sizes(preset: Preset, sam_million
     assert millions(Stage.SIGLIP_VISION) == pytest.approx(428.2 - head / 1e6, abs=0.1)
     assert millions(Stage.SIGLIP_TEXT) == pytest.approx(450, abs=0.5)
     assert millions(Stage.SAM_ENCODER, Stage.SAM_DECODER) == pytest.approx(sam_millions, abs=0.5)
-
-
-@pytest.mark.parametrize("preset", list(Preset))
-def test_every_preset_survives_its_plain_form(preset: Preset) -> None:
-    config = model_config(preset)
-    assert ModelConfig.from_dict(config.to_dict()) == config
 
 
 TOWER = TransformerConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -60,7 +54,5 @@ SAM = small_config().sam
     ],
 )
 def test_a_wrong_configuration_is_one_clear_line(make: Callable[[], object], fact: str) -> None:
-    with pytest.raises(BadInputError) as refusal:
+    with refused(fact):
         make()
-    assert fact in str(refusal.value)
-    assert "\n" not in str(refusal.value)

@@ -10,17 +10,12 @@ from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model.model import RSRefSeg, build_model
 from tests.support.small import small_config
 from tests.support.stage_inputs import as_tuple, stage_inputs
+from tests.support.upstream import randomize
 
 
 def awkward_model(**overrides: object) -> RSRefSeg:
     """A model in float64 in which nothing is zero or one by chance: biases, norms, position embeddings."""
-    model = build_model(small_config(**overrides), seed=3).double()
-    noise = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.is_floating_point() and tensor.ndim < 3 and tensor.numel() > 1:
-                tensor.add_(torch.rand(tensor.shape, generator=noise, dtype=tensor.dtype) * 0.3)
-    return model
+    return randomize(build_model(small_config(**overrides)), seed=3).double()
 
 
 def results(module: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

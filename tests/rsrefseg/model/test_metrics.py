@@ -44,10 +44,8 @@ def test_scores_worked_out_by_hand() -> None:
 @pytest.mark.parametrize("threshold", PRECISION_THRESHOLDS)
 def test_an_iou_on_the_threshold_counts_for_rmsin_only(threshold: float) -> None:
     # One row repeated 480 times over 480 columns, so that the protocol's resize changes nothing.
-    truth = np.zeros((RMSIN_SIZE, RMSIN_SIZE), dtype=bool)
-    truth[:, :100] = True
-    prediction = np.zeros_like(truth)
-    prediction[:, : round(100 * threshold)] = True
+    truth = row(0, 100, RMSIN_SIZE).repeat(RMSIN_SIZE, axis=0)
+    prediction = row(0, round(100 * threshold), RMSIN_SIZE).repeat(RMSIN_SIZE, axis=0)
     passed = {}
     for protocol in Protocol:
         metrics = ReferringMetrics(protocol)
@@ -69,10 +67,7 @@ def test_empty_prediction_for_empty_truth_is_right_for_rsrefseg_and_nothing_for_
 
 
 def test_rmsin_weighs_every_image_alike_whatever_its_size() -> None:
-    small = np.zeros((10, 10), dtype=bool)
-    small[:5] = True
-    large = np.zeros((960, 960), dtype=bool)
-    large[:480] = True
+    small, large = (row(0, side // 2, side).repeat(side, axis=0) for side in (10, 960))
     metrics = {protocol: ReferringMetrics(protocol) for protocol in Protocol}
     for metric in metrics.values():
         metric.update(small, small)
@@ -90,11 +85,9 @@ def test_masks_are_resized_as_pillow_does(shape: tuple[int, int]) -> None:
 
 def test_a_centre_between_two_pixels_takes_the_later() -> None:
     # 512 -> 480: the centre of pixel 22 falls on 22.5 * 512 / 480 = 24 exactly.
-    ramp = np.zeros((512, 512), dtype=bool)
-    ramp[:, 24:] = True
-    resized = resize_nearest(ramp, RMSIN_SIZE, RMSIN_SIZE)
-    assert not resized[:, :22].any()
-    assert resized[:, 22:].all()
+    ramp = row(24, 512, width=512).repeat(512, axis=0)
+    expected = row(22, RMSIN_SIZE, RMSIN_SIZE).repeat(RMSIN_SIZE, axis=0)
+    np.testing.assert_array_equal(resize_nearest(ramp, RMSIN_SIZE, RMSIN_SIZE), expected)
 
 
 def test_the_result_says_its_protocol_and_is_plain_json() -> None:
@@ -109,11 +102,7 @@ def test_the_result_says_its_protocol_and_is_plain_json() -> None:
 
 @pytest.mark.parametrize(
     ("prediction", "truth"),
-    [
-        (row(0, 1), row(0, 1, width=21)),
-        (row(0, 1).astype(np.float32), row(0, 1)),
-        (row(0, 1)[None], row(0, 1)[None]),
-    ],
+    [(row(0, 1), row(0, 1, width=21)), (row(0, 1).astype(np.float32), row(0, 1)), (row(0, 1)[None], row(0, 1)[None])],
 )
 def test_masks_that_cannot_be_compared_are_refused(prediction: np.ndarray, truth: np.ndarray) -> None:
     metrics = ReferringMetrics()

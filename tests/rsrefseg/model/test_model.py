@@ -1,25 +1,23 @@
 """The forward pass is the published one: every stage against a plain re-computation or the original library."""
 
 import math
-from functools import partial
+from copy import deepcopy
+from typing import Any
 
-import msgspec
 import pytest
 import torch
 from msgspec.structs import replace
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipTextModel, SiglipVisionModel
 
 from rsrefseg.engines.text import Padding
-from rsrefseg.model.config import ModelConfig, SamConfig, SiglipConfig, TransformerConfig
+from rsrefseg.model.config import ModelConfig
 from rsrefseg.model.model import ImageFeatures, RSRefSeg, build_model
-from rsrefseg.model.sam import ChannelLayerNorm
-from rsrefseg.model.siglip import SiglipText
 from rsrefseg.model.stages import model_contracts, run_stages
 from tests.support.small import small_config
+from tests.support.upstream import randomize, segment_anything_sam, siglip_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,35 +27,24 @@ END = 1
 WORDS_PER_PHRASE = (3, 1, 7)
 
 
-@pytest.fixture(scope="module")
-def model() -> RSRefSeg:
-    return wakened(build_model(small_config(), seed=3))
-
-
-def wakened(model: RSRefSeg) -> RSRefSeg:
+def awake(**overrides: Any) -> RSRefSeg:
     """No weight left at a start value that hides a fault: norms at 1, biases at 0, batch statistics of nothing."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.LayerNorm | nn.BatchNorm2d | ChannelLayerNorm):
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.uniform_(-0.5, 0.5, generator=generator)
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.uniform_(-0.5, 0.5, generator=generator)
-                module.running_var.uniform_(0.5, 1.5, generator=generator)
-        for name, parameter in model.named_parameters():
-            if "rel_pos" in name or "pos_embed" in name:
-                parameter.normal_(std=0.3, generator=generator)
-        # Around the turning point of the sigmoid, where it is not flat.
-        model.attn_prompter.logit_bias.fill_(-0.7)
+    model = randomize(build_model(small_config(**overrides)), seed=5)
+    # Around the turning point of the sigmoid, where it is not flat.
+    model.attn_prompter.logit_scale.data.fill_(math.log(10))
+    model.attn_prompter.logit_bias.data.fill_(-0.7)
+    model.refresh_position_encodings()
     return model
 
 
-def pictures(config: ModelConfig, count: int = 1, seed: int = 0) -> Tensor:
-    side = config.sam.image_size
-    return torch.randint(
-        0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
+@pytest.fixture(scope="module")
+def model() -> RSRefSeg:
+    return awake()
+
+
+def pictures(config: ModelConfig, count: int = 1) -> Tensor:
+    shape = (count, 3, config.sam.image_size, config.sam.image_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def phrases(config: ModelConfig, words: tuple[int, ...] = WORDS_PER_PHRASE, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -71,35 +58,18 @@ def phrases(config: ModelConfig, words: tuple[int, ...] = WORDS_PER_PHRASE, seed
     return ids, mask
 
 
-def siglip_arguments(tower: TransformerConfig) -> dict[str, object]:
-    return msgspec.structs.asdict(tower) | {"attn_implementation": "eager"}
-
-
-def original_text_tower(config: SiglipConfig, text: SiglipText) -> SiglipTextModel:
-    """The library's own text model, not fused, with our weights."""
-    tower = SiglipTextModel(
-        SiglipTextConfig(
-            vocab_size=config.vocab_size,
-            max_position_embeddings=config.text_length,
-            projection_size=config.vision.hidden_size,
-            **siglip_arguments(config.text),
-        )
-    )
-    getattr(tower, "text_model", tower).load_state_dict(text.state_dict())
+def original_text_tower(model: RSRefSeg) -> SiglipTextModel:
+    """The library's own text model with our weights."""
+    tower = SiglipTextModel(siglip_config(model.config).text_config)
+    getattr(tower, "text_model", tower).load_state_dict(model.siglip_text.state_dict())
     return tower.eval()
 
 
 @torch.no_grad()
 def test_siglip_vision_is_the_library_tower_after_its_last_norm(model: RSRefSeg) -> None:
-    config = model.config.siglip
-    tower = SiglipVisionModel(
-        SiglipVisionConfig(
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            vision_use_head=False,
-            **siglip_arguments(config.vision),
-        )
-    ).eval()
+    config = siglip_config(model.config).vision_config
+    config.vision_use_head = False
+    tower = SiglipVisionModel(config).eval()
     getattr(tower, "vision_model", tower).load_state_dict(model.siglip_vision.state_dict())
     larger = replace(model.config, sam=replace(model.config.sam, image_size=80))
     image = pictures(larger, count=2)  # 80 px, so that SigLIP's 64 px are a true resize
@@ -111,7 +81,7 @@ def test_siglip_vision_is_the_library_tower_after_its_last_norm(model: RSRefSeg)
 @torch.no_grad()
 def test_siglip_text_is_the_library_tower_under_its_own_padding(model: RSRefSeg) -> None:
     ids, mask = phrases(model.config)
-    expected = original_text_tower(model.config.siglip, model.siglip_text)(input_ids=ids)
+    expected = original_text_tower(model)(input_ids=ids)
     words, sentence = model.siglip_text(ids, mask)
     torch.testing.assert_close(sentence, expected.pooler_output, **CLOSE)
     torch.testing.assert_close(words[mask], expected.last_hidden_state[mask], **CLOSE)
@@ -120,9 +90,9 @@ def test_siglip_text_is_the_library_tower_under_its_own_padding(model: RSRefSeg)
 
 @torch.no_grad()
 def test_longest_padding_reads_a_phrase_as_if_it_stood_alone() -> None:
-    model = wakened(build_model(small_config(text_padding="longest"), seed=3))
+    model = awake(text_padding="longest")
     image = pictures(model.config)
-    tower = original_text_tower(model.config.siglip, model.siglip_text)
+    tower = original_text_tower(model)
     word_counts = (*WORDS_PER_PHRASE, model.config.siglip.text_length - 1)  # the last fills all places
     ids, mask = phrases(model.config, word_counts)
     words, sentence = model.siglip_text(ids, mask)
@@ -142,28 +112,30 @@ def test_longest_padding_reads_a_phrase_as_if_it_stood_alone() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("padding", ["fixed", "longest"])
 @pytest.mark.parametrize("dense_prompt", [True, False])
-def test_a_mask_does_not_depend_on_the_batch(padding: Padding, dense_prompt: bool) -> None:
-    model = wakened(build_model(small_config(text_padding=padding, dense_prompt=dense_prompt), seed=3))
-    image = pictures(model.config)
+def test_a_mask_depends_on_its_own_image_and_phrase_only(padding: Padding, dense_prompt: bool) -> None:
+    model = awake(text_padding=padding, dense_prompt=dense_prompt)
+    images = pictures(model.config, count=2)
     ids, mask = phrases(model.config)
-    together = model(image, ids, mask).mask_logits
-    assert not torch.allclose(together[0], together[1], **CLOSE), "all phrases get one mask: nothing is tested"
-    for row in range(len(ids)):
-        alone = model(image, ids[row : row + 1], mask[row : row + 1]).mask_logits
-        torch.testing.assert_close(together[row : row + 1], alone, **CLOSE)
+    for index in ([0, 0, 0], [1, 0, 1]):
+        together = model(images, ids, mask, torch.tensor(index))
+        assert not torch.allclose(together.mask_logits[0], together.mask_logits[2], **CLOSE), "nothing is tested"
+        for row, image in enumerate(index):
+            alone = model(images[image : image + 1], ids[row : row + 1], mask[row : row + 1])
+            torch.testing.assert_close(together.mask_logits[row], alone.mask_logits[0], **CLOSE)
+            torch.testing.assert_close(together.mask_prompt[row], alone.mask_prompt[0], **CLOSE)
 
 
 @torch.no_grad()
 def test_prompts_follow_equations_3_and_4(model: RSRefSeg) -> None:
     """Word by word with the whole (P, L, T, C) tensor, in double precision."""
-    prompter, grid = model.attn_prompter, model.config.siglip.grid_size
+    prompter, grid = deepcopy(model.attn_prompter).double(), model.config.siglip.grid_size
     ids, mask = phrases(model.config)
     v = model.siglip_vision(pictures(model.config))
     words, g = model.siglip_text(ids, mask)
-    sparse, dense = prompter(v, words, g, mask)
+    sparse, dense = model.attn_prompter(v, words, g, mask)
 
     v, words, g = v.double(), words.double(), g.double()
-    scale, bias = prompter.logit_scale.double().exp(), prompter.logit_bias.double()
+    scale, bias = prompter.logit_scale.exp(), prompter.logit_bias
     unit = v[0] / v[0].norm(dim=-1, keepdim=True)  # (T, C)
     expected_sparse, expected_dense = [], []
     for row in range(len(ids)):
@@ -173,46 +145,18 @@ def test_prompts_follow_equations_3_and_4(model: RSRefSeg) -> None:
         logits = scale * unit @ (g[row] / g[row].norm()) + bias  # (T,)
         attended = torch.cat([(v[0] + local) / 2, torch.sigmoid(logits)[:, None] * v[0], v[0]], dim=1)
         picture = attended.T.reshape(1, -1, grid, grid)
-        features = conv_norm_gelu(picture, prompter.down_channel, stride=1, padding=0)
-        features = features + model.sam_decoder.prompt_encoder.pe_layer((grid, grid)).double()[None]
-        features = conv_norm_gelu(features, prompter.down_spatial[0], stride=2, padding=1)
-        features = conv_norm_gelu(features, prompter.down_spatial[1], stride=2, padding=1)
-        last = prompter.down_spatial[2]
-        features = F.conv2d(features, last.weight.double(), last.bias.double())
-        expected_sparse.append(features[0].flatten(1).T)
-        side = model.config.sam.mask_size
-        coarse = logits.reshape(1, 1, grid, grid)
+        # Their layers are compared where a public checkpoint is converted.
+        features = prompter.down_channel(picture) + model.sam_decoder.prompt_encoder.pe_layer((grid, grid))[None]
+        expected_sparse.append(prompter.down_spatial(features)[0].flatten(1).T)
+        coarse, side = logits.reshape(1, 1, grid, grid), model.config.sam.mask_size
         expected_dense.append(F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=False)[0])
     torch.testing.assert_close(sparse.double(), torch.stack(expected_sparse), **CLOSE)
     torch.testing.assert_close(dense.double(), torch.stack(expected_dense), **CLOSE)
 
 
-def conv_norm_gelu(x: Tensor, block: nn.Module, stride: int, padding: int) -> Tensor:
-    """The block, spelled out, with running statistics."""
-    conv, norm = block.get_submodule("conv"), block.get_submodule("bn")
-    x = F.conv2d(x, conv.weight.double(), None, stride, padding)
-    mean, variance, weight, bias = (
-        t.double()[:, None, None] for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
-    x = (x - mean) / torch.sqrt(variance + norm.eps) * weight + bias
-    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-
-
 @torch.no_grad()
 def test_sam_encoder_is_the_original_on_normalised_pixels(model: RSRefSeg) -> None:
-    config = model.config.sam
-    original = ImageEncoderViT(
-        img_size=config.image_size,
-        patch_size=16,
-        embed_dim=config.embed_dim,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        out_chans=config.prompt_channels,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=config.window_size,
-        global_attn_indexes=config.global_attn_indexes,
-    ).eval()
+    original = segment_anything_sam(model.config).image_encoder
     original.load_state_dict(model.sam_encoder.image_encoder.state_dict())
     image = pictures(model.config, count=2)
     # As published: scaled to [0, 1], then ImageNet's mean and deviation.
@@ -221,26 +165,14 @@ def test_sam_encoder_is_the_original_on_normalised_pixels(model: RSRefSeg) -> No
     torch.testing.assert_close(model.sam_encoder(image), original(pixels), **CLOSE)
 
 
-def original_decoder(config: SamConfig) -> tuple[PromptEncoder, MaskDecoder]:
-    grid = config.grid_size
-    prompts = PromptEncoder(config.prompt_channels, (grid, grid), (config.image_size,) * 2, mask_in_chans=16)
-    transformer = TwoWayTransformer(2, config.prompt_channels, config.decoder_num_heads, config.decoder_mlp_dim)
-    decoder = MaskDecoder(
-        transformer_dim=config.prompt_channels,
-        transformer=transformer,
-        iou_head_hidden_dim=config.prompt_channels,
-    )
-    return prompts.eval(), decoder.eval()
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("dense_prompt", [True, False])
 def test_sam_decoder_gives_the_originals_first_mask(dense_prompt: bool) -> None:
-    model = wakened(build_model(small_config(dense_prompt=dense_prompt), seed=3))
-    image = pictures(model.config)
+    model = awake(dense_prompt=dense_prompt)
     ids, mask = phrases(model.config)
-    stages = run_stages(model, image, ids, mask)
-    prompts, decoder = original_decoder(model.config.sam)
+    stages = run_stages(model, pictures(model.config), ids, mask)
+    sam = segment_anything_sam(model.config)
+    prompts, decoder = sam.prompt_encoder, sam.mask_decoder
     prompts.load_state_dict(model.sam_decoder.prompt_encoder.state_dict())
     decoder.load_state_dict(model.sam_decoder.mask_decoder.state_dict())
     given = stages["mask_prompt"] if dense_prompt else None
@@ -250,30 +182,8 @@ def test_sam_decoder_gives_the_originals_first_mask(dense_prompt: bool) -> None:
     assert not torch.allclose(masks[:, 0], masks[:, 1], **CLOSE)
 
 
-@torch.no_grad()
-def test_channel_layer_norm_is_sams_layer_norm() -> None:
-    generator = torch.Generator().manual_seed(0)
-    original = LayerNorm2d(16)
-    original.weight.uniform_(0.5, 1.5, generator=generator)
-    original.bias.uniform_(-0.5, 0.5, generator=generator)
-    x = 3 * torch.randn(2, 16, 5, 4, generator=generator) + 1
-    ours = ChannelLayerNorm(original)
-    torch.testing.assert_close(ours(x), original(x), **CLOSE)
-    assert ours.state_dict().keys() == original.state_dict().keys()
-    # Sums of squares overflow in half precision: none of the kind is left.
+def test_no_layer_norm_is_left_that_overflows_in_half_precision() -> None:
     assert not any(isinstance(module, LayerNorm2d) for module in build_model(small_config()).modules())
-
-
-@torch.no_grad()
-def test_each_phrase_is_asked_of_its_own_image(model: RSRefSeg) -> None:
-    images = pictures(model.config, count=2)
-    ids, mask = phrases(model.config)
-    index = torch.tensor([1, 0, 1])
-    together = model(images, ids, mask, index)
-    for row, image in enumerate(index.tolist()):
-        alone = model(images[image : image + 1], ids[row : row + 1], mask[row : row + 1])
-        torch.testing.assert_close(together.mask_logits[row], alone.mask_logits[0], **CLOSE)
-        torch.testing.assert_close(together.mask_prompt[row], alone.mask_prompt[0], **CLOSE)
 
 
 def test_gradients_of_an_image_asked_twice_are_the_same_bits_on_many_threads(model: RSRefSeg) -> None:

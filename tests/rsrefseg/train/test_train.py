@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from rsrefseg.checkpoints.model_file import load_tensors
 from rsrefseg.evaluation.metrics import MetricsResult, Protocol
 from rsrefseg.model.config import LoraSettings
-from rsrefseg.runs.base import BaseWeights, from_scratch
+from rsrefseg.runs.base import BaseWeights, from_scratch, shipped
 from rsrefseg.runs.run import Run
 from rsrefseg.train import trainer as trainer_module
 from rsrefseg.train.config import Precision, TrainConfig
@@ -24,11 +25,9 @@ from rsrefseg.train.trainer import Watcher
 from tests.support.runs import StoppedError, assert_same_run, contents, interrupt_at, interrupt_at_validation, refused
 from tests.support.small import small_config, small_training, train_small
 
-# --- exact resuming -------------------------------------------------------------------------------------------------
-
 # Five batches, two a step.
 ACCUMULATED = {"gradient_accumulation": 2, "checkpoint_every_steps": 1, "max_grad_norm": 0.5}
-OTHER_SETTINGS: dict[str, Any] = {"epochs": 9, "seed": 4, "learning_rate": 1.0, "lora": None}
+SCRATCH = {"base": from_scratch(), "lora": None, "learning_rate": 1e-3, "workers": 2}
 
 
 @pytest.mark.parametrize(
@@ -40,29 +39,20 @@ OTHER_SETTINGS: dict[str, Any] = {"epochs": 9, "seed": 4, "learning_rate": 1.0, 
         ({}, [interrupt_at(3), interrupt_at(8), interrupt_at_validation(1)]),
         (ACCUMULATED, [interrupt_at(2), interrupt_at(3)]),
         ({"checkpoint_every_steps": 1}, [interrupt_at_validation(0)]),  # two checkpoints at an epoch's end
+        (SCRATCH, [interrupt_at(7)]),
     ],
 )
 def test_an_interrupted_run_ends_with_the_same_bytes(
     boxes: Path, base: BaseWeights, tmp_path: Path, options: dict[str, Any], interruptions: list[Watcher]
 ) -> None:
     """It keeps the settings of its record. To resume a folder that does not exist starts a run."""
-    train_small(boxes, tmp_path / "whole", base, **options)
+    options = {"base": base} | options
+    train_small(boxes, tmp_path / "whole", **options)
     for watcher in interruptions:
         with pytest.raises(StoppedError):
-            train_small(boxes, tmp_path / "run", base, resume=True, watcher=watcher, **options)
-    train_small(boxes, tmp_path / "run", from_scratch(), resume=True, **OTHER_SETTINGS)
+            train_small(boxes, tmp_path / "run", resume=True, watcher=watcher, **options)
+    train_small(boxes, tmp_path / "run", shipped("tiny"), resume=True, epochs=9, seed=4, learning_rate=1.0, lora=None)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
-
-
-def test_resuming_is_exact_from_scratch_and_with_workers(boxes: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"lora": None, "learning_rate": 1e-3}
-    train_small(boxes, tmp_path / "whole", from_scratch(), **options)
-    with pytest.raises(StoppedError):
-        train_small(boxes, tmp_path / "workers", from_scratch(), watcher=interrupt_at(7), workers=2, **options)
-    train_small(boxes, tmp_path / "workers", from_scratch(), resume=True)
-    whole, workers = contents(tmp_path / "whole"), contents(tmp_path / "workers")
-    for name in ("last.safetensors", "best.safetensors", "metrics.jsonl"):
-        assert whole[name] == workers[name], name
 
 
 def test_a_finished_run_stays_as_it_is(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
@@ -89,17 +79,10 @@ def test_dropout_is_on(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
     assert contents(tmp_path / "with")["last.safetensors"] != contents(tmp_path / "without")["last.safetensors"]
 
 
-# --- what a run folder holds ----------------------------------------------------------------------------------------
-
-
-def test_best_is_of_the_best_validation_and_last_of_the_end(
-    boxes: Path, base: BaseWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scores = iter([0.2, 0.6, 0.4])
-    monkeypatch.setattr(
-        trainer_module, "validate", lambda *_: MetricsResult(Protocol.RSREFSEG, 1, next(scores), 0.0, {}, {})
-    )
-    result = train_small(boxes, tmp_path / "run", base, epochs=3)
+def test_best_is_of_the_best_validation_and_last_of_the_end(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
+    scores = [MetricsResult(Protocol.RSREFSEG, 1, giou, 0.0, {}, {}) for giou in (0.2, 0.6, 0.4)]
+    with patch.object(trainer_module, "validate", side_effect=scores):
+        result = train_small(boxes, tmp_path / "run", base, epochs=3)
     assert result.position.best_giou == 0.6
     assert load_tensors(result.run.best_path).header["step"] == 10
     last = load_tensors(result.run.last_path)
@@ -132,9 +115,7 @@ def test_the_log_is_cut_back_to_the_checkpoint(boxes: Path, base: BaseWeights, t
             stream.write('{"step": 3, "lo')  # cut off in the middle of a line
 
 
-def test_the_folder_says_how_the_run_was_made_in_plain_readable_files(
-    boxes: Path, base: BaseWeights, tmp_path: Path
-) -> None:
+def test_the_folder_says_how_the_run_was_made(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
     result = train_small(boxes, tmp_path / "run", base)
     record, counts = result.run.read_record(), result.parameters
     assert TrainConfig.from_dict(record["train"]) == small_training()

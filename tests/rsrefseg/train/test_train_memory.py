@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,16 +21,10 @@ from rsrefseg.train.checkpointing import checkpoint_blocks, transformer_blocks
 from rsrefseg.train.config import Precision
 from rsrefseg.train.metrics_log import read_metrics
 from rsrefseg.train.schedule import WarmupCosine
-from tests.support.runs import (
-    LOSS_TOLERANCE,
-    STEADY,
-    StoppedError,
-    assert_same_run,
-    interrupt_at,
-    losses,
-    write_uneven_boxes,
-)
+from tests.support import runs
+from tests.support.runs import STEADY, StoppedError, assert_same_run, interrupt_at, losses, write_uneven_boxes
 from tests.support.small import small_config, train_small
+from tests.support.upstream import randomize
 
 
 def deep_model(checkpointed: bool) -> RSRefSeg:
@@ -39,12 +34,8 @@ def deep_model(checkpointed: bool) -> RSRefSeg:
     siglip = replace(small.siglip, vision=tower, text=tower)
     sam = replace(small.sam, image_size=128, depth=8, global_attn_indexes=(3, 7))
     model = build_model(replace(small, siglip=siglip, sam=sam), seed=3)
-    torch.manual_seed(4)
     add_lora(model, LoraSettings(rank=4, alpha=4, dropout=0.3))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:  # zero at first, which hides its partner's gradient
-                parameter.normal_(std=0.1)
+    randomize(model)  # lora_B is zero at first, which hides its partner's gradient
     if checkpointed:
         checkpoint_blocks(model)
     return model.train()
@@ -95,29 +86,21 @@ def test_a_checkpointed_training_ends_with_the_same_weights(boxes: Path, base: B
         assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "checkpointed" / file).read_bytes()
 
 
-# --- accumulation ---------------------------------------------------------------------------------------------------
-
-
 def fixed_statistics(norm: torch.nn.BatchNorm2d, x: Tensor) -> Tensor:
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False)
 
 
-def test_two_accumulated_batches_are_one_large_but_for_batch_statistics(
-    base: BaseWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_accumulated_batches_are_one_large_but_for_batch_statistics(base: BaseWeights, tmp_path: Path) -> None:
     """Batches hold three or four phrases: each phrase has the same weight. Only batch norm sees the difference."""
     data = write_uneven_boxes(tmp_path / "data")
-    large, accumulated = STEADY | {"batch_size": 4}, STEADY | {"batch_size": 2, "gradient_accumulation": 2}
-    train_small(data, tmp_path / "own_large", base, **large)
-    train_small(data, tmp_path / "own_accumulated", base, **accumulated)
-    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", fixed_statistics)
-    train_small(data, tmp_path / "large", base, **large)
-    train_small(data, tmp_path / "accumulated", base, **accumulated)
-    assert losses(tmp_path / "accumulated") == pytest.approx(losses(tmp_path / "large"), rel=LOSS_TOLERANCE)
-    assert losses(tmp_path / "own_accumulated") != pytest.approx(losses(tmp_path / "own_large"), rel=LOSS_TOLERANCE)
 
+    def found(name: str, **batches: int) -> list[float]:
+        return losses(train_small(data, tmp_path / name, base, **STEADY | batches).run.path)
 
-# --- float16 --------------------------------------------------------------------------------------------------------
+    large, accumulated = {"batch_size": 4}, {"batch_size": 2, "gradient_accumulation": 2}
+    assert found("one", **accumulated) != pytest.approx(found("two", **large), rel=runs.LOSS_TOLERANCE)
+    with patch.object(torch.nn.BatchNorm2d, "forward", fixed_statistics):
+        assert found("three", **accumulated) == pytest.approx(found("four", **large), rel=runs.LOSS_TOLERANCE)
 
 
 class ScaledOnCpu(trainer_module.Accelerator):
@@ -128,10 +111,8 @@ class ScaledOnCpu(trainer_module.Accelerator):
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=4)
 
 
-def test_a_step_that_overflowed_is_logged_and_counted_and_never_moves_weights(
-    boxes: Path, base: BaseWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trainer_module, "Accelerator", ScaledOnCpu)
+@patch.object(trainer_module, "Accelerator", ScaledOnCpu)
+def test_a_step_that_overflowed_never_moves_weights(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
     options: dict[str, Any] = {"warmup_epochs": 0.4, "checkpoint_every_steps": 1, "max_grad_norm": 1.0}
     run = train_small(boxes, tmp_path / "whole", base, **options).run
     steps = [entry for entry in read_metrics(run.metrics_path) if "loss" in entry]

@@ -26,24 +26,18 @@ from rsrefseg.train.losses import segmentation_loss
 from rsrefseg.train.schedule import WarmupCosine
 from tests.support.runs import refused
 from tests.support.small import small_config
+from tests.support.upstream import randomize
 
-# --- what is trained ------------------------------------------------------------------------------------------------
-
+TOWERS, SAM = ("siglip_vision", "siglip_text"), "sam_encoder.image_encoder"
 ADAPTED = {
-    *(f"siglip_vision.encoder.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")),
-    *(f"siglip_text.encoder.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")),
+    *(f"{tower}.encoder.layers.0.self_attn.{kind}_proj" for tower in TOWERS for kind in ("q", "k", "v", "out")),
     "siglip_text.head",
-    *(
-        f"sam_encoder.image_encoder.blocks.{block}.{name}"
-        for block in (0, 1)
-        for name in ("attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")
-    ),
-    "sam_encoder.image_encoder.neck.0",
-    "sam_encoder.image_encoder.neck.2",
+    *(f"{SAM}.blocks.{block}.{name}" for block in (0, 1) for name in ("attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")),
+    f"{SAM}.neck.0",
+    f"{SAM}.neck.2",
 }
 NEVER_REACHED = (
-    "sam_decoder.prompt_encoder.point_embeddings.",
-    "sam_decoder.prompt_encoder.not_a_point_embed.",
+    *(f"sam_decoder.prompt_encoder.{name}" for name in ("point_embeddings.", "not_a_point_embed.", "no_mask")),
     "sam_decoder.mask_decoder.iou_prediction_head.",
     *(f"sam_decoder.mask_decoder.output_hypernetworks_mlps.{number}." for number in (1, 2, 3)),
 )
@@ -76,21 +70,16 @@ def test_the_presets_have_the_published_number_of_adapters(preset: str) -> None:
 
 def test_with_lora_adapters_prompter_and_decoder_are_trained_and_nothing_else(adapted: RSRefSeg) -> None:
     trained = set(trainable_parameters(adapted))
-    expected = {
-        name
-        for name, _ in adapted.named_parameters()
-        if ".lora_" in name or name.startswith(("attn_prompter.", "sam_decoder."))
-    }
-    expected -= {"attn_prompter.logit_scale", "attn_prompter.logit_bias"}
-    expected -= {name for name in expected if name.startswith((*NEVER_REACHED, "sam_decoder.prompt_encoder.no_mask"))}
-    assert trained == expected
+    names = [name for name, _ in adapted.named_parameters() if not name.startswith(NEVER_REACHED)]
+    expected = {name for name in names if ".lora_" in name or name.startswith(("attn_prompter.", "sam_decoder."))}
+    assert trained == expected - {"attn_prompter.logit_scale", "attn_prompter.logit_bias"}
 
 
 def test_from_scratch_everything_a_mask_depends_on_is_trained() -> None:
     model = build_model(small_config())
     train_everything(model)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    assert all(name.startswith((*NEVER_REACHED, "sam_decoder.prompt_encoder.no_mask")) for name in frozen)
+    assert all(name.startswith(NEVER_REACHED) for name in frozen)
     assert model.attn_prompter.logit_scale.requires_grad
 
 
@@ -103,22 +92,14 @@ def test_gradients_reach_all_that_is_trained(dense_prompt: bool, from_nothing: b
         train_everything(model)
     else:
         add_lora(model, LoraSettings(rank=4, alpha=4, dropout=0.0))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if ".lora_B." in name:  # zero at first, which stops the gradient of its partner
-                    parameter.normal_(std=0.1)
+        randomize(model)  # lora_B is zero at first, which stops the gradient of its partner
     side = model.config.sam.image_size
-    ids = torch.randint(2, 32, (2, 12), generator=torch.Generator().manual_seed(0))
-    image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(2, 32, (2, 12))
+    image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
     prediction = model(image, ids, torch.ones_like(ids, dtype=torch.bool))
     prediction.mask_logits.square().sum().backward()
-    missing = {name for name, parameter in trainable_parameters(model).items() if parameter.grad is None}
-    assert missing == set()
-    extra = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert extra == set(trainable_parameters(model))
-
-
-# --- the recipe -----------------------------------------------------------------------------------------------------
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert reached == set(trainable_parameters(model))
 
 
 def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
@@ -160,25 +141,14 @@ def test_dice_and_coarse_terms_are_added_by_weight() -> None:
     assert segmentation_loss(wrong, truth, LossWeights(bce=0, dice=1)).item() > 0.9
 
 
-# What `test_train_settings` tries through a file is not repeated here.
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"workers": -1},
-        {"seed": 2**32},
-        {"weight_decay": math.inf},
-        {"warmup_start": 1.5},
-        {"max_grad_norm": 0.0},
-        {"lora": {"rank": 0}},
-        {"loss": {"dice": -1.0}},
-    ],
-)
-def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with refused(*wrong):
-        TrainConfig.from_dict(TrainConfig().to_dict() | wrong)
+WRONG: dict[str, Any] = {"workers": -1, "seed": 2**32, "weight_decay": math.inf, "warmup_start": 1.5}
+WRONG |= {"max_grad_norm": 0.0, "lora": {"rank": 0}, "loss": {"dice": -1.0}}
 
 
-# --- batches --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", WRONG)
+def test_settings_out_of_range_are_refused(name: str) -> None:
+    with refused(name):
+        TrainConfig.from_dict(TrainConfig().to_dict() | {name: WRONG[name]})
 
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
@@ -249,9 +219,8 @@ def test_workers_stay_from_epoch_to_epoch_and_give_the_same_batches(batches: Tra
 
     seen: list[set[int | None]] = []
     for alone, loaded in zip(epochs(0), epochs(2), strict=True):
-        assert all(
-            torch.equal(getattr(alone, field), getattr(loaded, field)) for field in ("image", "truth", "input_ids")
-        )
+        for field in ("image", "truth", "input_ids"):
+            assert torch.equal(getattr(alone, field), getattr(loaded, field))
     assert len(seen[1]) == 2
     assert seen[1] == seen[3]
 

@@ -18,10 +18,8 @@ Capture = pytest.CaptureFixture[str]
 SETTINGS = """
 [data]
 path = "{data}"
-
 [weights]
 base = "{base}"
-
 [training]
 epochs = 1
 batch_size = 5
@@ -29,11 +27,9 @@ learning_rate = 2e-3
 warmup_epochs = 0
 precision = "fp32"
 gradient_accumulation = 2
-
 [lora]
 rank = 2
 alpha = 8
-
 [loss]
 bce = 1
 dice = 0.5
@@ -82,15 +78,12 @@ def test_a_file_settles_what_no_option_does(settings: str, capsys: Capture) -> N
     assert config.weight_decay == TrainConfig().weight_decay
 
 
-def test_the_rank_given_as_an_option_brings_its_alpha(settings: str, capsys: Capture) -> None:
-    run_here(capsys, "train", "--config", settings, "--out", "run", "--rank", "4", "--accumulation-steps", "1")
-    assert recorded().lora == LoraSettings(rank=4, alpha=4)
-    assert recorded().gradient_accumulation == 1
-
-
-def test_weights_given_as_an_option_replace_those_of_the_file(settings: str, boxes: Path, capsys: Capture) -> None:
-    ran = run_here(capsys, "train", "--config", settings, "--out", "run", "--random-weights")
+def test_options_replace_what_the_file_says(settings: str, capsys: Capture) -> None:
+    given = ("--random-weights", "--rank", "4", "--accumulation-steps", "1")
+    ran = run_here(capsys, "train", "--config", settings, "--out", "run", *given)
     assert ran.code == 0, ran.err
+    assert recorded().lora == LoraSettings(rank=4, alpha=4), "a rank brings its alpha"
+    assert recorded().gradient_accumulation == 1
     assert json.loads(Path("run/run.json").read_text())["base"]["kind"] == "random"
     refusal = run_here(capsys, "train", "--config", settings, "--out", "other", "--from-scratch")
     assert_refused(refusal, "--from-scratch", "my.toml", "[lora]")
