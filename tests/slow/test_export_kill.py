@@ -12,10 +12,7 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from tests.support.export_jobs import export_job
 from tests.support.exported import Exported
 from tests.support.killing import Moment, run_job
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+from tests.support.runs import contents
 
 
 def test_killed_while_writing_or_moving_the_old_bundle_or_the_new_one_is_whole(
