@@ -23,6 +23,7 @@ from rsrefseg.export.settings import ExportSettings
 from tests.support.commands import assert_refused, run_here
 from tests.support.export_jobs import Shortcut
 from tests.support.exported import Exported
+from tests.support.places import Capsys
 from tests.support.planted import RESIDUAL, VISION, planted_model, vision_model
 from tests.support.printing import printed
 
@@ -34,9 +35,6 @@ def test_massive_activations_break_a_naive_cast_and_the_default_plan_holds() -> 
     assert naive.error.relative_l2 == math.inf
     result = bisect_stage(model, VISION)
     assert (result.evaluations, result.found) == (1, {})
-
-
-# A block that overflows inside
 
 
 @pytest.mark.parametrize(
@@ -78,9 +76,6 @@ def test_a_stage_that_differs_for_another_reason_fails_and_no_plan_is_offered(tm
         assert "FAIL" in printed(each)
 
 
-# The search itself
-
-
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), max_size=4))))
 def test_the_search_finds_exactly_the_culprits(case: tuple[int, set[int]]) -> None:
     count, places = case
@@ -100,12 +95,7 @@ def test_the_search_gives_up_where_nothing_helps() -> None:
     assert smallest_set((), lambda chosen: False) is None
 
 
-# As a user
-
-
-def test_the_command_says_when_nothing_has_to_be_done(
-    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_when_nothing_has_to_be_done(exported: Exported, tmp_path: Path, capsys: Capsys) -> None:
     plan = tmp_path / "plan.json"
     options = ("--bundle", exported.bundle, "--run", exported.run)
     ran = run_here(capsys, "parity", "--bisect", *options, "--plan", plan, "--json")
@@ -122,7 +112,7 @@ def test_the_command_says_when_nothing_has_to_be_done(
 
 
 def test_the_offered_plan_makes_a_bundle_that_holds(
-    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    exported: Exported, tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trained run whose text head overflows in half: found, planned, exported. Its other graphs are as before."""
     run = overflowing_run(exported.run, tmp_path / "run")

@@ -57,9 +57,6 @@ def test_a_graph_with_a_fault_or_that_is_not_valid_is_refused(bundle: Bundle, tm
     assert [file.name for file in tmp_path.iterdir()] == ["graph.onnx"], "the check leaves nothing behind"
 
 
-# Faults in graphs made by hand
-
-
 def node(operator: str, inputs: Sequence[str], outputs: Sequence[str] = ("y",), **attributes: object) -> NodeProto:
     return helper.make_node(operator, inputs, outputs, name=f"block.attn/{operator}", **attributes)
 

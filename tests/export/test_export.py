@@ -22,6 +22,7 @@ from rsrefseg.runs.run import Run
 from tests.support import ROOT
 from tests.support.export_jobs import Shortcut
 from tests.support.exported import Exported
+from tests.support.places import cut_in_half
 from tests.support.runs import contents
 
 
@@ -38,24 +39,7 @@ def shortcut(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Shortcut:
     return shortcut
 
 
-@pytest.fixture
-def copied(exported: Exported, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of a bundle are copies of files exported before; they are written, moved and removed as always."""
-
-    def copy(folder: Path, *_: Any) -> Manifest:
-        for file in sorted(exported.bundle.iterdir()):
-            shutil.copyfile(file, folder / file.name)
-        return bundle.manifest
-
-    monkeypatch.setattr(export_module, "_write_bundle", copy)
-
-
-# The bundle
-
-
-def test_the_same_export_again_replaces_the_bundle_by_the_same_bytes(
-    run: Run, exported: Exported, tmp_path: Path
-) -> None:
+def test_the_same_export_again_gives_the_same_bytes(run: Run, exported: Exported, tmp_path: Path) -> None:
     """Nothing of what was there before stays behind."""
     out = Path(shutil.copytree(exported.bundle, tmp_path / "out" / "bundle"))
     (out / "siglip_text.onnx").write_bytes(b"another graph")
@@ -111,8 +95,13 @@ def test_the_stated_preprocessing_is_what_the_graphs_do(bundle: Bundle, model: R
 
 
 def test_the_latest_run_goes_to_out_or_to_the_default_place(
-    exported: Exported, tmp_path: Path, copied: None, monkeypatch: pytest.MonkeyPatch
+    exported: Exported, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def copy(folder: Path, *_: Any) -> Manifest:
+        shutil.copytree(exported.bundle, folder, dirs_exist_ok=True)
+        return bundle.manifest
+
+    monkeypatch.setattr(export_module, "_write_bundle", copy)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RSREFSEG_BUNDLE", raising=False)
     with pytest.raises(BadInputError, match="runs"):
@@ -126,9 +115,6 @@ def test_the_latest_run_goes_to_out_or_to_the_default_place(
     for report in reports:
         assert report.run == "runs/007"
         assert contents(Path(report.bundle)) == contents(exported.bundle)
-
-
-# Whole or not at all
 
 
 def test_a_graph_that_fails_its_check_never_gets_into_a_bundle(
@@ -160,9 +146,6 @@ def test_a_disk_that_is_too_full_is_reported_before_the_work(
     assert not (tmp_path / "new").exists()
 
 
-# The run
-
-
 def train_on(run: Run) -> None:
     """Change the run's best weights, as one more step of training does."""
     best = load_tensors(run.best_path)
@@ -170,7 +153,7 @@ def train_on(run: Run) -> None:
     save_tensors(run.best_path, best.tensors | {name: best.tensors[name] * 1.01}, best.header)
 
 
-def test_a_run_is_merged_where_its_merged_model_is_missing_or_old(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
+def test_a_run_is_merged_where_it_is_not_and_then_that_is_enough(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
     before = digest(run.merged_path)
     export_run(run.path, tmp_path / "one")
     assert digest(run.merged_path) == before, "nothing changed, nothing to merge"
@@ -178,19 +161,11 @@ def test_a_run_is_merged_where_its_merged_model_is_missing_or_old(run: Run, tmp_
         change(run)
         export_run(run.path, tmp_path / "two")
         assert load_tensors(run.merged_path).header["source"]["run_best_sha256"] == digest(run.best_path)
-    assert Bundle.open(tmp_path / "two").manifest.provenance.checkpoint_sha256 == digest(run.merged_path)
-
-
-def test_a_merged_model_is_enough(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
-    """The model, its tokenizer and reference inputs, without training state."""
     for path in (run.best_path, run.record_path, run.metrics_path):
         path.unlink()
-    export_run(run.path, tmp_path / "bundle")
-    assert Bundle.open(tmp_path / "bundle").manifest.preset == "small"
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
+    export_run(run.path, tmp_path / "three")
+    for name in ("two", "three"):
+        assert Bundle.open(tmp_path / name).manifest.provenance.checkpoint_sha256 == digest(run.merged_path)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +175,8 @@ def cut(path: Path) -> None:
         (lambda run: run.tokenizer_path.unlink(), "tokenizer"),
         (lambda run: run.tokenizer_path.write_text("{}"), "tokenizer"),
         (lambda run: run.reference_inputs_path.unlink(), "reference_inputs"),
-        (lambda run: cut(run.reference_inputs_path), "reference_inputs"),
-        (lambda run: cut(run.merged_path), "merged"),
+        (lambda run: cut_in_half(run.reference_inputs_path), "reference_inputs"),
+        (lambda run: cut_in_half(run.merged_path), "merged"),
         (lambda run: run.best_path.rename(run.merged_path), "merged|part of a model"),
         (lambda run: run.path.with_name("bundle").write_text("mine"), "bundle'.*--out"),
         (lambda run: shutil.copytree(run.path, run.path.with_name("bundle")), "bundle'.*--out"),

@@ -44,9 +44,6 @@ def folded(model: RSRefSeg, stage: Stage) -> nn.Module:
     return fold_for_inference(copy.deepcopy(model.stage(stage)), default_attention(model.config.sam))
 
 
-# What they compute
-
-
 def assert_same(path: Path, contract: StageContract, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """The graph's outputs have the module's shapes and values."""
     with torch.no_grad():
@@ -89,12 +86,7 @@ def test_published_padding_and_no_dense_prompt_equal_pytorch(stage: Stage, tmp_p
     check_graph(path, contract)
 
 
-# What they consist of
-
-
-def test_norms_are_whole_nodes_attention_has_one_softmax_and_normalisation_is_folded(
-    bundle: Bundle, model: RSRefSeg, stage: Stage
-) -> None:
+def test_norms_and_softmaxes_are_whole_and_the_rest_is_folded(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
     norms = sum(isinstance(module, nn.LayerNorm | ChannelLayerNorm) for module in model.stage(stage).modules())
     attentions = sum(
         isinstance(module, RelativePositionAttention | FoldedAttention) for module in folded(model, stage).modules()
@@ -106,9 +98,7 @@ def test_norms_are_whole_nodes_attention_has_one_softmax_and_normalisation_is_fo
     assert found["Slice"] <= 1, "of the windows' padding, once for both axes"
 
 
-def test_attention_is_one_node_where_opset_23_is_chosen_except_in_the_folded_form(
-    bundle: Bundle, fused_bundle: Bundle, stage: Stage
-) -> None:
+def test_attention_is_one_node_in_opset_23_unless_folded(bundle: Bundle, fused_bundle: Bundle, stage: Stage) -> None:
     """ONNX Runtime 1.31 computes Attention wrongly on CUDA where keys have more channels than values."""
     records = bundle.manifest.stages[stage], fused_bundle.manifest.stages[stage]
     assert [record.opset for record in records] == [OPSET, FUSED_OPSET]
@@ -137,9 +127,7 @@ def test_no_node_takes_what_one_of_its_kind_has_just_made(bundle: Bundle, stage:
     assert [node.name for node in graph if node.op_type in moves and makers.get(node.input[0]) == node.op_type] == []
 
 
-def test_onnxruntime_fuses_every_gelu_and_the_transposes_of_keys(
-    bundle: Bundle, model: RSRefSeg, tmp_path: Path, stage: Stage
-) -> None:
+def test_onnxruntime_fuses_gelu_and_transposes(bundle: Bundle, model: RSRefSeg, tmp_path: Path, stage: Stage) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3

@@ -111,9 +111,6 @@ def distributions(extra: str) -> set[str]:
     return {name for name, _ in found}
 
 
-# The wheel
-
-
 def test_a_wheel_holds_one_name_and_every_module(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"rsrefseg"}
@@ -130,9 +127,7 @@ def test_a_wheel_holds_one_name_and_every_module(wheel: Path) -> None:
     ],
     ids=lambda command: command[0],
 )
-def test_modules_of_generic_names_disturb_no_process(
-    wheel: Path, folder: Path, tmp_path: Path, command: tuple[str, ...]
-) -> None:
+def test_generic_names_disturb_no_process(wheel: Path, folder: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
     """They lie on PYTHONPATH, before the packages of the wheel."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
     path = os.pathsep.join((str(folder), str(tmp_path)))
@@ -164,9 +159,6 @@ def interpreter(version: str) -> Path | None:
         return Path(found)
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     return next(iter(sorted(root.glob(f"versions/{version}.*/bin/python"))), None)
-
-
-# An edge device
 
 
 def test_the_environment_has_our_wheel_and_nothing_of_the_training_side(edge: Edge) -> None:

@@ -1,8 +1,4 @@
-"""The engines type-check against TensorRT's own API of both majors, and the double of CUDA agrees with cuda-python.
-
-``tests/support/tensorrt_stubs/`` holds the part of the API that the engines use. Where ``RSREFSEG_TENSORRT_STUBS``
-names a folder with TensorRT's whole API as ``10.*/tensorrt.pyi`` and ``11.*/tensorrt.pyi``, that is checked as well.
-"""
+"""The engines type-check against TensorRT's API of both majors, and the double of CUDA agrees with cuda-python."""
 
 import inspect
 import os
@@ -16,6 +12,7 @@ from tests.support import ROOT
 from tests.support.doubles.cuda_double import CudaDouble
 
 STUBS = [ROOT / "tests" / "support" / "tensorrt_stubs" / major for major in ("10", "11")]
+# A folder with the whole API of both, which the stubs of the tests are a part of
 if whole_api := os.environ.get("RSREFSEG_TENSORRT_STUBS"):
     STUBS += [file.parent for file in Path(whole_api).glob("1[01].*/tensorrt.pyi")]
 

@@ -24,12 +24,13 @@ def assert_all_files_are_whole(run: Run) -> None:
         run.read_record()
         assert run.tokenizer_path.exists()
         assert run.reference_inputs_path.exists()
-    if run.tokenizer_path.exists():
-        Tokenizer(run.tokenizer_path)
-    if run.reference_inputs_path.exists():
-        load_reference_inputs(run.reference_inputs_path)
-    if run.best_path.exists():
-        load_tensors(run.best_path)
+    readers = {
+        run.tokenizer_path: Tokenizer,
+        run.reference_inputs_path: load_reference_inputs,
+        run.best_path: load_tensors,
+    }
+    for path in filter(Path.exists, readers):
+        readers[path](path)
     if run.last_path.exists():
         assert run.record_path.exists()
         done = load_tensors(run.last_path).header["position"]["step"]
