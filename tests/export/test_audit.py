@@ -85,7 +85,9 @@ def test_infinities_are_warned_of_and_null_in_json() -> None:
 
 def test_the_command_prints_a_table_or_json(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("parity", "--audit", "--bundle", exported.bundle, "--run", exported.run)
-    document = json.loads(run_here(capsys, *options, "--json").out)
+    ran = run_here(capsys, *options, "--json")
+    assert ran.code == 0, ran.err
+    document = json.loads(ran.out)
     assert document["samples"] >= 1
     assert {place["stage"] for place in document["places"]} == set(Stage)
     table = run_here(capsys, *options).out

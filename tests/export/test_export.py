@@ -153,7 +153,7 @@ def train_on(run: Run) -> None:
     save_tensors(run.best_path, best.tensors | {name: best.tensors[name] * 1.01}, best.header)
 
 
-def test_a_run_is_merged_where_it_is_not_and_then_that_is_enough(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
+def test_a_run_is_merged_if_needed_and_a_merged_model_is_enough(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
     before = digest(run.merged_path)
     export_run(run.path, tmp_path / "one")
     assert digest(run.merged_path) == before, "nothing changed, nothing to merge"
