@@ -1,7 +1,4 @@
-"""RSRefSeg-b and RSRefSeg-l at full size, with random weights: `make test-full`, 20 GB of disk, about 20 minutes.
-
-Times hold for two cores of a server CPU that do nothing else.
-"""
+"""RSRefSeg-b and -l with random weights: `make test-full`, 20 GB of disk, 20 minutes of two idle server cores."""
 
 import json
 import os

@@ -12,10 +12,13 @@ from rsrefseg.runs.reference_inputs import load_reference_inputs
 from rsrefseg.runs.run import Run
 from rsrefseg.train.metrics_log import read_metrics
 from tests.support.killing import Changes, InjectedError, Moment, run_job
-from tests.support.runs import contents
 from tests.support.small import train_job, train_small
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def assert_all_files_are_whole(run: Run) -> None:
