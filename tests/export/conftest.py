@@ -7,6 +7,7 @@ import torch
 
 from rsrefseg.checkpoints.model_file import load_model
 from rsrefseg.engines.bundle.bundle import Bundle
+from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.export.export import export_run
 from rsrefseg.export.graph import FUSED_OPSET
 from rsrefseg.export.settings import ExportSettings, Target
@@ -25,6 +26,12 @@ def bundle(exported: Exported) -> Bundle:
     return Bundle.open(exported.bundle)
 
 
+@pytest.fixture(scope="session", params=Stage, ids=str)
+def stage(request: pytest.FixtureRequest) -> Stage:
+    """Every stage in turn."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def model(exported: Exported) -> RSRefSeg:
     return load_model(Run(exported.run).merged_path)
@@ -32,8 +39,7 @@ def model(exported: Exported) -> RSRefSeg:
 
 def _export(exported: Exported, folder: Path, settings: ExportSettings) -> Bundle:
     torch.set_num_threads(1)
-    export_run(exported.run, folder / "bundle", settings)
-    return Bundle.open(folder / "bundle")
+    return Bundle.open(Path(export_run(exported.run, folder, settings).bundle))
 
 
 @pytest.fixture(scope="session")

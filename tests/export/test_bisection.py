@@ -23,56 +23,45 @@ from rsrefseg.export.settings import ExportSettings
 from tests.support.commands import assert_refused, run_here
 from tests.support.export_jobs import Shortcut
 from tests.support.exported import Exported
-from tests.support.planted import VISION, planted_model, vision_model
+from tests.support.places import Capsys
+from tests.support.planted import RESIDUAL, VISION, planted_model, vision_model
 from tests.support.printing import printed
 
-# Massive activations in the residual stream, each addition within float16: what large SigLIP models have
-RESIDUAL = {4: 40_000.0, 7: 40_000.0}
 
-
-def test_a_naive_cast_fails_parity_on_massive_activations() -> None:
+def test_massive_activations_break_a_naive_cast_and_the_default_plan_holds() -> None:
     model = vision_model(planted_model(RESIDUAL))
-    check = model.check_module(VISION, model.load(VISION).half())
-    assert not check.passed
-    assert check.error.relative_l2 == math.inf
-
-
-def test_the_default_plan_holds_on_massive_activations() -> None:
-    model = vision_model(planted_model(RESIDUAL))
-    assert model.check(VISION, {}).passed
+    naive = model.check_module(VISION, model.load(VISION).half())
+    assert not naive.passed
+    assert naive.error.relative_l2 == math.inf
     result = bisect_stage(model, VISION)
     assert (result.evaluations, result.found) == (1, {})
 
 
-# A block that overflows inside
-
-
-@pytest.mark.parametrize("block", [0, 5, 11])
-def test_bisect_names_the_block_that_overflows_and_its_plan_holds(block: int) -> None:
-    model = vision_model(planted_model({block: 95_000.0}))
-    assert not model.check(VISION, {}).passed
-    result = bisect_stage(model, VISION)
-    assert result.blocks == 26
-    assert result.evaluations <= 12
-    assert result.found is not None
-    assert list(result.found) == [f"encoder.layers.{block}.mlp"]
-    assert "float16 ends at 65,504" in result.found[f"encoder.layers.{block}.mlp"]
-    assert model.check(VISION, result.found).passed
-
-
-def test_bisect_finds_several_culprits(tmp_path: Path) -> None:
-    model = vision_model(planted_model({2: 95_000.0, 9: -190_000.0}))
+@pytest.mark.parametrize(
+    ("writes", "known", "culprits"),
+    [
+        ({0: 95_000.0}, (), [0]),
+        ({5: 95_000.0}, (), [5]),
+        ({11: 95_000.0}, (), [11]),
+        ({2: 95_000.0, 9: -190_000.0}, (), [2, 9]),
+        ({2: 95_000.0, 9: -190_000.0}, (2,), [9]),
+    ],
+)
+def test_bisect_names_the_blocks_that_overflow_besides_those_of_the_plan_and_its_plan_holds(
+    writes: dict[int, float], known: tuple[int, ...], culprits: list[int], tmp_path: Path
+) -> None:
+    plan = {f"encoder.layers.{block}.mlp": "known before" for block in known}
+    model = vision_model(planted_model(writes), {VISION: plan})
+    assert not model.check(VISION, plan).passed
     report = bisect(model, tmp_path / "plan.json")
-    assert set(report.plan[VISION]) == {"encoder.layers.2.mlp", "encoder.layers.9.mlp"}
-    assert report.stages[0].evaluations <= 12
+    (stage,) = report.stages
+    assert stage.blocks == 26
+    assert stage.evaluations <= 12
+    assert stage.found is not None
+    assert sorted(stage.found) == [f"encoder.layers.{block}.mlp" for block in culprits]
+    assert all("float16 ends at 65,504" in reason for reason in stage.found.values())
+    assert report.plan[VISION] == {**plan, **stage.found}
     assert model.check(VISION, report.plan[VISION]).passed
-
-
-def test_bisect_starts_with_the_plan_there_is(tmp_path: Path) -> None:
-    plan = {VISION: {"encoder.layers.2.mlp": "known before"}}
-    report = bisect(vision_model(planted_model({2: 95_000.0, 9: -190_000.0}), plan), tmp_path / "plan.json")
-    assert list(report.stages[0].found or ()) == ["encoder.layers.9.mlp"]
-    assert report.plan[VISION]["encoder.layers.2.mlp"] == "known before"
 
 
 def test_a_stage_that_differs_for_another_reason_fails_and_no_plan_is_offered(tmp_path: Path) -> None:
@@ -85,9 +74,6 @@ def test_a_stage_that_differs_for_another_reason_fails_and_no_plan_is_offered(tm
         assert not each.holds
         assert each.plan_path is None
         assert "FAIL" in printed(each)
-
-
-# The search itself
 
 
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), max_size=4))))
@@ -109,12 +95,7 @@ def test_the_search_gives_up_where_nothing_helps() -> None:
     assert smallest_set((), lambda chosen: False) is None
 
 
-# As a user
-
-
-def test_the_command_says_when_nothing_has_to_be_done(
-    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_when_nothing_has_to_be_done(exported: Exported, tmp_path: Path, capsys: Capsys) -> None:
     plan = tmp_path / "plan.json"
     options = ("--bundle", exported.bundle, "--run", exported.run)
     ran = run_here(capsys, "parity", "--bisect", *options, "--plan", plan, "--json")
@@ -131,7 +112,7 @@ def test_the_command_says_when_nothing_has_to_be_done(
 
 
 def test_the_offered_plan_makes_a_bundle_that_holds(
-    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    exported: Exported, tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trained run whose text head overflows in half: found, planned, exported. Its other graphs are as before."""
     run = overflowing_run(exported.run, tmp_path / "run")
@@ -168,10 +149,7 @@ def overflowing_run(source: Path, target: Path) -> Path:
     """A copy of a run whose sentence feature passes 65,504 in one channel; only its direction counts later on."""
     shutil.copytree(source, target)
     file = load_tensors(target / "merged.safetensors")
-    tensors = dict(file.tensors)
-    tensors["siglip_text.head.bias"] = tensors["siglip_text.head.bias"].clone()
-    tensors["siglip_text.head.bias"][0] = 65_000.0
-    tensors["siglip_text.head.weight"] = tensors["siglip_text.head.weight"] * 2_000.0
-    header = {name: value for name, value in file.header.items() if name not in ("format", "schema_version")}
-    save_tensors(target / "merged.safetensors", tensors, header)
+    file.tensors["siglip_text.head.bias"][0] = 65_000.0
+    file.tensors["siglip_text.head.weight"] *= 2_000.0
+    save_tensors(file.path, file.tensors, file.header)
     return target

@@ -22,6 +22,8 @@ from rsrefseg.runs.run import Run
 from tests.support import ROOT
 from tests.support.export_jobs import Shortcut
 from tests.support.exported import Exported
+from tests.support.places import cut_in_half
+from tests.support.runs import contents
 
 
 @pytest.fixture
@@ -37,28 +39,7 @@ def shortcut(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Shortcut:
     return shortcut
 
 
-@pytest.fixture
-def copied(exported: Exported, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of a bundle are copies of files exported before; they are written, moved and removed as always."""
-
-    def copy(folder: Path, *_: Any) -> Manifest:
-        for file in sorted(exported.bundle.iterdir()):
-            shutil.copyfile(file, folder / file.name)
-        return bundle.manifest
-
-    monkeypatch.setattr(export_module, "_write_bundle", copy)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-# The bundle
-
-
-def test_the_same_export_again_replaces_the_bundle_by_the_same_bytes(
-    run: Run, exported: Exported, tmp_path: Path
-) -> None:
+def test_the_same_export_again_gives_the_same_bytes(run: Run, exported: Exported, tmp_path: Path) -> None:
     """Nothing of what was there before stays behind."""
     out = Path(shutil.copytree(exported.bundle, tmp_path / "out" / "bundle"))
     (out / "siglip_text.onnx").write_bytes(b"another graph")
@@ -113,24 +94,27 @@ def test_the_stated_preprocessing_is_what_the_graphs_do(bundle: Bundle, model: R
         assert torch.allclose(back, image / 255.0, atol=1e-5)
 
 
-def test_the_bundle_goes_to_out_or_to_the_default_place(
-    run: Run, tmp_path: Path, copied: None, monkeypatch: pytest.MonkeyPatch
+def test_the_latest_run_goes_to_out_or_to_the_default_place(
+    exported: Exported, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def copy(folder: Path, *_: Any) -> Manifest:
+        shutil.copytree(exported.bundle, folder, dirs_exist_ok=True)
+        return bundle.manifest
+
+    monkeypatch.setattr(export_module, "_write_bundle", copy)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RSREFSEG_BUNDLE", raising=False)
-    (tmp_path / "empty").mkdir()
-    assert export_run(run.path, tmp_path / "deep" / "er").bundle == str(tmp_path / "deep" / "er")
-    assert export_run(run.path, tmp_path / "empty").bundle == str(tmp_path / "empty")
-    assert export_run(run.path, None).bundle == "bundle"
+    with pytest.raises(BadInputError, match="runs"):
+        export_run(None, None)
+    shutil.copytree(exported.run, "runs/007")
+    Path("empty").mkdir()
+    reports = [export_run(None, out) for out in (Path("deep/er"), Path("empty"), None)]
     monkeypatch.setenv("RSREFSEG_BUNDLE", "elsewhere")
-    assert export_run(run.path, None).bundle == "elsewhere"
-    for place in ("deep/er", "empty", "bundle", "elsewhere"):
-        opened = Bundle.open(tmp_path / place)
-        for record in opened.manifest.files:
-            opened.verified_path(record.name)
-
-
-# Whole or not at all
+    reports.append(export_run(None, None))
+    assert [report.bundle for report in reports] == ["deep/er", "empty", "bundle", "elsewhere"]
+    for report in reports:
+        assert report.run == "runs/007"
+        assert contents(Path(report.bundle)) == contents(exported.bundle)
 
 
 def test_a_graph_that_fails_its_check_never_gets_into_a_bundle(
@@ -151,17 +135,6 @@ def test_a_graph_that_fails_its_check_never_gets_into_a_bundle(
     assert [path.name for path in out.parent.iterdir()] == ["bundle"]
 
 
-def test_what_is_not_a_bundle_is_not_replaced(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "thesis.txt").write_text("mine")
-    for place in ("file", "folder"):
-        with pytest.raises(BadInputError, match=rf"{place}'.*--out"):
-            export_run(run.path, tmp_path / place)
-    assert (tmp_path / "folder" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "mine"
-    assert shortcut.exported == []
-
-
 def test_a_disk_that_is_too_full_is_reported_before_the_work(
     run: Run, tmp_path: Path, shortcut: Shortcut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,38 +146,26 @@ def test_a_disk_that_is_too_full_is_reported_before_the_work(
     assert not (tmp_path / "new").exists()
 
 
-# The run
-
-
-def train_on(run: Run, factor: float) -> None:
+def train_on(run: Run) -> None:
     """Change the run's best weights, as one more step of training does."""
     best = load_tensors(run.best_path)
-    changed = {name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in best.tensors.items()}
-    header = {name: value for name, value in best.header.items() if name not in ("format", "schema_version")}
-    save_tensors(run.best_path, changed, header)
+    name = next(name for name, tensor in best.tensors.items() if tensor.is_floating_point())
+    save_tensors(run.best_path, best.tensors | {name: best.tensors[name] * 1.01}, best.header)
 
 
-def test_a_run_is_merged_where_its_merged_model_is_missing_or_old(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
+def test_a_run_is_merged_if_needed_and_a_merged_model_is_enough(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
     before = digest(run.merged_path)
     export_run(run.path, tmp_path / "one")
     assert digest(run.merged_path) == before, "nothing changed, nothing to merge"
-    for change in (run.merged_path.unlink, lambda: train_on(run, 1.01)):
-        change()
+    for change in (lambda run: run.merged_path.unlink(), train_on):
+        change(run)
         export_run(run.path, tmp_path / "two")
         assert load_tensors(run.merged_path).header["source"]["run_best_sha256"] == digest(run.best_path)
-    assert Bundle.open(tmp_path / "two").manifest.provenance.checkpoint_sha256 == digest(run.merged_path)
-
-
-def test_a_merged_model_is_enough(run: Run, tmp_path: Path, shortcut: Shortcut) -> None:
-    """The model, its tokenizer and reference inputs, without training state."""
     for path in (run.best_path, run.record_path, run.metrics_path):
         path.unlink()
-    export_run(run.path, tmp_path / "bundle")
-    assert Bundle.open(tmp_path / "bundle").manifest.preset == "small"
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
+    export_run(run.path, tmp_path / "three")
+    for name in ("two", "three"):
+        assert Bundle.open(tmp_path / name).manifest.provenance.checkpoint_sha256 == digest(run.merged_path)
 
 
 @pytest.mark.parametrize(
@@ -214,26 +175,22 @@ def cut(path: Path) -> None:
         (lambda run: run.tokenizer_path.unlink(), "tokenizer"),
         (lambda run: run.tokenizer_path.write_text("{}"), "tokenizer"),
         (lambda run: run.reference_inputs_path.unlink(), "reference_inputs"),
-        (lambda run: cut(run.reference_inputs_path), "reference_inputs"),
-        (lambda run: cut(run.merged_path), "merged"),
+        (lambda run: cut_in_half(run.reference_inputs_path), "reference_inputs"),
+        (lambda run: cut_in_half(run.merged_path), "merged"),
         (lambda run: run.best_path.rename(run.merged_path), "merged|part of a model"),
+        (lambda run: run.path.with_name("bundle").write_text("mine"), "bundle'.*--out"),
+        (lambda run: shutil.copytree(run.path, run.path.with_name("bundle")), "bundle'.*--out"),
     ],
 )
-def test_a_damaged_run_is_refused_before_the_work(
+def test_a_damaged_run_and_a_place_of_something_else_are_refused_before_the_work(
     run: Run, tmp_path: Path, shortcut: Shortcut, spoil: Callable[[Run], Any], key: str
 ) -> None:
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() if path.is_file() else b"" for path in tmp_path.rglob("*")}
+
     spoil(run)
+    before = files()
     with pytest.raises(BadInputError, match=key):
         export_run(run.path, tmp_path / "bundle")
     assert shortcut.exported == []
-    assert not (tmp_path / "bundle").exists()
-
-
-def test_the_latest_run_is_the_default(
-    exported: Exported, tmp_path: Path, copied: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInputError, match="runs"):
-        export_run(None, tmp_path / "bundle")
-    shutil.copytree(exported.run, tmp_path / "runs" / "007")
-    assert export_run(None, tmp_path / "bundle").run == str(Path("runs/007"))
+    assert files() == before

@@ -15,6 +15,7 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage, StageContract
 from rsrefseg.export.checks import check_graph
 from rsrefseg.export.graph import FUSED_OPSET, OPSET, export_graph
+from rsrefseg.export.precision.half_blocks import convert_to_half
 from rsrefseg.export.settings import default_attention
 from rsrefseg.inference.attention import AttentionForm, RelativePositionAttention
 from rsrefseg.inference.operators import ErfGelu, TanhGelu
@@ -41,9 +42,6 @@ def operators(bundle: Bundle, stage: Stage) -> Counter[str]:
 def folded(model: RSRefSeg, stage: Stage) -> nn.Module:
     """The stage as it is exported."""
     return fold_for_inference(copy.deepcopy(model.stage(stage)), default_attention(model.config.sam))
-
-
-# What they compute
 
 
 def assert_same(path: Path, contract: StageContract, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -78,39 +76,29 @@ def test_graphs_equal_pytorch(bundle: Bundle, model: RSRefSeg, stage: Stage, phr
 @pytest.mark.parametrize("stage", [Stage.SIGLIP_TEXT, Stage.SAM_DECODER])
 def test_published_padding_and_no_dense_prompt_equal_pytorch(stage: Stage, tmp_path: Path) -> None:
     model = build_model(small_config(text_padding="longest", dense_prompt=False), seed=5)
-    contract, path = model_contracts(model)[stage], tmp_path / f"{stage}.onnx"
-    export_graph(model.stage(stage), contract, path)
+    contract, module, path = model_contracts(model)[stage], model.stage(stage), tmp_path / f"{stage}.onnx"
+    export_graph(module, contract, path)
     check_graph(path, contract)
     for phrases in (1, 2, 5):
-        assert_same(path, contract, model.stage(stage), stage_inputs(model, stage, phrases))
+        assert_same(path, contract, module, stage_inputs(model, stage, phrases))
+    convert_to_half(stage, module)
+    export_graph(module, contract, path)
+    check_graph(path, contract)
 
 
-# What they consist of
-
-
-@pytest.mark.parametrize("stage", Stage)
-def test_layer_norms_are_whole_nodes(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
+def test_norms_and_softmaxes_are_whole_and_the_rest_is_folded(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
     norms = sum(isinstance(module, nn.LayerNorm | ChannelLayerNorm) for module in model.stage(stage).modules())
-    found = operators(bundle, stage)
-    assert found["LayerNormalization"] == norms
-    assert not {"ReduceMean", "Sqrt", "InstanceNormalization", "ReduceSumSquare"} & found.keys()
-
-
-@pytest.mark.parametrize("stage", Stage)
-def test_attention_has_one_softmax_and_normalisation_is_folded(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
     attentions = sum(
         isinstance(module, RelativePositionAttention | FoldedAttention) for module in folded(model, stage).modules()
     )
     found = operators(bundle, stage)
-    assert found["Softmax"] == attentions
+    assert (found["LayerNormalization"], found["Softmax"]) == (norms, attentions)
+    assert not {"ReduceMean", "Sqrt", "InstanceNormalization", "ReduceSumSquare"} & found.keys()
     assert not {"Sub", "BatchNormalization", "Identity", "Expand"} & found.keys()
     assert found["Slice"] <= 1, "of the windows' padding, once for both axes"
 
 
-@pytest.mark.parametrize("stage", Stage)
-def test_attention_is_one_node_where_opset_23_is_chosen_except_in_the_folded_form(
-    bundle: Bundle, fused_bundle: Bundle, stage: Stage
-) -> None:
+def test_attention_is_one_node_in_opset_23_unless_folded(bundle: Bundle, fused_bundle: Bundle, stage: Stage) -> None:
     """ONNX Runtime 1.31 computes Attention wrongly on CUDA where keys have more channels than values."""
     records = bundle.manifest.stages[stage], fused_bundle.manifest.stages[stage]
     assert [record.opset for record in records] == [OPSET, FUSED_OPSET]
@@ -122,7 +110,6 @@ def test_attention_is_one_node_where_opset_23_is_chosen_except_in_the_folded_for
         assert (fused["Attention"], fused["Softmax"]) == (plain["Softmax"], 0)
 
 
-@pytest.mark.parametrize("stage", Stage)
 def test_nodes_are_named_after_the_modules_they_come_from(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:
     names = [node.name for node in nodes(bundle, stage)]
     modules = dict(folded(model, stage).named_modules())
@@ -131,7 +118,6 @@ def test_nodes_are_named_after_the_modules_they_come_from(bundle: Bundle, model:
     assert sum(name.startswith("/") for name in names) < len(names)
 
 
-@pytest.mark.parametrize("stage", Stage)
 def test_no_node_takes_what_one_of_its_kind_has_just_made(bundle: Bundle, stage: Stage) -> None:
     """Two casts, transposes or reshapes in a row are one, or none."""
     graph = nodes(bundle, stage)
@@ -141,10 +127,7 @@ def test_no_node_takes_what_one_of_its_kind_has_just_made(bundle: Bundle, stage:
     assert [node.name for node in graph if node.op_type in moves and makers.get(node.input[0]) == node.op_type] == []
 
 
-@pytest.mark.parametrize("stage", Stage)
-def test_onnxruntime_fuses_every_gelu_and_the_transposes_of_keys(
-    bundle: Bundle, model: RSRefSeg, tmp_path: Path, stage: Stage
-) -> None:
+def test_onnxruntime_fuses_gelu_and_transposes(bundle: Bundle, model: RSRefSeg, tmp_path: Path, stage: Stage) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3

@@ -11,17 +11,12 @@ from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError, MissingPartError
 from rsrefseg.engines.tensorrt.store import find_engine
 from rsrefseg.export.export import export_run
-from rsrefseg.export.settings import (
-    REASONS,
-    ExportSettings,
-    Target,
-    default_attention,
-    parse_attention,
-)
+from rsrefseg.export.settings import REASONS, ExportSettings, Target, default_attention, parse_attention
 from rsrefseg.inference.attention import AttentionChoice, AttentionForm
 from rsrefseg.model.config import model_config
 from tests.support.commands import assert_refused, run_here
 from tests.support.exported import Exported
+from tests.support.places import Capsys
 from tests.support.small import small_config
 
 
@@ -69,16 +64,14 @@ def test_settings_that_no_runtime_could_read_are_refused(settings: dict[str, obj
 
 
 @pytest.mark.parametrize("attention", ["global=additive:3", "mlp=3"])
-def test_parts_that_do_not_divide_the_grid_are_refused_before_any_work(
-    exported: Exported, tmp_path: Path, attention: str
-) -> None:
+def test_parts_that_do_not_divide_the_grid_are_refused(exported: Exported, tmp_path: Path, attention: str) -> None:
     assert small_config().sam.grid_size == 4
     with pytest.raises(BadInputError, match="4 rows of SAM's grid cannot be divided into 3"):
         export_run(exported.run, tmp_path / "bundle", ExportSettings(attention=attention))
     assert not (tmp_path / "bundle").exists()
 
 
-def test_the_command_refuses_unknown_targets(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_unknown_targets(exported: Exported, capsys: Capsys) -> None:
     assert_refused(run_here(capsys, "export", exported.run, "--target", "toaster"), "toaster", *Target)
 
 

@@ -1,7 +1,4 @@
-"""Kill -9 in an export: there is no bundle, the whole old one or the whole new one, and the next export works.
-
-``tests/engines/test_files.py`` fails at every step of writing a folder; these two are real kills.
-"""
+"""Kill -9 in an export: there is no bundle, the whole old one or the whole new one, and the next export works."""
 
 import shutil
 from pathlib import Path
@@ -12,15 +9,10 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from tests.support.export_jobs import export_job
 from tests.support.exported import Exported
 from tests.support.killing import Moment, run_job
+from tests.support.runs import contents
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_killed_while_writing_or_moving_the_old_bundle_or_the_new_one_is_whole(
-    exported: Exported, tmp_path: Path
-) -> None:
+def test_killed_at_any_moment_the_old_bundle_or_the_new_one_is_whole(exported: Exported, tmp_path: Path) -> None:
     """Graphs are copies of graphs exported before; all files and moves are real."""
     old, new = Path(shutil.copytree(exported.bundle, tmp_path / "old")), contents(exported.bundle)
     Bundle.write_manifest(old, replace(Bundle.open(old).manifest, preset="old"))

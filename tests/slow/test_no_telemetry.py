@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from tests.support.commands import ENTRY
 from tests.support.made_bundle import make_bundle
 from tests.support.places import picture
 
 # Telemetry sends in the background, so the process stays for a while.
-STAYS = "import atexit, time; atexit.register(time.sleep, 6)"
+STAYS = "import atexit, time; atexit.register(time.sleep, 6)\n"
 # Preloaded: it sees what C and C++ code does as well. Sockets between processes of this machine are no connections.
 RECORDER = r"""
 #define _GNU_SOURCE
@@ -23,21 +24,21 @@ RECORDER = r"""
 #include <stdlib.h>
 #include <sys/socket.h>
 
-static void note(const char *what, const char *which) {
+static void note(const char *what) {
     FILE *file = fopen(getenv("NETWORK_LOG"), "a");
-    fprintf(file, "%s %s\n", what, which ? which : "");
+    fprintf(file, "%s\n", what);
     fclose(file);
 }
 
 int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **result) {
-    note("getaddrinfo", node);
+    note(node ? node : "getaddrinfo");
     return EAI_FAIL;
 }
 
 int socket(int domain, int type, int protocol) {
     static int (*real)(int, int, int);
     if (!real) real = dlsym(RTLD_NEXT, "socket");
-    if (domain == AF_INET || domain == AF_INET6) note("socket", "");
+    if (domain == AF_INET || domain == AF_INET6) note("socket");
     return real(domain, type, protocol);
 }
 """
@@ -50,27 +51,22 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("the recorder of network calls needs Linux and a C compiler")
     folder = tmp_path_factory.mktemp("recorder")
     (folder / "recorder.c").write_text(RECORDER)
-    library = folder / "recorder.so"
-    command = [compiler, "-shared", "-fPIC", "-o", library, folder / "recorder.c", "-ldl"]
-    subprocess.run(command, check=True, capture_output=True)
-    return library
+    command = [compiler, "-shared", "-fPIC", "-o", "recorder.so", "recorder.c", "-ldl"]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder / "recorder.so"
 
 
-def run_alone(recorder: Path, folder: Path, *arguments: str) -> tuple[list[str], list[str]]:
+def watched(recorder: Path, folder: Path, code: str, *arguments: str) -> tuple[list[str], list[str]]:
     """Run Python in a fresh home folder: the files that it left there, and its network calls."""
-    home, log, site = folder / "home", folder / "network.log", folder / "site"
-    for place in (home / "tmp", site):
-        place.mkdir(parents=True)
-    (site / "sitecustomize.py").write_text(STAYS)
+    home, log = folder / "home", folder / "network.log"
+    (home / "tmp").mkdir(parents=True)
     before = files_of(folder)
     environment = {
-        "PATH": os.environ["PATH"], "PYTHONPATH": f"{site}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1",
+        "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": str(home), "TMPDIR": str(home / "tmp"), "XDG_CACHE_HOME": str(home / ".cache"),
         "LD_PRELOAD": str(recorder), "NETWORK_LOG": str(log),
     }  # fmt: skip
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    subprocess.run([sys.executable, "-c", STAYS + code, *arguments], cwd=folder, env=environment, check=True)
     calls = log.read_text().splitlines() if log.exists() else []
     return sorted(files_of(folder) - before - {"network.log"}), calls
 
@@ -80,9 +76,7 @@ def files_of(folder: Path) -> set[str]:
 
 
 def test_the_recorder_sees_files_and_sockets(recorder: Path, tmp_path: Path) -> None:
-    files, calls = run_alone(recorder, tmp_path, "-c", WRITES_AND_CONNECTS)
-    assert files == ["home/x"]
-    assert calls == ["socket "]
+    assert watched(recorder, tmp_path, WRITES_AND_CONNECTS) == (["home/x"], ["socket"])
 
 
 @pytest.mark.parametrize("backend", ["auto", "onnxruntime", "openvino", "openvino-fp32"])
@@ -91,8 +85,7 @@ def test_infer_is_quiet(recorder: Path, tmp_path: Path, backend: str) -> None:
         pytest.importorskip("openvino")
     make_bundle(tmp_path / "bundle")
     picture().save(tmp_path / "scene.png")
-    arguments = ["-m", "rsrefseg", "infer", "scene.png", "the red square", "--backend", backend]
-    files, calls = run_alone(recorder, tmp_path, *arguments)
+    files, calls = watched(recorder, tmp_path, ENTRY, "infer", "scene.png", "the red square", "--backend", backend)
     results = [file for file in files if not file.startswith("home/.cache/rsrefseg/")]
     assert results == ["results/scene.json", "results/scene_overlay.png", "results/scene_the-red-square_mask.png"]
     assert calls == []

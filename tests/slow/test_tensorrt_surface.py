@@ -1,8 +1,4 @@
-"""The engines type-check against TensorRT's own API of both majors, and the double of CUDA agrees with cuda-python.
-
-``tests/support/tensorrt_stubs/`` holds the part of the API that the engines use. Where ``RSREFSEG_TENSORRT_STUBS``
-names a folder with TensorRT's whole API as ``10.*/tensorrt.pyi`` and ``11.*/tensorrt.pyi``, that is checked as well.
-"""
+"""The engines type-check against TensorRT's API of both majors, and the double of CUDA agrees with cuda-python."""
 
 import inspect
 import os
@@ -15,16 +11,14 @@ import pytest
 from tests.support import ROOT
 from tests.support.doubles.cuda_double import CudaDouble
 
-STUBS = ROOT / "tests" / "support" / "tensorrt_stubs"
-WHOLE_API = os.environ.get("RSREFSEG_TENSORRT_STUBS")
+STUBS = [ROOT / "tests" / "support" / "tensorrt_stubs" / major for major in ("10", "11")]
+# A folder with the whole API of both, which the stubs of the tests are a part of
+if whole_api := os.environ.get("RSREFSEG_TENSORRT_STUBS"):
+    STUBS += [next(Path(whole_api).glob(f"{major}.*/tensorrt.pyi")).parent for major in ("10", "11")]
 
 
-@pytest.mark.parametrize("major", ["10", "11"])
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.skipif(not WHOLE_API, reason="no API"))])
-def test_the_engines_type_check_against_both_majors(major: str, whole: bool) -> None:
-    (stubs,) = (
-        [file.parent for file in Path(str(WHOLE_API)).glob(f"{major}.*/tensorrt.pyi")] if whole else [STUBS / major]
-    )
+@pytest.mark.parametrize("stubs", STUBS, ids=lambda stubs: stubs.name)
+def test_the_engines_type_check_against_both_majors(stubs: Path) -> None:
     cache = ROOT / ".mypy_cache" / "tensorrt"  # one for both: all but the engines' part is the same
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--follow-imports=silent", f"--cache-dir={cache}"]

@@ -14,11 +14,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from msgspec.structs import replace
 
 from rsrefseg.checkpoints.model_file import save_model
 from rsrefseg.data.formats import open_dataset
-from rsrefseg.engines.bundle.bundle import Bundle, file_record
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.export.export import export_run
 from rsrefseg.model.model import build_model
@@ -26,6 +24,7 @@ from rsrefseg.runs.base import from_file
 from rsrefseg.runs.merge import merge
 from rsrefseg.runs.run import Run
 from rsrefseg.train.config import LossWeights
+from tests.support.made_bundle import change_stage
 from tests.support.small import small_config, train_small, write_boxes
 from tests.support.words import write_word_tokenizer
 
@@ -84,14 +83,10 @@ def _train(folder: Path) -> None:
 def spoiled_bundle(
     source: Path, target: Path, stage: Stage, weight: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> Path:
-    """A copy of a bundle with one weight of one graph changed and every digest made to fit.
-
-    ``weight`` is the end of the weight's name in PyTorch; the first one that matches is taken. One that export turned
-    around has no name of its own: it is found at the product of its module.
-    """
+    """A copy of a bundle with one weight changed, the first whose name ends with ``weight``, and a digest that fits."""
 
     def change_weight(graph: onnx.GraphProto) -> None:
-        tensor = _weight(graph, weight)
+        tensor = next(tensor for tensor in graph.initializer if tensor.name.endswith(weight))
         changed = change(onnx.numpy_helper.to_array(tensor).copy())
         tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
 
@@ -115,26 +110,13 @@ def shifted_bundle(source: Path, target: Path, stage: Stage, output: str, shift:
 def changed_bundle(source: Path, target: Path, stage: Stage, change: Callable[[onnx.GraphProto], None]) -> Path:
     """A copy of a bundle with one graph changed and every digest made to fit."""
     shutil.copytree(source, target)
-    bundle = Bundle.open(target)
-    record = bundle.manifest.stages[stage]
-    path = target / record.graph.name
+    path = target / f"{stage}.onnx"
     model = onnx.load(path)
     change(model.graph)
-    for data in record.data:
-        (target / data.name).unlink()
-    onnx.save(model, path)  # small enough for one file
-    stages = {**bundle.manifest.stages, stage: replace(record, graph=file_record(path), data=())}
-    Bundle.write_manifest(target, replace(bundle.manifest, stages=stages))
+    for data in target.glob(f"{path.name}.data*"):
+        data.unlink()
+    change_stage(target, stage, model, data=())  # small enough for one file
     return target
-
-
-def _weight(graph: onnx.GraphProto, name: str) -> onnx.TensorProto:
-    by_name = {tensor.name: tensor for tensor in graph.initializer}
-    if found := [tensor for known, tensor in by_name.items() if known.endswith(name)]:
-        return found[0]
-    products = tuple(f"{name.removesuffix('.weight')}/{operator}" for operator in ("MatMul", "Conv", "Gemm"))
-    node = next(node for node in graph.node if node.name.endswith(products))
-    return next(by_name[value] for value in node.input if value in by_name)
 
 
 if __name__ == "__main__":

@@ -81,16 +81,12 @@ class Changes:
 def run_job(
     job: Callable[..., None], arguments: dict[str, Any], watched: Path, moment: Moment | None = None
 ) -> int | None:
-    """Run a job in a process of its own, to its end or its death.
+    """Run a job, a function of a module, in a process of its own, to its end or its death.
 
-    Args:
-        job: function of a module.
-        arguments: its keywords.
-        watched: folder whose changes are counted.
-        moment: when to kill the process, as hard as kill -9 or a power switch.
+    ``moment`` kills the process as hard as kill -9 or a power switch.
 
     Returns:
-        How many changes it made; None where it was killed.
+        How many changes it made under ``watched``; None where it was killed.
     """
     _FORKSERVER.set_forkserver_preload([job.__module__])
     made: SimpleQueue[int] = _FORKSERVER.SimpleQueue()

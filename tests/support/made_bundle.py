@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import onnx
 from msgspec.structs import replace
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from tokenizers import Tokenizer as FastTokenizer
 
 from rsrefseg.engines.bundle.bundle import REFERENCE_NAME, TOKENIZER_NAME, Bundle, file_record
@@ -42,79 +42,72 @@ def tokenizer() -> FastTokenizer:
     return build_word_tokenizer(PHRASES, vocab_size=40)
 
 
-def graphs() -> dict[Stage, tuple[list[onnx.NodeProto], dict[str, np.ndarray]]]:
-    """Nodes and weights of every stage."""
+POOL = """
+    pixels = Cast <to = 1> (image)
+    pooled = AveragePool <kernel_shape = [8, 8], strides = [8, 8]> (pixels)
+    scaled = Div (pooled, full)
+"""
+AVERAGE = """
+    weight = Cast <to = 1> (token_mask)
+    column = Unsqueeze (weight, last)
+    masked = Mul (word_features, column)
+    total = ReduceSum <keepdims = 0> (masked, middle)
+    count = ReduceSum <keepdims = 1> (weight, middle)
+    average = Div (total, count)
+"""
+NODES = {
+    Stage.SIGLIP_VISION: f"""{POOL}
+        rows = Reshape (scaled, flat)
+        tokens = Transpose <perm = [0, 2, 1]> (rows)
+        clip_features = MatMul (tokens, to_six)
+    """,
+    Stage.SIGLIP_TEXT: f"""
+        word_features = Gather (table, input_ids)
+        {AVERAGE}
+        sentence_feature = Identity (average)
+    """,
+    Stage.ATTN_PROMPTER: f"""{AVERAGE}
+        twenty = MatMul (average, small)
+        sparse_prompts = Reshape (twenty, grid)
+        tokens = Squeeze (clip_features, first)
+        turned = Transpose <perm = [1, 0]> (tokens)
+        likeness = MatMul (sentence_feature, turned)
+        logits = Sub (likeness, threshold)
+        coarse = Reshape (logits, four)
+        mask_prompt = Resize <mode = "linear"> (coarse, , scales)
+    """,
+    Stage.SAM_ENCODER: f"""{POOL}
+        image_embedding = Conv (scaled, kernel)
+    """,
+    Stage.SAM_DECODER: """
+        shift = ReduceMean <keepdims = 1> (sparse_prompts, both)
+        shift4 = Unsqueeze (shift, last)
+        light = ReduceMean <keepdims = 1> (image_embedding, all)
+        shifted = Add (mask_prompt, shift4)
+        mask_logits = Add (shifted, light)
+    """,
+}
+
+
+def weights() -> dict[Stage, dict[str, Any]]:
+    """The constants of every stage by name."""
     random = np.random.default_rng(1)
-    to_six = np.hstack([np.eye(3), -np.eye(3)]).astype(np.float32)
     table = random.normal(scale=0.01, size=(40, 6)).astype(np.float32)
     for word, colour in COLOURS.items():
         bright = np.array(colour, np.float32)
         table[tokenizer().token_to_id(word)] = np.hstack([bright, 1 - bright]) * 20
     mix = random.normal(scale=0.01, size=(3, 5)).astype(np.float32)
-    pool = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("AveragePool", ["float"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node("Div", ["pooled", "full"], ["scaled"]),
-    ]
-    average = [
-        helper.make_node("Cast", ["token_mask"], ["weight"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["weight", "last"], ["column"]),
-        helper.make_node("Mul", ["word_features", "column"], ["masked"]),
-        helper.make_node("ReduceSum", ["masked", "middle"], ["total"], keepdims=0),
-        helper.make_node("ReduceSum", ["weight", "middle"], ["count"], keepdims=1),
-        helper.make_node("Div", ["total", "count"], ["average"]),
-    ]
-    axes = {"last": np.array([2]), "middle": np.array([1])}
+    small = random.normal(scale=0.001, size=(6, 20)).astype(np.float32)
+    full, to_six = np.float32(255), np.hstack([np.eye(3), -np.eye(3)]).astype(np.float32)
     return {
-        Stage.SIGLIP_VISION: (
-            [
-                *pool,
-                helper.make_node("Reshape", ["scaled", "flat"], ["rows"]),
-                helper.make_node("Transpose", ["rows"], ["tokens"], perm=[0, 2, 1]),
-                helper.make_node("MatMul", ["tokens", "to_six"], ["clip_features"]),
-            ],
-            {"full": np.float32(255), "flat": np.array([0, 3, 16]), "to_six": to_six},
-        ),
-        Stage.SIGLIP_TEXT: (
-            [
-                helper.make_node("Gather", ["table", "input_ids"], ["word_features"]),
-                *average,
-                helper.make_node("Identity", ["average"], ["sentence_feature"]),
-            ],
-            {"table": table, **axes},
-        ),
-        Stage.ATTN_PROMPTER: (
-            [
-                *average,
-                helper.make_node("MatMul", ["average", "small"], ["twenty"]),
-                helper.make_node("Reshape", ["twenty", "grid"], ["sparse_prompts"]),
-                helper.make_node("Squeeze", ["clip_features", "first"], ["tokens"]),
-                helper.make_node("Transpose", ["tokens"], ["turned"], perm=[1, 0]),
-                helper.make_node("MatMul", ["sentence_feature", "turned"], ["likeness"]),
-                helper.make_node("Sub", ["likeness", "threshold"], ["logits"]),
-                helper.make_node("Reshape", ["logits", "four"], ["coarse"]),
-                helper.make_node("Resize", ["coarse", "", "scales"], ["mask_prompt"], mode="linear"),
-            ],
-            {
-                **axes, "small": random.normal(scale=0.001, size=(6, 20)).astype(np.float32),
-                "grid": np.array([-1, 4, 5]), "first": np.array([0]), "threshold": np.float32(1),
-                "four": np.array([-1, 1, 4, 4]), "scales": np.array([1, 1, 4, 4], np.float32),
-            },
-        ),
-        Stage.SAM_ENCODER: (
-            [*pool, helper.make_node("Conv", ["scaled", "kernel"], ["image_embedding"])],
-            {"full": np.float32(255), "kernel": mix.T[..., None, None].copy()},
-        ),
-        Stage.SAM_DECODER: (
-            [
-                helper.make_node("ReduceMean", ["sparse_prompts", "both"], ["shift"], keepdims=1),
-                helper.make_node("Unsqueeze", ["shift", "last"], ["shift4"]),
-                helper.make_node("ReduceMean", ["image_embedding", "all"], ["light"], keepdims=1),
-                helper.make_node("Add", ["mask_prompt", "shift4"], ["shifted"]),
-                helper.make_node("Add", ["shifted", "light"], ["mask_logits"]),
-            ],
-            {"both": np.array([1, 2]), "last": np.array([3]), "all": np.array([1, 2, 3])},
-        ),
+        Stage.SIGLIP_VISION: {"full": full, "flat": [0, 3, 16], "to_six": to_six},
+        Stage.SIGLIP_TEXT: {"table": table, "last": [2], "middle": [1]},
+        Stage.ATTN_PROMPTER: {
+            "last": [2], "middle": [1], "small": small, "grid": [-1, 4, 5], "first": [0],
+            "threshold": np.float32(1), "four": [-1, 1, 4, 4], "scales": np.array([1, 1, 4, 4], np.float32),
+        },
+        Stage.SAM_ENCODER: {"full": full, "kernel": mix.T[..., None, None].copy()},
+        Stage.SAM_DECODER: {"both": [1, 2], "last": [3], "all": [1, 2, 3]},
     }  # fmt: skip
 
 
@@ -124,9 +117,9 @@ def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
 
 
 def graph_of(contract: StageContract) -> onnx.ModelProto:
-    nodes, weights = graphs()[contract.stage]
+    nodes = onnx.parser.parse_graph(f"nodes () => () {{ {NODES[contract.stage]} }}").node
     inputs, outputs = ([value_info(spec) for spec in specs] for specs in (contract.inputs, contract.outputs))
-    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights()[contract.stage].items()]
     graph = helper.make_graph(nodes, str(contract.stage), inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
@@ -186,12 +179,9 @@ def made_sample(bundle: Bundle) -> ReferenceSample:
 def changed_graph(folder: Path, tmp_path: Path, stage: Stage, change: Callable[[onnx.ModelProto], None]) -> Bundle:
     """A copy of the bundle in ``tmp_path`` with one graph changed and its record made to fit."""
     copy = Path(shutil.copytree(folder, tmp_path / "bundle"))
-    path = copy / f"{stage}.onnx"
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.load(copy / f"{stage}.onnx", load_external_data=False)
     change(model)
-    path.write_bytes(model.SerializeToString())
-    record = msgspec.to_builtins(file_record(path))
-    change_manifest(copy, lambda value: value["stages"][stage].update(graph=record))
+    change_stage(copy, stage, model)
     return Bundle.open(copy)
 
 

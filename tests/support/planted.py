@@ -1,5 +1,6 @@
 """A small SigLIP with massive activations, as large ones have them: one token, one channel, far beyond the rest."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,25 +13,21 @@ from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.reference import ReferenceSample
 from rsrefseg.export.precision.half_model import HalfModel
 from rsrefseg.export.precision.plan import PrecisionPlan
-from rsrefseg.model.config import ModelConfig, TransformerConfig
 from rsrefseg.model.model import RSRefSeg, build_model
 from rsrefseg.model.stages import model_contracts, run_stage
 from tests.support.small import small_config
 
 CHANNEL, TOKEN, UNIT = 3, 0, 5
 VISION = Stage.SIGLIP_VISION
-
-
-def deep_config(layers: int = 12) -> ModelConfig:
-    """The small model with more vision blocks: two half blocks each."""
-    config = small_config()
-    vision = TransformerConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2)
-    return replace(config, siglip=replace(config.siglip, vision=vision))
+# Massive activations in the residual stream, each addition within float16: what large SigLIP models have
+RESIDUAL = {4: 40_000.0, 7: 40_000.0}
 
 
 def planted_model(writes: Mapping[int, float], layers: int = 12) -> RSRefSeg:
     """A model whose vision MLPs add these amounts, by block, to one channel of one token of the residual stream."""
-    model = build_model(deep_config(layers), seed=3)
+    config = small_config()
+    vision = replace(config.siglip.vision, num_hidden_layers=layers)  # two half blocks each
+    model = build_model(replace(config, siglip=replace(config.siglip, vision=vision)), seed=3)
     tower = model.siglip_vision
     assert isinstance(tower.embeddings.position_embedding, nn.Embedding)
     with torch.no_grad():
@@ -53,15 +50,9 @@ def vision_model(model: RSRefSeg, plan: PrecisionPlan | None = None, samples: in
         run=Path("planted"),
         contracts={VISION: contract},
         samples=tuple(_sample(model, seed) for seed in range(samples)),
-        load=lambda stage: _copy(model, stage),
+        load=lambda stage: copy.deepcopy(model.stage(stage)),
         plan=plan or {},
     )
-
-
-def _copy(model: RSRefSeg, stage: Stage) -> nn.Module:
-    fresh = build_model(model.config)
-    fresh.load_state_dict(model.state_dict())
-    return fresh.stage(stage)
 
 
 def _sample(model: RSRefSeg, seed: int) -> ReferenceSample:

@@ -13,8 +13,6 @@ import torch
 from rsrefseg.data.rrsisd_writer import Referral, write_rrsisd
 from rsrefseg.model.config import LoraSettings, ModelConfig, SamConfig, SiglipConfig, TransformerConfig
 from rsrefseg.runs.base import BaseWeights, from_file
-from rsrefseg.runs.merge import merge
-from rsrefseg.runs.run import Run
 from rsrefseg.train.config import LossWeights, Precision, TrainConfig
 from rsrefseg.train.settings import DataSettings
 from rsrefseg.train.train import TrainResult, train
@@ -109,12 +107,6 @@ def train_job(data: str, out: str, base: str, stop_at: int = 0) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     train_small(Path(data), Path(out), from_file(Path(base)), resume=True, watcher=Watcher(on_step=on_step))
-
-
-def merge_job(run: str) -> None:
-    """Merge a run."""
-    torch.set_num_threads(1)
-    merge(Run(Path(run)))
 
 
 if __name__ == "__main__":  # for tests of several processes: data, base, then runs as FOLDER:STEP TO STOP AT
