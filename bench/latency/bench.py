@@ -85,7 +85,7 @@ def run_bench(request: BenchRequest) -> BenchReport:
         with tempfile.TemporaryFile(dir=request.report):
             pass
     bundle = Bundle.open(request.bundle)
-    runners, notes = open_runners(request.backends, bundle, request.run)
+    runners, notes = open_runners(request.backends.split(","), bundle, request.run)
     with ExitStack() as stack:
         for runner in runners:
             stack.callback(runner.close)

@@ -82,8 +82,8 @@ def make_runner(name: str, bundle: Bundle, run: Path | None) -> Runner:
     return EngineRunner(select_backend(name, bundle).engine)
 
 
-def open_runners(names: str, bundle: Bundle, run: Path | None) -> tuple[list[Runner], list[str]]:
-    """Construct and open runners by comma-separated names, each once; also returns a note about those left out.
+def open_runners(names: Sequence[str], bundle: Bundle, run: Path | None) -> tuple[list[Runner], list[str]]:
+    """Construct and open runners, each once; also returns a note about those left out.
 
     ``torch`` is left out where PyTorch or the run is missing, as on an edge device, unless it is the only one or the
     run was named. Any other runner that cannot run here is an error.
@@ -92,7 +92,7 @@ def open_runners(names: str, bundle: Bundle, run: Path | None) -> tuple[list[Run
         BadInputError: no name, an unknown one, or no run of the bundle's model.
         MissingPartError: a runner cannot run here.
     """
-    wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    wanted = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not wanted:
         raise BadInputError("no runner named: give --backends, e.g. torch,onnxruntime")
     if unknown := [name for name in wanted if name not in RUNNERS]:

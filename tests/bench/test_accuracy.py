@@ -144,11 +144,11 @@ def test_json_keeps_them_apart_from_what_was_measured() -> None:
     document = json.loads(json.dumps(reported(context()).to_dict()))
     assert (document["gIoU"], document["cIoU"]) == (0.5, 0.75)
     published = document.pop("published")
-    assert (published["split"], published["data"]) == ("test", "RRSIS-D")
-    assert [row["method"] for row in published["rows"]] == list(ROWS)
-    assert published["rows"][-1]["gIoU"] is None
+    assert published["split"] == "test of RRSIS-D"
+    assert published["rows"] == ROWS
     bare = reported(PublishedContext(reason="x")).to_dict()
-    assert bare.pop("published") == {"rows": [], "reason": "x"}
+    nothing = bare.pop("published")
+    assert (nothing["rows"], nothing["reason"]) == ({}, "x")
     assert bare == document
 
 

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(exported: Exported, folder: Path, no_other_processes: None) -> BenchReport:
-    request = BenchRequest(["torch", "onnxruntime"], exported.bundle, exported.run, ROUNDS, report=folder)
+    request = BenchRequest("torch,onnxruntime", exported.bundle, exported.run, ROUNDS, report=folder)
     return run_bench(request)
 
 
@@ -126,7 +126,7 @@ def test_what_disturbs_is_noted(exported: Exported, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("rsrefseg.bench.latency.bench.others_busy_share", lambda: 0.96)
     memory = psutil.virtual_memory()._replace(available=2 * 2**20)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
-    report = run_bench(BenchRequest(["onnxruntime"], exported.bundle, None, 1, scenarios="first_phrase"))
+    report = run_bench(BenchRequest("onnxruntime", exported.bundle, None, 1, scenarios="first_phrase"))
     assert any("96%" in note for note in report.notes)
     assert any("--backends" in note for note in report.notes), "more memory than is free"
 

@@ -30,14 +30,14 @@ def report(exported: Exported) -> AuditReport:
 def test_every_half_block_is_audited_and_a_healthy_one_has_no_warning(report: AuditReport, exported: Exported) -> None:
     for stage in Stage:
         blocks = set(half_blocks(stage, load_stage(Run(exported.run).merged_path, stage)))
-        assert {row.block for row in report.rows if row.stage is stage} == blocks
+        assert {row.block for row in report.places if row.stage is stage} == blocks
         for block in blocks:
-            found = {row.what for row in report.rows if (row.stage, row.block) == (stage, block)}
+            found = {row.what for row in report.places if (row.stage, row.block) == (stage, block)}
             assert "output" in found
             assert "input" in found or block.endswith("embedding")  # tables take no activations
             assert "logits" in found or not block.endswith(("attn", "image", "token"))
     assert report.warnings == ()
-    assert all(0 < row.share < 0.5 for row in report.rows)
+    assert all(0 < row.share_of_float16 < 0.5 for row in report.places)
 
 
 def test_maxima_are_those_of_the_model(report: AuditReport, exported: Exported) -> None:
@@ -55,9 +55,9 @@ def test_maxima_are_those_of_the_model(report: AuditReport, exported: Exported) 
             stage(torch.tensor(sample.tensors["image"]))
     for what, largest in seen.items():
         place = (Stage.SAM_ENCODER, "image_encoder.neck.0", what)
-        row = next(row for row in report.rows if (row.stage, row.block, row.what) == place)
+        row = next(row for row in report.places if (row.stage, row.block, row.what) == place)
         assert row.largest == pytest.approx(largest, rel=1e-5)
-        assert row.share == row.largest / HALF_MAX
+        assert row.share_of_float16 == row.largest / HALF_MAX
 
 
 def test_warnings_name_the_places_but_not_what_is_float32() -> None:
@@ -67,19 +67,21 @@ def test_warnings_name_the_places_but_not_what_is_float32() -> None:
         ("encoder.layers.7.mlp.fc2", "output"),
         ("encoder.layers.7.mlp", "output"),
     }
-    assert any(row.kept and row.share > 0.5 for row in found.rows)
-    assert found.largest_float32[VISION] > HALF_MAX > max(row.largest for row in found.rows), "the residual stream"
+    assert any(row.kept_float32 and row.share_of_float16 > 0.5 for row in found.places)
+    assert found.largest_float32_part[VISION] > HALF_MAX > max(row.largest for row in found.places), (
+        "the residual stream"
+    )
     text = printed(found)
     assert "warning: siglip_vision encoder.layers.7.mlp.fc2 output reaches" in text
     assert "rsrefseg parity --bisect" in text
 
 
 def test_infinities_are_warned_of_and_null_in_json() -> None:
-    row = AuditRow(VISION, "encoder.layers.0.mlp", "encoder.layers.0.mlp.fc1", "output", math.inf, False)
+    row = AuditRow.of(VISION, ("encoder.layers.0.mlp", "encoder.layers.0.mlp.fc1", "output"), math.inf, kept=False)
     broken = AuditReport(Path("run"), 1, (row,), {VISION: math.inf})
     document = json.loads(json.dumps(broken.to_dict(), allow_nan=False))
     assert document["places"][0]["largest"] is None
-    assert document["warnings"] == 1
+    assert document["places"][0]["warned"]
     assert "not finite" in printed(broken)
 
 

@@ -1,14 +1,15 @@
 """Bisect: massive activations break a naive cast, the default plan survives them, and culprits are found by name."""
 
+import dataclasses
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from torch import nn
 
 from rsrefseg.checkpoints.model_file import load_tensors, save_tensors
@@ -34,7 +35,7 @@ def test_massive_activations_break_a_naive_cast_and_the_default_plan_holds() -> 
     assert not naive.passed
     assert naive.error.relative_l2 == math.inf
     result = bisect_stage(model, VISION)
-    assert (result.evaluations, result.found) == (1, {})
+    assert (result.evaluations, result.keep_float32) == (1, {})
 
 
 @pytest.mark.parametrize(
@@ -57,19 +58,19 @@ def test_bisect_names_the_blocks_that_overflow_besides_those_of_the_plan_and_its
     (stage,) = report.stages
     assert stage.blocks == 26
     assert stage.evaluations <= 12
-    assert stage.found is not None
-    assert sorted(stage.found) == [f"encoder.layers.{block}.mlp" for block in culprits]
-    assert all("float16 ends at 65,504" in reason for reason in stage.found.values())
-    assert report.plan[VISION] == {**plan, **stage.found}
+    assert stage.keep_float32 is not None
+    assert sorted(stage.keep_float32) == [f"encoder.layers.{block}.mlp" for block in culprits]
+    assert all("float16 ends at 65,504" in reason for reason in stage.keep_float32.values())
+    assert report.plan[VISION] == {**plan, **stage.keep_float32}
     assert model.check(VISION, report.plan[VISION]).passed
 
 
 def test_a_stage_that_differs_for_another_reason_fails_and_no_plan_is_offered(tmp_path: Path) -> None:
     other = vision_model(planted_model({0: 100.0}))
-    report = bisect(replace(vision_model(planted_model({})), load=other.load), tmp_path / "plan.json")
+    report = bisect(dataclasses.replace(vision_model(planted_model({})), load=other.load), tmp_path / "plan.json")
     (failed,) = report.stages
-    assert failed.found is None
-    helped = replace(failed, stage=Stage.SIGLIP_TEXT, found={"head": "overflows"})
+    assert failed.keep_float32 is None
+    helped = replace(failed, stage=Stage.SIGLIP_TEXT, keep_float32={"head": "overflows"})
     for each in (report, replace(report, stages=(failed, helped))):
         assert not each.holds
         assert each.plan_path is None
@@ -102,8 +103,7 @@ def test_the_command_says_when_nothing_has_to_be_done(exported: Exported, tmp_pa
     assert ran.code == 0, ran.err
     document = json.loads(ran.out)
     assert document["holds"] is True
-    assert document["evaluations"] == len(Stage)
-    assert [stage["keep_float32"] for stage in document["stages"]] == [[]] * len(Stage)
+    assert [(stage["evaluations"], stage["keep_float32"]) for stage in document["stages"]] == [(1, {})] * len(Stage)
     assert document["plan_path"] is None
     assert not plan.exists()
     assert_refused(run_here(capsys, "parity", "--bisect", "--audit", *options), "--audit", "--bisect")

@@ -14,7 +14,7 @@ from rsrefseg.checkpoints.model_file import is_random, load_model
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.manifest import RANDOM_WEIGHTS_NOTE
 from rsrefseg.export.export import export_run
-from rsrefseg.runs.convert import ConvertRequest, convert_checkpoint
+from rsrefseg.runs.convert import convert_checkpoint
 from rsrefseg.runs.imported_run import made_scenes
 from tests.support.commands import assert_refused, run_here
 from tests.support.export_jobs import Shortcut
@@ -44,7 +44,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"module": PublicRSRefSeg(CONFIG).state_dict()}, root / "public.pth")
     phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
     write_word_tokenizer(root / "tokenizer.json", [*PHRASES, *phrases], CONFIG.siglip.vocab_size)
-    convert_checkpoint(ConvertRequest(root / "public.pth", root / "run", CONFIG, root / "tokenizer.json"))
+    convert_checkpoint(root / "public.pth", root / "run", CONFIG, root / "tokenizer.json")
     export_run(root / "run", root / "bundle")
     return root
 

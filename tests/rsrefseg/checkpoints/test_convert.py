@@ -18,7 +18,7 @@ from rsrefseg.model.config import ModelConfig, model_config
 from rsrefseg.model.model import build_model
 from rsrefseg.runs import imported_run
 from rsrefseg.runs.base import BaseWeights, from_file
-from rsrefseg.runs.convert import ConvertReport, ConvertRequest, convert_checkpoint
+from rsrefseg.runs.convert import ConvertReport, convert_checkpoint
 from rsrefseg.runs.imported_run import made_scenes, make_random_run
 from rsrefseg.runs.reference_inputs import load_reference_inputs
 from rsrefseg.runs.run import Run
@@ -54,7 +54,7 @@ def tokenizer(tmp_path: Path) -> Path:
 
 
 def convert(file: Path, words: Path, **options: Any) -> ConvertReport:
-    return convert_checkpoint(replace(ConvertRequest(file, file.parent / "run", CONFIG, words), **options))
+    return convert_checkpoint(file, file.parent / "run", **{"config": CONFIG, "tokenizer": words} | options)
 
 
 def assert_alike(public: PublicRSRefSeg, run: Run) -> None:

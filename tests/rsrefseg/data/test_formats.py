@@ -110,7 +110,7 @@ def test_every_format_is_equal_as_json_lines_and_in_other_processes(tmp_path: Pa
     write(tmp_path / "set")
     dataset = open_dataset(tmp_path / "set")
     assert pickle.loads(pickle.dumps(dataset)) == dataset
-    assert export_jsonl(dataset, tmp_path / "set" / "all.jsonl") == len(dataset.samples)
+    assert export_jsonl(dataset, tmp_path / "set" / "all.jsonl").samples == len(dataset.samples)
     again = open_dataset(tmp_path / "set" / "all.jsonl")
     for before, after in zip(dataset.samples, again.samples, strict=True):
         for field in ("sample_id", "split", "image_path", "phrase", "category", "has_target", "rle", "mask_size"):

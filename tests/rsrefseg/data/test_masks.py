@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from rsrefseg.data.formats import open_dataset
-from rsrefseg.data.loading import fit_mask
 from rsrefseg.data.masks import MAX_MASK_PIXELS, BrokenMask, annotated_mask, checked_rle, decode_rle, encode_mask
 from rsrefseg.data.samples import Sample
 from tests.support.made_data import HEIGHT, WIDTH, change_instances, refusal, write_scenes
@@ -120,10 +119,10 @@ def test_every_pixel_of_a_mask_file_that_is_not_black_is_foreground(tmp_path: Pa
 def test_a_mask_of_another_size_is_refused_or_resized_as_asked(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes")
     sample = open_dataset(tmp_path / "scenes").samples[0]
-    line = refusal(lambda: fit_mask(sample, (2 * HEIGHT, 2 * WIDTH)))
+    line = refusal(lambda: sample.mask_at((2 * HEIGHT, 2 * WIDTH), resize=False))
     for part in ("00001.jpg", f"{HEIGHT}x{WIDTH}", f"{2 * HEIGHT}x{2 * WIDTH}", "--resize-masks"):
         assert part in line
     for factor in (1, 2):
-        mask, resized = fit_mask(sample, (factor * HEIGHT, factor * WIDTH), "resize")
+        mask, resized = sample.mask_at((factor * HEIGHT, factor * WIDTH), resize=True)
         assert resized == (factor == 2)
         np.testing.assert_array_equal(mask, sample.mask().repeat(factor, axis=0).repeat(factor, axis=1))
