@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from rsrefseg.bench.parity.report import ParityReport
 from rsrefseg.engines.bundle.bundle import Bundle, file_record
 from rsrefseg.engines.bundle.comparison import mask_iou, tensor_error
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.bundle.manifest import PRECISIONS
+from rsrefseg.engines.bundle.manifest import Precision
 from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.bundle.tolerances import COARSENESS, TOLERANCES, Measure, Scope, judge, tie_share, tolerances
 from rsrefseg.engines.errors import BadInputError
@@ -220,7 +221,7 @@ def test_another_run_than_the_exported_one_is_refused_by_both_digests(exported: 
 
 
 def test_every_precision_has_limits_for_everything() -> None:
-    assert set(PRECISIONS) < set(COARSENESS)
+    assert set(get_args(Precision)) < set(COARSENESS)
     for precision in COARSENESS:
         assert len(tolerances(precision, Scope.STAGE)) == 1
         assert Measure.IOU_WORST in {limit.measure for limit in tolerances(precision, Scope.MASKS)}

@@ -113,7 +113,7 @@ def test_data_that_is_refused_only_for_its_sizes_is_taken_resized(data: Path, ca
     assert run_here(capsys, *EVALUATE, "--base", "--resize-masks").code == 0
 
 
-# Arguments: what the options of training refuse is in tests/rsrefseg/test_train_settings.py.
+# Arguments: what the options of training refuse is in tests/rsrefseg/train/test_train_settings.py.
 
 
 @pytest.mark.parametrize(

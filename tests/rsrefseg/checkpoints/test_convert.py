@@ -54,7 +54,7 @@ def tokenizer(tmp_path: Path) -> Path:
 
 
 def convert(file: Path, words: Path, **options: Any) -> ConvertReport:
-    return convert_checkpoint(file, file.parent / "run", **{"config": CONFIG, "tokenizer": words} | options)
+    return convert_checkpoint(file, **{"out": file.parent / "run", "config": CONFIG, "tokenizer": words} | options)
 
 
 def assert_alike(public: PublicRSRefSeg, run: Run) -> None:
