@@ -13,7 +13,7 @@ class Segmentation:
     """What one phrase refers to.
 
     ``mask`` and ``probability`` are computed at each access: results of many phrases on a large image take little
-    memory, and whoever needs one twice keeps it.
+    memory. Keep an array that you need twice.
 
     Attributes:
         phrase: as given.

@@ -14,7 +14,7 @@ from .scenarios import FIRST_PHRASE, NEXT_PHRASE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which are told apart with colour blindness.
+# Okabe and Ito's colours, distinct for colour-blind people too.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#B8A200")
 _MAX_BRACKET = 3.0  # times the longest bar; longer intervals are cut off
 # A bar: its group on the vertical axis, its series, which has a colour, and its time.

@@ -2,7 +2,7 @@
 
 The bytes of a stage are its weights, inputs and outputs; what it keeps in between may stay in caches and is not
 counted. So no implementation of these operations is faster, and a share of 100% is not reached in practice. The
-operations are those of the bundle's graphs, with their form of attention, whoever runs them.
+operations are those of the bundle's graphs, with their form of attention, for every runner.
 """
 
 import math

@@ -31,8 +31,7 @@ class Bundle:
     Attributes:
         root: its folder.
         manifest: what ``bundle.json`` says.
-        digest: of ``bundle.json`` and thereby, since that lists the digests of all files, of the whole bundle; empty
-            for a bundle that is still being made.
+        digest: of ``bundle.json``, which lists the digests of all files; empty for a bundle that is still being made.
     """
 
     def __init__(self, root: Path, manifest: Manifest, digest: str = "") -> None:

@@ -1,7 +1,7 @@
 """``bundle.json``: what a bundle says about itself, as frozen records, and how they are written and read.
 
 The file holds its own digest, taken with zeros in the digest's place. A file that was cut short or damaged is
-refused. The digest is not a signature: whoever edits the file on purpose can compute it as well.
+refused. The digest is not a signature: an attacker can compute it as well.
 """
 
 import hashlib

@@ -40,7 +40,7 @@ def decode_image(path: Path, max_pixels: int) -> npt.NDArray[np.uint8]:
     """The picture in ``path`` as (H, W, 3) uint8 RGB; see ``read_image``.
 
     Raises:
-        BadInputError: the file is no readable image, or larger than ``max_pixels``.
+        BadInputError: the file is not a readable image, or larger than ``max_pixels``.
     """
     with _opened(path) as stream:
         prefix = stream.read(16)

@@ -11,7 +11,7 @@ from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage, StageContract
 from ..errors import RSRefSegError
 from ..system.progress import ProgressLine
-from .errors import Asking, host_bytes, parser_errors, unparsable
+from .errors import TrtCalls, host_bytes, parser_errors, unparsable
 from .inspect import check_precision
 from .library import Library
 from .records import BuildOptions
@@ -52,26 +52,26 @@ def build_engine(
     """
     import tensorrt as trt
 
-    asking = Asking(stage, library.words)
+    calls = TrtCalls(stage, library.error_log)
     version = library.platform.tensorrt
     record = bundle.manifest.stages[stage]
     graph = bundle.graph_path(stage)
-    builder = asking.made(lambda: trt.Builder(library.logger), "start its builder", _REPORT)
+    builder = calls.require(lambda: trt.Builder(library.logger), "start its builder", _REPORT)
     # By name: the bit's number is 1 on TensorRT 10 and 0 on 11, where 1 means something else.
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = asking.made(lambda: builder.create_network(flags), "create a strongly typed network", _REPORT)
-    parser = asking.made(lambda: trt.OnnxParser(network, library.logger), "start its ONNX parser", _REPORT)
-    library.words.forget()
+    network = calls.require(lambda: builder.create_network(flags), "create a strongly typed network", _REPORT)
+    parser = calls.require(lambda: trt.OnnxParser(network, library.logger), "start its ONNX parser", _REPORT)
+    library.error_log.clear()
     # By path, not by bytes, so that weights beside the graph are found.
     if not parser.parse_from_file(str(graph)):
         errors = parser_errors(parser)
         for line in errors:
             progress.say(f"{stage}: {line}")
-        raise unparsable(stage, str(graph), version, errors, library.words)
-    config = asking.made(builder.create_builder_config, "create a build configuration", _REPORT)
-    _set_options(config, options, asking)
-    _add_profile(builder, config, record.contract, asking)
-    timings = attach(config, library.platform, asking, progress.say)
+        raise unparsable(stage, str(graph), version, errors, library.error_log)
+    config = calls.require(builder.create_builder_config, "create a build configuration", _REPORT)
+    _set_options(config, options, calls)
+    _add_profile(builder, config, record.contract, calls)
+    timings = attach(config, library.platform, calls, progress.say)
     interrupted = threading.Event()
     config.progress_monitor = _monitor(progress, interrupted)
     # In a thread: Python hears Ctrl-C in the main one. TensorRT calls back, where the exception would be lost or cancel
@@ -79,7 +79,7 @@ def build_engine(
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(builder.build_serialized_network, network, config)
         try:
-            plan = asking.made(
+            plan = calls.require(
                 job.result, "build the engine", "close other programs on the GPU, or give another --workspace-mib"
             )
         except KeyboardInterrupt:
@@ -88,12 +88,12 @@ def build_engine(
             raise
     data = host_bytes(plan)
     try:
-        keep(timings, library.platform, asking)
+        keep(timings, library.platform, calls)
     except RSRefSegError as error:  # the engine is what took so long
         progress.say(f"the timings of this build are not kept: {error}")
     engine = load_engine(library, stage, data)
     _check_signature(engine, record.contract, version)
-    layers = _inspect(engine, asking)
+    layers = _inspect(engine, calls)
     heavy_layers, note = check_precision(stage, record.precision, layers, version)
     if note is not None:
         progress.say(note)
@@ -106,9 +106,9 @@ def load_engine(library: Library, stage: Stage, data: bytes) -> "trt.ICudaEngine
     Raises:
         RSRefSegError: TensorRT does not take it.
     """
-    asking = Asking(stage, library.words)
-    runtime = asking.made(library.runtime, "start its runtime", _REPORT)
-    return asking.made(
+    calls = TrtCalls(stage, library.error_log)
+    runtime = calls.require(library.runtime, "start its runtime", _REPORT)
+    return calls.require(
         lambda: runtime.deserialize_cuda_engine(data), "load the engine", "build it again: `rsrefseg build --force`"
     )
 
@@ -143,48 +143,52 @@ def _check_signature(engine: "trt.ICudaEngine", contract: StageContract, version
         )
 
 
-def _set_options(config: "trt.IBuilderConfig", options: BuildOptions, asking: Asking) -> None:
+def _set_options(config: "trt.IBuilderConfig", options: BuildOptions, calls: TrtCalls) -> None:
     import tensorrt as trt
 
     workspace, size = trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20
     what = f"limit the workspace to {options.workspace_mib} MiB"
-    way_out = "give another --workspace-mib"
-    asking.done(lambda: config.set_memory_pool_limit(workspace, size), what, way_out)
-    asking.agreed(lambda: 0 < config.get_memory_pool_limit(workspace) <= size, what, way_out)
+    hint = "give another --workspace-mib"
+    calls.run(lambda: config.set_memory_pool_limit(workspace, size), what, hint)
+    calls.require_true(lambda: 0 < config.get_memory_pool_limit(workspace) <= size, what, hint)
     level, what = options.optimization_level, f"search at optimisation level {options.optimization_level}"
     config.builder_optimization_level = level
-    asking.agreed(lambda: config.builder_optimization_level == level, what, "give another --optimization-level")
+    calls.require_true(lambda: config.builder_optimization_level == level, what, "give another --optimization-level")
     # FP32 means FP32, also for the layers that an FP16 graph leaves in it on purpose.
-    asking.done(lambda: config.clear_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
-    asking.agreed(lambda: not config.get_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
+    calls.run(lambda: config.clear_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
+    calls.require_true(lambda: not config.get_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
 
-def _add_profile(builder: "trt.Builder", config: "trt.IBuilderConfig", contract: StageContract, asking: Asking) -> None:
+def _add_profile(
+    builder: "trt.Builder", config: "trt.IBuilderConfig", contract: StageContract, calls: TrtCalls
+) -> None:
     """One optimisation profile with the contract's bounds."""
     import tensorrt as trt
 
     export_again = "export the bundle again"
-    profile = asking.made(builder.create_optimization_profile, "create an optimisation profile", _REPORT)
+    profile = calls.require(builder.create_optimization_profile, "create an optimisation profile", _REPORT)
     for spec in contract.inputs:
         low, best, high = (
             trt.Dims([*spec.sized(**{dim.name: getattr(dim, bound) for dim in spec.dims})])
             for bound in ("min", "opt", "max")
         )
         set_shape = partial(profile.set_shape, spec.name, low, best, high)
-        asking.done(set_shape, f"take the shapes {spec.shape_text} of '{spec.name}'", export_again)
-    asking.agreed(lambda: bool(profile), "use the contract's shapes as a profile", export_again)
-    asking.agreed(lambda: config.add_optimization_profile(profile) >= 0, "add the optimisation profile", export_again)
+        calls.run(set_shape, f"take the shapes {spec.shape_text} of '{spec.name}'", export_again)
+    calls.require_true(lambda: bool(profile), "use the contract's shapes as a profile", export_again)
+    calls.require_true(
+        lambda: config.add_optimization_profile(profile) >= 0, "add the optimisation profile", export_again
+    )
 
 
-def _inspect(engine: "trt.ICudaEngine", asking: Asking) -> str:
+def _inspect(engine: "trt.ICudaEngine", calls: TrtCalls) -> str:
     import tensorrt as trt
 
-    inspector = asking.made(engine.create_engine_inspector, "inspect the engine", _REPORT)
-    told = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    if not told:
-        raise asking.refused("tell the engine's layers", _REPORT)
-    return told
+    inspector = calls.require(engine.create_engine_inspector, "inspect the engine", _REPORT)
+    information = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    if not information:
+        raise calls.failure("report the engine's layers", _REPORT)
+    return information
 
 
 def _monitor(progress: ProgressLine, interrupted: threading.Event) -> "trt.IProgressMonitor":

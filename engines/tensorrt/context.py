@@ -7,7 +7,7 @@ from typing import Any
 
 from ..bundle.contracts import Dim, StageContract
 from .build import load_engine
-from .errors import Asking
+from .errors import TrtCalls
 from .library import Library
 
 _AGAIN = "start again; if it stays so, build again with `rsrefseg build --force`"
@@ -37,7 +37,7 @@ class LoadedStage:
 
     def __init__(self, library: Library, contract: StageContract, data: bytes, region: Region, stream: Any) -> None:
         self.contract, self.region, self.stream = contract, region, stream
-        self.asking = Asking(contract.stage, library.words)
+        self.calls = TrtCalls(contract.stage, library.error_log)
         self.engine = load_engine(library, contract.stage, data)
         self.own = StageContext(self)
 
@@ -51,18 +51,18 @@ class StageContext:
     def __init__(self, stage: LoadedStage) -> None:
         import tensorrt as trt
 
-        self._contract, self._stream, self._asking = stage.contract, stage.stream, stage.asking
+        self._contract, self._stream, self._calls = stage.contract, stage.stream, stage.calls
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._context: trt.IExecutionContext = self._asking.made(
+        self._context: trt.IExecutionContext = self._calls.require(
             lambda: stage.engine.create_execution_context(strategy), "create an execution context", _AGAIN
         )
         if self._context.active_optimization_profile != 0:
-            self._asking.agreed(
+            self._calls.require_true(
                 lambda: self._context.set_optimization_profile_async(0, int(stage.stream)),
                 "select its optimisation profile",
                 _AGAIN,
             )
-        self._asking.done(
+        self._calls.run(
             lambda: self._context.set_device_memory(stage.region.address, stage.region.size_bytes),
             "take its activation memory",
             _AGAIN,
@@ -82,18 +82,18 @@ class StageContext:
         for spec in contract.inputs:
             shape = spec.sized(**sizes)
             set_shape = partial(context.set_input_shape, spec.name, shape)
-            self._asking.agreed(set_shape, f"take '{spec.name}' as {list(shape)}", _AGAIN)
-        missing = self._asking.made(context.infer_shapes, "infer the shapes of its tensors", _AGAIN)
+            self._calls.require_true(set_shape, f"take '{spec.name}' as {list(shape)}", _AGAIN)
+        missing = self._calls.require(context.infer_shapes, "infer the shapes of its tensors", _AGAIN)
         if missing:
-            raise self._asking.refused(f"infer shapes without {', '.join(missing)}", _AGAIN)
+            raise self._calls.failure(f"infer shapes without {', '.join(missing)}", _AGAIN)
         for spec in contract.outputs:
             shape = tuple(context.get_tensor_shape(spec.name)[:])
             if shape != spec.sized(**sizes):
                 what = f"give '{spec.name}' as {list(spec.sized(**sizes))}, it gives {list(shape)}"
-                raise self._asking.refused(what, "export the bundle again")
+                raise self._calls.failure(what, "export the bundle again")
         for spec in (*contract.inputs, *contract.outputs):
             set_address = partial(context.set_tensor_address, spec.name, addresses[spec.name])
-            self._asking.agreed(set_address, f"take an address for '{spec.name}'", _AGAIN)
+            self._calls.require_true(set_address, f"take an address for '{spec.name}'", _AGAIN)
 
     def enqueue(self) -> None:
         """Give one run to the stage's stream.
@@ -102,7 +102,7 @@ class StageContext:
             RSRefSegError: TensorRT refuses.
         """
         stream = int(self._stream)
-        self._asking.agreed(lambda: self._context.execute_async_v3(stream), "run", _AGAIN)
+        self._calls.require_true(lambda: self._context.execute_async_v3(stream), "run", _AGAIN)
 
 
 def sizes_of(contract: StageContract, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

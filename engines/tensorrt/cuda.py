@@ -101,7 +101,7 @@ class Cuda:
         self._ask(self._rt.cudaEventRecord(event, stream), "record an event")
 
     def wait_in_stream(self, stream: Any, event: Any) -> None:
-        """Let a stream wait for a mark in another one; the host goes on."""
+        """Let a stream wait for a mark in another one; the host continues."""
         self._ask(self._rt.cudaStreamWaitEvent(stream, event, 0), "let a stream wait for an event")
 
     def wait_for_event(self, event: Any) -> None:
@@ -172,14 +172,14 @@ class Cuda:
         """
         status, *values = answer
         if int(status) != _SUCCESS:
-            _, words = self._rt.cudaGetErrorString(status)
-            words = words.decode() if isinstance(words, bytes) else str(words)
-            way_out = (
+            _, message = self._rt.cudaGetErrorString(status)
+            message = message.decode() if isinstance(message, bytes) else str(message)
+            hint = (
                 "close other programs on the GPU, or ask fewer phrases at once"
-                if (int(status) == _OUT_OF_MEMORY)
+                if int(status) == _OUT_OF_MEMORY
                 else "`rsrefseg doctor` says what is there; if it is, start again"
             )
-            raise RSRefSegError(f"CUDA could not {what} (error {int(status)}, {words}): {way_out}")
+            raise RSRefSegError(f"CUDA could not {what} (error {int(status)}, {message}): {hint}")
         return values[0] if values else None
 
 

@@ -95,7 +95,7 @@ class TensorRTEngine(Engine):
             kept = {name: tensor for name, tensor in batch.items() if name != "input_ids"}
             rows = [{name: self._row(session, tensor, row) for name, tensor in kept.items()} for row in range(count)]
             for tensor in batch.values():
-                tensor.written(session.main)  # whoever is given this memory next must wait for the copies as well
+                tensor.written(session.main)  # the next user of this memory waits for the copies too
             return rows
 
     def _answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:

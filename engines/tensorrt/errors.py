@@ -1,6 +1,6 @@
-"""What TensorRT refuses becomes one line: the stage, what was being done, TensorRT's own words, the way out.
+"""TensorRT's failures as one line: the stage, what failed, TensorRT's own message, a hint.
 
-Its Python bindings answer most failures with ``None``, ``False`` or -1 and tell the reason only to the logger.
+Its Python bindings return ``None``, ``False`` or -1 on most failures and report the reason to the logger only.
 """
 
 from collections.abc import Callable
@@ -17,28 +17,28 @@ _T = TypeVar("_T")
 _MOST_CHARACTERS = 300
 
 
-class Words:
-    """The errors TensorRT told its logger, kept until somebody asks for them."""
+class ErrorLog:
+    """The errors that TensorRT reported to its logger since the last call of ``take`` or ``clear``."""
 
     def __init__(self) -> None:
         self._errors: list[str] = []
 
-    def hear(self, message: str) -> None:
+    def add(self, message: str) -> None:
         """Keep an error."""
         self._errors.append(" ".join(message.split()))
 
     def any(self) -> bool:
-        """Whether something was told since the last time."""
+        """Whether there are errors."""
         return bool(self._errors)
 
-    def forget(self) -> None:
-        """Drop what was told about something else."""
+    def clear(self) -> None:
+        """Drop all errors."""
         self._errors.clear()
 
-    def told(self) -> str:
-        """What was told since the last time, cut to what fits a line; says so where nothing was."""
+    def take(self) -> str:
+        """Drop all errors; gives them as one line, or a line that says there are none."""
         text = "; ".join(dict.fromkeys(self._errors))
-        self.forget()
+        self.clear()
         return shortened(text) if text else "TensorRT gave no reason"
 
 
@@ -49,59 +49,59 @@ def shortened(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """Asks TensorRT on behalf of one stage; every answer that means failure is raised.
+class TrtCalls:
+    """Calls TensorRT on behalf of one stage; raises on every result that means failure.
 
     Attributes:
         stage: named in the line.
-        words: what TensorRT tells.
+        error_log: errors it reported.
     """
 
     stage: Stage
-    words: Words
+    error_log: ErrorLog
 
-    def made(self, make: Callable[[], _T | None], what: str, way_out: str) -> _T:
-        """What ``make`` gives, unless that is ``None`` or it raises as pybind11 does for a null pointer.
+    def require(self, make: Callable[[], _T | None], what: str, hint: str) -> _T:
+        """The result of ``make``, unless it is ``None`` or ``make`` raises, as pybind11 does for a null pointer.
 
         Args:
             make: calls TensorRT once.
             what: continues "TensorRT could not ...".
-            way_out: what the user can do.
+            hint: what the user can do.
 
         Raises:
             RSRefSegError: TensorRT could not.
         """
-        self.words.forget()
+        self.error_log.clear()
         try:
             found = make()
         except (TypeError, ValueError, RuntimeError) as error:
-            self.words.hear(str(error))
-            raise self.refused(what, way_out) from error
+            self.error_log.add(str(error))
+            raise self.failure(what, hint) from error
         if found is None:
-            raise self.refused(what, way_out)
+            raise self.failure(what, hint)
         return found
 
-    def agreed(self, ask: Callable[[], bool], what: str, way_out: str) -> None:
-        """The same for calls that answer ``True`` or ``False``."""
-        if not self.made(ask, what, way_out):
-            raise self.refused(what, way_out)
+    def require_true(self, ask: Callable[[], bool], what: str, hint: str) -> None:
+        """The same for calls that return ``True`` or ``False``."""
+        if not self.require(ask, what, hint):
+            raise self.failure(what, hint)
 
-    def done(self, do: Callable[[], None], what: str, way_out: str) -> None:
-        """The same for calls that give nothing: they raise on failure, or tell it to the logger alone."""
+    def run(self, do: Callable[[], None], what: str, hint: str) -> None:
+        """The same for calls that return nothing: on failure they raise, or report to the logger only."""
 
-        def and_say_so() -> bool:
+        def succeeded() -> bool:
             do()
-            return not self.words.any()
+            return not self.error_log.any()
 
-        self.agreed(and_say_so, what, way_out)
+        self.require_true(succeeded, what, hint)
 
-    def refused(self, what: str, way_out: str) -> RSRefSegError:
+    def failure(self, what: str, hint: str) -> RSRefSegError:
         """The error to raise."""
-        return RSRefSegError(f"stage '{self.stage}': TensorRT could not {what} ({self.words.told()}): {way_out}")
+        return RSRefSegError(f"stage '{self.stage}': TensorRT could not {what} ({self.error_log.take()}): {hint}")
 
 
 def parser_errors(parser: "trt.OnnxParser") -> list[str]:
-    """Every error of a parse in TensorRT's words, with the graph's node and operator."""
+    """Every error of a parse in TensorRT's own words, with the graph's node and operator."""
     lines = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -111,14 +111,14 @@ def parser_errors(parser: "trt.OnnxParser") -> list[str]:
     return lines
 
 
-def unparsable(stage: Stage, file: str, version: str, errors: list[str], words: Words) -> BundleError:
+def unparsable(stage: Stage, file: str, version: str, errors: list[str], error_log: ErrorLog) -> BundleError:
     """The line for a graph that TensorRT cannot parse; the first error stands for all."""
     more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
-    told = errors[0] if errors else words.told()
-    way_out = "export the bundle with this release, or install a TensorRT that knows the operator"
-    return BundleError(f"stage '{stage}': TensorRT {version} cannot parse '{file}': {told}{more}: {way_out}")
+    reason = errors[0] if errors else error_log.take()
+    hint = "export the bundle with this release, or install a TensorRT that knows the operator"
+    return BundleError(f"stage '{stage}': TensorRT {version} cannot parse '{file}': {reason}{more}: {hint}")
 
 
 def host_bytes(memory: "trt.IHostMemory") -> bytes:
-    """A copy of what TensorRT serialised. Its class has Python's buffer protocol, which its signatures do not tell."""
+    """A copy of what TensorRT serialised. Its class has the buffer protocol, which its type stubs do not declare."""
     return bytes(cast(memoryview, memory))

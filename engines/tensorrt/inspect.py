@@ -30,30 +30,30 @@ class LayerCount:
         half: take or give FP16.
         single: take and give FP32 only.
         tf32: among the latter, those whose kernel rounds to TF32.
-        untold: of those the inspector tells no types.
+        unknown: those whose types the inspector does not report.
     """
 
     half: int
     single: int
     tf32: int
-    untold: int
+    unknown: int
 
     def __str__(self) -> str:
-        told = {"FP16": self.half, "FP32": self.single - self.tf32, "TF32": self.tf32, "untold": self.untold}
-        return ", ".join(f"{count} {name}" for name, count in told.items() if count) or "none"
+        counts = {"FP16": self.half, "FP32": self.single - self.tf32, "TF32": self.tf32, "unknown": self.unknown}
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"
 
 
 def count_layers(information: str) -> LayerCount:
     """Read the inspector's JSON.
 
     Raises:
-        ValueError: it is no JSON object with layers.
+        ValueError: it is not a JSON object with layers.
     """
     document = json.loads(information)
     layers = document.get("Layers", document.get("layers")) if isinstance(document, dict) else None
     if not isinstance(layers, list):
         raise ValueError("it lists no layers")
-    half = single = tf32 = untold = 0
+    half = single = tf32 = unknown = 0
     for layer in layers:
         kind = layer if isinstance(layer, str) else " ".join(str(layer.get(key, "")) for key in _KIND_KEYS)
         if not any(mark in kind.lower() for mark in (*_HEAVY, *_OPAQUE)):
@@ -69,8 +69,8 @@ def count_layers(information: str) -> LayerCount:
         elif any(mark in types for mark in _SINGLE) and not any(mark in kind.lower() for mark in _OPAQUE):
             single += 1
         else:
-            untold += 1
-    return LayerCount(half, single, tf32, untold)
+            unknown += 1
+    return LayerCount(half, single, tf32, unknown)
 
 
 def check_precision(stage: Stage, precision: str, information: str, version: str) -> tuple[str, str | None]:
@@ -91,9 +91,9 @@ def check_precision(stage: Stage, precision: str, information: str, version: str
     try:
         count = count_layers(information)
     except ValueError as error:
-        return "untold", f"{stage}: TensorRT {version}'s inspector gave nothing to tell the precision by ({error})"
+        return "unknown", f"{stage}: TensorRT {version}'s inspector does not report the precision ({error})"
     wrong = None
-    if precision == "fp16" and count.half == 0 and count.single and not count.untold:
+    if precision == "fp16" and count.half == 0 and count.single and not count.unknown:
         wrong = f"asked for in FP16, but every matrix product and convolution of its engine runs in FP32 ({count})"
     elif precision == "fp32" and (count.half or count.tf32):
         wrong = f"asked for in FP32, but its engine computes in less ({count})"
@@ -102,7 +102,7 @@ def check_precision(stage: Stage, precision: str, information: str, version: str
             f"stage '{stage}': {wrong}: TensorRT {version} did not keep the graph's types; nothing was kept,"
             " export the bundle again and build with another TensorRT if it stays so"
         )
-    if count.untold and not (count.half if precision == "fp16" else count.single):
+    if count.unknown and not (count.half if precision == "fp16" else count.single):
         return str(count), f"{stage}: TensorRT {version}'s inspector tells no types, so {precision} is not confirmed"
     return str(count), None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import MissingPartError
 from .cuda import EXTRA, Cuda, Gpu, cannot_import
-from .errors import Words
+from .errors import ErrorLog
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -45,7 +45,7 @@ class Library:
 
     Attributes:
         logger: to be given to every builder, parser and runtime.
-        words: what it heard.
+        error_log: errors it reported.
         cuda: the CUDA runtime.
         platform: versions and GPU.
 
@@ -66,7 +66,7 @@ class Library:
             raise MissingPartError(f"TensorRT {version} is too old, {oldest} is needed: {EXTRA}")
         self.cuda = Cuda()
         self.platform = Platform(version, self.cuda.gpu)
-        self.logger, self.words = _logger(tensorrt)
+        self.logger, self.error_log = _logger(tensorrt)
         self._runtime: trt.Runtime | None = None
 
     def runtime(self) -> "trt.Runtime":
@@ -79,11 +79,11 @@ class Library:
 
 
 @lru_cache(maxsize=1)
-def _logger(module: ModuleType) -> tuple["trt.ILogger", Words]:
+def _logger(module: ModuleType) -> tuple["trt.ILogger", ErrorLog]:
     """One for the whole process: TensorRT keeps the first logger it is given and ignores every later one."""
     import tensorrt as trt
 
-    words = Words()
+    error_log = ErrorLog()
     errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
     class Logger(trt.ILogger):
@@ -92,8 +92,8 @@ def _logger(module: ModuleType) -> tuple["trt.ILogger", Words]:
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             if severity in errors:
-                words.hear(msg)
+                error_log.add(msg)
             else:
                 _LOG.debug("%s", msg)
 
-    return Logger(), words
+    return Logger(), error_log

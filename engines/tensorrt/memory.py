@@ -58,11 +58,11 @@ class DeviceTensor:
 
     @property
     def ready(self) -> Any:
-        """The event behind the last write to it, as far as ``written`` was told."""
+        """The event behind the last write to it, as ``written`` recorded it."""
         return self._block.ready
 
     def written(self, stream: Any) -> None:
-        """Say that a stream has just been given the writing of it."""
+        """Record that a stream has been given the writing of it."""
         self._pool.cuda.record(self._block.ready, stream)
 
 

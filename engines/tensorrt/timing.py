@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import RSRefSegError
 from ..system.files import atomic_write_bytes, cache_folder
-from .errors import Asking, host_bytes
+from .errors import TrtCalls, host_bytes
 from .library import Platform
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def timing_cache_path(platform: Platform) -> Path:
 
 
 def attach(
-    config: "trt.IBuilderConfig", platform: Platform, asking: Asking, say: "Callable[[str], None]"
+    config: "trt.IBuilderConfig", platform: Platform, calls: TrtCalls, say: "Callable[[str], None]"
 ) -> "trt.ITimingCache":
     """Give the kept timings to a build; those that cannot be used are discarded, which ``say`` reports.
 
@@ -42,7 +42,7 @@ def attach(
     """
     path = timing_cache_path(platform)
     try:
-        return _set(config, path.read_bytes(), asking)
+        return _set(config, path.read_bytes(), calls)
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -50,20 +50,20 @@ def attach(
     except RSRefSegError as error:
         say(f"the timing cache '{path}' is discarded: {error}")
         path.unlink(missing_ok=True)
-    return _set(config, b"", asking)
+    return _set(config, b"", calls)
 
 
-def keep(cache: "trt.ITimingCache", platform: Platform, asking: Asking) -> None:
+def keep(cache: "trt.ITimingCache", platform: Platform, calls: TrtCalls) -> None:
     """Keep the timings of a build, the earlier ones included.
 
     Raises:
         RSRefSegError: TensorRT does not serialise them, or they cannot be written.
     """
-    data = host_bytes(asking.made(cache.serialize, "serialise its timing cache", _WITHOUT))
+    data = host_bytes(calls.require(cache.serialize, "serialise its timing cache", _WITHOUT))
     atomic_write_bytes(timing_cache_path(platform), data)
 
 
-def _set(config: "trt.IBuilderConfig", data: bytes, asking: Asking) -> "trt.ITimingCache":
-    cache = asking.made(lambda: config.create_timing_cache(data), "make a timing cache", _WITHOUT)
-    asking.agreed(lambda: config.set_timing_cache(cache, False), "use the timing cache", _WITHOUT)
+def _set(config: "trt.IBuilderConfig", data: bytes, calls: TrtCalls) -> "trt.ITimingCache":
+    cache = calls.require(lambda: config.create_timing_cache(data), "make a timing cache", _WITHOUT)
+    calls.require_true(lambda: config.set_timing_cache(cache, False), "use the timing cache", _WITHOUT)
     return cache

@@ -53,7 +53,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
             usual_mode = stat.S_IMODE(temporary.stat().st_mode)
             save_file(contiguous, temporary, metadata={FORMAT: json.dumps(document)})
             temporary.chmod(usual_mode)  # safetensors leaves files that only their owner can read
-    except SafetensorError as error:  # a full disk has been told by atomic_file
+    except SafetensorError as error:  # atomic_file reports a full disk
         raise BadInputError(f"'{path}' could not be written ({error}): free space or choose another place") from error
 
 

@@ -1,4 +1,4 @@
-"""Asking for every sample of a data set and scoring the answers, whoever answers. This module needs no PyTorch."""
+"""Predictions for every sample of a data set, and their scores, for any model. This module needs no PyTorch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -57,8 +57,8 @@ class ParameterCounts:
         """One line for a person."""
         parts = {"LoRA": self.lora, "towers": self.towers, "AttnPrompter": self.attn_prompter}
         parts["SAM's prompt encoder and mask decoder"] = self.sam_decoder
-        told = ", ".join(f"{name} {count:,}" for name, count in parts.items() if count)
-        return f"trains {self.trained:,} of {self.total:,} parameters ({self.trained / self.total:.1%}): {told}"
+        counts = ", ".join(f"{name} {count:,}" for name, count in parts.items() if count)
+        return f"trains {self.trained:,} of {self.total:,} parameters ({self.trained / self.total:.1%}): {counts}"
 
 
 def count_parameters(model: nn.Module) -> ParameterCounts:

@@ -90,7 +90,7 @@ class SamDecoder(nn.Module):
     """Prompts to mask logits: SAM's mask-prompt encoder and the single-mask half of its decoder.
 
     ``position_encoding`` is SAM's positional encoding of its own grid, a constant kept as a tensor so that no graph
-    computes it anew; ``refresh_position_encodings`` sets it.
+    computes it; ``refresh_position_encodings`` sets it.
     """
 
     position_encoding: Tensor

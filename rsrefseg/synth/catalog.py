@@ -22,7 +22,7 @@ PAINTS: dict[str, RGB] = {
     "brown": (128, 88, 58),
 }
 
-# Pairs that haze and light may bring too close to each other to be told apart by name.
+# Pairs that haze and light may bring too close to each other to be distinguished by name.
 CONFUSABLE = {frozenset(pair) for pair in (("white", "gray"), ("gray", "black"), ("gray", "brown"), ("red", "brown"))}
 
 

@@ -25,8 +25,8 @@ def test_an_interrupted_check_ends_in_one_line(tmp_path: Path) -> None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
     try:
-        _, told = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130
-    assert told == "rsrefseg: interrupted\n"
+    assert stderr == "rsrefseg: interrupted\n"

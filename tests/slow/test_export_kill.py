@@ -1,4 +1,4 @@
-"""Kill -9 in an export: there is no bundle, the whole old one or the whole new one, and the next export works."""
+"""Kill -9 in an export: the place has no bundle, the whole old one or the whole new one, and the next export works."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights as users bring them, made small: SAM in both layouts, SigLIP, and the public RSRefSeg put together anew."""
+"""Weights as users bring them, made small: SAM in both layouts, SigLIP, and the public RSRefSeg rebuilt."""
 
 import json
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""Whatever TensorRT or CUDA refuses ends in one line: stage, what failed, their own words, the way out."""
+"""Every failure of TensorRT or CUDA ends in one line: stage, what failed, their own message, a hint."""
 
 import json
 import signal
@@ -67,8 +67,8 @@ def built(trt: State, folder: Path) -> Path:
 def build(capsys: Capsys, folder: Path, *arguments: str) -> Ran:
     """Without the lines of progress, which go the same way as the error."""
     ran = run_here(capsys, "build", "--bundle", folder, *arguments)
-    told = [line for line in ran.err.splitlines(keepends=True) if line.startswith("rsrefseg: ")]
-    return replace(ran, err="".join(told))
+    expected = [line for line in ran.err.splitlines(keepends=True) if line.startswith("rsrefseg: ")]
+    return replace(ran, err="".join(expected))
 
 
 def ask(folder: Path, times: int = 1) -> None:
@@ -144,9 +144,9 @@ def test_every_error_of_the_parser_is_passed_on(trt: State, folder: Path, capsys
         node.op_type, node.domain, node.name = f"Strange{index}", "somebody", f"decoder.block{index}/op"
     change_stage(folder, Stage.SAM_DECODER, model)
     ran = run_here(capsys, "build", "--bundle", folder)
-    *told, last = (line for line in ran.err.splitlines() if "Strange" in line)
+    *expected, last = (line for line in ran.err.splitlines() if "Strange" in line)
     for index in range(2):
-        assert told[index].startswith(f"sam_decoder: node 'decoder.block{index}/op' (Strange{index}): no importer")
+        assert expected[index].startswith(f"sam_decoder: node 'decoder.block{index}/op' (Strange{index}): no importer")
     assert ran.code == 2
     assert last.startswith("rsrefseg: stage 'sam_decoder': TensorRT 10.9.0.34 cannot parse '")
     assert "node 'decoder.block0/op' (Strange0)" in last
@@ -169,37 +169,38 @@ def layer(kind: str, types: str, tactic: str = "") -> dict:
 
 
 @pytest.mark.parametrize(
-    ("layers", "told"),
+    ("layers", "expected"),
     [
         ([layer("CaskConvolution", "Channel major FP16 format where channel % 8 == 0")], "1 FP16"),
         ([layer("gemm", "Float"), layer("kgen", "Half")], "1 FP32"),
         ([layer("gemm", "Float", "sm80_xmma_gemm_f32f32_tf32f32_f32")], "1 TF32"),
         ([layer("gemm", "Float", "sm80_xmma_gemm_f16f16_f16f32_f32")], "1 FP16"),
-        (["conv1 + relu", "softmax"], "1 untold"),
+        (["conv1 + relu", "softmax"], "1 unknown"),
         ([layer("Myelin", "Float", "sm80_xmma_gemm_f32f32_tf32f32_f32")], "1 TF32"),
         ([layer("Reformat", "Half") | {"Name": "Reformatting CopyNode for attention"}], "none"),
-        ([layer("Myelin", "Float") | {"Name": "{ForeignNode[blocks.0/MatMul...blocks.11/Add]}"}], "1 untold"),
+        ([layer("Myelin", "Float") | {"Name": "{ForeignNode[blocks.0/MatMul...blocks.11/Add]}"}], "1 unknown"),
         ([layer("PointWise", "Float")], "none"),
         ([{"Name": "matmul", "LayerType": None, "Inputs": None, "Outputs": [{"Datatype": "Half"}]}], "1 FP16"),
     ],
 )
-def test_the_inspector_is_read_in_all_its_forms(layers: list, told: str) -> None:
-    assert str(count_layers(json.dumps({"Layers": layers}))) == told
+def test_the_inspector_is_read_in_all_its_forms(layers: list, expected: str) -> None:
+    assert str(count_layers(json.dumps({"Layers": layers}))) == expected
 
 
 def test_half_layers_are_taken_only_where_asked_for() -> None:
-    told = json.dumps({"Layers": [layer("gemm", "Half")]})
-    assert check_precision(Stage.SAM_ENCODER, "fp16", told, "11.4") == ("1 FP16", None)
+    expected = json.dumps({"Layers": [layer("gemm", "Half")]})
+    assert check_precision(Stage.SAM_ENCODER, "fp16", expected, "11.4") == ("1 FP16", None)
     with pytest.raises(RSRefSegError, match="asked for in FP32"):
-        check_precision(Stage.SAM_ENCODER, "fp32", told, "11.4")
+        check_precision(Stage.SAM_ENCODER, "fp32", expected, "11.4")
 
 
 @pytest.mark.parametrize(
-    ("information", "told"), [("no JSON", "untold"), ('{"Layers": 3}', "untold"), ('{"Layers": ["conv"]}', "1 untold")]
+    ("information", "expected"),
+    [("no JSON", "unknown"), ('{"Layers": 3}', "unknown"), ('{"Layers": ["conv"]}', "1 unknown")],
 )
-def test_an_inspector_that_tells_nothing_is_a_note_not_a_claim(information: str, told: str) -> None:
+def test_an_inspector_without_information_is_a_note_not_a_claim(information: str, expected: str) -> None:
     precision, note = check_precision(Stage.SAM_ENCODER, "fp16", information, "11.4")
-    assert precision == told
+    assert precision == expected
     assert note is not None
 
 

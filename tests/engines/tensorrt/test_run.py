@@ -61,7 +61,7 @@ def test_a_real_export_holds_parity_through_build_cache_and_run(
     assert report["holds"] is True
     assert report["backend"] == "tensorrt"
     assert all(trt.version in provider for provider in report["providers"].values())
-    assert len(trt.built) == 5, "parity built nothing anew"
+    assert len(trt.built) == 5, "parity built nothing again"
     assert not any(trt.cuda.held.values())
 
 
@@ -190,7 +190,7 @@ def test_a_missing_package_is_named(trt: State, bundle: Bundle, hidden: str, pac
 
 
 @pytest.mark.parametrize(
-    ("status", "driver", "told"),
+    ("status", "driver", "message"),
     [
         (cudaError_t.cudaSuccess, 0, "no NVIDIA driver is installed"),
         (cudaError_t.cudaErrorNoDevice, 13000, "no NVIDIA GPU is visible"),
@@ -198,11 +198,11 @@ def test_a_missing_package_is_named(trt: State, bundle: Bundle, hidden: str, pac
     ],
 )
 def test_a_missing_device_or_driver_is_named(
-    trt: State, bundle: Bundle, status: cudaError_t, driver: int, told: str
+    trt: State, bundle: Bundle, status: cudaError_t, driver: int, message: str
 ) -> None:
     trt.cuda.driver = driver
     trt.cuda.faults["cudaGetDeviceCount"] = status
-    with pytest.raises(MissingPartError, match=told):
+    with pytest.raises(MissingPartError, match=message):
         TensorRTEngine(bundle)
 
 

@@ -71,7 +71,7 @@ def test_opening_builds_what_is_missing_and_says_so(trt: State, folder: Path, ca
 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(
-    ("version", "changes", "driver", "told"),
+    ("version", "changes", "driver", "expected"),
     [
         ("10.13.2.6", {}, 13000, "TensorRT 10.9.0.34 -> 10.13.2.6"),
         (VERSION, {}, 13010, "driver CUDA 13.0 -> CUDA 13.1"),
@@ -79,7 +79,7 @@ def test_opening_builds_what_is_missing_and_says_so(trt: State, folder: Path, ca
     ],
 )
 def test_on_another_platform_engines_are_built_again_with_the_reason(
-    folder: Path, version: str, changes: dict, driver: int, told: str, capsys: Capsys
+    folder: Path, version: str, changes: dict, driver: int, expected: str, capsys: Capsys
 ) -> None:
     with doubled(VERSION):
         build_bundle(folder, optimization_level=4)
@@ -90,7 +90,7 @@ def test_on_another_platform_engines_are_built_again_with_the_reason(
         assert len(now.built) == 5
         assert now.deserialized == 10, "each once to look at and once to run, the old ones never"
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("building")]
-    assert lines == [f"building {stage}: {told}" for stage in Stage]
+    assert lines == [f"building {stage}: {expected}" for stage in Stage]
     engines = stored_engines()
     assert {one.record.fingerprint.options.optimization_level for one in engines} == {4}, "as chosen before"
     assert len(engines) == (10 if changes else 5), "engines for another GPU stay, superseded ones go"
@@ -99,8 +99,8 @@ def test_on_another_platform_engines_are_built_again_with_the_reason(
 def test_other_options_build_again_and_stay(trt: State, folder: Path) -> None:
     build_bundle(folder, workspace_mib=100)
     report = build_bundle(folder, workspace_mib=200, optimization_level=5)
-    told = ("option workspace MiB 100 -> 200", "option optimisation level 3 -> 5")
-    assert reasons(report) == dict.fromkeys(map(str, Stage), told)
+    expected = ("option workspace MiB 100 -> 200", "option optimisation level 3 -> 5")
+    assert reasons(report) == dict.fromkeys(map(str, Stage), expected)
     assert reasons(build_bundle(folder)) == {}
     assert len(stored_engines()) == 5
 
@@ -114,9 +114,9 @@ def test_a_changed_graph_contract_or_precision_builds_its_stage_again(trt: State
     change_stage(folder, Stage.ATTN_PROMPTER, precision="fp16")
     before = bundle.manifest.stages[Stage.SAM_DECODER].graph.sha256
     after = file_record(folder / "sam_decoder.onnx").sha256
-    told = reasons(build_bundle(folder, "siglip_text,sam_decoder"))
-    assert told["sam_decoder"] == (f"graph file sam_decoder.onnx {before[:12]}... -> {after[:12]}...",)
-    assert told["siglip_text"][0].startswith("contract ")
+    expected = reasons(build_bundle(folder, "siglip_text,sam_decoder"))
+    assert expected["sam_decoder"] == (f"graph file sam_decoder.onnx {before[:12]}... -> {after[:12]}...",)
+    assert expected["siglip_text"][0].startswith("contract ")
     with pytest.raises(MissingPartError, match=r"attn_prompter .*precision fp32 -> fp16"):
         TensorRTEngine(Bundle.open(folder), build=False)
 
@@ -223,7 +223,7 @@ def test_two_builds_at_once_do_the_work_once_and_keep_all_timings(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (("--stages", "sam"), "unknown stage 'sam': known are siglip_vision"),
         (("--optimization-level", "6"), "the optimisation level must be 0 to 5, got 6"),
@@ -231,7 +231,7 @@ def test_two_builds_at_once_do_the_work_once_and_keep_all_timings(
     ],
 )
 def test_arguments_are_checked_first(
-    trt: State, folder: Path, cache: Path, arguments: tuple[str, ...], told: str, capsys: Capsys
+    trt: State, folder: Path, cache: Path, arguments: tuple[str, ...], expected: str, capsys: Capsys
 ) -> None:
-    assert_refused(run_here(capsys, "build", "--bundle", folder, *arguments), told)
+    assert_refused(run_here(capsys, "build", "--bundle", folder, *arguments), expected)
     assert not cache.exists()

@@ -10,7 +10,7 @@ class RuleBroken(AssertionError):
 
 
 class DeviceFault(Exception):
-    """Work on the GPU failed; told when somebody waits."""
+    """Work on the GPU failed; reported when the host waits."""
 
 
 class cudaError_t(IntEnum):

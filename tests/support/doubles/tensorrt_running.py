@@ -123,7 +123,7 @@ class IExecutionContext:
         self._profile = profile_index
         return True
 
-    @fallible(None)  # it gives nothing either way: the logger alone is told
+    @fallible(None)  # it returns nothing either way: only the logger gets the error
     def set_device_memory(self, memory: int, size: int) -> None:
         if memory % 256 or size < self._engine.device_memory_size_v2:
             state().refuse("the activation memory is not aligned or too small")
