@@ -81,38 +81,38 @@ def _packages() -> str:
 
 
 def _onnxruntime() -> str:
-    from .onnxruntime.engine import why_unavailable
+    from .onnxruntime.engine import unavailable_reason
 
     both = installed_version("onnxruntime") and installed_version("onnxruntime-gpu")
     _require("onnxruntime and onnxruntime-gpu are both installed: uninstall both, install one" if both else None)
-    _require(why_unavailable("cpu"))
+    _require(unavailable_reason("cpu"))
     return _runtime()
 
 
 def _openvino() -> str:
-    from .openvino.library import computes_bf16, version, why_unavailable
+    from .openvino.library import computes_bf16, unavailable_reason, version
 
-    _require(why_unavailable())
+    _require(unavailable_reason())
     bf16 = "this processor has BF16" if computes_bf16() else "FP32 only, this processor has no BF16"
     return f"openvino {version()}, {bf16}"
 
 
 def _openvino_gpu() -> str:
-    from .openvino.library import GPU, chosen_device, computes_fp16, product_name, version, why_unavailable
+    from .openvino.library import GPU, chosen_device, computes_fp16, product_name, unavailable_reason, version
 
-    _require(why_unavailable(GPU))
+    _require(unavailable_reason(GPU))
     device = chosen_device(GPU)
     fp16 = "FP16" if computes_fp16(device) else "FP32 only, this GPU has no FP16"
     return f"openvino {version()}, {device} {product_name(device)}, {fp16}"
 
 
 def _onnxruntime_cuda() -> str:
-    from .onnxruntime.cuda import why_not_started
-    from .onnxruntime.engine import why_unavailable
+    from .onnxruntime.cuda import cuda_unavailable_reason
+    from .onnxruntime.engine import unavailable_reason
 
-    _require(why_unavailable("cuda"))
+    _require(unavailable_reason("cuda"))
     _require_nvidia_gpu()
-    _require(why_not_started())
+    _require(cuda_unavailable_reason())
     return _runtime()
 
 

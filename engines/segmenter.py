@@ -122,7 +122,7 @@ class Segmenter:
         found: list[Segmentation] = []
         for start in range(0, len(phrases), dim.max):
             part = slice(start, start + dim.max)
-            logits = self.engine.answer(encoded.features, self._text_features(phrases[part], tokens[part]))
+            logits = self.engine.predict(encoded.features, self._text_features(phrases[part], tokens[part]))
             for phrase, batch, grid in zip(phrases[part], tokens[part], logits, strict=True):
                 found.append(Segmentation(phrase, grid[0], size, network_size, batch.warnings))
         return found

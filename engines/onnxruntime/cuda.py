@@ -17,7 +17,7 @@ from ..bundle.contracts import Stage
 from ..engine import IMAGE_STAGES, Arrays, Tensors, one_line
 from ..errors import MissingPartError, RSRefSegError
 from .device_session import RECORDING_OPTIONS, BoundTensor, DeviceSession
-from .engine import FATAL, PROVIDERS, OnnxRuntimeEngine, not_started, why_unavailable
+from .engine import FATAL, PROVIDERS, OnnxRuntimeEngine, not_started, unavailable_reason
 from .library import package
 
 # Stages of many small kernels. SAM's encoder has large ones, and products that must not be recorded.
@@ -59,7 +59,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         self._place = (device, device_id)
         self._image: Any = None
         self._start_threads()
-        if device == _CUDA and (reason := why_not_started(device_id)) is not None:
+        if device == _CUDA and (reason := cuda_unavailable_reason(device_id)) is not None:
             raise MissingPartError(reason)
 
     def provider_of(self, stage: Stage) -> str:
@@ -183,12 +183,12 @@ def cuda_options(device_id: int) -> dict[str, str]:
     }
 
 
-def why_not_started(device_id: int = 0) -> str | None:
+def cuda_unavailable_reason(device_id: int = 0) -> str | None:
     """Start ONNX Runtime's CUDA provider on a GPU: why that fails, with a hint; ``None`` when it does not.
 
     ONNX Runtime itself would continue on the CPU where a library, the driver or the GPU is missing.
     """
-    if (reason := why_unavailable(_CUDA)) is not None:
+    if (reason := unavailable_reason(_CUDA)) is not None:
         return reason
     onnxruntime = package()
     onnxruntime.set_default_logger_severity(FATAL)  # stderr would repeat the error below

@@ -22,7 +22,7 @@ TYPES = {
 _FAULTS_OF_A_GRAPH = {"InvalidGraph", "InvalidProtobuf", "NoSuchFile"}  # the names of ONNX Runtime's error classes
 
 
-def why_unavailable(device: str) -> str | None:
+def unavailable_reason(device: str) -> str | None:
     """Why the installed ONNX Runtime has no provider for ``cpu`` or ``cuda``; ``None`` when it has."""
     try:
         onnxruntime = package()
@@ -63,7 +63,7 @@ class OnnxRuntimeEngine(Engine):
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str = "cpu") -> None:
         super().__init__(bundle)
-        if (reason := why_unavailable(device)) is not None:
+        if (reason := unavailable_reason(device)) is not None:
             raise NotInstalledError(reason)
         self.name = "onnxruntime" if device == "cpu" else f"onnxruntime-{device}"
         self._device = device

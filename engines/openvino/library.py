@@ -14,7 +14,7 @@ _CORE: list[Any] = []  # the one of this process, once made
 _CORE_LOCK = threading.Lock()
 
 
-def why_unavailable(device: str = CPU) -> str | None:
+def unavailable_reason(device: str = CPU) -> str | None:
     """Why OpenVINO cannot run on a device here, with a hint; ``None`` when it can."""
     try:
         core(device)

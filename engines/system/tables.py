@@ -57,6 +57,6 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def three_digits(value: float) -> str:
+def format_sig3(value: float) -> str:
     """A positive figure with as many places as make three digits or so: ``0.012``, ``1.23``, ``12.3``, ``123``."""
     return f"{value:.{3 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0}f}"

@@ -98,7 +98,7 @@ class TensorRTEngine(Engine):
                 tensor.written(session.main)  # the next user of this memory waits for the copies too
             return rows
 
-    def _answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
+    def _predict(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
         """Prompter and decoder, replayed as one CUDA graph once a number of phrases was asked twice."""
         with self._lock, self._opened().settled():
             self.load(*PHRASE_STAGES)
