@@ -132,8 +132,8 @@ class Engine(ABC):
         """Run prompter and decoder for P phrases on one image.
 
         Args:
-            image: from ``encode_image``.
-            phrases: from ``encode_text``.
+            image: the result of ``encode_image``.
+            phrases: P results of ``encode_text``.
 
         Returns:
             (P, 1, h, w) float32 mask logits.
@@ -144,7 +144,7 @@ class Engine(ABC):
         """
         (dim,) = self.contract(Stage.SAM_DECODER).dims
         if not dim.min <= len(phrases) <= dim.max:
-            raise BadInputError(f"{len(phrases)} phrases at once: {dim.min} to {dim.max} are possible")
+            raise BadInputError(f"{len(phrases)} phrases in one call: {dim.min} to {dim.max} are allowed")
         return self._predict(image, phrases)
 
     def to_host(self, tensors: Tensors) -> Arrays:

@@ -272,5 +272,5 @@ def test_nodes_left_to_the_cpu_are_named_and_a_provider_without_nodes_is_refused
     assert nodes == 0
     assert words.startswith(f"{NO_NODE}; on the CPU: 1 AveragePool, 1 MatMul, 1 Reshape, 1 Transpose, 2 nodes that")
     monkeypatch.setitem(onnxruntime_engine.PROVIDERS, "cpu", NO_NODE)
-    with pytest.raises(MissingPartError, match=f"{NO_NODE} takes no node of stage 'sam_decoder'"):
+    with pytest.raises(MissingPartError, match=f"{NO_NODE} runs no node of stage 'sam_decoder'"):
         bound(bundle).load(Stage.SAM_DECODER)

@@ -42,7 +42,7 @@ def test_without_an_intel_gpu_openvino_on_one_is_refused_in_one_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     beside_bundle(folder, tmp_path, monkeypatch)
-    reason = "finds no Intel GPU here, only CPU: where there is one, install its OpenCL driver"
+    reason = "finds no Intel GPU, only CPU: if this machine has one, install its OpenCL driver"
     for command in (["infer", "scene.png", "the red square"], ["parity"]):
         assert_refused(run_here(capsys, *command, "--backend", "openvino-gpu"), reason)
     assert not on_intel_gpu().works
@@ -55,7 +55,7 @@ def test_on_an_intel_gpu_the_encoders_compute_in_half_precision(
     report = run_parity(exported.bundle, "openvino-gpu", exported.data, "val", exported.run)
     assert report.holds
     assert report.precision == "fp16"
-    assert report.backend_reason == "openvino-gpu, as asked for"
+    assert report.backend_reason == "openvino-gpu, as requested"
     for stage, provider in report.providers.items():
         exact_stage = stage in (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
         assert provider.endswith(f" GPU {PRODUCT}, {'FP32' if exact_stage else 'FP16'}")
