@@ -60,7 +60,7 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         if self.opset not in (OPSET, FUSED_OPSET):
-            raise BadInputError(f"--opset {self.opset} is not offered: choose {OPSET}, or {FUSED_OPSET} for Attention")
+            raise BadInputError(f"--opset {self.opset} is unsupported: choose {OPSET}, or {FUSED_OPSET} for Attention")
         if self.fused and self.target is Target.TENSORRT:
             raise BadInputError(f"TensorRT 10.3 does not read opset {FUSED_OPSET}: leave --opset at {OPSET}")
         if self.attention is not None:

@@ -140,11 +140,11 @@ class Geometry(Struct, frozen=True, forbid_unknown_fields=True):
     """The sizes that follow from a preset: for -b and -l 1024, 729, 1152, 64, 49, 256, 64 and 256.
 
     Attributes:
-        image_size: side of the square image both image graphs take, px.
+        image_size: side of the square input of both image graphs, px.
         clip_tokens: SigLIP patch tokens, a square number (27 x 27 = 729).
         clip_channels: width of SigLIP's joint space (1152).
-        text_length: tokens of a padded phrase (64).
-        prompt_tokens: sparse prompts per phrase, a square number (7 x 7 = 49).
+        text_length: number of tokens of a padded phrase (64).
+        prompt_tokens: number of sparse prompts per phrase, a square number (7 x 7 = 49).
         prompt_channels: width of SAM's prompts and image embedding (256).
         embedding_grid: side of SAM's image embedding (64).
         mask_grid: side of the mask logits and of the dense prompt (256).

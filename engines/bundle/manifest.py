@@ -166,14 +166,14 @@ class Manifest(Struct, frozen=True, kw_only=True):
         if missing := [stage for stage in Stage if stage not in self.stages]:
             raise ValueError(f"the stages {', '.join(missing)} are missing")
         if wrong := [stage for stage, record in self.stages.items() if record.contract.stage != stage]:
-            raise ValueError(f"the contract of stage '{wrong[0]}' is another stage's")
+            raise ValueError(f"stage '{wrong[0]}' has another stage's contract")
         names = [record.name for record in self.files]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"the file '{twice[0]}' is listed twice")
         sizes = {"image_size": self.preprocessing.image_size, "text_length": self.text.length}
         for name, size in sizes.items():
             if size != getattr(self.geometry, name):
-                raise ValueError(f"{name} is {getattr(self.geometry, name)} in one place and {size} in another")
+                raise ValueError(f"{name} is {getattr(self.geometry, name)} in the geometry and {size} elsewhere")
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

@@ -142,7 +142,7 @@ def atomic_directory(path: Path, replaces: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder; on success it replaces ``path``, on failure it is removed.
 
     Replacing a folder that is not empty takes two renames. If the process is killed between them, ``path`` is missing
-    until ``recover_directory`` or the next writer puts the old folder back.
+    until ``recover_directory`` or the next writer restores the old folder.
 
     Args:
         path: the folder to create or replace. A file of that name is an error.
@@ -276,7 +276,7 @@ def _check_replaceable(path: Path, replaces: str | None) -> None:
         hint = "there is a file of that name; choose another place"
         raise BadInputError(f"cannot write the folder '{path}': {hint}") from None
     if replaces is not None and names and replaces not in names:
-        raise BadInputError(f"the folder '{path}' holds other things (no {replaces}): choose a new or an empty one")
+        raise BadInputError(f"the folder '{path}' contains other files (no {replaces}): choose a new or an empty one")
 
 
 def _flush(path: Path) -> None:

@@ -80,7 +80,7 @@ def build_engine(
         job = pool.submit(builder.build_serialized_network, network, config)
         try:
             plan = calls.require(
-                job.result, "build the engine", "close other programs on the GPU, or give another --workspace-mib"
+                job.result, "build the engine", "close other programs on the GPU, or change --workspace-mib"
             )
         except KeyboardInterrupt:
             interrupted.set()
@@ -90,7 +90,7 @@ def build_engine(
     try:
         keep(timings, library.platform, calls)
     except RSRefSegError as error:  # the engine itself is complete
-        progress.say(f"the timings of this build are not kept: {error}")
+        progress.say(f"the timings of this build are not stored: {error}")
     engine = load_engine(library, stage, data)
     _check_signature(engine, record.contract, version)
     layers = _inspect(engine, calls)
@@ -148,12 +148,12 @@ def _set_options(config: "trt.IBuilderConfig", options: BuildOptions, calls: Trt
 
     workspace, size = trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20
     what = f"limit the workspace to {options.workspace_mib} MiB"
-    hint = "give another --workspace-mib"
+    hint = "change --workspace-mib"
     calls.run(lambda: config.set_memory_pool_limit(workspace, size), what, hint)
     calls.require_true(lambda: 0 < config.get_memory_pool_limit(workspace) <= size, what, hint)
     level, what = options.optimization_level, f"search at optimisation level {options.optimization_level}"
     config.builder_optimization_level = level
-    calls.require_true(lambda: config.builder_optimization_level == level, what, "give another --optimization-level")
+    calls.require_true(lambda: config.builder_optimization_level == level, what, "change --optimization-level")
     # FP32 layers must compute in FP32, including those that an FP16 graph deliberately keeps in it.
     calls.run(lambda: config.clear_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
     calls.require_true(lambda: not config.get_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)

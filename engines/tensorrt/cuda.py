@@ -102,7 +102,7 @@ class Cuda:
 
     def wait_in_stream(self, stream: Any, event: Any) -> None:
         """Make a stream wait for an event of another stream; the host continues."""
-        self._ask(self._rt.cudaStreamWaitEvent(stream, event, 0), "let a stream wait for an event")
+        self._ask(self._rt.cudaStreamWaitEvent(stream, event, 0), "make a stream wait for an event")
 
     def wait_for_event(self, event: Any) -> None:
         """Wait on the host for an event."""

@@ -34,7 +34,7 @@ class BuildOptions(Struct, frozen=True):
     """The options of a build. Strong typing is always on and TF32 always off.
 
     Attributes:
-        workspace_mib: GPU memory a layer may use for scratch, MiB.
+        workspace_mib: scratch memory that a layer may use on the GPU, MiB.
         optimization_level: how long TensorRT searches for kernels, 0 (shortest) to 5.
     """
 

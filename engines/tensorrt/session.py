@@ -96,7 +96,7 @@ class Session:
             yield
         except BaseException:
             for stream in (self.side, self.main):
-                self._quietly(self.cuda.wait_for_stream, stream, "settle")
+                self._quietly(self.cuda.wait_for_stream, stream, "finish after an error")
             raise
 
     def close(self, graphs: Sequence[Any] = (), events: Sequence[Any] = ()) -> None:

@@ -131,22 +131,22 @@ def build_bundle(
     """
     chosen = parse_stages(stages)
     given = {"workspace_mib": workspace_mib, "optimization_level": optimization_level}
-    asked = {name: value for name, value in given.items() if value is not None}
-    BuildOptions(**asked)
+    requested = {name: value for name, value in given.items() if value is not None}
+    BuildOptions(**requested)
     bundle = Bundle.open(path)
     library = Library()
-    built = ensure_engines(library, bundle, chosen, asked, force)
+    built = ensure_engines(library, bundle, chosen, requested, force)
     return BuildReport(str(bundle.root), str(library.platform), built)
 
 
-def find_engine(bundle: Bundle, stage: Stage, platform: Platform, asked: dict[str, int] | None = None) -> Found:
+def find_engine(bundle: Bundle, stage: Stage, platform: Platform, requested: dict[str, int] | None = None) -> Found:
     """Find the newest engine of a stage that was built from this graph for this platform.
 
     Args:
         bundle: the bundle.
         stage: the stage.
         platform: platform of this machine.
-        asked: options that the engine must have; by default any.
+        requested: options that the engine must have; by default any.
 
     Raises:
         MissingPartError: the stage's graph is of an opset that TensorRT does not read.
@@ -158,7 +158,7 @@ def find_engine(bundle: Bundle, stage: Stage, platform: Platform, asked: dict[st
     stale: list[Found] = []
     for stored in stored_engines():
         found = stored.record.fingerprint
-        wanted = Fingerprint.of(bundle, stage, platform, replace(found.options, **(asked or {})))
+        wanted = Fingerprint.of(bundle, stage, platform, replace(found.options, **(requested or {})))
         if found == wanted:
             return Found(stored, options=found.options)
         if stored.record.precedes(wanted, bundle):
@@ -170,7 +170,7 @@ def ensure_engines(
     library: Library,
     bundle: Bundle,
     stages: Sequence[Stage],
-    asked: dict[str, int] | None = None,
+    requested: dict[str, int] | None = None,
     force: bool = False,
 ) -> dict[Stage, StageBuild]:
     """Build missing and stale engines, and report why; current engines stay unchanged.
@@ -181,7 +181,7 @@ def ensure_engines(
     done = {}
     with _alone(library.platform, ProgressLine("building").say):
         for stage in stages:
-            found = find_engine(bundle, stage, library.platform, asked)
+            found = find_engine(bundle, stage, library.platform, requested)
             engine, reasons = found.engine, found.reasons
             if engine is not None and force:
                 engine, reasons = None, ("requested with --force",)
@@ -191,7 +191,7 @@ def ensure_engines(
                 except BundleError as error:
                     engine, reasons = None, (str(error).partition(": ")[0],)
             if engine is None:
-                engine = _build(library, bundle, stage, replace(found.options, **(asked or {})), reasons)
+                engine = _build(library, bundle, stage, replace(found.options, **(requested or {})), reasons)
             done[stage] = StageBuild(engine, reasons)
     return done
 

@@ -102,7 +102,7 @@ class AuditReport(Record, frozen=True):
         if self.warnings:
             parts.append("`rsrefseg parity --bisect` finds the blocks that must stay float32")
         else:
-            parts.append(Text(f"no half block takes more than {WARN_ABOVE:.0%} of float16's range", "green"))
+            parts.append(Text(f"no half block uses more than {WARN_ABOVE:.0%} of float16's range", "green"))
         return Group(*parts)
 
 

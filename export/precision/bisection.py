@@ -71,7 +71,7 @@ class BisectReport(Record, frozen=True):
     @property
     def failure(self) -> str:
         """The failure in one line; empty if ``holds``."""
-        return "" if self.holds else "no precision plan holds (see the rows marked FAIL)"
+        return "" if self.holds else "no precision plan passes (see the rows marked FAIL)"
 
     @property
     def plan_path(self) -> str | None:
@@ -104,9 +104,9 @@ class BisectReport(Record, frozen=True):
                 f"keep float32: {stage.stage} {block} ({why})" for block, why in (stage.keep_float32 or {}).items()
             ]
         if not self.holds:
-            parts.append(Text("no plan holds: the stages marked FAIL differ for another reason", "bold red"))
+            parts.append(Text("no plan passes: the stages marked FAIL differ for another reason", "bold red"))
         elif self.plan_path is None:
-            parts.append(Text("half precision holds: no other block has to stay float32", "green"))
+            parts.append(Text("half precision passes: no other block must stay float32", "green"))
         else:
             parts.append(f"plan written to {self.plan_path}; export with\n\n    {self.command}\n")
         return Group(*parts)
@@ -127,7 +127,7 @@ def run_bisect(bundle: Path | None, run: Path | None, plan_out: Path) -> BisectR
         RSRefSegError: see ``open_half_model``.
     """
     if plan_out.is_dir():
-        raise BadInputError(f"'{plan_out}' is a folder: give --plan a file to write")
+        raise BadInputError(f"'{plan_out}' is a folder: set --plan to a file")
     report = bisect(open_half_model(bundle, run), plan_out)
     if report.plan_path is not None:
         write_plan(plan_out, report.plan)

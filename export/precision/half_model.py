@@ -33,7 +33,7 @@ class StageCheck:
 
 @dataclass(frozen=True, slots=True)
 class HalfModel:
-    """A float32 model to try in half precision.
+    """A float32 model to test in half precision.
 
     Attributes:
         run: folder of the model's run.

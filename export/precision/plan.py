@@ -68,7 +68,7 @@ def choose_plan(fp16: bool, path: Path | None) -> PrecisionPlan | None:
         BadInputError: ``--plan`` without ``--fp16``, or a file that is not a plan.
     """
     if path is not None and not fp16:
-        raise BadInputError("--plan says what stays float32 in half precision: give --fp16 with it")
+        raise BadInputError("--plan lists what stays float32 in half precision: add --fp16")
     if not fp16:
         return None
     return read_plan(path) if path is not None else {}
