@@ -54,12 +54,12 @@ class Bundle:
         root = default_bundle_path() if path is None else Path(path)
         recover_directory(root)
         if not root.exists():
-            hint = f"create one with `rsrefseg export`, or name one with --bundle or ${BUNDLE_VARIABLE}"
+            hint = f"make one with `rsrefseg export`, or name one with --bundle or ${BUNDLE_VARIABLE}"
             raise BundleError(f"no bundle at '{root}': {hint}")
         try:
             manifest, digest = read_manifest((root / MANIFEST_NAME).read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise BundleError(f"'{root}' is not a bundle: it contains no {MANIFEST_NAME}") from error
+            raise BundleError(f"'{root}' is not a bundle: it holds no {MANIFEST_NAME}") from error
         except OSError as error:
             raise BundleError(f"cannot read '{root / MANIFEST_NAME}': {error.strerror or error}") from error
         except BundleError as error:

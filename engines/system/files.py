@@ -276,7 +276,7 @@ def _check_replaceable(path: Path, replaces: str | None) -> None:
         hint = "there is a file of that name; choose another place"
         raise BadInputError(f"cannot write the folder '{path}': {hint}") from None
     if replaces is not None and names and replaces not in names:
-        raise BadInputError(f"the folder '{path}' contains other files (no {replaces}): choose a new or an empty one")
+        raise BadInputError(f"the folder '{path}' holds other things (no {replaces}): choose a new or an empty one")
 
 
 def _flush(path: Path) -> None:
