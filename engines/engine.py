@@ -133,7 +133,7 @@ class Engine(ABC):
 
         Args:
             image: the result of ``encode_image``.
-            phrases: P results of ``encode_text``.
+            phrases: P entries from results of ``encode_text``.
 
         Returns:
             (P, 1, h, w) float32 mask logits.
