@@ -90,7 +90,7 @@ def build_engine(
     try:
         keep(timings, library.platform, calls)
     except RSRefSegError as error:  # the engine itself is complete
-        progress.say(f"the timings of this build are not stored: {error}")
+        progress.say(f"the timings of this build are not kept: {error}")
     engine = load_engine(library, stage, data)
     _check_signature(engine, record.contract, version)
     layers = _inspect(engine, calls)
