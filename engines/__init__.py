@@ -1,1 +1,1 @@
-"""Runs a bundle without PyTorch: what an edge device installs. Public names are those of ``rsrefseg``."""
+"""Runs a bundle without PyTorch: the part that an edge device installs. ``rsrefseg`` exports the public names."""

@@ -1,4 +1,4 @@
-"""The backends by name, and the choice among them."""
+"""Backends by name, and the selection of one."""
 
 import contextlib
 import sys
@@ -14,11 +14,11 @@ from .errors import BadInputError, MissingPartError, NotInstalledError, RSRefSeg
 
 _Make = Callable[[Bundle, int | None], Engine]
 
-_PROBE = Stage.SAM_DECODER  # a small stage, which `auto` loads before it trusts a backend
+_PROBE = Stage.SAM_DECODER  # a small stage that `auto` loads to test a backend
 
 
 class Backend(str, Enum):  # noqa: UP042 - Python 3.10 has no StrEnum
-    """What ``--backend`` takes."""
+    """The values of ``--backend``."""
 
     AUTO = "auto"
     ONNXRUNTIME = "onnxruntime"
@@ -32,17 +32,17 @@ class Backend(str, Enum):  # noqa: UP042 - Python 3.10 has no StrEnum
 
 
 class Selection(NamedTuple):
-    """An engine, and in one line why it was selected."""
+    """An engine, and one line that says why it was selected."""
 
     engine: Engine
     reason: str
 
 
 def parse_backend(name: str) -> Backend:
-    """The backend of that name.
+    """Return the backend called ``name``.
 
     Raises:
-        BadInputError: there is none; the message lists the known ones.
+        BadInputError: no backend has that name; the message lists the known ones.
     """
     try:
         return Backend(name)
@@ -51,27 +51,27 @@ def parse_backend(name: str) -> Backend:
 
 
 def select_backend(name: str, bundle: Bundle, threads: int | None = None) -> Selection:
-    """Make the engine of a backend; ``auto`` takes the fastest one that works here and matches FP32.
+    """Create the engine of a backend; ``auto`` selects the fastest one that works here and matches FP32.
 
-    ``auto`` continues with the next backend when one fails to start, whatever the error. What is installed but does not
-    start is also reported on stderr, in one line.
+    If a backend fails to start, ``auto`` tries the next one, whatever the error. A backend that is installed and fails
+    to start is also reported on stderr, in one line.
 
     Args:
-        name: one of ``Backend``.
-        bundle: what to run.
-        threads: CPU threads; default is the cores this process may use.
+        name: a value of ``Backend``.
+        bundle: the bundle to run.
+        threads: number of CPU threads; by default the cores this process may use.
 
     Raises:
-        BadInputError: no backend of that name.
+        BadInputError: no backend has that name, or ``threads`` is less than 1.
         BundleError: a file of the bundle is missing or changed.
-        MissingPartError: the backend cannot run here. A backend asked for by name is never replaced by another one.
+        MissingPartError: the backend cannot run here. A backend requested by name is never replaced by another.
     """
     backend = parse_backend(name)
     if threads is not None and threads < 1:
         raise BadInputError(f"the number of threads must be at least 1, got {threads}")
     if backend is not Backend.AUTO:
-        return Selection(_MAKERS[backend](bundle, threads), f"{backend}, as asked for")
-    bundle.graph_path(_PROBE)  # an error of the bundle is not one of the backends
+        return Selection(_MAKERS[backend](bundle, threads), f"{backend}, as requested")
+    bundle.graph_path(_PROBE)  # raises errors of the bundle before any backend is tried
     refusals = []
     for candidate, make in _AUTO.items():
         engine: Engine | None = None
@@ -122,9 +122,9 @@ _MAKERS: dict[Backend, _Make] = {
     Backend.OPENVINO_FP32: partial(_openvino, fp32=True),
     Backend.OPENVINO_GPU: partial(_openvino, device="GPU"),
 }
-# What `auto` tries, in this order. Less exact ones must be named: OpenVINO in BF16 and on Intel's GPUs. ONNX Runtime
-# comes before OpenVINO in FP32, since exported graphs are checked with it. TensorRT does not build engines here, which
-# would take minutes.
+# The backends that `auto` tries, in order. Less exact ones must be named: OpenVINO in BF16 and on Intel GPUs. ONNX
+# Runtime comes before OpenVINO in FP32 because exported graphs are checked with it. `auto` never builds TensorRT
+# engines, because a build takes minutes.
 _AUTO: dict[Backend, _Make] = {
     Backend.TENSORRT: partial(_tensorrt, build=False),
     Backend.ONNXRUNTIME_CUDA: _onnxruntime_cuda,
@@ -134,10 +134,10 @@ _AUTO: dict[Backend, _Make] = {
 
 
 def _reason(error: Exception) -> str:
-    """The error in one line; of an unexpected one also its class."""
+    """Return an error as one line, with its class if it is unexpected."""
     return str(error) if isinstance(error, RSRefSegError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def _short(error: Exception) -> str:
-    """The reason without its hint, which follows the first colon in messages of ``RSRefSegError``."""
+    """Return an error without its hint, which follows the first colon in messages of ``RSRefSegError``."""
     return str(error).partition(": ")[0] if isinstance(error, RSRefSegError) else _reason(error)

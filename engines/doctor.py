@@ -1,4 +1,4 @@
-"""``rsrefseg doctor``: what this machine can run, and what is missing for the rest."""
+"""``rsrefseg doctor``: report what this machine can run, and what is missing for the rest."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ _WSL_DRIVER = "/usr/lib/wsl/lib/libcuda.so.1"
 
 @dataclass(frozen=True)
 class Ability:
-    """One thing the toolkit can do: whether it works here, and with what, or what is missing."""
+    """One ability of the toolkit: whether it works on this machine, and the versions used or the part missing."""
 
     name: str
     works: bool
@@ -28,24 +28,24 @@ class Ability:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The machine in a line, and every ability."""
+    """A one-line description of the machine, and every ability."""
 
     machine: str
     abilities: tuple[Ability, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a JSON-serialisable dict."""
         return asdict(self)
 
     def render(self) -> str:
-        """One line per ability."""
+        """Return the report as text, one line per ability."""
         width = max(len(ability.name) for ability in self.abilities)
         lines = [f"{'yes' if row.works else 'no ':3}  {row.name:{width}}  {row.detail}" for row in self.abilities]
         return "\n".join([self.machine, *lines])
 
 
 def examine() -> Diagnosis:
-    """Check installed packages and devices. A check that fails, or whose package is broken, is reported as such."""
+    """Check installed packages and devices. The report includes checks that fail and packages that are broken."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     python = f"Python {platform.python_version()}"
     machine = f"{platform.system()} {platform.machine()}, {python}, usable cores: {usable_cores()}, {memory:.0f} GiB"
@@ -64,7 +64,7 @@ def _ability(name: str, check: Callable[[], str]) -> Ability:
 
 
 def _require(reason: str | None) -> None:
-    """Fail for this reason, unless it is None or empty."""
+    """Raise ``MissingPartError`` with a reason, unless the reason is None or empty."""
     if reason:
         raise MissingPartError(reason)
 
@@ -81,38 +81,38 @@ def _packages() -> str:
 
 
 def _onnxruntime() -> str:
-    from .onnxruntime.engine import why_unavailable
+    from .onnxruntime.engine import unavailable_reason
 
     both = installed_version("onnxruntime") and installed_version("onnxruntime-gpu")
     _require("onnxruntime and onnxruntime-gpu are both installed: uninstall both, install one" if both else None)
-    _require(why_unavailable("cpu"))
+    _require(unavailable_reason("cpu"))
     return _runtime()
 
 
 def _openvino() -> str:
-    from .openvino.library import computes_bf16, version, why_unavailable
+    from .openvino.library import computes_bf16, unavailable_reason, version
 
-    _require(why_unavailable())
+    _require(unavailable_reason())
     bf16 = "this processor has BF16" if computes_bf16() else "FP32 only, this processor has no BF16"
     return f"openvino {version()}, {bf16}"
 
 
 def _openvino_gpu() -> str:
-    from .openvino.library import GPU, chosen_device, computes_fp16, product_name, version, why_unavailable
+    from .openvino.library import GPU, chosen_device, computes_fp16, product_name, unavailable_reason, version
 
-    _require(why_unavailable(GPU))
+    _require(unavailable_reason(GPU))
     device = chosen_device(GPU)
     fp16 = "FP16" if computes_fp16(device) else "FP32 only, this GPU has no FP16"
     return f"openvino {version()}, {device} {product_name(device)}, {fp16}"
 
 
 def _onnxruntime_cuda() -> str:
-    from .onnxruntime.cuda import why_not_started
-    from .onnxruntime.engine import why_unavailable
+    from .onnxruntime.cuda import cuda_unavailable_reason
+    from .onnxruntime.engine import unavailable_reason
 
-    _require(why_unavailable("cuda"))
+    _require(unavailable_reason("cuda"))
     _require_nvidia_gpu()
-    _require(why_not_started())
+    _require(cuda_unavailable_reason())
     return _runtime()
 
 
@@ -139,9 +139,9 @@ def _cuda_training() -> str:
 _CHECKS = {
     "read images, phrases and bundles": _packages,
     "infer, parity and bench on the CPU (onnxruntime)": _onnxruntime,
-    "the same, in BF16 where the processor has it (openvino)": _openvino,
-    "the same on an Intel GPU (openvino-gpu)": _openvino_gpu,
-    "the same on an NVIDIA GPU (onnxruntime-cuda)": _onnxruntime_cuda,
+    "infer, parity and bench on the CPU, BF16 or FP32 (openvino)": _openvino,
+    "infer, parity and bench on an Intel GPU (openvino-gpu)": _openvino_gpu,
+    "infer, parity and bench on an NVIDIA GPU (onnxruntime-cuda)": _onnxruntime_cuda,
     "build and run TensorRT engines (tensorrt)": _tensorrt,
     "train, merge and export (torch)": _training,
     "train on an NVIDIA GPU": _cuda_training,
@@ -153,6 +153,6 @@ def _runtime() -> str:
 
 
 def _require_nvidia_gpu() -> None:
-    """Look for files of the driver: of a desktop or server card, of a Jetson's GPU, under Windows' own Linux."""
+    """Fail if no device file of an NVIDIA driver exists (desktop or server GPU, Jetson, WSL)."""
     files = (*Path("/dev").glob("nvidia[0-9]*"), *map(Path, ("/dev/nvhost-gpu", "/dev/nvgpu", _WSL_DRIVER)))
     _require(None if any(path.exists() for path in files) else "no NVIDIA GPU is visible")

@@ -1,4 +1,4 @@
-"""The base class of all runtimes: a stage takes arrays by name and gives arrays by name."""
+"""The base class of all runtimes. A stage maps named arrays to named arrays."""
 
 import re
 import threading
@@ -26,20 +26,20 @@ IMAGE_STAGES = (Stage.SIGLIP_VISION, Stage.SAM_ENCODER)
 
 
 class Engine(ABC):
-    """Runs the five graphs of one bundle. A context manager; stages load when first used, or by ``load``.
+    """Runs the five graphs of one bundle. A context manager; stages load on first use, or by ``load``.
 
-    ``run`` takes and gives arrays, one stage at a time. ``encode_image``, ``encode_text`` and ``answer`` go from pixels
-    and words to mask logits; what they pass to each other stays where the engine computes and may still be being
-    computed. All check their arguments against the contracts. Safe among threads.
+    ``run`` maps arrays to arrays, one stage at a time. ``encode_image``, ``encode_text`` and ``predict`` lead from
+    pixels and token ids to mask logits; the tensors between them stay on the engine's device, where their computation
+    may be unfinished. All methods check their arguments against the contracts. Thread-safe.
 
-    A subclass implements ``_load``, ``_run`` and ``provider_of``. An engine that computes on a device overrides
-    ``to_host`` and what it can do better as well.
+    A subclass implements ``_load``, ``_run`` and ``provider_of``. An engine that computes on a device also overrides
+    ``to_host`` and the methods that it can run faster.
 
     Attributes:
-        name: the backend's name, as ``--backend`` takes it.
-        bundle: the bundle it runs.
-        load_ms: milliseconds that each stage took to load, including the digests of its files.
-        loads_together: whether ``load`` loads stages in parallel; a stage then takes longer, all of them less.
+        name: the backend's name, as in ``--backend``.
+        bundle: the bundle to run.
+        load_ms: time to load each stage, including the digests of its files, ms.
+        loads_together: whether ``load`` loads stages in parallel, which is faster in total and slower per stage.
     """
 
     name: str
@@ -49,18 +49,18 @@ class Engine(ABC):
         self.bundle = bundle
         self.load_ms: dict[Stage, float] = {}
         self._models: dict[Stage, Any] = {}
-        # Held while stages load and while the engine closes. Engines of a device hold it for every call.
+        # Held while stages load and while the engine closes. Engines on a device hold it during every call.
         self._lock = threading.RLock()
 
     def contract(self, stage: Stage) -> StageContract:
-        """Inputs and outputs of a stage."""
+        """Return the inputs and outputs of a stage."""
         return self.bundle.manifest.stages[stage].contract
 
     def load(self, *stages: Stage) -> None:
-        """Load stages that are not loaded yet; all of them when none is named.
+        """Load stages that are not loaded yet; all stages by default.
 
         Raises:
-            RSRefSegError: a file is not what the bundle says, or the runtime cannot load it.
+            RSRefSegError: a file differs from the bundle's record, or the runtime cannot load it.
         """
         with self._lock:
             missing = [stage for stage in dict.fromkeys(stages or Stage) if stage not in self._models]
@@ -72,11 +72,11 @@ class Engine(ABC):
                     self._load_timed(stage)
 
     def run(self, stage: Stage, feeds: Mapping[str, Any]) -> Arrays:
-        """Run one stage; gives its outputs as arrays by contract name.
+        """Run one stage and return its outputs as arrays by contract name.
 
         Args:
-            stage: which.
-            feeds: its inputs by contract name; other entries are ignored.
+            stage: the stage to run.
+            feeds: the stage's inputs by contract name; other entries are ignored.
 
         Raises:
             BadInputError: the feeds do not fit the contract.
@@ -85,7 +85,7 @@ class Engine(ABC):
         return dict(self.run_resident(stage, feeds))
 
     def run_resident(self, stage: Stage, feeds: Mapping[str, Any]) -> Tensors:
-        """Like ``run``, but leaves the outputs where the engine computed them; takes such tensors as well as arrays."""
+        """Like ``run``, but leave the outputs on the engine's device; ``feeds`` may hold such tensors."""
         contract = self.contract(stage)
         inputs = {spec.name: feeds[spec.name] for spec in contract.inputs if spec.name in feeds}
         contract.check_inputs(inputs)
@@ -95,10 +95,10 @@ class Engine(ABC):
         """Run both image encoders.
 
         Args:
-            image: (1, 3, S, S) uint8, stretched to the network's side S.
+            image: (1, 3, S, S) uint8 RGB, stretched to the network's side S.
 
         Returns:
-            The outputs of both by contract name.
+            The outputs of both encoders by contract name.
 
         Raises:
             BadInputError: the array has another shape or type.
@@ -114,11 +114,11 @@ class Engine(ABC):
         """Run the text encoder on P phrases.
 
         Args:
-            input_ids: (P, L) int64.
-            token_mask: (P, L) bool.
+            input_ids: (P, L) int64, from ``Tokenizer``.
+            token_mask: (P, L) bool, from ``Tokenizer``.
 
         Returns:
-            Features and token mask of each phrase; ``answer`` takes any combination of them.
+            Features and token mask of each phrase; ``predict`` accepts any combination of them.
 
         Raises:
             RSRefSegError: loading or running failed.
@@ -128,15 +128,15 @@ class Engine(ABC):
         # Copies: a view would keep the whole batch alive.
         return [{name: array[row].copy() for name, array in features.items()} for row in range(len(input_ids))]
 
-    def answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
+    def predict(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
         """Run prompter and decoder for P phrases on one image.
 
         Args:
-            image: from ``encode_image``.
-            phrases: from ``encode_text``.
+            image: the result of ``encode_image``.
+            phrases: P entries from results of ``encode_text``.
 
         Returns:
-            (P, 1, h, w) mask logits.
+            (P, 1, h, w) float32 mask logits.
 
         Raises:
             BadInputError: no phrases, or more than the contract allows.
@@ -144,30 +144,30 @@ class Engine(ABC):
         """
         (dim,) = self.contract(Stage.SAM_DECODER).dims
         if not dim.min <= len(phrases) <= dim.max:
-            raise BadInputError(f"{len(phrases)} phrases at once: {dim.min} to {dim.max} are possible")
-        return self._answer(image, phrases)
+            raise BadInputError(f"{len(phrases)} phrases in one call: {dim.min} to {dim.max} are allowed")
+        return self._predict(image, phrases)
 
     def to_host(self, tensors: Tensors) -> Arrays:
-        """Tensors that this engine gave, as arrays."""
+        """Return tensors of this engine as arrays in host memory."""
         return dict(tensors)
 
     def precision_of(self, stage: Stage) -> str:
-        """The precision a stage computes in: its graph's ``fp32`` or ``fp16``, or ``bf16``. May load the stage."""
+        """Return the precision of a stage: its graph's ``fp32`` or ``fp16``, or ``bf16``. May load the stage."""
         return self.bundle.manifest.stages[stage].precision
 
     @abstractmethod
     def provider_of(self, stage: Stage) -> str:
-        """What runs a stage, in the runtime's own words. May load the stage."""
+        """Return the runtime's name of the provider or device that runs a stage. May load the stage."""
 
     def close(self) -> None:
-        """Free what was loaded, once no stage is loading. Stages load again when used again."""
+        """Free all loaded stages, once none is loading. A stage loads again on its next use."""
         with self._lock:
             self._models.clear()
             self.load_ms.clear()
 
     @abstractmethod
     def _load(self, stage: Stage) -> Any:
-        """Load a stage: gives the model that ``_run`` takes. Called once at a time for each stage."""
+        """Load a stage and return the model for ``_run``. Calls for one stage never overlap."""
 
     @abstractmethod
     def _run(self, stage: Stage, model: Any, feeds: Mapping[str, Any]) -> Tensors:
@@ -179,14 +179,14 @@ class Engine(ABC):
             features |= self._run(stage, self._loaded(stage), {"image": image})
         return features
 
-    def _answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
+    def _predict(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
         text = {name: np.stack([phrase[name] for phrase in phrases]) for name in phrases[0]}
         prompts = self.run_resident(Stage.ATTN_PROMPTER, image | text)
         logits: npt.NDArray[np.float32] = self.run_resident(Stage.SAM_DECODER, image | prompts)["mask_logits"]
         return logits
 
     def _loaded(self, stage: Stage) -> Any:
-        """The model of a stage, loaded if need be. The caller can use it even if the engine is closed meanwhile."""
+        """Return the model of a stage, loading it if needed. It stays usable if the engine is closed meanwhile."""
         if (model := self._models.get(stage)) is not None:
             return model
         with self._lock:
@@ -206,15 +206,15 @@ class Engine(ABC):
 
 
 def check_signature(file: str, contract: StageContract, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
-    """Refuse a graph whose names and types differ from its contract.
+    """Check that the tensor names and types of a graph match its contract.
 
     Args:
-        file: the graph's name, for the message.
-        contract: of its stage.
-        inputs, outputs: the numpy dtype names of the graph's tensors by tensor name.
+        file: file name of the graph, for the message.
+        contract: contract of the graph's stage.
+        inputs, outputs: numpy dtype names of the graph's tensors by tensor name.
 
     Raises:
-        BundleError: naming both.
+        BundleError: they differ; the message names both.
     """
     for kind, found, specs in (("inputs", inputs, contract.inputs), ("outputs", outputs, contract.outputs)):
         wanted = {spec.name: spec.dtype for spec in specs}
@@ -225,7 +225,7 @@ def check_signature(file: str, contract: StageContract, inputs: Mapping[str, str
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error in one line of at most 300 characters; only CUDA's part where it has one."""
+    """Return the message of an error as one line of at most 300 characters; only CUDA's part if it has one."""
     text = " ".join(str(error).split())
     by_cuda = re.search(r"CU\w+ failure \d+: [^;]*[^; ]", text)
     return (by_cuda[0] if by_cuda else text)[:300]

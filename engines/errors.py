@@ -1,8 +1,8 @@
-"""The one family of errors. Raised where the fact is known, caught once in ``cli.py``."""
+"""The exceptions of the toolkit. ``cli.py`` catches them and prints their message."""
 
 
 class RSRefSegError(Exception):
-    """Something the user can act on: the message is one line that names the thing and how to fix it."""
+    """Base class of errors that the user can fix; the message is one line that names the problem and the fix."""
 
     exit_code = 2
 
@@ -24,6 +24,6 @@ class BundleError(RSRefSegError):
 
 
 class CheckFailedError(RSRefSegError):
-    """A check ran and did not hold (parity, merge proof, data check)."""
+    """A check that ran and failed (parity, merge proof, data check)."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""``rsrefseg infer``: an image and phrases in, masks, an overlay and a JSON out."""
+"""``rsrefseg infer``: segment an image by phrases; write masks, an overlay and a JSON file."""
 
 import json
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from .segmenter import Segmenter
 
 
 class InferReport(Record, frozen=True):
-    """What was found and where it was written.
+    """The result of ``rsrefseg infer``.
 
     Attributes:
         image: the image's path, as given.
-        backend: what ran, and why.
+        backend: the backend that ran, and why it was selected.
         results: the figures of each phrase; see ``describe``.
-        files: masks in the order of the phrases, then overlay and JSON.
-        notes: about the bundle, one line each.
+        files: paths of the masks in the order of the phrases, then of overlay and JSON.
+        notes: notes on the bundle, one line each.
     """
 
     image: str
@@ -29,7 +29,7 @@ class InferReport(Record, frozen=True):
     notes: tuple[str, ...] = ()
 
     def render(self) -> str:
-        """A line for each phrase, then the files, then notes and warnings."""
+        """Return the report as text: a line per phrase, the files, notes and warnings."""
         lines = [_line(figures) for figures in self.results]
         lines += [f"  {file}" for file in self.files]
         lines += [f"note: {note}" for note in self.notes]
@@ -40,12 +40,12 @@ class InferReport(Record, frozen=True):
 def infer_image(
     image_path: Path, phrases: Sequence[str], bundle: Path | None, backend: str, out: Path, max_pixels: int
 ) -> InferReport:
-    """Segment what each phrase refers to and write masks, an overlay and a JSON into ``out``.
+    """Segment the region of each phrase; write masks, an overlay and a JSON file to the folder ``out``.
 
     Raises:
         BadInputError: the image or a phrase cannot be used, or no backend has that name.
-        BundleError: the bundle is missing, not whole or changed.
-        MissingPartError: the backend cannot run here.
+        BundleError: the bundle is missing, incomplete or changed.
+        MissingPartError: the backend cannot run on this machine.
         RSRefSegError: the output cannot be written.
     """
     with Segmenter.open(bundle, backend) as segmenter:

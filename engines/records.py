@@ -1,4 +1,4 @@
-"""The base of what is stored as JSON, or reported as such."""
+"""The base class of records that are stored or reported as JSON."""
 
 import math
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A record whose fields are its JSON form. Ranges of fields are checked when it is read, contradictions always."""
+    """A record with one JSON key per field. Reading checks the ranges of fields, construction their consistency."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form; a number that is not finite is null, a path its text. peft calls it on a model's config."""
+        """Return a JSON-serialisable dict: NaN and infinity become None, paths strings. peft calls it on configs."""
         document: dict[str, Any] = _plain(msgspec.to_builtins(self, enc_hook=str, str_keys=True))
         return document
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Self":
-        """Read what ``to_dict`` gave.
+        """Create a record from the result of ``to_dict``.
 
         Raises:
             BadInputError: a field is missing, unknown, of another type, out of range or contradicts another.

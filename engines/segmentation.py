@@ -1,4 +1,4 @@
-"""What one phrase refers to in an image."""
+"""The segmentation of an image by one phrase."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ from .images.images import upsample_logits
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation:
-    """What one phrase refers to.
+    """The region of an image that one phrase refers to.
 
-    ``mask`` and ``probability`` are computed at each access: results of many phrases on a large image take little
-    memory. Keep an array that you need twice.
+    ``mask`` and ``probability`` are computed on each access, so that results of many phrases on a large image use
+    little memory. Keep an array that you need twice.
 
     Attributes:
-        phrase: as given.
-        mask_logits: (h, w) float32, the decoder's grid.
+        phrase: the phrase, as given.
+        mask_logits: (h, w) float32, on the decoder's grid.
         size: (H, W) of the image, px.
-        network_size: side of the square that the network saw, px.
-        warnings: one line each, when the phrase was cut or holds unknown words.
+        network_size: side of the network's square input, px.
+        warnings: one line each, if the phrase was cut or contains unknown words.
     """
 
     phrase: str
@@ -31,7 +31,7 @@ class Segmentation:
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """(H, W) bool, where the probability is above 0.5."""
+        """(H, W) bool, True where the probability is above 0.5."""
         mask: npt.NDArray[np.bool_] = self.full_size_logits() > 0
         return mask
 
@@ -41,14 +41,14 @@ class Segmentation:
         return sigmoid(self.full_size_logits())
 
     def full_size_logits(self) -> npt.NDArray[np.float32]:
-        """The logits at the image's size, (H, W) float32."""
+        """Return the logits at the image's size, (H, W) float32."""
         return upsample_logits(self.mask_logits, self.network_size, self.size)
 
 
 def sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The logistic function, computed in place."""
+    """Compute the logistic function in place and return it."""
     np.negative(logits, out=logits)
-    with np.errstate(over="ignore", under="ignore"):  # infinity's inverse is the right 0
+    with np.errstate(over="ignore", under="ignore"):  # exp may overflow to infinity, whose inverse is 0
         np.exp(logits, out=logits)
     logits += 1
     return np.reciprocal(logits, out=logits)

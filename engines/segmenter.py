@@ -1,4 +1,4 @@
-"""Segments images by phrases: an image is encoded once, each phrase then costs text, prompter and decoder only."""
+"""Segments images by phrases. An image is encoded once; a phrase then runs text encoder, prompter and decoder only."""
 
 import threading
 from collections import OrderedDict
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedImage:
-    """The output of both image encoders for one image.
+    """The outputs of both image encoders for one image.
 
     Attributes:
-        height, width: of the image, px.
-        features: the outputs of the two image stages by contract name, each with an image axis of 1, where the engine
-            keeps them; ``Engine.to_host`` makes arrays of them.
+        height, width: size of the image, px.
+        features: outputs of the two image stages by contract name, each with an image axis of 1, on the engine's
+            device; ``Engine.to_host`` converts them to arrays.
     """
 
     height: int
@@ -38,19 +38,19 @@ class EncodedImage:
 
 
 class Segmenter:
-    """Runs a bundle on images and phrases. A context manager that frees the engine. Safe among threads.
+    """Runs a bundle on images and phrases. A context manager that frees the engine. Thread-safe.
 
     Args:
-        bundle: the model.
-        engine: runs its graphs.
-        cached_phrases: how many phrases' text features to keep.
+        bundle: the bundle to run.
+        engine: the engine that runs its graphs.
+        cached_phrases: number of phrases whose text features are kept.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, *, cached_phrases: int = 128) -> None:
         self.bundle = bundle
         self.engine = engine
         self.backend_reason = f"{engine.name}, as given"
-        self._texts: OrderedDict[str, Tensors] = OrderedDict()  # the phrase used last comes last
+        self._texts: OrderedDict[str, Tensors] = OrderedDict()  # least recently used first
         self._cached_phrases = cached_phrases
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
@@ -67,15 +67,15 @@ class Segmenter:
         """Open a bundle on a backend.
 
         Args:
-            bundle_dir: default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
-            backend: one of ``Backend``.
-            threads: CPU threads; default is the cores this process may use.
-            cached_phrases: as for the constructor.
+            bundle_dir: the bundle's folder; by default ``$RSREFSEG_BUNDLE`` or ``./bundle``.
+            backend: a value of ``Backend``.
+            threads: number of CPU threads; by default the cores this process may use.
+            cached_phrases: number of phrases whose text features are kept.
 
         Raises:
-            BundleError: the bundle is missing, not whole or changed.
-            BadInputError: no backend of that name.
-            MissingPartError: the backend cannot run here.
+            BundleError: the bundle is missing, incomplete or changed.
+            BadInputError: no backend has that name.
+            MissingPartError: the backend cannot run on this machine.
         """
         bundle = Bundle.open(bundle_dir)
         engine, reason = select_backend(backend, bundle, threads)
@@ -101,17 +101,17 @@ class Segmenter:
         return EncodedImage(image.shape[0], image.shape[1], self.engine.encode_image(square))
 
     def segment(self, image: npt.NDArray[np.uint8] | EncodedImage, phrases: Sequence[str]) -> list[Segmentation]:
-        """Find what each phrase refers to. A phrase's result does not depend on the others.
+        """Segment the region that each phrase refers to. The result of a phrase does not depend on the others.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or from ``encode_image``.
-            phrases: at least one text.
+            image: (H, W, 3) uint8 RGB, or the result of ``encode_image``.
+            phrases: one or more phrases.
 
         Returns:
-            One result per phrase, in order.
+            One result per phrase, in the order of the phrases.
 
         Raises:
-            BadInputError: the array is not such an image, or a phrase cannot be used.
+            BadInputError: the array has another shape or type, or a phrase cannot be used.
             RSRefSegError: a stage cannot be loaded or run.
         """
         check_phrases(phrases)
@@ -122,13 +122,13 @@ class Segmenter:
         found: list[Segmentation] = []
         for start in range(0, len(phrases), dim.max):
             part = slice(start, start + dim.max)
-            logits = self.engine.answer(encoded.features, self._text_features(phrases[part], tokens[part]))
+            logits = self.engine.predict(encoded.features, self._text_features(phrases[part], tokens[part]))
             for phrase, batch, grid in zip(phrases[part], tokens[part], logits, strict=True):
                 found.append(Segmentation(phrase, grid[0], size, network_size, batch.warnings))
         return found
 
     def close(self) -> None:
-        """Free the engine and the cache."""
+        """Free the engine and the cached text features."""
         with self._lock:
             self._texts.clear()
         self.engine.close()
@@ -140,7 +140,7 @@ class Segmenter:
         self.close()
 
     def _text_features(self, phrases: Sequence[str], tokens: Sequence[TokenBatch]) -> list[Tensors]:
-        """Text features of some phrases; those not in the cache are encoded in one run."""
+        """Return the text features of phrases; phrases that are not in the cache are encoded in one run."""
         with self._lock:
             known = {phrase: self._texts[phrase] for phrase in phrases if phrase in self._texts}
         new = {phrase: batch for phrase, batch in zip(phrases, tokens, strict=True) if phrase not in known}

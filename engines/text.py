@@ -1,4 +1,4 @@
-"""From phrases to token ids. Training and serving share this tokenizer, so they never read a phrase differently."""
+"""Converts phrases to token ids. Training and inference share this tokenizer, so both read a phrase in one way."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ _WORD_START = "\u2581"  # SentencePiece's mark for a blank before a piece
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
-    """Tokens of P phrases.
+    """The tokens of P phrases.
 
     Attributes:
         input_ids: (P, L) int64, padded.
-        token_mask: (P, L) bool; see ``Tokenizer`` for what is True.
-        warnings: one line for each phrase that was cut or holds unknown words.
+        token_mask: (P, L) bool; ``Tokenizer`` describes its meaning for each padding policy.
+        warnings: one line for each phrase that was cut or contains unknown words.
     """
 
     input_ids: npt.NDArray[np.int64]
@@ -37,23 +37,23 @@ class TokenBatch:
 
 
 class Tokenizer:
-    """Turns phrases into token batches of one size, by a ``tokenizer.json``. A phrase never depends on its neighbours.
+    """Converts phrases to token arrays of one size by a ``tokenizer.json``. Each phrase is encoded independently.
 
-    Both policies give (P, ``length``) arrays; a phrase that is too long loses its last words and keeps its end token.
+    Both policies pad to (P, ``length``) arrays; a phrase that is too long loses its last words and keeps its end token.
 
-    - ``fixed``: SigLIP's own training policy. Every position is attended and the last one pooled; ``token_mask`` is
-      True on real words only (no end, pad or unknown token), for the local average.
-    - ``longest``: the published policy for a phrase that stands alone. ``token_mask`` is True up to and including the
-      end token: only these are attended, the last of them is pooled, all are averaged.
+    - ``fixed``: the training policy of SigLIP. The model attends to every position and pools the last one;
+      ``token_mask`` is True on words only (no end, pad or unknown token), for the local average.
+    - ``longest``: the published policy for a single phrase. ``token_mask`` is True up to and including the end token:
+      the model attends to these positions only, pools the last of them and averages all of them.
 
     Args:
         path: a ``tokenizer.json`` whose template adds one end token and nothing else.
-        length: L, tokens of a padded phrase.
+        length: L, number of tokens of a padded phrase.
         padding: one of the two policies.
-        pad_id: the id that fills up a phrase; default is the end token, which is what SigLIP pads with.
+        pad_id: id of the padding token; by default the end token, as in SigLIP.
 
     Raises:
-        BadInputError: the file is missing or no such tokenizer, or an argument is out of range.
+        BadInputError: the file is missing or not such a tokenizer, or an argument is out of range.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class Tokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of token ids, added ones included."""
+        """Number of token ids, including added ones."""
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, phrases: Sequence[str]) -> TokenBatch:
-        """Tokens of ``phrases``.
+        """Tokenise P phrases.
 
         Raises:
-            BadInputError: no phrase at all, or a phrase that is blank, longer than ``MAX_PHRASE_CHARACTERS``
-                characters, or without any word the tokenizer knows.
+            BadInputError: there is no phrase, or a phrase is blank, is longer than ``MAX_PHRASE_CHARACTERS``
+                characters, or has no word that the tokenizer knows.
         """
         check_phrases(phrases)
         input_ids = np.full((len(phrases), self.length), self.pad_id, dtype=np.int64)
@@ -110,7 +110,7 @@ class Tokenizer:
         return TokenBatch(input_ids, token_mask, tuple(warnings))
 
     def _is_word(self, token_id: int) -> bool:
-        """Whether a token carries a word: not special, not unknown, and more than a bare blank."""
+        """Return whether a token carries a word: neither special nor unknown, and not a blank only."""
         if token_id in self._special_ids or token_id == self._unknown_id:
             return False
         return bool(str(self._tokenizer.id_to_token(token_id)).strip(_WORD_START + " "))
@@ -134,7 +134,7 @@ class Tokenizer:
 
 
 def check_phrases(phrases: Sequence[str]) -> None:
-    """Raise ``BadInputError`` for a single text and for an empty list."""
+    """Raise ``BadInputError`` for a string in place of a list, and for an empty list."""
     if isinstance(phrases, str):
         raise BadInputError("phrases must be a list of texts, got one text: put it in a list")
     if not phrases:
@@ -142,10 +142,10 @@ def check_phrases(phrases: Sequence[str]) -> None:
 
 
 def clean_phrase(phrase: str) -> str:
-    """The phrase as it is tokenized: lone surrogates, which no UTF-8 text can hold, become U+FFFD.
+    """Return a phrase as the tokenizer reads it: lone surrogates, which UTF-8 cannot encode, become U+FFFD.
 
     Raises:
-        BadInputError: the phrase is no text, blank, or longer than ``MAX_PHRASE_CHARACTERS`` characters.
+        BadInputError: the phrase is not text, is blank, or is longer than ``MAX_PHRASE_CHARACTERS`` characters.
     """
     if not isinstance(phrase, str):
         raise BadInputError(f"a phrase must be text, got {type(phrase).__name__}")
@@ -159,7 +159,7 @@ def clean_phrase(phrase: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text for a one-line message: shortened, control characters escaped."""
+    """Quote a text for a one-line message: shortened, with control characters escaped."""
     return repr(text if len(text) <= _QUOTED_CHARACTERS else text[: _QUOTED_CHARACTERS - 1] + "…")
 
 
@@ -170,7 +170,7 @@ def _load(path: Path) -> Any:
         raise BadInputError(f"no tokenizer at '{path}'")
     try:
         tokenizer = FastTokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the Rust side raises bare Exception for every fault of the file
+    except Exception as error:  # tokenizers raises bare Exception for every fault of the file
         raise BadInputError(f"'{path}' is not a readable tokenizer.json ({str(error).splitlines()[0]})") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()

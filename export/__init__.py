@@ -1,1 +1,1 @@
-"""From a merged model to a bundle: five ONNX graphs, their manifest and the reference that proves them."""
+"""Exports a merged model to a bundle: five ONNX graphs, their manifest, and reference samples to verify them."""

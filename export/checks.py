@@ -1,4 +1,4 @@
-"""What every exported graph must pass before it may enter a bundle."""
+"""Checks that every exported graph must pass before it becomes part of a bundle."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from rsrefseg.engines.errors import CheckFailedError
 from .graph import OPSET
 
 _SUMS = ("LayerNormalization", "ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
-# Inputs that decide a size, or which part of a tensor is taken, by position.
+# Positions of the inputs that decide a size, or which part of a tensor is used.
 _SIZE_INPUTS = {
     "ConstantOfShape": (0,),
     "Expand": (1,),
@@ -29,18 +29,18 @@ _SIZE_INPUTS = {
 
 
 def check_graph(path: Path, contract: StageContract, opset: int = OPSET) -> ModelProto:
-    """Check a graph: valid ONNX of standard operators, its contract, static sizes, and safe in half precision.
+    """Check that a graph is valid ONNX of standard operators, fits its contract and is safe in half precision.
 
     Args:
-        path: the graph's file.
-        contract: what it must take and give.
-        opset: the operator set it must have.
+        path: file of the graph.
+        contract: required inputs and outputs.
+        opset: required operator set.
 
     Returns:
         The graph with all types inferred and without its external weights.
 
     Raises:
-        CheckFailedError: names the stage and what does not hold.
+        CheckFailedError: a check failed; the message names the stage and the fault.
     """
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -75,12 +75,12 @@ def _contract_findings(kind: str, specs: tuple[TensorSpec, ...], values: list[Va
 
 
 def find_faults(model: ModelProto, folder: Path, opset: int = OPSET) -> Iterator[str]:
-    """What a valid graph must not have: control flow, sizes that depend on data, or arithmetic that loses precision.
+    """Yield faults that valid ONNX may have: control flow, data-dependent sizes, arithmetic that loses precision.
 
     Args:
-        model: with the types of all values inferred.
-        folder: where its external weights are.
-        opset: the operator set it must have.
+        model: graph with the types of all values inferred.
+        folder: folder of its external weights.
+        opset: required operator set.
     """
     if (found := {item.domain: item.version for item in model.opset_import}.get("")) != opset:
         yield f"has opset {found}, not {opset}"

@@ -1,4 +1,4 @@
-"""What a stage costs: floating-point operations, parameters, and bytes of its graph's constants."""
+"""The cost of a stage: floating-point operations, parameters, and bytes of its graph's constants."""
 
 import math
 
@@ -13,10 +13,10 @@ from rsrefseg.engines.bundle.contracts import StageContract
 
 
 def count_flops(module: nn.Module, contract: StageContract) -> int:
-    """FLOPs of one call at the contract's ``opt`` sizes, as PyTorch counts them; nothing is computed.
+    """Return the FLOPs of one call at the contract's ``opt`` sizes, as PyTorch counts them, without computing.
 
-    They are those of matrix products and convolutions, 2 for each multiply-add. Elementwise operations, norms and
-    softmax are left out, as in published figures (a few per cent).
+    Only matrix products and convolutions count, with 2 FLOPs per multiply-add. Elementwise operations, norms and
+    softmax (a few per cent) are excluded, as in published figures.
     """
     counter = FlopCounterMode(display=False)
     with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad():
@@ -25,7 +25,7 @@ def count_flops(module: nn.Module, contract: StageContract) -> int:
 
 
 def count_weights(model: ModelProto) -> tuple[int, int]:
-    """Floating-point constants of a graph, and bytes of all its constants as stored; their values are not needed."""
+    """Return the number of floating-point constants of a graph, and the size of all its constants in bytes."""
     tensors = [*model.graph.initializer]
     for node in model.graph.node:
         tensors += [attribute.t for attribute in node.attribute if attribute.type == attribute.TENSOR]

@@ -1,4 +1,4 @@
-"""``rsrefseg export``: a run's merged model becomes a bundle, whole or not at all."""
+"""``rsrefseg export``: write the merged model of a run as a bundle, atomically."""
 
 import gc
 import shutil
@@ -49,14 +49,14 @@ from .graph import export_graph
 from .precision.half_blocks import convert_to_half
 from .settings import ExportSettings
 
-# Graphs hold the merged file's weights, some as constants of another shape; the reference has 16 MiB an image at -l.
+# Graphs contain the merged file's weights, some in another shape; reference samples take 16 MiB per image at -l.
 _FREE_SPACE_FACTOR = 1.2
 _FREE_SPACE_BYTES = 64 << 20
 DEFAULT_SETTINGS = ExportSettings()
 
 
 class ExportReport(Record, frozen=True):
-    """What was written: per stage its parameters, GFLOP for one image and phrase, and bytes on disk."""
+    """The report of an export: per stage, parameters, GFLOP for one image and phrase, and bytes on disk."""
 
     bundle: str
     run: str
@@ -64,7 +64,7 @@ class ExportReport(Record, frozen=True):
     size_bytes: int
 
     def render(self) -> Any:
-        """A table for a terminal."""
+        """Return a table for the terminal."""
         title = f"{self.run} -> {self.bundle}  ({self.size_bytes / 2**20:.1f} MiB)"
         table = Table(title, ("stage", "parameters", "GFLOP", "MiB"))
         for name, row in self.stages.items():
@@ -75,19 +75,19 @@ class ExportReport(Record, frozen=True):
 def export_run(
     run_path: Path | None, out: Path | None, settings: ExportSettings = DEFAULT_SETTINGS, preset: str | None = None
 ) -> ExportReport:
-    """Export a run, merging it first where that was not done since its last training.
+    """Export a run, after merging it unless it was merged since its last training.
 
     Args:
-        run_path: the run's folder; the latest under ``./runs`` by default.
-        out: the bundle's folder; ``$RSREFSEG_BUNDLE`` or ``./bundle`` by default.
+        run_path: folder of the run; by default the latest under ``./runs``.
+        out: folder of the bundle; by default ``$RSREFSEG_BUNDLE`` or ``./bundle``.
         settings: precision, target, attention and operator set.
-        preset: make a run with random weights of this preset first, at ``run_path`` or the next free place under
-            ``./runs``. Its sizes and times are those of a trained model, its masks are meaningless.
+        preset: first create a run with random weights of this preset, at ``run_path`` or the next free folder under
+            ``./runs``. Its sizes and times equal those of a trained model; its masks are meaningless.
 
     Raises:
-        BadInputError: there is no such run or preset, ``out`` holds something that is not a bundle, or the settings
-            name what the model does not have.
-        CheckFailedError: the merge or a graph did not pass its check; nothing is written.
+        BadInputError: the run or preset does not exist, ``out`` contains something else than a bundle, or the settings
+            name a part that the model lacks.
+        CheckFailedError: the merge or a graph failed its check; nothing is written.
         RSRefSegError: the disk is nearly full or the folder cannot be written.
     """
     destination = out or default_bundle_path()
@@ -122,10 +122,10 @@ def export_run(
 
 
 def check_destination(path: Path) -> None:
-    """Refuse to replace anything but a bundle.
+    """Check that a path can hold a new bundle: it is free, an empty folder or a bundle.
 
     Raises:
-        BadInputError: ``path`` is a file, or a folder with other things in it.
+        BadInputError: ``path`` is a file, or a folder with other contents.
     """
     recover_directory(path)
     if path.is_dir() and ((path / MANIFEST_NAME).is_file() or not any(path.iterdir())):
@@ -137,7 +137,7 @@ def check_destination(path: Path) -> None:
 def _write_bundle(
     folder: Path, run: Run, merged: TensorFile, settings: ExportSettings, progress: Callable[[int, int], None]
 ) -> Manifest:
-    """Write all files of a bundle into ``folder``, ``bundle.json`` last. One stage at a time is in memory."""
+    """Write all files of a bundle into ``folder``, ``bundle.json`` last. Memory holds one stage at a time."""
     config = config_of(merged)
     contracts = stage_contracts(geometry(config))
     tokenizer = open_tokenizer(run, config)
@@ -152,7 +152,7 @@ def _write_bundle(
             tensors |= run_stage(module, contract, tensors)
         stages[stage] = _write_stage(folder, module, contract, settings, *attention)
         del module
-        gc.collect()  # the exporter leaves cycles that hold the stage's weights
+        gc.collect()  # the exporter leaves reference cycles that hold the stage's weights
     shutil.copyfile(run.tokenizer_path, folder / TOKENIZER_NAME)
     write_reference(folder / REFERENCE_NAME, [_reference_sample(*reference) for reference in references])
     manifest = Manifest(
@@ -192,7 +192,7 @@ def _write_stage(
     attention: AttentionChoice,
     reason: str,
 ) -> StageRecord:
-    """Fold, convert, export and check one stage; the module is not usable afterwards."""
+    """Fold, convert, export and check one stage. The module is unusable afterwards."""
     stage, path = contract.stage, folder / f"{contract.stage}.onnx"
     module = fold_for_inference(module, attention, settings.fp16, settings.fused)
     parts = {} if settings.plan is None else convert_to_half(stage, module, settings.plan.get(stage, {}))
@@ -216,7 +216,7 @@ def _write_stage(
 
 
 def _reference_sample(entry: ReferenceInput, tensors: dict[str, Tensor]) -> ReferenceSample:
-    """A reference input with PyTorch's outputs of all stages, and its masks at the image's own size."""
+    """Return a reference input with PyTorch's outputs of all stages, and its masks at the image's size."""
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     side, size = tensors["image"].shape[-1], entry.original_size
     masks = [upsample_logits(logits, side, size) > 0 for logits in arrays["mask_logits"][:, 0]]
@@ -237,6 +237,6 @@ def _check_free_space(destination: Path, merged: Path) -> None:
 
 
 def _unit_range(values: tuple[float, float, float]) -> tuple[float, float, float]:
-    """SAM's constants are for 0..255, the manifest states them for 0..1."""
+    """Convert SAM's constants for values in 0..255 to the manifest's for values in 0..1."""
     red, green, blue = (value / 255.0 for value in values)
     return red, green, blue

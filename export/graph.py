@@ -1,4 +1,4 @@
-"""One stage module to one ONNX file that follows its contract."""
+"""Exports one stage module to one ONNX file that follows its contract."""
 
 import ast
 import contextlib
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from rsrefseg.engines.bundle.contracts import Dim, StageContract, TensorSpec
 
-# LayerNormalization needs 17, the exporter writes 18 at least, and TensorRT 10.3 parses up to 20.
+# LayerNormalization requires 17, the exporter writes at least 18, and TensorRT 10.3 parses up to 20.
 OPSET = 18
-# Has Attention; ONNX Runtime reads it from 1.23 on, TensorRT up to 11.4 does not.
+# Contains Attention. ONNX Runtime reads it from 1.23 on; TensorRT up to 11.4 does not.
 FUSED_OPSET = 23
 _SCOPES = "pkg.torch.onnx.name_scopes"
 # The exporter's scope for nodes it adds itself, such as reading a dynamic size.
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
-# More than one, so that the exporter does not take a dynamic size for a constant.
+# More than one, so that the exporter does not treat a dynamic size as a constant.
 _EXAMPLE_SIZE = 2
 
 
@@ -34,7 +34,7 @@ def export_graph(module: nn.Module, contract: StageContract, path: Path, opset: 
     Args:
         module: in eval mode; takes and returns tensors in the contract's order.
         contract: names, dtypes and dynamic sizes of the graph.
-        path: file to write.
+        path: the file to write.
         opset: ONNX operator set.
     """
     with _quiet(), torch.no_grad():
@@ -56,7 +56,7 @@ def export_graph(module: nn.Module, contract: StageContract, path: Path, opset: 
 
 
 def merge_slices(model: onnx_ir.Model) -> None:
-    """Merge two Slices in a row over different axes into one, in place: each would copy what it keeps."""
+    """Merge consecutive Slices over different axes into one, in place, to save a copy."""
     for node in model.graph:
         first = node.inputs[0].producer() if node.op_type == "Slice" and node.inputs[0] is not None else None
         if first is None or first.op_type != "Slice":
@@ -79,9 +79,9 @@ def merge_slices(model: onnx_ir.Model) -> None:
 
 
 def _name_by_source(model: onnx_ir.Model) -> None:
-    """Name every node after the module that made it, ``image_encoder.blocks.0.attn.qkv/MatMul``, and drop metadata.
+    """Name every node after its module, e.g. ``image_encoder.blocks.0.attn.qkv/MatMul``, and drop metadata.
 
-    The exporter's metadata holds stack traces with paths of this machine, and is ten times as large as the graph.
+    The exporter's metadata contains stack traces with local paths, and is much larger than the graph.
     """
     used: Counter[str] = Counter()
     graph = model.graph
@@ -101,7 +101,7 @@ def _name_by_source(model: onnx_ir.Model) -> None:
 
 
 def example_input(spec: TensorSpec) -> Tensor:
-    """Zeros (ones for masks) of a spec's dtype, with dynamic sizes of two."""
+    """Return zeros (ones for masks) of a spec's dtype, with dynamic sizes of two."""
     shape = spec.sized(**{dim.name: min(_EXAMPLE_SIZE, dim.max) for dim in spec.dims})
     dtype = getattr(torch, spec.dtype)
     return torch.ones(shape, dtype=dtype) if dtype is torch.bool else torch.zeros(shape, dtype=dtype)
@@ -117,7 +117,7 @@ def _dynamic_axes(spec: TensorSpec) -> dict[int, torch.export.Dim]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter: deprecations of its internals, notes of its optimizer."""
+    """Silence the exporter: deprecation warnings of its internals and notes of its optimizer."""
     before = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

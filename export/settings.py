@@ -1,4 +1,4 @@
-"""How a bundle is exported: what the user chose, and what that means for each graph of a model."""
+"""The settings of an export, and what they mean for each graph of a model."""
 
 import re
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Target(StrEnum):
     TENSORRT = "tensorrt"
 
 
-# Why ``default_attention`` chooses what it does; written into the manifest.
+# Reasons for the choices of ``default_attention``, written into the manifest.
 REASONS: Mapping[Target, str] = {
     Target.ONNXRUNTIME: "fastest single blocks of preset b with ONNX Runtime on an x86 CPU; parts fit its cache",
     Target.OPENVINO: "fastest single blocks of preset b with OpenVINO in BF16 on an x86 CPU; parts fit its cache",
@@ -41,12 +41,12 @@ _ATTENTION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ExportSettings:
-    """What the user chose; nothing of it changes what graphs compute.
+    """The user's settings of an export. They change how graphs compute, not what they compute.
 
     Attributes:
-        plan: blocks that stay float32 in half precision, besides the usual ones; None for float32.
-        target: the runtime whose fastest form of attention is written.
-        attention: another form, as in ``--attention``.
+        plan: blocks that stay float32 in half precision, besides ``ALWAYS_FP32``; None for float32.
+        target: the runtime whose fastest form of attention is used.
+        attention: another form of attention, as in ``--attention``.
         opset: ``OPSET``, or ``FUSED_OPSET`` for ``Attention`` nodes.
 
     Raises:
@@ -60,7 +60,7 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         if self.opset not in (OPSET, FUSED_OPSET):
-            raise BadInputError(f"--opset {self.opset} is not offered: choose {OPSET}, or {FUSED_OPSET} for Attention")
+            raise BadInputError(f"--opset {self.opset} is unsupported: choose {OPSET}, or {FUSED_OPSET} for Attention")
         if self.fused and self.target is Target.TENSORRT:
             raise BadInputError(f"TensorRT 10.3 does not read opset {FUSED_OPSET}: leave --opset at {OPSET}")
         if self.attention is not None:
@@ -73,15 +73,15 @@ class ExportSettings:
 
     @property
     def fused(self) -> bool:
-        """Whether attention is one operator."""
+        """Whether attention is one ONNX operator."""
         return self.opset == FUSED_OPSET
 
     def resolve(self, config: ModelConfig) -> tuple[AttentionChoice, str]:
-        """The form of attention for a model, and why.
+        """Return the form of attention for a model, and the reason for it.
 
         Raises:
-            BadInputError: the plan names a block that the model does not have, or SAM's grid cannot be divided as
-                chosen.
+            BadInputError: the plan names a block that the model lacks, or SAM's grid cannot be divided into the
+                requested parts.
         """
         if self.plan is not None:
             check_plan(self.plan, config)
@@ -99,12 +99,12 @@ class ExportSettings:
 
 
 def default_attention(config: SamConfig, target: Target = Target.ONNXRUNTIME, fp16: bool = False) -> AttentionChoice:
-    """A target's fastest form for a model of this size: folded in one part on GPUs, in a few parts on CPUs."""
+    """Return a target's fastest form of attention for a model of this size: one part on GPUs, several on CPUs."""
     if target in (Target.ONNXRUNTIME_CUDA, Target.TENSORRT):
         return AttentionChoice(AttentionForm.FOLDED, AttentionForm.FOLDED)
     tokens = config.grid_size**2
     scores_bytes, hidden_bytes = 4 * config.num_heads * tokens**2, 4 * SAM_MLP_RATIO * config.embed_dim * tokens
-    # MLP parts were measured with ONNX Runtime in FP32; half-precision graphs run on GPUs.
+    # MLP parts are tuned for ONNX Runtime in FP32; half-precision graphs run on GPUs.
     in_parts = target is Target.ONNXRUNTIME and not fp16
     return AttentionChoice(
         windowed=AttentionForm.FOLDED,
@@ -120,7 +120,7 @@ def _fewest_parts(rows: int, whole_bytes: int, limit_bytes: int) -> int:
 
 
 def parse_target(text: str) -> Target:
-    """A target by name.
+    """Return the target called ``text``.
 
     Raises:
         BadInputError: no target has that name.
@@ -131,10 +131,10 @@ def parse_target(text: str) -> Target:
 
 
 def parse_attention(text: str, default: AttentionChoice) -> AttentionChoice:
-    """Read ``windowed=FORM,global=FORM:PARTS,mlp=PARTS``; what is left out stays as in ``default``.
+    """Parse ``windowed=FORM,global=FORM:PARTS,mlp=PARTS``; missing items keep their value in ``default``.
 
     Raises:
-        BadInputError: the text has another form.
+        BadInputError: the text has another format.
     """
     choice = default
     for item in text.split(","):

@@ -13,7 +13,7 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Dim, Stage, StageContract
 from rsrefseg.engines.engine import Tensors
 from rsrefseg.engines.errors import MissingPartError
-from rsrefseg.engines.onnxruntime.engine import FATAL, PROVIDERS, why_unavailable
+from rsrefseg.engines.onnxruntime.engine import FATAL, PROVIDERS, unavailable_reason
 from rsrefseg.engines.onnxruntime.library import package
 from rsrefseg.engines.system.files import atomic_directory, cache_folder
 
@@ -33,7 +33,7 @@ class NaiveRunner(PublishedModel):
 
     def __init__(self, bundle: Bundle, run: Path | None) -> None:
         super().__init__(bundle, run)
-        if (reason := why_unavailable("cpu")) is not None:
+        if (reason := unavailable_reason("cpu")) is not None:
             raise MissingPartError(reason)
         self._runtime = package()
         digest = bundle.manifest.provenance.checkpoint_sha256

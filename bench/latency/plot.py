@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.system.files import atomic_file
-from rsrefseg.engines.system.tables import three_digits
+from rsrefseg.engines.system.tables import format_sig3
 
 from .report import BenchReport, Measurement
 from .scenarios import FIRST_PHRASE, NEXT_PHRASE
@@ -61,8 +61,8 @@ def _draw_bars(axes: "Axes", bars: Sequence[_Bar]) -> None:
         axes.plot([one.p50_low_ms, high], [where, where], color="black", linewidth=0.9)
         if one.roofline is not None:
             axes.plot(one.roofline.least_ms, where, "|", color="black", markersize=7, markeredgewidth=1.4)
-        ratio = "" if one.ratio is None else f"   {three_digits(one.ratio.median)}x"
-        text = f"{three_digits(one.p50_ms)}{ratio}{'   WRONG' if one.wrong else ''}"
+        ratio = "" if one.ratio is None else f"   {format_sig3(one.ratio.median)}x"
+        text = f"{format_sig3(one.p50_ms)}{ratio}{'   WRONG' if one.wrong else ''}"
         axes.annotate(text, (high, where), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7.5)
     for index, name in enumerate(series):
         axes.barh(0, 0, color=_COLOURS[index % len(_COLOURS)], label=name.replace("_", " "))

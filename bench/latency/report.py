@@ -9,7 +9,7 @@ from rich.text import Text
 
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.records import Record
-from rsrefseg.engines.system.tables import Table, three_digits
+from rsrefseg.engines.system.tables import Table, format_sig3
 
 from ..system.machine import Machine
 from ..system.peaks import Peaks
@@ -140,7 +140,7 @@ def tables(report: BenchReport) -> Iterator[Table]:
     for scenario in (one for one in SCENARIOS if one.name in timed):
         yield _scenario_table(report, scenario)
     known = [
-        {"device": device, **{stage: three_digits(least_ms) for stage, least_ms in by_stage.items()}}
+        {"device": device, **{stage: format_sig3(least_ms) for stage, least_ms in by_stage.items()}}
         for device, by_stage in report.expected_rooflines_ms.items()
     ]
     yield _table("Rooflines of known devices, ms, one image and one phrase in FP16: nothing was run there", known)
@@ -165,9 +165,9 @@ def _facts(report: BenchReport) -> list[str]:
 
 
 def _peaks(peaks: Peaks) -> str:
-    figures = [f"{kind.upper()} {three_digits(value / 1e9)} GFLOP/s" for kind, value in peaks.flops_per_s.items()]
+    figures = [f"{kind.upper()} {format_sig3(value / 1e9)} GFLOP/s" for kind, value in peaks.flops_per_s.items()]
     bandwidth = peaks.bandwidth_bytes_per_s
-    return ", ".join([*figures, *([] if bandwidth is None else [f"{three_digits(bandwidth / 1e9)} GB/s"])])
+    return ", ".join([*figures, *([] if bandwidth is None else [f"{format_sig3(bandwidth / 1e9)} GB/s"])])
 
 
 def _wrong_lines(report: BenchReport) -> Iterator[str]:
@@ -187,16 +187,14 @@ def _scenario_table(report: BenchReport, scenario: Scenario) -> Table:
             **({"span": one.span} if scenario.by_stage else {}),
             "runner": one.runner,
             "p50 ms": _with_interval(one.p50_ms, one.p50_low_ms, one.p50_high_ms),
-            "p90": three_digits(one.p90_ms),
-            "p99": three_digits(one.p99_ms),
+            "p90": format_sig3(one.p90_ms),
+            "p99": format_sig3(one.p99_ms),
             f"vs {report.runners[0].name}": ""
             if one.ratio is None
             else _with_interval(one.ratio.median, one.ratio.low, one.ratio.high, "x"),
             "phrases/s": _figure(one.phrases_per_s),
             "of first": "" if one.share_of_first is None else f"{one.share_of_first:.1%}",
-            "roofline ms": ""
-            if one.roofline is None
-            else f"{three_digits(one.roofline.least_ms)} {one.roofline.bound}",
+            "roofline ms": "" if one.roofline is None else f"{format_sig3(one.roofline.least_ms)} {one.roofline.bound}",
             "of it": "" if one.roofline is None else f"{one.roofline.least_ms / one.p50_ms:.0%}",
             "error": one.error,
         }
@@ -230,8 +228,8 @@ def _table(title: str, rows: list[dict[str, str]], words: int = 1) -> Table:
 def _with_interval(value: float | None, low: float | None, high: float | None, unit: str = "") -> str:
     if value is None or low is None or high is None:
         return ""
-    return f"{three_digits(value)}{unit} ({three_digits(low)} - {three_digits(high)})"
+    return f"{format_sig3(value)}{unit} ({format_sig3(low)} - {format_sig3(high)})"
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else three_digits(value)
+    return "" if value is None else format_sig3(value)

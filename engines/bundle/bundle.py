@@ -1,4 +1,4 @@
-"""A bundle on disk: opened, checked, and never used where it is not what it says."""
+"""Opens a bundle on disk and verifies its files before use."""
 
 import os
 from pathlib import Path
@@ -16,22 +16,22 @@ REFERENCE_NAME = "reference.safetensors"
 
 
 def default_bundle_path() -> Path:
-    """``$RSREFSEG_BUNDLE``, or ``./bundle`` where that is not set."""
+    """Return ``$RSREFSEG_BUNDLE``, or ``./bundle`` if that is not set."""
     return Path(os.environ.get(BUNDLE_VARIABLE) or DEFAULT_BUNDLE)
 
 
 def file_record(path: Path) -> FileRecord:
-    """The record of a file that is complete: its name, digest and size."""
+    """Return the record of a complete file: its name, digest and size."""
     return FileRecord(path.name, sha256_file(path), path.stat().st_size)
 
 
 class Bundle:
-    """An opened bundle. Files are handed out by ``verified_path`` only.
+    """An opened bundle. ``verified_path`` is the only access to its files.
 
     Attributes:
-        root: its folder.
-        manifest: what ``bundle.json`` says.
-        digest: of ``bundle.json``, which lists the digests of all files; empty for a bundle that is still being made.
+        root: folder of the bundle.
+        manifest: content of ``bundle.json``.
+        digest: SHA-256 of ``bundle.json``, which lists the digests of all files; empty while a bundle is written.
     """
 
     def __init__(self, root: Path, manifest: Manifest, digest: str = "") -> None:
@@ -43,13 +43,13 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str | None = None) -> "Bundle":
-        """Read and check ``bundle.json`` and see that every file it lists is there in full length.
+        """Read and check ``bundle.json``, and check that every file in it exists with its full length.
 
         Args:
-            path: the bundle's folder; default is ``default_bundle_path``.
+            path: folder of the bundle; by default ``default_bundle_path()``.
 
         Raises:
-            BundleError: no bundle there, not whole, of another schema version, or at odds with itself.
+            BundleError: the bundle is missing, incomplete, inconsistent, or of another schema version.
         """
         root = default_bundle_path() if path is None else Path(path)
         recover_directory(root)
@@ -77,25 +77,25 @@ class Bundle:
         return path
 
     def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer with the bundle's text policy."""
+        """Return the bundle's tokenizer with the bundle's text policy."""
         policy = self.manifest.text
         path = self.verified_path(self.manifest.tokenizer.name)
         return Tokenizer(path, policy.length, policy.padding, policy.pad_id)
 
     def graph_path(self, stage: Stage) -> Path:
-        """The ONNX file of a stage. It and the weights beside it are checked."""
+        """Return the path of a stage's ONNX file, after verifying the file and its external weights."""
         record = self.manifest.stages[stage]
         for data in record.data:
             self.verified_path(data.name)
         return self.verified_path(record.graph.name)
 
     def verified_path(self, name: str) -> Path:
-        """The path of a file of the bundle, once its bytes are known to be those that were exported.
+        """Return the path of a file of the bundle, after verifying that its bytes are those that were exported.
 
-        A file is digested once; again only when its size, time or inode has changed since.
+        The digest is computed on first use, and again only after the file's size, time or inode changed.
 
         Raises:
-            BundleError: the file is no part of the bundle, missing, cut short or changed.
+            BundleError: the file is not part of the bundle, missing, cut short or changed.
         """
         record = self._records.get(name)
         if record is None:

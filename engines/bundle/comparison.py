@@ -1,4 +1,4 @@
-"""How far one array is from another, and one mask from another."""
+"""Measures of the difference between two arrays, and between two masks."""
 
 import math
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from .tolerances import Measure
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """How far a result is from its reference; infinitely far if a value of either is not finite.
+    """The error of a result against its reference; infinite if either contains a value that is not finite.
 
     Attributes:
         max_abs: largest absolute difference.
         share_of_max: ``max_abs`` over the reference's absolute maximum.
         relative_l2: L2 norm of the difference over that of the reference.
-        cosine: of the angle between both, in [-1, 1].
+        cosine: cosine similarity of both, in [-1, 1].
     """
 
     max_abs: float
@@ -27,11 +27,11 @@ class TensorError:
     cosine: float
 
     def measures(self) -> dict[Measure, float]:
-        """The values that have tolerances."""
+        """Return the values that have tolerances."""
         return {Measure.SHARE_OF_MAX: self.share_of_max, Measure.RELATIVE_L2: self.relative_l2}
 
     def worst(self, other: "TensorError") -> "TensorError":
-        """The worse of both, by each measure."""
+        """Return the worse value of both errors for each measure."""
         return TensorError(
             max(self.max_abs, other.max_abs),
             max(self.share_of_max, other.share_of_max),
@@ -41,7 +41,7 @@ class TensorError:
 
 
 def tensor_error(reference: npt.NDArray[Any], result: npt.NDArray[Any]) -> TensorError:
-    """Compare two arrays of one shape, in float64."""
+    """Compare two arrays of the same shape, in float64."""
     wanted, found = reference.astype(np.float64).ravel(), result.astype(np.float64).ravel()
     if not (np.isfinite(wanted).all() and np.isfinite(found).all()):
         return TensorError(math.inf, math.inf, math.inf, -1.0)
@@ -57,7 +57,7 @@ def tensor_error(reference: npt.NDArray[Any], result: npt.NDArray[Any]) -> Tenso
 
 
 def mask_iou(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
-    """Intersection over union of two masks of one shape; 1 if both are empty."""
+    """Return the intersection over union of two masks of the same shape; 1 if both are empty."""
     union = int(np.count_nonzero(first | second))
     return int(np.count_nonzero(first & second)) / union if union else 1.0
 

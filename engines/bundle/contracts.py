@@ -1,7 +1,6 @@
-"""What each of the five graphs takes and gives: names, dtypes, shapes. Written here and nowhere else.
+"""The inputs and outputs of the five graphs: names, dtypes and shapes.
 
-Exporter, runtimes, TensorRT profiles, parity inputs and serving configs read these contracts; none repeats a name or
-a shape.
+Exporter, runtimes, TensorRT profiles and parity inputs read these contracts; none repeats a name or a shape.
 """
 
 import math
@@ -35,7 +34,7 @@ class Stage(str, Enum):  # noqa: UP042 (StrEnum needs Python 3.11)
 
 
 class Dim(Struct, frozen=True, forbid_unknown_fields=True):
-    """A size that may vary between calls: its name, bounds and the size to optimise for."""
+    """A dimension whose size may vary between calls: its name, bounds and the size to optimise for."""
 
     name: str
     min: int
@@ -61,23 +60,23 @@ class TensorSpec(Struct, frozen=True):
 
     @property
     def shape_text(self) -> str:
-        """The shape for people, e.g. ``[phrases=1..32, 64]``."""
+        """The shape as text, e.g. ``[phrases=1..32, 64]``."""
         return f"[{', '.join(str(size) for size in self.shape)}]"
 
     @property
     def dims(self) -> tuple[Dim, ...]:
-        """The sizes that may vary, in axis order."""
+        """The varying dimensions, in axis order."""
         return tuple(size for size in self.shape if isinstance(size, Dim))
 
     def sized(self, **sizes: int) -> tuple[int, ...]:
-        """The shape with each varying size taken from ``sizes``, or its ``opt`` when not given."""
+        """Return the shape with each varying size from ``sizes``, or its ``opt`` if not given."""
         return tuple(sizes.get(size.name, size.opt) if isinstance(size, Dim) else size for size in self.shape)
 
     def check(self, array: "npt.NDArray[Any] | np.generic") -> None:
-        """Refuse an array of another dtype or shape.
+        """Check the dtype and shape of an array.
 
         Raises:
-            BadInputError: naming the tensor, what it wants and what it got.
+            BadInputError: they do not fit; the message names the tensor, what is expected and what was passed.
         """
         fits = len(array.shape) == len(self.shape) and all(
             want.min <= size <= want.max if isinstance(want, Dim) else size == want
@@ -97,23 +96,23 @@ class StageContract(Struct, frozen=True):
 
     @property
     def dims(self) -> tuple[Dim, ...]:
-        """Every varying size of the graph, once each."""
+        """The varying dimensions of the graph, each once."""
         return tuple(dict.fromkeys(dim for spec in self.inputs + self.outputs for dim in spec.dims))
 
     def input(self, name: str) -> TensorSpec:
-        """The input called ``name``; ``KeyError`` when there is none."""
+        """Return the input called ``name``; raise ``KeyError`` if there is none."""
         return {spec.name: spec for spec in self.inputs}[name]
 
     def check_inputs(self, feeds: Mapping[str, "npt.NDArray[Any]"]) -> None:
-        """Refuse feeds with a missing, unknown or ill-shaped tensor, or with two sizes for one varying dimension.
+        """Check that no tensor is missing, unknown or of a wrong shape, and that each varying dimension has one size.
 
         Raises:
-            BadInputError: naming stage and tensor.
+            BadInputError: a check failed; the message names stage and tensor.
         """
         self._check("input", self.inputs, feeds)
 
     def check_outputs(self, results: Mapping[str, "npt.NDArray[Any]"]) -> None:
-        """The same for what the graph gave back."""
+        """Check outputs of the graph like ``check_inputs``."""
         self._check("output", self.outputs, results)
 
     def _check(self, kind: str, specs: tuple[TensorSpec, ...], arrays: Mapping[str, "npt.NDArray[Any]"]) -> None:
@@ -141,11 +140,11 @@ class Geometry(Struct, frozen=True, forbid_unknown_fields=True):
     """The sizes that follow from a preset: for -b and -l 1024, 729, 1152, 64, 49, 256, 64 and 256.
 
     Attributes:
-        image_size: side of the square image both image graphs take, px.
+        image_size: side of the square input of both image graphs, px.
         clip_tokens: SigLIP patch tokens, a square number (27 x 27 = 729).
         clip_channels: width of SigLIP's joint space (1152).
-        text_length: tokens of a padded phrase (64).
-        prompt_tokens: sparse prompts per phrase, a square number (7 x 7 = 49).
+        text_length: number of tokens of a padded phrase (64).
+        prompt_tokens: number of sparse prompts per phrase, a square number (7 x 7 = 49).
         prompt_channels: width of SAM's prompts and image embedding (256).
         embedding_grid: side of SAM's image embedding (64).
         mask_grid: side of the mask logits and of the dense prompt (256).
@@ -171,9 +170,9 @@ IMAGES = Dim("images", 1, 1, 4)
 
 
 def stage_contracts(geometry: Geometry, phrases: Dim = PHRASES, images: Dim = IMAGES) -> dict[Stage, StageContract]:
-    """The contracts of all five graphs, in running order.
+    """Return the contracts of all five graphs, in the order they run.
 
-    Prompter and decoder work on one image and many phrases: a batch of images loops over them.
+    Prompter and decoder process one image and many phrases; a batch of images loops over them.
     """
     g = geometry
     image = TensorSpec("image", "uint8", (images, 3, g.image_size, g.image_size))

@@ -1,7 +1,7 @@
-"""``bundle.json``: what a bundle says about itself, as frozen records, and how they are written and read.
+"""``bundle.json`` as frozen records, with their reader and writer.
 
-The file holds its own digest, taken with zeros in the digest's place. A file that was cut short or damaged is
-refused. The digest is not a signature: an attacker can compute it as well.
+The file contains its own digest, computed with zeros in the digest's place, so that a truncated or damaged file is
+rejected. The digest is not a signature: an attacker can compute it as well.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ EXPORT_AGAIN = "copy the bundle again, or export it again with `rsrefseg export`
 _Record = TypeVar("_Record")
 _Count = Annotated[int, Meta(ge=0)]
 _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-# A key into the bundle's folder: no path, nothing hidden, nothing a system treats specially.
+# A file name in the bundle's folder: no path, no hidden file, no character that a system treats specially.
 _PlainName = Annotated[str, Meta(pattern=r"^(?!bundle\.json\Z)[^./\\:\x00][^/\\:\x00]*\Z")]
 _Channels = tuple[float, float, float]
 
@@ -41,22 +41,22 @@ class FileRecord(Struct, frozen=True):
 
 
 class KeptFp32(Struct, frozen=True):
-    """Part of a half-precision graph that stays float32: module name within the stage (``.`` is the stage) and why."""
+    """A part of a half-precision graph that stays float32: its module in the stage (``.`` for all) and the reason."""
 
     module: str
     reason: str
 
 
 class AttentionRecord(Struct, frozen=True):
-    """How SAM's attention was written into a graph, and why.
+    """The form of SAM's attention in a graph, and the reason for it.
 
     Attributes:
         windowed: form of the windowed blocks.
         whole: form of the global blocks; ``global`` in JSON.
-        query_parts: in how many parts the queries of global blocks are taken.
-        target: the runtime it was chosen for.
-        reason: the measurement it was chosen by, or who asked for it.
-        mlp_parts: in how many parts tokens go through MLPs; older bundles lack the field.
+        query_parts: number of parts into which global blocks split their queries.
+        target: the runtime that the form is chosen for.
+        reason: the measurement or the option that decided the form.
+        mlp_parts: number of parts into which MLPs split their tokens; older bundles lack the field.
     """
 
     windowed: str
@@ -76,16 +76,16 @@ class StageRecord(Struct, frozen=True):
     """One graph of the bundle.
 
     Attributes:
-        contract: what it takes and gives.
+        contract: inputs and outputs of the graph.
         graph: the ONNX file.
-        data: files of external weights, which lie beside the graph.
+        data: files of external weights, beside the graph.
         opset: ONNX operator set of the default domain.
-        precision: of its weights and matrix products.
-        attention: of SAM's image encoder, ``None`` for the other graphs.
+        precision: precision of weights and matrix products.
+        attention: form of attention in SAM's image encoder; ``None`` for the other graphs.
         flops: floating-point operations of one run at the contract's ``opt`` sizes, 2 per multiply-add.
         parameters: number of weights.
-        weight_bytes: bytes of everything the graph holds as a constant, as stored: what a run has to read.
-        precision_plan: what stays float32 in a graph of ``fp16``, and why.
+        weight_bytes: size of all constants of the graph as stored, which every run reads, bytes.
+        precision_plan: parts of an ``fp16`` graph that stay float32, with reasons.
     """
 
     contract: StageContract
@@ -105,11 +105,11 @@ class StageRecord(Struct, frozen=True):
 
 
 class Preprocessing(Struct, frozen=True):
-    """What the image graphs do to their uint8 input. For the reader: it happens inside the graphs, not on the host.
+    """The preprocessing of uint8 images inside the image graphs, for documentation: the host does not repeat it.
 
-    Means and standard deviations are per RGB channel, of values in 0..1. Both resizes are bilinear with half-pixel
-    centres, without antialiasing and without keeping the aspect ratio; only the first, to ``image_size``, is done on
-    the host.
+    Means and standard deviations are per RGB channel, for values in 0..1. Both resizes are bilinear with half-pixel
+    centres, without antialiasing and without keeping the aspect ratio; only the first, to ``image_size``, runs on the
+    host.
     """
 
     image_size: int
@@ -121,7 +121,7 @@ class Preprocessing(Struct, frozen=True):
 
 
 class TextPolicy(Struct, frozen=True):
-    """How phrases become tokens: the arguments of ``Tokenizer``."""
+    """The arguments of ``Tokenizer`` for a bundle."""
 
     padding: Padding
     length: int
@@ -129,13 +129,13 @@ class TextPolicy(Struct, frozen=True):
 
 
 class Provenance(Struct, frozen=True):
-    """Where the weights come from.
+    """The origin of the weights.
 
     Attributes:
-        checkpoint_sha256: digest of the merged checkpoint, where there is one.
-        random_weights: whether the towers were never trained (measuring only).
-        merge_proof: what the merge measured, as it stands in the checkpoint.
-        versions: package versions the export ran with.
+        checkpoint_sha256: digest of the merged checkpoint, if there is one.
+        random_weights: whether the encoders were never trained, for benchmarks only.
+        merge_proof: measurements of the merge, as recorded in the checkpoint.
+        versions: package versions of the export.
     """
 
     checkpoint_sha256: str | None
@@ -145,12 +145,12 @@ class Provenance(Struct, frozen=True):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What everybody who uses the bundle must know, one line each."""
+        """Notes that every user of the bundle must see, one line each."""
         return (RANDOM_WEIGHTS_NOTE,) if self.random_weights else ()
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """All of ``bundle.json``. ``reference`` is the file of parity samples; a bundle of random weights may lack it."""
+    """The content of ``bundle.json``. ``reference`` holds the parity samples, which random weights may lack."""
 
     schema_version: int = SCHEMA_VERSION
     preset: str
@@ -166,27 +166,27 @@ class Manifest(Struct, frozen=True, kw_only=True):
         if missing := [stage for stage in Stage if stage not in self.stages]:
             raise ValueError(f"the stages {', '.join(missing)} are missing")
         if wrong := [stage for stage, record in self.stages.items() if record.contract.stage != stage]:
-            raise ValueError(f"the contract of stage '{wrong[0]}' is another stage's")
+            raise ValueError(f"stage '{wrong[0]}' has another stage's contract")
         names = [record.name for record in self.files]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"the file '{twice[0]}' is listed twice")
         sizes = {"image_size": self.preprocessing.image_size, "text_length": self.text.length}
         for name, size in sizes.items():
             if size != getattr(self.geometry, name):
-                raise ValueError(f"{name} is {getattr(self.geometry, name)} in one place and {size} in another")
+                raise ValueError(f"{name} is {getattr(self.geometry, name)} in the geometry and {size} elsewhere")
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """Every file of the bundle but ``bundle.json`` itself."""
+        """All files of the bundle except ``bundle.json``."""
         graphs = [record for stage in self.stages.values() for record in (stage.graph, *stage.data)]
         return (*graphs, self.tokenizer, *([self.reference] if self.reference else []))
 
 
 def read_record(value: Any, kind: type[_Record], file: str = MANIFEST_NAME, path: str = "$") -> _Record:
-    """Make a record of ``kind`` of the plain JSON values at ``path`` of ``file``.
+    """Convert the JSON value at ``path`` of ``file`` to a record of type ``kind``.
 
     Raises:
-        BundleError: a field is missing, of another type or out of range; the line names file and path.
+        BundleError: a field is missing, of another type or out of range; the message names file and path.
     """
     try:
         return msgspec.convert(value, kind)
@@ -196,19 +196,19 @@ def read_record(value: Any, kind: type[_Record], file: str = MANIFEST_NAME, path
 
 
 def bytes_with_digest(document: Mapping[str, Any]) -> bytes:
-    """The bytes of ``bundle.json`` for its plain JSON values, its own digest included."""
+    """Serialise the JSON values of ``bundle.json``, including the file's digest."""
     text = json.dumps({**document, _DIGEST: _NO_DIGEST}, indent=2) + "\n"
     head, _, tail = text.rpartition(_NO_DIGEST)
     return (head + hashlib.sha256(text.encode()).hexdigest() + tail).encode()
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The bytes of ``bundle.json``."""
+    """Serialise a manifest to the bytes of ``bundle.json``."""
     return bytes_with_digest(msgspec.to_builtins(manifest, str_keys=True))
 
 
 def read_manifest(data: bytes) -> tuple[Manifest, str]:
-    """The manifest in the bytes of ``bundle.json``, and its digest.
+    """Read a manifest and its digest from the bytes of ``bundle.json``.
 
     Raises:
         BundleError: the bytes are not JSON, of another schema version, damaged, or not a manifest.
@@ -228,6 +228,6 @@ def read_manifest(data: bytes) -> tuple[Manifest, str]:
     if hashlib.sha256(head + _NO_DIGEST.encode() + tail).hexdigest() != digest:
         raise BundleError(f"bundle.json was changed after export: {EXPORT_AGAIN}")
     records = read_record(value.get("stages"), dict[Stage, Any], path="$.stages")
-    # One by one: the path of an error names the stage then.
+    # Stage by stage, so that the path in an error names the stage.
     stages = {s: read_record(records[s], StageRecord, path=f"$.stages.{s}") for s in Stage if s in records}
     return read_record({**value, "stages": stages}, Manifest), digest

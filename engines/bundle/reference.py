@@ -1,8 +1,8 @@
 """The reference samples of a bundle: real inputs with the outputs of FP32 PyTorch, stage by stage.
 
-An edge device without PyTorch proves parity against them. In ``reference.safetensors`` sample ``i`` has its tensors as
+A device without PyTorch proves parity against them. ``reference.safetensors`` stores the tensors of sample ``i`` as
 ``"i/<name>"``: ``image``, ``input_ids``, ``token_mask``, every stage output by its contract name, ``masks`` and
-``original_size``; the phrases stand as JSON in the header.
+``original_size``. Its header holds the phrases as JSON.
 """
 
 import json
@@ -29,7 +29,7 @@ class ReferenceSample:
     """One image with P phrases.
 
     Attributes:
-        phrases: P texts.
+        phrases: P phrases.
         tensors: by contract name, the inputs ``image`` (1, 3, S, S) uint8, ``input_ids`` and ``token_mask`` (P, L), and
             every output of every stage.
         masks: (P, H, W) bool, the final masks at the image's size.
@@ -42,16 +42,16 @@ class ReferenceSample:
     original_size: tuple[int, int]
 
     def inputs(self, contract: StageContract) -> dict[str, npt.NDArray[Any]]:
-        """The inputs of a stage."""
+        """Return the inputs of a stage by contract name."""
         return {spec.name: self.tensors[spec.name] for spec in contract.inputs}
 
     def outputs(self, contract: StageContract) -> dict[str, npt.NDArray[Any]]:
-        """The outputs of a stage, by PyTorch."""
+        """Return PyTorch's outputs of a stage by contract name."""
         return {spec.name: self.tensors[spec.name] for spec in contract.outputs}
 
 
 def write_reference(path: Path, samples: Sequence[ReferenceSample]) -> None:
-    """Write the samples, atomically.
+    """Write samples to a file, atomically.
 
     Raises:
         RSRefSegError: the disk is full or the folder cannot be written.
@@ -66,7 +66,7 @@ def write_reference(path: Path, samples: Sequence[ReferenceSample]) -> None:
         stored[_ORIGINAL_SIZE] = np.array(sample.original_size, np.int64)
         tensors |= {f"{index}/{name}": np.ascontiguousarray(value) for name, value in stored.items()}
     phrases = json.dumps([list(sample.phrases) for sample in samples])
-    # Not safetensors' own writer of files: it makes them readable by their owner only.
+    # safetensors' own file writer would create a file that only its owner can read.
     atomic_write_bytes(path, save(tensors, metadata={_PHRASES: phrases}))
 
 
@@ -74,7 +74,7 @@ def load_reference(bundle: Bundle) -> tuple[ReferenceSample, ...]:
     """Read the samples of a bundle and check them against its contracts.
 
     Raises:
-        BundleError: the bundle has none, or they do not fit its contracts.
+        BundleError: the bundle has no samples, or they do not fit its contracts.
     """
     from safetensors import SafetensorError, safe_open
 

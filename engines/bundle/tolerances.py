@@ -1,4 +1,4 @@
-"""How far an engine may be from FP32 PyTorch: a table, with the reason of every limit."""
+"""The tolerances of engines against FP32 PyTorch, with the reason for every limit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Measure(str, Enum):  # noqa: UP042 (StrEnum needs Python 3.11)
-    """A measured value. ``IOU_*`` must be at least their limit, all others at most."""
+    """A measured quantity. ``IOU_*`` must be at least their limit, all others at most."""
 
     SHARE_OF_MAX = "share_of_max"
     RELATIVE_L2 = "relative_l2"
@@ -16,12 +16,12 @@ class Measure(str, Enum):  # noqa: UP042 (StrEnum needs Python 3.11)
 
     @property
     def sign(self) -> str:
-        """How a value that passes compares with its limit."""
+        """The comparison of a passing value with its limit: ``>=`` or ``<=``."""
         return ">=" if self in (Measure.IOU_WORST, Measure.IOU_MEAN) else "<="
 
 
 class Scope(str, Enum):  # noqa: UP042
-    """What a tolerance applies to: one output of a stage, the final masks of the reference, or a data set's score."""
+    """The object of a tolerance: one output of a stage, the final masks of the reference, or a data set's score."""
 
     STAGE = "stage"
     MASKS = "masks"
@@ -30,14 +30,14 @@ class Scope(str, Enum):  # noqa: UP042
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """One limit.
+    """A limit on one measured quantity.
 
     Attributes:
-        precision: it applies to, as ``Engine.precision_of`` names it.
-        scope: it applies to.
-        measure: the measured value.
+        precision: the precision it applies to, as ``Engine.precision_of`` returns it.
+        scope: the object it applies to.
+        measure: the measured quantity.
         limit: the last value that passes.
-        reason: why this limit.
+        reason: why the limit has this value.
     """
 
     precision: str
@@ -47,7 +47,7 @@ class Tolerance:
     reason: str
 
     def allows(self, value: float) -> bool:
-        """Whether a value passes; not-a-number never does."""
+        """Return whether a value passes; NaN never does."""
         return value >= self.limit if self.measure.sign == ">=" else value <= self.limit
 
 
@@ -60,7 +60,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether it lies within its tolerance."""
+        """Whether the value is within its tolerance."""
         return self.tolerance.allows(self.value)
 
     def __str__(self) -> str:
@@ -82,35 +82,35 @@ TOLERANCES = (
     Tolerance("fp32", Scope.STAGE, Measure.SHARE_OF_MAX, 1e-4, _ROUNDING),
     Tolerance("fp32", Scope.MASKS, Measure.SHARE_OF_MAX, 1e-4, _ROUNDING),
     Tolerance("fp32", Scope.MASKS, Measure.IOU_WORST, 0.999, _EDGE),
-    Tolerance("fp32", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.0005, "a twentieth of a point; tables show 0.01"),
+    Tolerance("fp32", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.0005, "0.05 percentage points of gIoU"),
     Tolerance("fp16", Scope.STAGE, Measure.RELATIVE_L2, 1e-2, _HALF),
     Tolerance("fp16", Scope.MASKS, Measure.IOU_WORST, 0.98, _SMALL),
-    Tolerance("fp16", Scope.MASKS, Measure.IOU_MEAN, 0.995, "what half precision may cost the masks as a whole"),
-    Tolerance("fp16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "less than two trainings differ by"),
+    Tolerance("fp16", Scope.MASKS, Measure.IOU_MEAN, 0.995, "the allowance for half precision over all masks"),
+    Tolerance("fp16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "less than the difference between two trainings"),
     Tolerance("bf16", Scope.STAGE, Measure.RELATIVE_L2, 2e-2, _BRAIN),
     Tolerance("bf16", Scope.MASKS, Measure.IOU_WORST, 0.9, _SMALL),
-    Tolerance("bf16", Scope.MASKS, Measure.IOU_MEAN, 0.99, "three bits less than half, and so twice its loss"),
-    Tolerance("bf16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "as in half precision: edges move to either side"),
+    Tolerance("bf16", Scope.MASKS, Measure.IOU_MEAN, 0.99, "three bits fewer than FP16, and twice its allowance"),
+    Tolerance("bf16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "as in FP16: edges move in both directions"),
 )
 
 
 def tolerances(precision: str, scope: Scope) -> tuple[Tolerance, ...]:
-    """The limits for a precision and scope."""
+    """Return the limits for a precision and scope."""
     return tuple(limit for limit in TOLERANCES if (limit.precision, limit.scope) == (precision, scope))
 
 
 def tie_share(limits: Sequence[Tolerance]) -> float:
-    """The share of the largest logit below which a logit is a tie: the tolerance of the logits allows either sign.
+    """Return the share of the largest logit below which a logit is a tie: its tolerance allows either sign.
 
-    0 if the limits have no tolerance of the logits, as in half precision, whose limits on IoU allow for flipped edges.
+    The share is 0 if the limits have none for logits, as in half precision, whose IoU limits allow for flipped edges.
     """
     return next((limit.limit for limit in limits if limit.measure is Measure.SHARE_OF_MAX), 0.0)
 
 
 def judge(values: Mapping[Measure, float], limits: Sequence[Tolerance]) -> tuple[Verdict, ...]:
-    """Hold measured values against their limits.
+    """Compare measured values with their limits.
 
     Raises:
-        KeyError: a limit's measure has no value.
+        KeyError: the measure of a limit has no value.
     """
     return tuple(Verdict(limit, values[limit.measure]) for limit in limits)

@@ -1,4 +1,4 @@
-"""From image files of any usual kind to uint8 RGB. One clear refusal for each thing that cannot be read."""
+"""Decodes image files of common formats to uint8 RGB, and names the problem of each file it cannot read."""
 
 import contextlib
 import struct
@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from ..errors import BadInputError
 from .tiff import TiffHeader, read_tiff_header
 
-# Pillow's other formats are left out on purpose: some start helper programs (EPS), none holds overhead imagery.
+# Pillow's other formats are excluded: some start helper programs (EPS), and none is used for overhead imagery.
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "JPEG2000", "BMP", "GIF", "PPM")
 _SIGNATURES = {
     b"\x89PNG": "PNG",
@@ -29,7 +29,7 @@ _SIGNATURES = {
     b"BM": "BMP",
     b"GIF8": "GIF",
 }
-_BIT_DEPTHS = (8, 10, 11, 12, 14, 16)  # what sensors and their products use
+_BIT_DEPTHS = (8, 10, 11, 12, 14, 16)  # of sensors and their products
 _MAX_BANDS = 4
 _process_wide_lock = threading.Lock()
 
@@ -37,7 +37,7 @@ Pixels = npt.NDArray[Any]
 
 
 def decode_image(path: Path, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """The picture in ``path`` as (H, W, 3) uint8 RGB; see ``read_image``.
+    """Decode the image in ``path`` to (H, W, 3) uint8 RGB; see ``read_image``.
 
     Raises:
         BadInputError: the file is not a readable image, or larger than ``max_pixels``.
@@ -58,7 +58,7 @@ def decode_image(path: Path, max_pixels: int) -> npt.NDArray[np.uint8]:
             if kind is not None:
                 raise _corrupt(path, kind) from error
             raise BadInputError(
-                f"'{path}' is not an image that can be read here: use PNG, JPEG, TIFF, WebP, JPEG 2000, BMP, GIF or PPM"
+                f"'{path}' is not an image of a supported format: use PNG, JPEG, TIFF, WebP, JPEG 2000, BMP, GIF or PPM"
             ) from error
         except MemoryError as error:
             raise BadInputError(f"not enough memory to decode the image '{path}'") from error
@@ -67,10 +67,10 @@ def decode_image(path: Path, max_pixels: int) -> npt.NDArray[np.uint8]:
 
 
 def to_rgb8(path: Path, pixels: Pixels, alpha: Pixels | None) -> npt.NDArray[np.uint8]:
-    """Grey (H, W) or colour (H, W, 3) values of any number type to (H, W, 3) uint8, composited over black.
+    """Convert grey (H, W) or colour (H, W, 3) values of any dtype to (H, W, 3) uint8, composited over black.
 
     Raises:
-        BadInputError: not-a-number values, or values beyond 16 bits.
+        BadInputError: a value is not finite, or beyond 16 bits.
     """
     colours = _to_8_bits(path, pixels)
     if alpha is not None:
@@ -87,9 +87,9 @@ def _decode(path: Path, stream: IO[bytes], max_pixels: int, tiff: TiffHeader | N
     huge = Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS
     with _without_pillow_limit() if huge else contextlib.nullcontext():
         deep = image.mode in ("RGB", "RGBA", "RGBX") and any(";16" in str(tile[3]) for tile in image.tile)
-        image.load()  # before OpenCV, which takes a picture that is cut short without a word
+        image.load()  # before OpenCV, which accepts a truncated image silently
     turn = _orientation(image)
-    if deep:  # Pillow keeps the high byte only: 12-bit values would come out all but black
+    if deep:  # Pillow keeps the high byte only, which makes 12-bit images almost black
         pixels, alpha = _decode_with_opencv(path, stream, tiff)
     else:
         pixels, alpha = _pillow_pixels(path, image)
@@ -98,7 +98,7 @@ def _decode(path: Path, stream: IO[bytes], max_pixels: int, tiff: TiffHeader | N
 
 
 def _pillow_pixels(path: Path, image: Image.Image) -> tuple[Pixels, Pixels | None]:
-    """Colour or grey values, and opacity where the picture has any."""
+    """Return colour or grey values, and opacity if the image has any."""
     if image.mode.startswith(("I", "F")):
         return np.array(image), None
     if image.has_transparency_data:
@@ -111,7 +111,7 @@ def _pillow_pixels(path: Path, image: Image.Image) -> tuple[Pixels, Pixels | Non
 
 
 def _decode_with_opencv(path: Path, stream: IO[bytes], tiff: TiffHeader | None) -> tuple[Pixels, Pixels | None]:
-    """Colour values and opacity of what Pillow has no pixel mode for: 16-bit colour, colour or 64-bit floats."""
+    """Return colour and opacity of pixel types that Pillow lacks: 16-bit colour, float colour, 64-bit floats."""
     import cv2
 
     stream.seek(0)
@@ -125,7 +125,7 @@ def _decode_with_opencv(path: Path, stream: IO[bytes], tiff: TiffHeader | None) 
     except cv2.error:
         bands = None
     if bands is None:
-        raise BadInputError(f"the image '{path}' is corrupt, cut short or of a rare kind: save it as 8 or 16-bit RGB")
+        raise BadInputError(f"the image '{path}' is corrupt, cut short or unsupported: save it as 8 or 16-bit RGB")
     if bands.ndim == 2:
         return bands, None
     opacity = bands.shape[2] == _MAX_BANDS and (tiff is None or tiff.opacity)
@@ -133,7 +133,7 @@ def _decode_with_opencv(path: Path, stream: IO[bytes], tiff: TiffHeader | None) 
 
 
 def _to_8_bits(path: Path, values: Pixels) -> npt.NDArray[np.uint8]:
-    """Values scaled from the smallest usual bit depth that holds their maximum; floats within 0..1 from 0..1."""
+    """Scale values to 8 bits from the smallest common bit depth that holds their maximum, or floats from 0..1."""
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.bool_:
@@ -162,7 +162,7 @@ def _scaled(values: Pixels, full: int) -> npt.NDArray[np.uint8]:
 
 
 def _check_tiff(path: Path, stream: IO[bytes], max_pixels: int) -> TiffHeader:
-    """Refuse by its header a TIFF that is too large or has other bands than a picture."""
+    """Read the header of a TIFF; reject one that is too large or whose bands are not grey or colour."""
     try:
         header = read_tiff_header(stream)
     except (OSError, ValueError, OverflowError, struct.error) as error:
@@ -188,7 +188,7 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation; 1 when there is none, when it is broken, and for TIFF, which is turned on load."""
+    """Return the EXIF orientation; 1 if it is missing or broken, and for TIFF, which Pillow rotates on loading."""
     try:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
@@ -197,7 +197,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned(rgb: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """The picture the right way up (EXIF 2.3, tag 0x0112)."""
+    """Rotate and mirror an image by its EXIF orientation (EXIF 2.3, tag 0x0112)."""
     if orientation in (5, 6, 7, 8):
         rgb = rgb.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -223,7 +223,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _without_pillow_limit() -> Iterator[None]:
-    """Pillow's own size check has one limit for the whole process; here each call has its own, so it is off inside."""
+    """Disable Pillow's size check, which has one limit for the process; ``_check_size`` has one for each call."""
     with _process_wide_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -234,7 +234,7 @@ def _without_pillow_limit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_opencv_log() -> Iterator[None]:
-    """OpenCV writes its own lines to stderr for a broken file; the caller gets one error instead."""
+    """Silence OpenCV, which prints to stderr for a broken file; the caller raises one error instead."""
     import cv2
 
     log = getattr(cv2.utils, "logging", cv2)  # OpenCV 5 moved it

@@ -1,4 +1,4 @@
-"""The few facts of a TIFF's first directory that decide how its picture can be decoded (TIFF 6.0, BigTIFF)."""
+"""Reads the fields of a TIFF's first directory that decide how its image is decoded (TIFF 6.0, BigTIFF)."""
 
 import struct
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ _MAX_ENTRIES = 4096
 
 @dataclass(frozen=True, slots=True)
 class TiffHeader:
-    """Attributes of the first page.
+    """Properties of the first page.
 
     Attributes:
-        width, height: px.
+        width, height: size, px.
         bands: samples per pixel.
-        bits: of the widest sample.
-        opacity: whether band 4 is opacity that colours are not yet multiplied by.
+        bits: bits of the widest sample.
+        opacity: whether band 4 is unassociated alpha, by which the colours are not yet multiplied.
         unmarked: whether several bands are marked as grey, as GDAL writes 16-bit colour by default.
-        rgb_patch: where in the file which bytes have to stand for the bands to count as red, green and blue.
+        rgb_patch: offset in the file, and the bytes that mark the bands as red, green and blue at that offset.
     """
 
     width: int
@@ -36,7 +36,7 @@ class TiffHeader:
 
 
 def read_tiff_header(stream: IO[bytes]) -> TiffHeader:
-    """Read the first directory.
+    """Read the first directory of a TIFF.
 
     Raises:
         ValueError, struct.error: the directory is broken.

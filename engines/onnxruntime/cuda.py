@@ -1,4 +1,4 @@
-"""A bundle on ONNX Runtime's CUDA provider: tensors stay on the GPU from the image to the mask logits."""
+"""Runs a bundle on ONNX Runtime's CUDA provider. Tensors stay on the GPU from the image to the mask logits."""
 
 import contextlib
 import ctypes
@@ -17,16 +17,16 @@ from ..bundle.contracts import Stage
 from ..engine import IMAGE_STAGES, Arrays, Tensors, one_line
 from ..errors import MissingPartError, RSRefSegError
 from .device_session import RECORDING_OPTIONS, BoundTensor, DeviceSession
-from .engine import FATAL, PROVIDERS, OnnxRuntimeEngine, not_started, why_unavailable
+from .engine import FATAL, PROVIDERS, OnnxRuntimeEngine, not_started, unavailable_reason
 from .library import package
 
-# Stages of many small kernels. SAM's encoder has large ones, and products that must not be recorded.
+# Stages of many small kernels. SAM's encoder has large kernels, and products that must not be recorded.
 RECORDED = (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
-TO_HOST = (Stage.SIGLIP_TEXT, Stage.SAM_DECODER)  # stages whose results are wanted in host memory
+TO_HOST = (Stage.SIGLIP_TEXT, Stage.SAM_DECODER)  # stages whose outputs go to host memory
 
 _CUDA = "cuda"
 _PLACEMENT_KEY = "session.record_ep_graph_assignment_info"
-# Operators that compute sizes. ONNX Runtime leaves such nodes to the CPU on purpose: they hold a few integers.
+# Operators that compute sizes. ONNX Runtime deliberately runs such nodes on the CPU: they process a few integers.
 _SIZES = {
     "Shape", "Size", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Cast", "Range", "ConstantOfShape",
     "Add", "Sub", "Mul", "Div", "Identity",
@@ -36,34 +36,34 @@ _SIZES = {
 class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     """Runs every stage on one GPU, one call at a time.
 
-    An image is uploaded once for both encoders, which run at the same time; mask logits are downloaded once for an
-    answer. Features of phrases are kept on the host, so that any of them can be combined. Stages run in two threads of
-    the engine's own, whichever thread calls: ONNX Runtime keeps handles and recordings for every thread apart.
+    An image is uploaded once for both encoders, which run in parallel; mask logits are downloaded once per call of
+    ``predict``. Features of phrases stay on the host, so that any of them can be combined. Stages run in two worker
+    threads of the engine, because ONNX Runtime keeps separate handles and recordings for each thread.
 
-    With ``device="cpu"`` the same code runs without a GPU.
+    ``device="cpu"`` runs the same code without a GPU.
 
     Args:
-        bundle: what to run.
-        threads: CPU threads for nodes that compute sizes; default is the cores this process may use.
+        bundle: the bundle to run.
+        threads: number of CPU threads for nodes that compute sizes; by default the cores this process may use.
         device: ``cuda`` or ``cpu``.
-        device_id: number of the GPU, as CUDA counts the visible ones.
+        device_id: index of the GPU among the visible ones, as CUDA counts them.
 
     Raises:
         MissingPartError: ONNX Runtime, its CUDA provider, CUDA's libraries, the driver or the GPU is missing.
     """
 
-    loads_together = False  # a GPU loads one stage after the other in any case
+    loads_together = False  # a GPU loads stages one after the other in any case
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str = _CUDA, device_id: int = 0) -> None:
         super().__init__(bundle, threads, device)
         self._place = (device, device_id)
         self._image: Any = None
         self._start_threads()
-        if device == _CUDA and (reason := why_not_started(device_id)) is not None:
+        if device == _CUDA and (reason := cuda_unavailable_reason(device_id)) is not None:
             raise MissingPartError(reason)
 
     def provider_of(self, stage: Stage) -> str:
-        """The execution provider, the nodes it left to the CPU, and why its runs are not replayed."""
+        """Return the execution provider, the nodes it leaves to the CPU, and why its runs are not replayed, if so."""
         model: DeviceSession = self._loaded(stage)
         _, placement = node_placement(model.session, PROVIDERS[self._device])
         return f"{placement}; not replayed: {model.refusal}" if model.refusal else placement
@@ -73,7 +73,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         return self.to_host(self.run_resident(stage, feeds))
 
     def to_host(self, tensors: Tensors) -> Arrays:
-        """Copies in host memory."""
+        """Return copies of tensors in host memory."""
         with self._lock:
             return {
                 name: tensor.value.numpy() if isinstance(tensor, BoundTensor) else tensor
@@ -81,7 +81,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             }
 
     def close(self) -> None:
-        """Free all sessions and their memory on the device, once the current call has ended."""
+        """Free all sessions and their device memory, once the current call has ended."""
         with self._lock:
             self._image = None
             for thread in (self._vision_thread, self._other_thread):
@@ -94,7 +94,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     def _run(self, stage: Stage, model: Any, feeds: Mapping[str, Any]) -> Tensors:
         with self._lock:
-            model = self._loaded(stage)  # `close` may have ended the threads that the given one was recorded in
+            model = self._loaded(stage)  # `close` may have ended the threads in which `model` was recorded
             return self._submit(stage, model, feeds).result()
 
     def _encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
@@ -119,13 +119,13 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             raise self._run_error(stage, error) from error
 
     def _upload(self, image: npt.NDArray[np.uint8]) -> BoundTensor:
-        """The image on the device, in the memory of the image before it, whose encoders are done."""
+        """Copy an image to the device, into the memory of the previous image, whose encoders have finished."""
         try:
             if self._image is None:
                 make = package().OrtValue.ortvalue_from_shape_and_type
                 self._image = make(image.shape, image.dtype, *self._place)
             self._image.update_inplace(np.ascontiguousarray(image))
-        except Exception as error:  # as above
+        except Exception as error:  # ONNX Runtime's error classes share no base but Exception
             self._image = None
             raise self._run_error(IMAGE_STAGES[0], error) from error
         return BoundTensor.of(self._image)
@@ -145,15 +145,15 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         provider = PROVIDERS[self._device]
         nodes, _ = node_placement(session, provider)
         if nodes == 0:
-            raise MissingPartError(f"{provider} takes no node of stage '{stage}': use --backend onnxruntime")
+            raise MissingPartError(f"{provider} runs no node of stage '{stage}': use --backend onnxruntime")
         to_host, records = stage in TO_HOST, stage in RECORDED
         return DeviceSession(session, self.contract(stage), self._place, to_host, records, refusal)
 
 
 def node_placement(session: Any, provider: str) -> tuple[int | None, str]:
-    """How many nodes of a graph a provider took, and in words where the others run.
+    """Return the number of nodes of a graph that a provider runs, and a text that says where the others run.
 
-    ``None`` and the provider alone before ONNX Runtime 1.24, which does not report it.
+    ONNX Runtime before 1.24 does not report placement: the result is then ``None`` and the provider's name.
     """
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return None, provider
@@ -167,13 +167,13 @@ def node_placement(session: Any, provider: str) -> tuple[int | None, str]:
 
 
 def cuda_options(device_id: int) -> dict[str, str]:
-    """Options of the CUDA provider, by its own names.
+    """Return the options of the CUDA provider, by ONNX Runtime's keys.
 
-    - TF32 is on by default and keeps 11 significant bits of float32: parity with FP32 would not hold, nor would blocks
-      that a precision plan keeps in float32.
-    - cuDNN chooses a convolution by heuristics: a search would be repeated for each number of phrases, with other
-      roundings each time.
-    - Arenas grow by what is requested, not by powers of two: there are five, one for each stage.
+    - TF32 is off: it keeps 11 significant bits of float32, which breaks parity with FP32 and affects the blocks that a
+      precision plan keeps in float32.
+    - cuDNN selects convolutions by heuristics: a search would repeat for each number of phrases and round differently
+      each time.
+    - Arenas grow by the requested size, not to powers of two: there are five, one for each stage.
     """
     return {
         "device_id": str(device_id),
@@ -183,28 +183,28 @@ def cuda_options(device_id: int) -> dict[str, str]:
     }
 
 
-def why_not_started(device_id: int = 0) -> str | None:
-    """Start ONNX Runtime's CUDA provider on a GPU: why that fails, with a hint; ``None`` when it does not.
+def cuda_unavailable_reason(device_id: int = 0) -> str | None:
+    """Start ONNX Runtime's CUDA provider on a GPU; return why it fails, with a hint, or ``None`` if it starts.
 
-    ONNX Runtime itself would continue on the CPU where a library, the driver or the GPU is missing.
+    ONNX Runtime itself would continue on the CPU if a library, the driver or the GPU is missing.
     """
-    if (reason := why_unavailable(_CUDA)) is not None:
+    if (reason := unavailable_reason(_CUDA)) is not None:
         return reason
     onnxruntime = package()
     onnxruntime.set_default_logger_severity(FATAL)  # stderr would repeat the error below
-    # It prints on standard output, which belongs to the commands' reports. Before 1.21 there is no such function.
+    # The function prints on standard output, which is reserved for reports. Releases before 1.21 lack it.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AttributeError):
         onnxruntime.preload_dlls()
     try:
         onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), _CUDA, device_id)
-    except Exception as error:  # as above
+    except Exception as error:  # ONNX Runtime's error classes share no base but Exception
         missing = _missing_library(Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so")
         return not_started(PROVIDERS[_CUDA], missing or one_line(error))
     return None
 
 
 def _missing_library(provider: Path) -> str | None:
-    """The library that the provider's own file lacks, once ONNX Runtime has failed to load it."""
+    """Return the library that the provider's file needs and cannot load, after ONNX Runtime failed to load it."""
     if not provider.exists():
         return None
     try:

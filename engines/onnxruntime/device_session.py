@@ -1,7 +1,7 @@
 """A session whose tensors stay on a device, and whose repeated runs ONNX Runtime records as CUDA graphs and replays.
 
-A replay is one launch for the whole graph instead of one for every node: what many small kernels cost the host goes,
-and cuDNN keeps its plan for a number of phrases.
+A replay is one launch for the whole graph instead of one for every node. It removes the host's overhead for many small
+kernels, and cuDNN keeps its plan for each number of phrases.
 """
 
 from collections import Counter
@@ -17,8 +17,8 @@ from .engine import TYPES
 from .library import package
 
 RECORDING_OPTIONS = {"enable_cuda_graph": "1"}  # of the CUDA provider
-_GRAPH_ID, _NOT_RECORDED = "gpu_graph_id", "-1"  # of a run, by ONNX Runtime's own key
-_RECORDED_FROM = 3  # runs of a shape: recording one that comes once costs more than it saves
+_GRAPH_ID, _NOT_RECORDED = "gpu_graph_id", "-1"  # a run option of ONNX Runtime
+_RECORDED_FROM = 3  # runs of a shape: recording a shape that occurs once costs more than it saves
 _MOST_RECORDINGS = 8
 
 _Shapes = tuple[tuple[int, ...], ...]
@@ -41,23 +41,23 @@ class BoundTensor:
 class DeviceSession:
     """Runs a session on arrays and tensors of its device.
 
-    Runs are recorded by the shapes of their inputs, that is, by the number of phrases. A recording reads and writes the
-    same memory each time, so its results are copied. A recorded graph must not contain products whose batches are
-    broadcast: ONNX Runtime gives cuBLAS the addresses of their parts in host memory that it reuses after the recording.
+    Each recording belongs to the shapes of its inputs, that is, to a number of phrases. It reads and writes the same
+    memory in every run, so its results are copied. A recorded graph must not contain products whose batches are
+    broadcast: ONNX Runtime passes cuBLAS addresses in host memory that it reuses after the recording.
 
-    Not safe among threads, and nothing else may use the GPU while a run is recorded.
+    Not thread-safe. Nothing else may use the GPU while a run is recorded.
 
     Args:
-        session: the ``InferenceSession``; made with ``RECORDING_OPTIONS`` where it is recorded on CUDA.
-        contract: of its stage.
-        place: the device, as ONNX Runtime names it, and its number.
-        to_host: whether results are wanted as arrays.
+        session: the ``InferenceSession``, created with ``RECORDING_OPTIONS`` if it is recorded on CUDA.
+        contract: contract of its stage.
+        place: the device's name in ONNX Runtime, and its index.
+        to_host: whether ``run`` returns arrays.
         records: whether repeated runs are recorded.
-        refusal: why they are not, for reports.
+        refusal: why runs are not recorded, for reports.
 
     Attributes:
-        refusal: why no run is recorded any more; empty as long as they are.
-        recordings: by the shapes of their inputs.
+        refusal: why runs are no longer recorded; empty while they are.
+        recordings: recordings by the shapes of their inputs.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class DeviceSession:
         self._seen: Counter[_Shapes] = Counter()
 
     def may_record(self, feeds: Mapping[str, Any]) -> bool:
-        """Whether the next run of such feeds may be recorded."""
+        """Return whether the next run with feeds of these shapes may be recorded."""
         return self._records and self._shapes(feeds) not in self.recordings
 
     def run(self, feeds: Mapping[str, Any]) -> Tensors:
-        """Run on feeds that fit the contract: arrays or ``BoundTensor``. Raises what ONNX Runtime raises."""
+        """Run on feeds that fit the contract: arrays or ``BoundTensor``. ONNX Runtime's errors pass through."""
         if self._records:
             try:
                 if (recording := self._recording(feeds)) is not None:
                     return recording.run(feeds, self._to_host)
             except Exception as error:  # ONNX Runtime's error classes share no base but Exception
-                # A real failure, such as too little memory, also fails the run without recording below.
+                # A failure that recording did not cause, such as too little memory, also fails the run below.
                 self.refusal = one_line(error) or type(error).__name__
                 self._records = False
                 self.recordings.clear()
@@ -94,7 +94,7 @@ class DeviceSession:
             else:
                 binding.bind_cpu_input(name, np.ascontiguousarray(tensor))
         for spec in self._contract.outputs:
-            # Without a buffer every run allocates its own results, so they can be kept.
+            # Without a buffer every run allocates its own results, so that callers can keep them.
             binding.bind_output(spec.name, *(("cpu", 0) if self._to_host else self._place))
         binding.synchronize_inputs()
         self.session.run_with_iobinding(binding, options)
@@ -103,7 +103,7 @@ class DeviceSession:
         return {spec.name: value.numpy() if self._to_host else BoundTensor.of(value) for spec, value in values}
 
     def _recording(self, feeds: Mapping[str, Any]) -> "_Recording | None":
-        """The recording for such feeds, made once they come often enough."""
+        """Return the recording for feeds of these shapes, or ``None`` until there were enough runs."""
         shapes = self._shapes(feeds)
         if shapes not in self.recordings:
             self._seen[shapes] += 1
@@ -140,13 +140,13 @@ class _Recording:
             self._binding.bind_ortvalue_output(name, value)
 
     def run(self, feeds: Mapping[str, Any], to_host: bool) -> Tensors:
-        """Copies of the results."""
+        """Run on copies of the feeds and return copies of the results."""
         for name, value in self._inputs.items():
             feed = feeds[name]
             value.update_inplace(np.ascontiguousarray(feed) if isinstance(feed, np.ndarray) else feed.value)
         self._session.run_with_iobinding(self._binding, self._options)
         if to_host:
-            # On a CPU ``numpy`` gives a view of the recording's own memory.
+            # On a CPU ``numpy`` returns a view of the recording's memory.
             return {name: np.array(value.numpy()) for name, value in self._outputs.items()}
         copies: Tensors = {}
         for name, value in self._outputs.items():
@@ -156,5 +156,5 @@ class _Recording:
 
 
 def _empty(shape: tuple[int, ...], dtype: str, place: tuple[str, int]) -> Any:
-    """An ``OrtValue`` on the device, not initialised."""
+    """Return an uninitialised ``OrtValue`` on the device."""
     return package().OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype), *place)

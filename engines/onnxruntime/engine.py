@@ -1,4 +1,4 @@
-"""A bundle on ONNX Runtime's CPU provider, and what its CUDA engine shares with it."""
+"""Runs a bundle on ONNX Runtime's CPU provider. Also the base of the CUDA engine."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from ..system.cores import usable_cores
 from .library import package
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-FATAL = 4  # log severity: errors reach the caller as exceptions, stderr would repeat them
+FATAL = 4  # log severity: errors reach the caller as exceptions, and stderr would repeat them
 TYPES = {
     "tensor(uint8)": "uint8",
     "tensor(int64)": "int64",
@@ -22,8 +22,8 @@ TYPES = {
 _FAULTS_OF_A_GRAPH = {"InvalidGraph", "InvalidProtobuf", "NoSuchFile"}  # the names of ONNX Runtime's error classes
 
 
-def why_unavailable(device: str) -> str | None:
-    """Why the installed ONNX Runtime has no provider for ``cpu`` or ``cuda``; ``None`` when it has."""
+def unavailable_reason(device: str) -> str | None:
+    """Return why ONNX Runtime has no provider for ``cpu`` or ``cuda``, with a hint; ``None`` if it has one."""
     try:
         onnxruntime = package()
     except (ImportError, OSError) as error:  # a shared library may be missing
@@ -39,20 +39,20 @@ def why_unavailable(device: str) -> str | None:
 
 
 def not_started(provider: str, reason: str) -> str:
-    """The message for a provider that is installed and cannot start."""
-    cause = reason.replace(": ", ", ")  # `auto` reports what stands before the first colon
+    """Return the message for a provider that is installed and fails to start."""
+    cause = reason.replace(": ", ", ")  # `auto` reports the part before the first colon
     return (
-        f"onnxruntime could not start {provider} ({cause}): check the driver, bring CUDA's"
+        f"onnxruntime could not start {provider} ({cause}): check the driver, install CUDA's"
         " libraries with pip install 'onnxruntime-gpu[cuda,cudnn]', or use --backend onnxruntime"
     )
 
 
 class OnnxRuntimeEngine(Engine):
-    """Runs every stage in an ONNX Runtime session of its own, and never on another provider than the one asked for.
+    """Runs every stage in a separate ONNX Runtime session, and only on the requested provider.
 
     Args:
-        bundle: what to run.
-        threads: threads within an operator; default is the cores this process may use.
+        bundle: the bundle to run.
+        threads: number of threads within an operator; by default the cores this process may use.
         device: ``cpu``, or ``cuda`` for the subclass.
 
     Raises:
@@ -63,34 +63,34 @@ class OnnxRuntimeEngine(Engine):
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str = "cpu") -> None:
         super().__init__(bundle)
-        if (reason := why_unavailable(device)) is not None:
+        if (reason := unavailable_reason(device)) is not None:
             raise NotInstalledError(reason)
         self.name = "onnxruntime" if device == "cpu" else f"onnxruntime-{device}"
         self._device = device
         self._threads = threads
 
     def provider_of(self, stage: Stage) -> str:
-        """The execution provider of the stage's session."""
+        """Return the execution provider of the stage's session."""
         return str(self._loaded(stage).get_providers()[0])
 
     def _load(self, stage: Stage) -> Any:
         return self._session(stage, {}, {})
 
     def _session(self, stage: Stage, entries: Mapping[str, str], provider_options: Mapping[str, str]) -> Any:
-        """A session of a stage, with more settings of the session and its provider by ONNX Runtime's own keys."""
+        """Create the session of a stage, with extra entries for session and provider by ONNX Runtime's keys."""
         onnxruntime, path = package(), self.bundle.graph_path(stage)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL
         options.intra_op_num_threads = self._threads or usable_cores()
         if self._device == "cpu":
-            # A plan for each number of phrases would keep memory of its own.
+            # Each number of phrases would have its own memory plan, which keeps its own memory.
             options.enable_mem_pattern = False
-        # Every stage has threads of its own: spinning after a run, they would take the cores from the next stage.
+        # Every stage has its own threads: if they spin after a run, they take the cores from the next stage.
         for key, value in {"session.force_spinning_stop": "1", **entries}.items():
             options.add_session_config_entry(key, value)
         provider = PROVIDERS[self._device]
         try:
-            # With its fallback a provider that fails is replaced by the CPU, and the reason printed on standard output.
+            # The fallback would replace a provider that fails by the CPU, and print the reason on standard output.
             session = onnxruntime.InferenceSession(
                 str(path), options, providers=[(provider, dict(provider_options))], enable_fallback=0
             )
@@ -98,7 +98,7 @@ class OnnxRuntimeEngine(Engine):
             reason = one_line(error)
             if self._device == "cpu" or type(error).__name__ in _FAULTS_OF_A_GRAPH:
                 raise BundleError(f"onnxruntime {onnxruntime.__version__} cannot load '{path}': {reason}") from error
-            # The file is whole, so the device is to blame, such as one without free memory.
+            # The file was verified, so the device is the cause, for example because its memory is full.
             raise MissingPartError(not_started(f"'{path.name}' on {provider}", reason)) from error
         if (runs := session.get_providers()[0]) != provider:
             raise MissingPartError(not_started(provider, f"it offered {runs}"))
@@ -113,7 +113,7 @@ class OnnxRuntimeEngine(Engine):
         names = [spec.name for spec in self.contract(stage).outputs]
         try:
             return dict(zip(names, model.run(names, dict(feeds)), strict=True))
-        except Exception as error:  # as above
+        except Exception as error:  # its error classes share no base but Exception
             raise self._run_error(stage, error) from error
 
     def _run_error(self, stage: Stage, error: Exception) -> RSRefSegError:

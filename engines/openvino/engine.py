@@ -1,4 +1,4 @@
-"""A bundle on OpenVINO: on the CPU in BF16 where the processor computes in it, or FP32; on an Intel GPU in FP16."""
+"""Runs a bundle on OpenVINO: on CPUs in BF16 if the processor supports it, else FP32; on Intel GPUs in FP16."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,26 +15,26 @@ from .library import CPU, GPU, chosen_device, computes_bf16, computes_fp16, core
 
 _BF16, _FP16, _FP32, _AS_WRITTEN = "bf16", "f16", "f32", "dynamic"  # OpenVINO's names
 _OURS = {_BF16: "bf16", _FP16: "fp16", _FP32: "fp32"}
-# 1% of the work, and most of what BF16 costs the accuracy of a mask.
+# In these stages BF16 saves 1% of the work and causes most of its loss in mask accuracy.
 _ALWAYS_FP32 = (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
 
 
 class OpenVinoEngine(Engine):
-    """Runs every stage as a compiled model of its own.
+    """Runs every stage as a separate compiled model.
 
-    On the CPU the encoders compute in BF16 where the processor does, on an Intel GPU in FP16 where that does; prompter
-    and decoder always in FP32. FP16 overflows at 65,504, so the sums that an FP16 bundle keeps in FP32 stay in FP32 on
-    a GPU. Stages that compute in FP32 on the CPU have their GELUs rewritten (``gelu``). NPUs are left out: they need
-    fixed sizes. Images go through an encoder one at a time, so that all its sizes are known when it is compiled.
+    The encoders compute in BF16 on a CPU that supports it, and in FP16 on an Intel GPU that supports it; prompter and
+    decoder compute in FP32. FP16 overflows at 65,504, so the sums that an FP16 bundle keeps in FP32 stay in FP32 on a
+    GPU. Stages in FP32 on the CPU have their GELUs rewritten (``gelu``). NPUs are not supported, because they need
+    fixed sizes. An encoder processes one image at a time, so that all its sizes are known at compile time.
 
     Args:
-        bundle: what to run.
-        threads: CPU threads, which on a GPU only compile; default is the cores this process may use.
-        fp32: compute in FP32 also where the processor has BF16, or the GPU FP16.
+        bundle: the bundle to run.
+        threads: number of CPU threads (on a GPU, to compile only); by default the cores this process may use.
+        fp32: compute in FP32 even if the processor supports BF16, or the GPU FP16.
         device: ``CPU`` or ``GPU``.
 
     Raises:
-        MissingPartError: OpenVINO or its plugin is not installed, or there is no Intel GPU.
+        MissingPartError: OpenVINO or its plugin is not installed, or no Intel GPU is found.
     """
 
     loads_together = True
@@ -53,17 +53,17 @@ class OpenVinoEngine(Engine):
             self._precision = _BF16 if not fp32 and computes_bf16() else _FP32
 
     def provider_of(self, stage: Stage) -> str:
-        """OpenVINO's version, the device, and the precision the compiled stage reports."""
+        """Return OpenVINO's version, the device, and the precision that the compiled stage reports."""
         device = f"{self._device} {product_name(self._device)}" if self._on_gpu else self._device
         return f"OpenVINO {version()} {device}, {self._computes(stage).upper()}"
 
     def precision_of(self, stage: Stage) -> str:
-        """``bf16`` or ``fp16`` where the stage computes in it, else the precision of its graph."""
+        """Return ``bf16`` or ``fp16`` if the stage computes in it, else the precision of its graph."""
         computed = self._computes(stage)
         return computed if computed in ("bf16", "fp16") else super().precision_of(stage)
 
     def _computes(self, stage: Stage) -> str:
-        """The precision the compiled stage reports, which may be lower than what was requested."""
+        """Return the precision that the compiled stage reports, which may be lower than the requested one."""
         found = str(self._loaded(stage).get_property("INFERENCE_PRECISION_HINT").to_string())
         return super().precision_of(stage) if found == _AS_WRITTEN else _OURS.get(found, found)
 
@@ -89,7 +89,7 @@ class OpenVinoEngine(Engine):
         return model
 
     def _requested(self, stage: Stage) -> str:
-        """The precision to request. With FP16 the GPU's plugin would compute all of a graph in it."""
+        """Return the precision to request. On a request for FP16, the GPU plugin computes a whole graph in FP16."""
         if stage in _ALWAYS_FP32:
             return _FP32
         if self._precision == _FP16 and super().precision_of(stage) == "fp16":
@@ -104,18 +104,18 @@ class OpenVinoEngine(Engine):
 
     def _infer(self, stage: Stage, model: Any, feeds: Mapping[str, Any]) -> Tensors:
         try:
-            # A request of its own for each run, so threads need no lock and nothing overwrites its results: arrays that
-            # keep its memory alive. On a GPU that may be memory shared with the driver, so it is copied.
+            # Each run has its own request, so threads need no lock and no other run overwrites the results: arrays
+            # that keep the request's memory alive. On a GPU the driver may share that memory, so it is copied.
             request = model.create_infer_request()
             request.infer(dict(feeds), share_inputs=True)
             results = {spec.name: request.get_tensor(spec.name).data for spec in self.contract(stage).outputs}
             return {name: array.copy() for name, array in results.items()} if self._on_gpu else results
-        except Exception as error:  # as above
+        except Exception as error:  # RuntimeErrors of many subclasses, TypeErrors of its bindings
             raise RSRefSegError(f"stage '{stage}' failed in {self.name}: {one_line(error)}") from error
 
 
 def _types(ports: list[Any], specs: tuple[TensorSpec, ...]) -> dict[str, str]:
-    """Dtypes of a model's inputs or outputs. A tensor passed on unchanged has several names: the contract's is used."""
+    """Return the dtypes of a model's inputs or outputs by name; of several names of one tensor, the contract's."""
     wanted = {spec.name for spec in specs}
     return {
         next((name for name in port.names if name in wanted), port.any_name): str(port.element_type.to_dtype())

@@ -1,7 +1,7 @@
-"""GELU written so that OpenVINO's CPU plugin does not fuse it into the product before it.
+"""Rewrites GELU so that OpenVINO's CPU plugin does not fuse it into the preceding product.
 
-In FP32 the plugin has faster kernels for products, but only for those that nothing is fused into, and its tanh is slow.
-A form that it does not recognise as GELU becomes one operator of its own.
+In FP32 the plugin has faster kernels for products without fused operators, and its tanh is slow. A form that the plugin
+does not recognise as GELU becomes a separate operator.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from .library import package
 
 
 def rewrite_gelus(graph: Any) -> int:
-    """Rewrite the factor of every GELU in a model that is not compiled yet, in place; the values stay the same.
+    """Rewrite the factor of every GELU of a model in place, before the model is compiled. Its values do not change.
 
     1 + tanh(u) becomes 2 / (1 + exp(-2 u)), which also keeps the digits that 1 + tanh(u) loses for u far below 0, and
     1 + erf(u) becomes 2 (1/2 + erf(u) / 2).
@@ -21,7 +21,7 @@ def rewrite_gelus(graph: Any) -> int:
         graph: an ``openvino.Model``.
 
     Returns:
-        How many were rewritten.
+        The number of rewritten GELUs.
     """
     rewritten = 0
     for node in graph.get_ordered_ops():
@@ -54,5 +54,5 @@ def _in_halves(erf: Any) -> Any:
 
 
 def _number(number: float, beside: Any) -> Any:
-    """A constant of another value's type."""
+    """Return a constant with the element type of another value."""
     return package().opset13.constant(np.array(number, beside.get_element_type().to_dtype()))

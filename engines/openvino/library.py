@@ -1,4 +1,4 @@
-"""OpenVINO as it is installed: imported without its telemetry, and the devices it can use here."""
+"""Imports OpenVINO without its telemetry, and finds the devices it can use."""
 
 import sys
 import threading
@@ -8,14 +8,14 @@ import numpy as np
 
 from ..errors import MissingPartError, NotInstalledError
 
-CPU, GPU = "CPU", "GPU"  # OpenVINO's names; its GPU plugin knows Intel's
+CPU, GPU = "CPU", "GPU"  # OpenVINO's names; its GPU plugin supports Intel GPUs
 _TELEMETRY = "openvino_telemetry"
-_CORE: list[Any] = []  # the one of this process, once made
+_CORE: list[Any] = []  # the core of this process, once created
 _CORE_LOCK = threading.Lock()
 
 
-def why_unavailable(device: str = CPU) -> str | None:
-    """Why OpenVINO cannot run on a device here, with a hint; ``None`` when it can."""
+def unavailable_reason(device: str = CPU) -> str | None:
+    """Return why OpenVINO cannot run on a device of this machine, with a hint; ``None`` if it can."""
     try:
         core(device)
     except MissingPartError as error:
@@ -24,10 +24,10 @@ def why_unavailable(device: str = CPU) -> str | None:
 
 
 def core(device: str = CPU) -> Any:
-    """The ``openvino.Core`` of this process.
+    """Return the ``openvino.Core`` of this process.
 
     Raises:
-        MissingPartError: OpenVINO cannot run on the device here.
+        MissingPartError: OpenVINO cannot run on the device.
     """
     try:
         found = _core()
@@ -42,14 +42,14 @@ def core(device: str = CPU) -> Any:
         if device == CPU:
             raise MissingPartError("this openvino has no CPU plugin: pip install 'rsrefseg[openvino]'")
         raise MissingPartError(
-            f"openvino {version()} finds no Intel GPU here, only {', '.join(devices) or 'nothing'}:"
-            " where there is one, install its OpenCL driver"
+            f"openvino {version()} finds no Intel GPU, only {', '.join(devices) or 'nothing'}:"
+            " if this machine has one, install its OpenCL driver"
         )
     return found
 
 
 def chosen_device(device: str) -> str:
-    """OpenVINO's name of the device to use: of several GPUs (``GPU.0``, ...) the first discrete one or the first."""
+    """Return OpenVINO's name of the device to use; of several GPUs (``GPU.0``, ...) the first discrete or the first."""
     names = _of_kind(device, _core().available_devices)
     if len(names) == 1:
         return names[0]
@@ -62,14 +62,14 @@ def _of_kind(device: str, found: list[str]) -> list[str]:
 
 
 def _core() -> Any:
-    """One core for all, which lives as long as the process.
+    """Return the shared core, which lives as long as the process.
 
-    A core that uses OpenVINO's CPU plugin for the first time gives the calling thread another stack for signals, which
-    is freed with the last user of the plugin (seen in OpenVINO 2026.4). Freed on another thread, or after the plugin of
-    a later core, it leaves a thread with a dangling stack, and the next signal that Python handles, such as Ctrl-C,
-    ends the process. A plugin that is never unloaded frees nothing.
+    The first use of OpenVINO's CPU plugin by a core sets another signal stack for the calling thread and frees it with
+    the last user of the plugin (OpenVINO 2026.4). If that happens on another thread, or after the plugin of a later
+    core is freed, a thread keeps a dangling stack, and the next signal that Python handles, such as Ctrl-C, ends the
+    process. A plugin that is never unloaded frees nothing.
     """
-    library = package()  # also when the core is there, so that a missing package is noticed
+    library = package()  # also if the core exists, so that a missing package is reported
     with _CORE_LOCK:
         if not _CORE:
             _read_a_constant(library)
@@ -80,21 +80,21 @@ def _core() -> Any:
 def _read_a_constant(library: Any) -> None:
     """Read a constant as an array for the first time while no other thread can.
 
-    The first read makes a static table of types in the bindings and releases Python's lock (GIL) meanwhile. A thread
-    that then reads another constant takes that lock and waits for the table, whose maker waits for the lock: a deadlock
-    (OpenVINO 2026.4) for stages that load in parallel.
+    The first read creates a static table of types in the bindings and releases the GIL meanwhile. A second thread that
+    reads a constant then holds the GIL and waits for the table, whose creator waits for the GIL: stages that load in
+    parallel deadlock (OpenVINO 2026.4).
     """
     library.opset13.constant(np.zeros(1, np.float32)).data.item()
 
 
 def package() -> Any:
-    """The package ``openvino``, without its telemetry.
+    """Import ``openvino`` without its telemetry.
 
-    Its import would send an event to its makers and leave an identifier in the home folder, both by the package
-    ``openvino_telemetry``, without which it works as well: that package is hidden during the import.
+    The import normally sends an event to OpenVINO's developers and stores an identifier in the home folder, both by the
+    optional package ``openvino_telemetry``. This function hides that package during the import.
 
     Raises:
-        ImportError: it is not installed, or one of its libraries cannot be loaded.
+        ImportError: the package is not installed, or one of its libraries cannot be loaded.
     """
     if "openvino" in sys.modules or _TELEMETRY in sys.modules:
         import openvino
@@ -109,20 +109,20 @@ def package() -> Any:
 
 
 def version() -> str:
-    """OpenVINO's version, without the build's name."""
+    """Return OpenVINO's version without the build name."""
     return str(package().__version__).partition("-")[0]
 
 
 def computes_bf16() -> bool:
-    """Whether this processor multiplies BF16 itself."""
+    """Return whether this processor has BF16 arithmetic."""
     return "BF16" in _core().get_property(CPU, "OPTIMIZATION_CAPABILITIES")
 
 
 def computes_fp16(device: str) -> bool:
-    """Whether a GPU multiplies FP16. Where it does not, its plugin accepts the hint and computes in FP32."""
+    """Return whether a GPU has FP16 arithmetic. If it has none, its plugin accepts the hint and computes in FP32."""
     return "FP16" in _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
 
 
 def product_name(device: str) -> str:
-    """The product name of a device."""
+    """Return the product name of a device."""
     return str(_core().get_property(device, "FULL_DEVICE_NAME"))

@@ -1,4 +1,4 @@
-"""Text under a drawing: the phrases with their colours, in lines that fit."""
+"""The legend below an overlay: phrases with their colours, wrapped to its width."""
 
 import unicodedata
 from bisect import bisect_right
@@ -21,7 +21,7 @@ _ELLIPSIS = "…"
 
 
 class Entry(NamedTuple):
-    """A phrase, a note on it, and the number (may be empty) and colour of its regions."""
+    """A phrase, a note on it, and the number (may be empty) and colour of its region."""
 
     phrase: str
     note: str
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 
 def legend(entries: Sequence[Entry], width: int, font_px: int) -> npt.NDArray[np.uint8]:
-    """Draw entries below each other, in two columns from five on; gives (H, ``width``, 3) uint8 RGB."""
+    """Draw entries as (H, ``width``, 3) uint8 RGB, in one column, or in two from five entries on."""
     columns = 2 if len(entries) >= _TWO_COLUMNS_FROM else 1
     margin, line_px, gap, note_px = (round(font_px * share) for share in (0.8, 1.25, 0.55, 0.8))
     column_px = (width - margin) // columns
@@ -58,7 +58,7 @@ def legend(entries: Sequence[Entry], width: int, font_px: int) -> npt.NDArray[np
 
 
 def wrapped(text: str, width: float, font: Any) -> list[str]:
-    """Up to three lines of a text, the last one cut with an ellipsis."""
+    """Wrap a text to at most three lines; an ellipsis ends the last line if the text does not fit."""
     lines, words = [""], text.split()
     for position, word in enumerate(words):
         longer = f"{lines[-1]} {word}".strip()
@@ -73,7 +73,7 @@ def wrapped(text: str, width: float, font: Any) -> list[str]:
 
 
 def shortened(text: str, width: float, font: Any) -> str:
-    """The longest beginning of a text that fits, with an ellipsis where something is missing."""
+    """Return the longest beginning of a text that fits, with an ellipsis if anything is cut."""
     if font.getlength(text) <= width:
         return text
     too_long = bisect_right(range(len(text)), width, key=lambda end: font.getlength(text[:end] + _ELLIPSIS))
@@ -81,12 +81,12 @@ def shortened(text: str, width: float, font: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """The text in what the font has: no accents, no invisible characters, no half characters."""
+    """Return a text without accents, invisible characters and lone surrogates, which the font lacks."""
     clean = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     parts = (mark for mark in unicodedata.normalize("NFKD", clean) if not unicodedata.combining(mark))
     return "".join(mark if mark.isprintable() else " " for mark in parts)
 
 
 def legend_font(size_px: int) -> Any:
-    """Pillow's own scalable font, which needs no installation."""
+    """Return Pillow's built-in scalable font, which needs no installation."""
     return ImageFont.load_default(size_px)

@@ -12,31 +12,31 @@ from .legend import BACKGROUND, Colour, Entry, legend
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-# Okabe and Ito's colours, distinct for colour-blind people too; first those that stand out on soil, grass and water.
+# Okabe and Ito's colours, distinct for colour-blind readers; those visible on soil, grass and water come first.
 _COLOURS: tuple[Colour, ...] = (
     (240, 228, 66), (86, 180, 233), (230, 159, 0), (204, 121, 167), (0, 158, 115), (213, 94, 0), (0, 114, 178),
 )  # fmt: skip
 _BLACK: Colour = (0, 0, 0)
 _SHORTEST_LONG_SIDE, _LONGEST_LONG_SIDE, _NARROWEST_LEGEND = 768, 4096, 384
-_TINT = 0.2  # weak, since phrases speak of colours
+_TINT = 0.2  # weak, because phrases refer to colours
 _DIMMED, _FADED = 0.55, 0.45
 _SAME_REGION_IOU = 0.7
 _COARSE = (128, 128)  # the grid on which regions are compared
 _TINY_SHARE = 0.0015
-_MOST_TINTS = 255  # what a pixel's counter holds
+_MOST_TINTS = 255  # maximum of a pixel's counter
 
 
 def colour_of(index: int) -> Colour:
-    """The colour of the phrase of that index; later rounds through the palette are lighter."""
+    """Return the colour of the phrase at an index; later passes through the palette are lighter."""
     lightened = 1 - 0.55 ** (index // len(_COLOURS))
     red, green, blue = (round(part + (255 - part) * lightened) for part in _COLOURS[index % len(_COLOURS)])
     return red, green, blue
 
 
 def draw_regions(image: Image, masks: Sequence[Mask], colours: Sequence[Colour]) -> Image:
-    """A copy of an image (H, W, 3) with regions (H, W) bool tinted and outlined, the rest dimmed.
+    """Return a copy of an image (H, W, 3) uint8 with regions (H, W) bool tinted and outlined, and the rest dimmed.
 
-    Regions that are nearly the same share one outline in dashes. A region too small to catch the eye gets a ring.
+    Regions that are nearly equal share one dashed outline. A ring marks a region that is too small to notice.
     """
     drawing = _Drawing(image)
     for mask, colour in zip(masks, colours, strict=True):
@@ -45,7 +45,7 @@ def draw_regions(image: Image, masks: Sequence[Mask], colours: Sequence[Colour])
 
 
 class Overlay:
-    """Draws phrases on an image one after another; memory does not grow with their number.
+    """Draws phrases on an image one after another. Memory use does not grow with their number.
 
     Images whose long side is under 768 px are enlarged, those over 4096 px reduced.
 
@@ -62,12 +62,12 @@ class Overlay:
         self._found: list[tuple[str, float | None]] = []
 
     def add(self, phrase: str, logits: npt.NDArray[np.float32], mean_probability: float | None) -> None:
-        """Draw a phrase's region.
+        """Draw the region of a phrase.
 
         Args:
-            phrase: for the legend.
-            logits: (H, W), above 0 inside the region.
-            mean_probability: of the region; ``None`` where there is none.
+            phrase: text for the legend.
+            logits: (H, W) float32, above 0 inside the region.
+            mean_probability: mean over the region, 0..1; ``None`` if the region is empty.
         """
         resized = cv2.resize(logits, self._size, interpolation=_interpolation(self._scale, cv2.INTER_LINEAR))
         mask = resized > 0
@@ -78,7 +78,7 @@ class Overlay:
         self._found.append((phrase, mean_probability))
 
     def render(self) -> Image:
-        """(H', W', 3) uint8 RGB with the legend."""
+        """Return the overlay with the legend, (H', W', 3) uint8 RGB."""
         width = max(self._size[0], _NARROWEST_LEGEND)
         font_px = max(15, round(self._size[0] / 42))
         several = len(self._found) > 1
@@ -95,13 +95,13 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Region:
-    """A mask as it is outlined."""
+    """A mask with the measurements that its outline needs."""
 
     box: tuple[int, int, int, int]  # x, y, width, height
     contours: Sequence[npt.NDArray[np.int32]]
     spot: tuple[int, int]  # the (x, y) farthest from the edges
     depth: float  # the distance of ``spot`` from the edges, px
-    is_tiny: bool  # too small to catch the eye
+    is_tiny: bool  # too small to notice
     coverage: npt.NDArray[np.float32]  # the mask on a coarse grid, shares of area
     label: int  # its number among all masks, from 1
     colour: Colour
@@ -119,7 +119,7 @@ class _Region:
         return cls(tuple(box), contours, (x + column, y + row), depth, is_tiny, coverage, label, colour)
 
     def is_same_as(self, other: "_Region") -> bool:
-        """Whether the IoU of both is above 0.7."""
+        """Return whether the IoU of both is above 0.7."""
         union = np.maximum(self.coverage, other.coverage).sum()
         return bool(np.minimum(self.coverage, other.coverage).sum() > _SAME_REGION_IOU * union)
 
@@ -147,7 +147,7 @@ class _Drawing:
         self._regions.append(region)
 
     def paint(self, number_px: int = 0) -> Image:
-        """The drawing; with ``number_px`` each region has its number in a disc of that radius."""
+        """Return the drawing; with ``number_px``, each region has its number in a disc of that radius."""
         if not self._regions:
             return self._image.copy()
         grey = cv2.cvtColor(cv2.cvtColor(self._image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -168,7 +168,7 @@ class _Drawing:
         return drawn
 
     def _number(self, drawn: Image, radius: int) -> None:
-        """Number regions: in the thickest part, or beside it where that is too thin; no number on another."""
+        """Number each region in its thickest part, or beside the region if that is too thin, without overlaps."""
         height, width = drawn.shape[:2]
         taken: list[tuple[int, int]] = []
         for region in self._regions:
@@ -191,7 +191,7 @@ class _Drawing:
 
 
 def _outline(drawn: Image, region: _Region, rank: int, count: int) -> None:
-    """A line in the region's colour on a wider dark one; of ``count`` equal regions each draws its share of dashes."""
+    """Draw a line in the region's colour on a wider dark one; each of ``count`` equal regions draws some dashes."""
     line = max(2, round(max(drawn.shape[:2]) / 420))
     contours = list(region.contours)
     x, y, width, height = region.box

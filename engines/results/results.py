@@ -1,4 +1,4 @@
-"""From segmentations to files: one mask per phrase, an overlay, and a JSON with the figures."""
+"""Writes segmentations to files: one mask per phrase, an overlay, and a JSON file with the figures."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ RESULT_SCHEMA_VERSION = 1
 _SLUG_CHARACTERS = 40
 _STEM_BYTES = 120
 _DIGEST_CHARACTERS = 8
-_FAST = 1  # zlib level: an overlay is written once and looked at, its size matters less than the wait
+_FAST = 1  # zlib level: for an overlay, speed matters more than size
 
 
 def write_results(
@@ -32,22 +32,22 @@ def write_results(
     segmentations: Sequence[Segmentation],
     source: Path | None = None,
 ) -> list[Path]:
-    """Write what phrases found in an image.
+    """Write the segmentations of an image to files.
 
-    In ``out_dir``: for each phrase ``<stem>_<phrase>_mask.png`` (0 and 255, the image's size), ``<stem>_overlay.png``
-    and, last, ``<stem>.json`` with ``describe``'s figures and the names of the others. Each file appears whole or not
-    at all. Masks are written one after another, so memory does not grow with the number of phrases.
+    The files in ``out_dir`` are: for each phrase ``<stem>_<phrase>_mask.png`` (0 and 255, the image's size),
+    ``<stem>_overlay.png`` and, last, ``<stem>.json`` with the figures of ``describe`` and the names of the others. Each
+    is written atomically, and masks one after another, so memory use does not grow with the number of phrases.
 
     Args:
-        out_dir: the folder, made if need be.
+        out_dir: folder of the files, created if missing.
         stem: beginning of the file names.
         image: (H, W, 3) uint8 RGB.
-        segmentations: of that image.
-        source: the image's file. Results of another file that have the stem already are kept: these get a digest of
-            the source's path in their names.
+        segmentations: segmentations of the image.
+        source: file of the image. If ``out_dir`` holds results of another file with this stem, they are kept, and the
+            new file names contain a digest of the source's path.
 
     Returns:
-        The files written: masks in the order of the phrases, overlay, JSON.
+        Paths of the files: masks in the order of the phrases, overlay, JSON.
 
     Raises:
         RSRefSegError: the disk is full or the folder cannot be written.
@@ -74,27 +74,27 @@ def write_results(
         "overlay_file": overlay_path.name,
         "results": results,
     }
-    # Indented, every coordinate of a polygon would take a line.
+    # With an indent, every coordinate of a polygon would take a line.
     atomic_write_json(json_path, document, indent=None)
     return [*masks, overlay_path, json_path]
 
 
 def describe(segmentation: Segmentation, logits: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """The figures of one phrase, as plain JSON values.
+    """Return the figures of one phrase as JSON values.
 
     - ``phrase``
     - ``box``: ``[x1, y1, x2, y2]`` in px, half-open: columns x1 up to but not x2, so the width is x2 - x1; ``None``
       for an empty mask.
-    - ``area_px``, ``area_share``: of the image, 0..1.
+    - ``area_px``: area of the mask in px; ``area_share``: its share of the image, 0..1.
     - ``mean_probability``: over the pixels of the mask, 0..1; ``None`` for an empty mask.
     - ``polygons``: one for each connected region, ``{"outer": ring, "holes": [ring, ...]}``; a ring is a list of
       ``[x, y]``, the boundary pixels of the mask that are its corners. Filling all rings of a polygon together
-      (``cv2.fillPoly``) gives back the region.
-    - ``warnings``: lines about words that were cut or are not known.
+      (``cv2.fillPoly``) restores the region.
+    - ``warnings``: lines about words that were cut or are unknown.
 
     Args:
-        segmentation: of the phrase.
-        logits: its ``full_size_logits``.
+        segmentation: segmentation of the phrase.
+        logits: its ``full_size_logits()``, (H, W) float32.
     """
     mask = logits > 0
     pixels = mask.astype(np.uint8)
@@ -125,7 +125,7 @@ def _polygons(pixels: npt.NDArray[np.uint8]) -> list[dict[str, Any]]:
 
 
 def _source_of(path: Path) -> str | None:
-    """The source that a JSON of results names, empty where it names none; ``None`` where there is no such file."""
+    """Return the source named in a JSON file of results: empty if it names none, ``None`` if there is no file."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -134,7 +134,7 @@ def _source_of(path: Path) -> str | None:
 
 
 def _slugs(phrases: Sequence[str]) -> list[str]:
-    """Names for files, one for each phrase: plain letters, and no name twice."""
+    """Return one name for each phrase, in ASCII letters, digits and hyphens, without duplicates."""
     slugs: list[str] = []
     for phrase in phrases:
         plain = unicodedata.normalize("NFKD", phrase).encode("ascii", "ignore").decode()
@@ -147,7 +147,7 @@ def _slugs(phrases: Sequence[str]) -> list[str]:
 
 
 def _safe_stem(stem: str) -> str:
-    """A stem that stays one visible file name in its folder."""
+    """Return a stem that is one visible file name: no separators, no leading dot, at most 120 bytes."""
     short = os.fsencode(re.sub(r"[/\\\0]", "-", stem).lstrip("."))[:_STEM_BYTES]
     return short.decode(errors="ignore") or "image"
 

@@ -1,4 +1,4 @@
-"""How many cores a process may really use."""
+"""The number of cores that a process may use."""
 
 import math
 import os
@@ -8,10 +8,10 @@ _ROOT = Path("/")
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Cores this process may use: those it is bound to, or fewer where a container's CPU quota allows no more.
+    """Return the number of cores this process may use: its CPU affinity, limited by a container's CPU quota.
 
     Args:
-        root: where ``/proc`` and ``/sys`` lie.
+        root: folder that contains ``/proc`` and ``/sys``.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for group in _cpu_groups(root) if (quota := _quota_of(group)) is not None]
@@ -19,17 +19,17 @@ def usable_cores(root: Path = _ROOT) -> int:
 
 
 def _cpu_groups(root: Path) -> list[Path]:
-    """Folders of the control groups (version 2) of this process, from its own to the top; some may not exist."""
+    """Return the folders of this process's control groups (version 2), from its own to the top; some may not exist."""
     paths = [line[3:] for line in _read_text(root / "proc/self/cgroup").splitlines() if line.startswith("0::")]
     names = [name for path in paths for name in path.split("/") if name]
-    if ".." in names:  # in a part of the tree that this process does not see
+    if ".." in names:  # in a part of the tree that is hidden from this process
         names = []
     top = root / "sys/fs/cgroup"
     return [top.joinpath(*names[:depth]) for depth in range(len(names), -1, -1)] if paths else []
 
 
 def _read_text(path: Path) -> str:
-    """A small file of the system; empty where it cannot be read."""
+    """Return the text of a small system file; empty if it cannot be read."""
     try:
         return path.read_text()
     except (OSError, ValueError):
@@ -37,7 +37,7 @@ def _read_text(path: Path) -> str:
 
 
 def _quota_of(group: Path) -> float | None:
-    """Processor time as a number of cores; ``None`` without a limit."""
+    """Return the CPU quota of a control group as a number of cores; ``None`` without a limit."""
     try:
         quota, period = (int(text) for text in _read_text(group / "cpu.max").split())
         return quota / period if quota > 0 and period > 0 else None

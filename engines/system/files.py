@@ -1,7 +1,7 @@
-"""Files that are whole or not there: atomic writes, atomic folders, digests.
+"""Atomic writes of files and folders, and digests.
 
-A writer works under a hidden name beside its target and renames once everything is written. The hidden name holds the
-host and the process, so that the next writer recognises and removes what a killed one left.
+A writer works under a hidden name beside its target and renames it once everything is written. The hidden name contains
+the host and the process, so that the next writer can remove what a killed one left.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ _CHUNK_BYTES = 1 << 20
 _PARTIAL, _REPLACED = "partial", "replaced"
 _HIDDEN = re.compile(rf"\.({_PARTIAL}|{_REPLACED})\.([0-9a-f]{{8}})\.(\d+)\.([0-9a-f]{{8}})\.\d+\.(.+)", re.DOTALL)
 _HOST = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
-_RUN = os.urandom(4).hex()  # a container that starts again has the same host and process numbers
+_RUN = os.urandom(4).hex()  # a restarted container has the same host name and process ids
 _NUMBERS = count()
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ONLY_WHEN_WRITING = (*_DISK_FULL, errno.EFBIG, errno.EROFS)
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -38,17 +38,17 @@ def sha256_file(path: Path) -> str:
 
 
 def unwritable(path: Path, error: OSError) -> RSRefSegError:
-    """The one-line error for an output path that could not be written."""
+    """Return the error for an output path that cannot be written."""
     if error.errno in _DISK_FULL:
         return RSRefSegError(f"no space left on the disk of '{path}': free some or choose another place")
     return BadInputError(f"cannot write '{path}': {error.strerror or error}; choose a place that can be written")
 
 
 def cache_folder() -> Path:
-    """Where this user keeps what belongs to this machine: ``$XDG_CACHE_HOME/rsrefseg`` or ``~/.cache/rsrefseg``.
+    """Return the user's cache folder: ``$XDG_CACHE_HOME/rsrefseg`` or ``~/.cache/rsrefseg``.
 
     Raises:
-        MissingPartError: this user has no home folder.
+        MissingPartError: the user has no home folder.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     try:
@@ -58,10 +58,10 @@ def cache_folder() -> Path:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder below ``cache_folder`` with mode 0700, unless it exists.
+    """Create a folder below ``cache_folder()`` with mode 0700, unless it exists, and return it.
 
     Raises:
-        MissingPartError: it cannot be made, or others can write it.
+        MissingPartError: the folder cannot be created, or others can write to it.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,11 +73,11 @@ def private_folder(path: Path) -> Path:
 
 
 def check_private(path: Path) -> None:
-    """Refuse a folder for native code that others can write.
+    """Check that no other user can write to a folder for native code.
 
     Raises:
-        MissingPartError: it belongs to somebody else, or its mode lets others write.
-        OSError: it cannot be examined.
+        MissingPartError: the folder belongs to another user, or its mode lets others write.
+        OSError: the folder cannot be examined.
     """
     state = path.stat()
     if state.st_uid != os.getuid() or state.st_mode & 0o022:
@@ -95,33 +95,33 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """UTF-8 form of ``atomic_write_bytes``."""
+    """Write ``text`` in UTF-8, atomically; see ``atomic_write_bytes``."""
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
 def atomic_write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write ``value`` as JSON with a closing newline, atomically; ``indent=None`` for long lists of numbers."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
-    # File names may hold lone surrogates, which UTF-8 cannot: escaped, they are JSON's own notation.
+    # File names may hold lone surrogates, which UTF-8 cannot encode. Their escapes are valid JSON.
     atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Give a temporary path with the same suffix; on success it replaces ``path``, on failure it is removed.
+    """Yield a temporary path with the same suffix; on success it replaces ``path``, on failure it is removed.
 
     For writers that take a file name (safetensors, image codecs).
 
     Args:
-        path: the file to make or replace; its folder is made as well.
+        path: the file to create or replace; its folder is created as well.
         durable: survive a power cut, and remove what killed writers left in the folder. False for many small files.
 
     Raises:
         RSRefSegError: the disk is full or the folder cannot be written. Other errors of the ``with`` block, such as an
-            input that cannot be read, pass through as they are.
+            input that cannot be read, pass through unchanged.
     """
     hidden = _hidden(path, _PARTIAL)
-    # In a folder: native writers may be killed with temporary files of their own beside the one they write.
+    # In a folder, because a killed native writer may leave its own temporary files beside the one it writes.
     temporary = hidden / path.name if durable else hidden
     with _output_errors(path, hidden):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,19 +139,19 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path, replaces: str | None = None) -> Iterator[Path]:
-    """Give a temporary folder; on success it takes the place of ``path``, on failure it is removed.
+    """Yield a temporary folder; on success it replaces ``path``, on failure it is removed.
 
     Replacing a folder that is not empty takes two renames. If the process is killed between them, ``path`` is missing
-    until ``recover_directory`` or the next writer puts the old folder back.
+    until ``recover_directory`` or the next writer restores the old folder.
 
     Args:
-        path: the folder to make or replace. A file of that name is refused.
-        replaces: a name that an existing folder must hold, unless it is empty, so that a typing error does not replace
-            a folder of another kind. ``None`` for callers that have checked it themselves.
+        path: the folder to create or replace. A file of that name is an error.
+        replaces: a name that an existing folder must contain, unless it is empty, so that a mistyped path does not
+            replace a folder of another kind. ``None`` if the caller has checked the folder.
 
     Raises:
-        RSRefSegError: the disk is full, the folder cannot be written or not be replaced. Other errors of the ``with``
-            block pass through as they are.
+        RSRefSegError: the disk is full, or the folder cannot be written or replaced. Other errors of the ``with``
+            block pass through unchanged.
     """
     path = path.resolve()
     temporary = _hidden(path, _PARTIAL)
@@ -166,22 +166,22 @@ def atomic_directory(path: Path, replaces: str | None = None) -> Iterator[Path]:
                 if not entry.is_symlink():
                     _flush(entry)
             while not _swap(temporary, path):
-                pass  # another writer was faster, or a reader put the old folder back
+                pass  # another writer was faster, or a reader restored the old folder
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def recover_directory(path: Path) -> None:
-    """Put the old folder back if a writer was killed while it replaced ``path``. Readers call this first."""
+    """Restore the old folder if a writer was killed while it replaced ``path``. Readers call this first."""
     if not path.exists():
         clear_leftovers(path.resolve().parent)
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what killed writers left in ``folder``, and put back a folder that was moved aside and not replaced.
+    """Remove what killed writers left in ``folder``, and restore a folder that was moved aside and not replaced.
 
-    What belongs to running processes, and to other hosts, stays.
+    Files of running processes and of other hosts stay.
     """
     try:
         names = os.listdir(folder)  # noqa: PTH208 (much faster for many files)
@@ -197,7 +197,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def _swap(new: Path, path: Path) -> bool:
-    """Move ``new`` to ``path`` and remove the folder that was there; False if somebody else made ``path`` meanwhile."""
+    """Move ``new`` to ``path`` and remove the old folder; return False if another process created ``path`` first."""
     old = _hidden(path, _REPLACED)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -211,14 +211,14 @@ def _swap(new: Path, path: Path) -> bool:
         with contextlib.suppress(OSError):
             if not path.exists():
                 old.rename(path)
-        with contextlib.suppress(OSError):  # also where a writer made `path` just before the old one was put back
+        with contextlib.suppress(OSError):  # also if a writer created `path` just before the old one was restored
             if path.exists():
                 _remove(old, path)
     return True
 
 
 def _remove(entry: Path, path: Path) -> None:
-    """Remove what lies beside ``path``, under another name first: half removed, a folder must not be put back."""
+    """Rename ``entry`` and remove it, so that a partly removed folder is never restored as ``path``."""
     doomed = _hidden(path, _PARTIAL)
     try:
         entry.rename(doomed)
@@ -230,7 +230,7 @@ def _remove(entry: Path, path: Path) -> None:
 
 
 def _hidden(path: Path, kind: str) -> Path:
-    """A name beside ``path`` that no other writer has. The name of ``path`` comes last: codecs look at its suffix."""
+    """Return a name beside ``path`` that no other writer uses. It ends like ``path``: codecs read the suffix."""
     return path.with_name(f".{kind}.{_HOST}.{os.getpid()}.{_RUN}.{next(_NUMBERS)}.{path.name}")
 
 
@@ -248,7 +248,7 @@ def _is_running(process: int, run: str) -> bool:
 
 @contextlib.contextmanager
 def _output_errors(path: Path, temporary: Path) -> Iterator[None]:
-    """Report errors of writing ``path`` in one line; let errors of anything else pass."""
+    """Convert errors of writing ``path`` to one-line errors; other errors pass through."""
     try:
         yield
     except RSRefSegError:
@@ -261,7 +261,7 @@ def _output_errors(path: Path, temporary: Path) -> Iterator[None]:
             raise unwritable(path, error) from error
         raise
     except Exception as error:
-        # Native writers (safetensors, image codecs) put the system's message into errors of their own.
+        # Native writers (safetensors, image codecs) raise their own errors with the system's message.
         if os.strerror(errno.ENOSPC) in str(error):
             raise unwritable(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
         raise

@@ -1,9 +1,9 @@
-"""Packages of others: which one a failed import belongs to, and how to install it."""
+"""Third-party packages: which one a failed import belongs to, and how to install it."""
 
 from traceback import walk_tb
 
 _SAME_NAME = ("msgspec", "numpy", "psutil", "rich", "safetensors", "tokenizers", "typer")
-# Import names of what every command needs, with the name to install.
+# Import names of the packages that every command needs, with their pip names.
 RUNTIME = {"PIL": "pillow", "cv2": "opencv-python-headless", **{name: name for name in _SAME_NAME}}
 TRAIN = (
     "torch", "torchvision", "transformers", "segment_anything", "peft", "accelerate", "onnx", "onnxscript",
@@ -21,8 +21,8 @@ _EXTRAS = {
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package by its name for pip; None if it is not installed."""
-    from importlib import metadata  # here, since `--help` needs none of it
+    """Return the version of a package by its pip name; None if it is not installed."""
+    from importlib import metadata  # imported here to keep `--help` fast
 
     try:
         return metadata.version(package)
@@ -31,14 +31,14 @@ def installed_version(package: str) -> str | None:
 
 
 def how_to_install(package: str) -> str:
-    """What ``pip install`` takes to bring a package, by its import name."""
+    """Return the argument of ``pip install`` that installs a package, by its import name."""
     return RUNTIME[package] if package in RUNTIME else f"'rsrefseg[{_EXTRAS[package]}]'"
 
 
 def import_problem(error: BaseException) -> str | None:
-    """One line for a package that is missing or broken; None if ``error`` is not the failed import of a known package.
+    """Describe a missing or broken package in one line; None if ``error`` is not a failed import of a known package.
 
-    A broken package raises what it likes, e.g. OSError for a shared library that cannot be loaded.
+    A broken package may raise any error, e.g. OSError for a shared library that cannot be loaded.
     """
     names = [error.name] if isinstance(error, ImportError) and error.name else []
     frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]

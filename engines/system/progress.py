@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere. Always on standard error."""
+"""Progress of long tasks on standard error: a bar on a terminal, else a plain line at most every ten seconds."""
 
 import sys
 import time
@@ -12,11 +12,11 @@ _PLAIN_INTERVAL_S = 10.0
 
 
 class ProgressLine(ExitStack):
-    """Shows ``done`` of ``total`` of one task; call ``update`` as often as you like.
+    """Shows the progress of one task. ``update`` may be called at any rate.
 
     Args:
-        title: of the task.
-        live: on a terminal, redraw from a thread. False while something is timed.
+        title: name of the task.
+        live: on a terminal, redraw from a thread; False during measurements.
 
     >>> with ProgressLine("rendering") as progress:
     ...     work(progress=progress.update)
@@ -41,7 +41,7 @@ class ProgressLine(ExitStack):
         return self
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """Show that ``done`` of ``total`` is done; ``note`` says what else matters (a loss, a speed)."""
+        """Show that ``done`` of ``total`` steps are complete, with a note such as a loss or a speed."""
         text = f"{self.title}  {note}" if note else self.title
         if self._bar is not None:
             self._bar.update(
@@ -52,7 +52,7 @@ class ProgressLine(ExitStack):
             self.say(f"{text}  {done}/{total}")
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         elif sys.stderr is not None:  # a service may have closed it

@@ -1,4 +1,4 @@
-"""One table model, rendered for a terminal and as Markdown, and the figures in it."""
+"""Tables for a terminal and for Markdown, and the format of their figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ class Table:
     """A titled table of text cells.
 
     Args:
-        title: what it shows, with units.
-        columns: the headers.
-        rows: as many cells a row as there are columns.
-        words: how many leading columns hold words; the others hold figures and are right-aligned.
-        verdict: whether the last column holds words too, e.g. ``ok`` or ``FAIL``.
+        title: title, with units.
+        columns: column headers.
+        rows: rows of as many cells as there are columns.
+        words: number of leading columns that hold words; the others hold figures and are right-aligned.
+        verdict: whether the last column holds words as well, e.g. ``ok`` or ``FAIL``.
     """
 
     title: str
@@ -30,7 +30,7 @@ class Table:
         self.rows.append(cells)
 
     def to_rich(self) -> rich_table.Table:
-        """For a terminal of 80 columns."""
+        """Return a rich table for a terminal of 80 columns."""
         table = rich_table.Table(
             title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
         )
@@ -44,7 +44,7 @@ class Table:
         return table
 
     def to_markdown(self) -> str:
-        """For GitHub, the title as a line before it."""
+        """Return Markdown for GitHub, with the title in a line before the table."""
         rule = ["---:" if self._is_figure(number) else "---" for number in range(len(self.columns))]
         lines = [[_escaped(cell) for cell in row] for row in self.rows]
         return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in [self.columns, rule, *lines])
@@ -57,6 +57,6 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def three_digits(value: float) -> str:
-    """A positive figure with as many places as make three digits or so: ``0.012``, ``1.23``, ``12.3``, ``123``."""
+def format_sig3(value: float) -> str:
+    """Format a positive number with about three significant digits: ``0.012``, ``1.23``, ``12.3``, ``123``."""
     return f"{value:.{3 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0}f}"

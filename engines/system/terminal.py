@@ -1,4 +1,4 @@
-"""What a command prints: its report on standard output, an error as one line on standard error."""
+"""Output of commands: reports on standard output, errors as one line on standard error."""
 
 import io
 import json
@@ -18,9 +18,9 @@ _WIDTH_WITHOUT_TERMINAL = 1000
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str]) -> tuple[int, Any]:
-    """Run a command in this process: its exit code, and what its function returned.
+    """Run a command in this process; return its exit code and the result of its function.
 
-    Every expected error becomes one line on standard error; an unexpected one is raised.
+    An expected error is printed as one line on standard error; an unexpected one is raised.
     """
     try:
         result = app(list(arguments), prog_name="rsrefseg", standalone_mode=False)
@@ -28,16 +28,16 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> tuple[int, Any]:
         result = 130
     except Exception as error:
         return fail(*explain(error)), None
-    if result == 130:  # also what Typer makes of Ctrl-C
+    if result == 130:  # also Typer's result for Ctrl-C
         return fail("interrupted", 130), None
-    # A command that ends by typer.Exit makes its code the result.
+    # The result of a command that ends by typer.Exit is its exit code.
     return (result, None) if isinstance(result, int) else (0, result)
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """One line and the exit code for an error; an unexpected one is raised again.
+    """Return one line and the exit code for an expected error; raise an unexpected one again.
 
-    With ``RSREFSEG_DEBUG=1`` in the environment an expected one shows its traceback as well.
+    With ``RSREFSEG_DEBUG=1`` in the environment, print the traceback of an expected error as well.
     """
     explained = _explained(error)
     if os.environ.get("RSREFSEG_DEBUG") == "1":
@@ -67,21 +67,21 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _is_interruption(error: BaseException | None) -> bool:
-    """Whether an error is KeyboardInterrupt, or was raised because of one, as native modules do when imported."""
+    """Return whether an error is, or was caused by, KeyboardInterrupt. Native modules wrap it while being imported."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def _system_line(error: OSError) -> str:
-    """An error of the system that no function turned into a line of its own."""
+    """Describe in one line a system error that no function has described."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    subject = "cannot use " + " and ".join(f"'{name}'" for name in names) if names else "the system refused"
+    subject = "cannot use " + " and ".join(f"'{name}'" for name in names) if names else "system error"
     return f"{subject}: {error.strerror or str(error) or type(error).__name__} (RSREFSEG_DEBUG=1 shows where)"
 
 
 def fail(message: str, code: int) -> int:
-    """Say on standard error, in one line, why a command ends; gives its exit code."""
+    """Print one line on standard error that says why a command failed; return its exit code."""
     line = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda mark: repr(mark[0])[1:-1], " ".join(message.split()))
     if sys.stderr is not None:
         with suppress(OSError):
@@ -90,10 +90,10 @@ def fail(message: str, code: int) -> int:
 
 
 def print_report(report: Any, as_json: bool) -> Any:
-    """Print a report (anything with ``to_dict`` and ``render``) for a program or for a person; gives its document.
+    """Print a report (an object with ``to_dict`` and ``render``) as JSON or as text; return its dict.
 
     Raises:
-        CheckFailedError: the report is of a check that did not hold, as its ``failure`` says.
+        CheckFailedError: the report's check failed; the message is the report's ``failure``.
     """
     document = report.to_dict()
     print_text(json.dumps(document) if as_json else _rendered(report.render()))
@@ -109,24 +109,24 @@ def print_text(text: str) -> None:
         RSRefSegError: standard output cannot be written.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # File names and phrases may hold what the terminal's encoding cannot: escaped rather than a crash.
+        # File names and phrases may hold characters that the terminal's encoding lacks: they are escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        pass  # the reader has seen enough, as `head` does
+        pass  # the reader closed the pipe, as `head` does
     except OSError as error:
         raise RSRefSegError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _rendered(content: Any) -> str:
-    """Text or a rich table as the terminal shows it; nothing in it is interpreted as markup."""
+    """Render text or a rich table for the terminal, without interpreting markup."""
     if isinstance(content, str):
         return content
     from rich.console import Console
 
     terminal, text = sys.stdout is not None and sys.stdout.isatty(), io.StringIO()
-    # In a file or a pipe there is no width to keep to: cells would be cut for nothing.
+    # A file or a pipe has no width, so cells need not be cut.
     width = None if terminal else _WIDTH_WITHOUT_TERMINAL
     console = Console(
         file=text, force_terminal=terminal, width=width, soft_wrap=True, markup=False, emoji=False, highlight=False
@@ -136,13 +136,13 @@ def _rendered(content: Any) -> str:
 
 
 def finish_output(code: int) -> int:
-    """Write what is left of standard output when the process ends; gives the exit code. For the program's end only."""
+    """Flush standard output at the end of the program and return the exit code."""
     if sys.stdout is None:
         return code
     try:
         sys.stdout.flush()
     except OSError as error:
-        # What is left in the buffer would fail again when the interpreter ends.
+        # The rest of the buffer would fail again when the interpreter exits.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)

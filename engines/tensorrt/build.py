@@ -1,4 +1,4 @@
-"""Builds the TensorRT engine of one stage out of its graph: strongly typed, on TensorRT 10 and 11 alike."""
+"""Builds the strongly typed TensorRT engine of one stage from its graph, with TensorRT 10 or 11."""
 
 import logging
 import threading
@@ -26,12 +26,12 @@ _REPORT = "run `rsrefseg doctor`, close other programs on the GPU and build agai
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """An engine that is not on disk yet.
+    """A built engine that is not on disk yet.
 
     Attributes:
-        data: serialised.
-        layers: the inspector's JSON.
-        heavy_layers: what that shows of the layers that multiply.
+        data: the serialised engine.
+        layers: JSON of the engine inspector.
+        heavy_layers: precision of the layers that multiply, from ``layers``.
         activation_bytes: GPU memory one run needs besides weights, inputs and outputs.
     """
 
@@ -48,7 +48,7 @@ def build_engine(
 
     Raises:
         BundleError: TensorRT cannot parse the graph.
-        RSRefSegError: TensorRT cannot build it, or the engine has another precision than its graph.
+        RSRefSegError: TensorRT cannot build the engine, or the engine has another precision than its graph.
     """
     import tensorrt as trt
 
@@ -57,12 +57,12 @@ def build_engine(
     record = bundle.manifest.stages[stage]
     graph = bundle.graph_path(stage)
     builder = calls.require(lambda: trt.Builder(library.logger), "start its builder", _REPORT)
-    # By name: the bit's number is 1 on TensorRT 10 and 0 on 11, where 1 means something else.
+    # By name: the bit is 1 in TensorRT 10 and 0 in TensorRT 11, where 1 has another meaning.
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = calls.require(lambda: builder.create_network(flags), "create a strongly typed network", _REPORT)
     parser = calls.require(lambda: trt.OnnxParser(network, library.logger), "start its ONNX parser", _REPORT)
     library.error_log.clear()
-    # By path, not by bytes, so that weights beside the graph are found.
+    # By path, not by bytes, so that the parser finds the weights beside the graph.
     if not parser.parse_from_file(str(graph)):
         errors = parser_errors(parser)
         for line in errors:
@@ -74,13 +74,13 @@ def build_engine(
     timings = attach(config, library.platform, calls, progress.say)
     interrupted = threading.Event()
     config.progress_monitor = _monitor(progress, interrupted)
-    # In a thread: Python hears Ctrl-C in the main one. TensorRT calls back, where the exception would be lost or cancel
-    # the build, in this one.
+    # In a thread, because Ctrl-C raises KeyboardInterrupt in the main thread. If it were raised in a callback of
+    # TensorRT, it would be lost or cancel the build.
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(builder.build_serialized_network, network, config)
         try:
             plan = calls.require(
-                job.result, "build the engine", "close other programs on the GPU, or give another --workspace-mib"
+                job.result, "build the engine", "close other programs on the GPU, or change --workspace-mib"
             )
         except KeyboardInterrupt:
             interrupted.set()
@@ -89,7 +89,7 @@ def build_engine(
     data = host_bytes(plan)
     try:
         keep(timings, library.platform, calls)
-    except RSRefSegError as error:  # the engine is what took so long
+    except RSRefSegError as error:  # the engine itself is complete
         progress.say(f"the timings of this build are not kept: {error}")
     engine = load_engine(library, stage, data)
     _check_signature(engine, record.contract, version)
@@ -101,10 +101,10 @@ def build_engine(
 
 
 def load_engine(library: Library, stage: Stage, data: bytes) -> "trt.ICudaEngine":
-    """Deserialise an engine. Its bytes are native code: only ones built here may come this far.
+    """Deserialise an engine. Its bytes are native code: pass only engines that this user built.
 
     Raises:
-        RSRefSegError: TensorRT does not take it.
+        RSRefSegError: TensorRT rejects the engine.
     """
     calls = TrtCalls(stage, library.error_log)
     runtime = calls.require(library.runtime, "start its runtime", _REPORT)
@@ -114,10 +114,10 @@ def load_engine(library: Library, stage: Stage, data: bytes) -> "trt.ICudaEngine
 
 
 def _check_signature(engine: "trt.ICudaEngine", contract: StageContract, version: str) -> None:
-    """See that an engine takes and gives what its contract says.
+    """Check that inputs and outputs of an engine match its contract.
 
     Raises:
-        RSRefSegError: it does not; the line names both.
+        RSRefSegError: they differ; the message names both.
     """
     import tensorrt as trt
 
@@ -148,13 +148,13 @@ def _set_options(config: "trt.IBuilderConfig", options: BuildOptions, calls: Trt
 
     workspace, size = trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20
     what = f"limit the workspace to {options.workspace_mib} MiB"
-    hint = "give another --workspace-mib"
+    hint = "change --workspace-mib"
     calls.run(lambda: config.set_memory_pool_limit(workspace, size), what, hint)
     calls.require_true(lambda: 0 < config.get_memory_pool_limit(workspace) <= size, what, hint)
     level, what = options.optimization_level, f"search at optimisation level {options.optimization_level}"
     config.builder_optimization_level = level
-    calls.require_true(lambda: config.builder_optimization_level == level, what, "give another --optimization-level")
-    # FP32 means FP32, also for the layers that an FP16 graph leaves in it on purpose.
+    calls.require_true(lambda: config.builder_optimization_level == level, what, "change --optimization-level")
+    # FP32 layers must compute in FP32, including those that an FP16 graph deliberately keeps in it.
     calls.run(lambda: config.clear_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
     calls.require_true(lambda: not config.get_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -163,7 +163,7 @@ def _set_options(config: "trt.IBuilderConfig", options: BuildOptions, calls: Trt
 def _add_profile(
     builder: "trt.Builder", config: "trt.IBuilderConfig", contract: StageContract, calls: TrtCalls
 ) -> None:
-    """One optimisation profile with the contract's bounds."""
+    """Add one optimisation profile with the contract's bounds."""
     import tensorrt as trt
 
     export_again = "export the bundle again"
@@ -174,7 +174,7 @@ def _add_profile(
             for bound in ("min", "opt", "max")
         )
         set_shape = partial(profile.set_shape, spec.name, low, best, high)
-        calls.run(set_shape, f"take the shapes {spec.shape_text} of '{spec.name}'", export_again)
+        calls.run(set_shape, f"accept the shapes {spec.shape_text} of '{spec.name}'", export_again)
     calls.require_true(lambda: bool(profile), "use the contract's shapes as a profile", export_again)
     calls.require_true(
         lambda: config.add_optimization_profile(profile) >= 0, "add the optimisation profile", export_again
@@ -192,9 +192,9 @@ def _inspect(engine: "trt.ICudaEngine", calls: TrtCalls) -> str:
 
 
 def _monitor(progress: ProgressLine, interrupted: threading.Event) -> "trt.IProgressMonitor":
-    """Shows a build as progress of its outermost phase, with the phase now at work beside it.
+    """Return a monitor that shows the progress of a build's outermost phase, with the current phase as a note.
 
-    Once ``interrupted`` is set, the build is asked to stop. An exception here would do the same: none gets out.
+    Once ``interrupted`` is set, the monitor stops the build. An exception would stop it as well, so none escapes.
     """
     import tensorrt as trt
 
@@ -221,7 +221,7 @@ def _monitor(progress: ProgressLine, interrupted: threading.Event) -> "trt.IProg
             try:
                 if phases:
                     done, total = phases[0][1]
-                    # The last step is not the end: an engine is serialised after it.
+                    # The engine is serialised after the last step.
                     progress.update(max(0, min(done, total - 1)), total, note=phases[-1][0])
             except Exception as error:
                 _LOG.debug("progress cannot be shown: %s", error)

@@ -1,4 +1,4 @@
-"""A loaded engine of one stage and its execution contexts: named inputs and outputs, activation memory from outside."""
+"""A loaded engine of one stage and its execution contexts, which use activation memory of the caller."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from .build import load_engine
 from .errors import TrtCalls
 from .library import Library
 
-_AGAIN = "start again; if it stays so, build again with `rsrefseg build --force`"
+_AGAIN = "start again; if the error persists, build again with `rsrefseg build --force`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,14 @@ class LoadedStage:
     """The engine of one stage, in GPU memory.
 
     Args:
-        library: TensorRT.
-        contract: the stage's.
-        data: the engine's bytes, which must come from ``read``.
-        region: where its contexts have their activations.
-        stream: on which they run.
+        library: TensorRT and CUDA.
+        contract: contract of the stage.
+        data: bytes of the engine, from ``StoredEngine.read``.
+        region: activation memory of its contexts.
+        stream: stream on which its contexts run.
 
     Raises:
-        RSRefSegError: TensorRT does not take it.
+        RSRefSegError: TensorRT rejects the engine.
     """
 
     def __init__(self, library: Library, contract: StageContract, data: bytes, region: Region, stream: Any) -> None:
@@ -43,9 +43,9 @@ class LoadedStage:
 
 
 class StageContext:
-    """An execution context of a stage. What CUDA captured of one holds as long as its shapes and addresses stay.
+    """An execution context of a stage. A CUDA graph captured from it stays valid until shapes or addresses change.
 
-    It does not hold its stage: in a circle, neither would free its GPU memory when it is let go.
+    A context holds no reference to its stage: a reference cycle would delay the release of their GPU memory.
     """
 
     def __init__(self, stage: LoadedStage) -> None:
@@ -64,7 +64,7 @@ class StageContext:
             )
         self._calls.run(
             lambda: self._context.set_device_memory(stage.region.address, stage.region.size_bytes),
-            "take its activation memory",
+            "use its activation memory",
             _AGAIN,
         )
 
@@ -72,41 +72,41 @@ class StageContext:
         """Set the shapes of the inputs and the addresses of all tensors.
 
         Args:
-            sizes: of the contract's varying dimensions, by name.
-            addresses: by tensor, on the GPU.
+            sizes: sizes of the contract's varying dimensions, by name.
+            addresses: GPU addresses by tensor name.
 
         Raises:
-            RSRefSegError: TensorRT refuses one, or makes another shape of it than the contract.
+            RSRefSegError: TensorRT rejects a shape or an address, or infers another shape than the contract.
         """
         contract, context = self._contract, self._context
         for spec in contract.inputs:
             shape = spec.sized(**sizes)
             set_shape = partial(context.set_input_shape, spec.name, shape)
-            self._calls.require_true(set_shape, f"take '{spec.name}' as {list(shape)}", _AGAIN)
+            self._calls.require_true(set_shape, f"accept '{spec.name}' as {list(shape)}", _AGAIN)
         missing = self._calls.require(context.infer_shapes, "infer the shapes of its tensors", _AGAIN)
         if missing:
             raise self._calls.failure(f"infer shapes without {', '.join(missing)}", _AGAIN)
         for spec in contract.outputs:
             shape = tuple(context.get_tensor_shape(spec.name)[:])
             if shape != spec.sized(**sizes):
-                what = f"give '{spec.name}' as {list(spec.sized(**sizes))}, it gives {list(shape)}"
+                what = f"return '{spec.name}' as {list(spec.sized(**sizes))}, it returns {list(shape)}"
                 raise self._calls.failure(what, "export the bundle again")
         for spec in (*contract.inputs, *contract.outputs):
             set_address = partial(context.set_tensor_address, spec.name, addresses[spec.name])
-            self._calls.require_true(set_address, f"take an address for '{spec.name}'", _AGAIN)
+            self._calls.require_true(set_address, f"accept an address for '{spec.name}'", _AGAIN)
 
     def enqueue(self) -> None:
-        """Give one run to the stage's stream.
+        """Enqueue one run on the stage's stream.
 
         Raises:
-            RSRefSegError: TensorRT refuses.
+            RSRefSegError: TensorRT cannot enqueue the run.
         """
         stream = int(self._stream)
         self._calls.require_true(lambda: self._context.execute_async_v3(stream), "run", _AGAIN)
 
 
 def sizes_of(contract: StageContract, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The varying sizes of a contract as they are in arrays that fit its inputs."""
+    """Return the sizes of a contract's varying dimensions, from the shapes of its inputs."""
     return {
         want.name: size
         for spec in contract.inputs

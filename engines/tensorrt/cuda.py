@@ -1,4 +1,4 @@
-"""The CUDA runtime through cuda-python: every status is checked, every handle is freed by who made it."""
+"""The CUDA runtime through cuda-python. Every status is checked; the creator of a handle frees it."""
 
 import ctypes
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ EXTRA = "pip install 'rsrefseg[tensorrt]'"
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The GPU that CUDA calls number 0; ``CUDA_VISIBLE_DEVICES`` chooses which one that is.
+    """CUDA device 0; ``CUDA_VISIBLE_DEVICES`` selects the GPU.
 
     Attributes:
-        name: as the driver tells it.
+        name: name of the GPU, as the driver reports it.
         compute_capability: e.g. ``8.7``.
-        multiprocessors: how many it has, which a partition or a power mode may lower.
-        driver: the CUDA version the driver speaks and, where the system tells it, the driver's own version.
+        multiprocessors: their number, which a partition or a power mode may lower.
+        driver: the CUDA version that the driver supports and, if the system reports it, the version of the driver.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Gpu:
 
 
 class Cuda:
-    """The calls this project needs.
+    """The CUDA calls that this project needs.
 
     Raises:
         MissingPartError: cuda-python, a driver or a GPU is missing, or the driver is too old.
@@ -44,77 +44,77 @@ class Cuda:
         self.gpu = self._find_gpu()
 
     def allocate(self, size_bytes: int, purpose: str) -> int:
-        """GPU memory; its address."""
+        """Allocate GPU memory and return its address."""
         return int(self._ask(self._rt.cudaMalloc(size_bytes), f"allocate {_mib(size_bytes)} of GPU memory {purpose}"))
 
     def free(self, address: int) -> None:
-        """Give GPU memory back. Waits for everything that runs on the GPU."""
+        """Free GPU memory. Waits for all work on the GPU."""
         self._ask(self._rt.cudaFree(address), "free GPU memory")
 
     def allocate_pinned(self, size_bytes: int) -> tuple[int, npt.NDArray[np.uint8]]:
-        """Host memory that the GPU can copy from and to by itself: its address, and the same as an array."""
+        """Allocate pinned host memory, which the GPU copies from and to directly; return its address and an array."""
         what = f"pin {_mib(size_bytes)} of host memory"
         address = int(self._ask(self._rt.cudaHostAlloc(size_bytes, self._rt.cudaHostAllocDefault), what))
         return address, np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address))
 
     def free_pinned(self, address: int) -> None:
-        """Give pinned memory back."""
+        """Free pinned host memory."""
         self._ask(self._rt.cudaFreeHost(address), "free pinned host memory")
 
     def copy_in(self, device: int, host: int, size_bytes: int, stream: Any) -> None:
-        """Pinned host memory to the GPU, in the stream's order."""
+        """Copy pinned host memory to the GPU, in stream order."""
         self._copy(device, host, size_bytes, self._rt.cudaMemcpyKind.cudaMemcpyHostToDevice, stream)
 
     def copy_out(self, host: int, device: int, size_bytes: int, stream: Any) -> None:
-        """GPU to pinned host memory, in the stream's order."""
+        """Copy GPU memory to pinned host memory, in stream order."""
         self._copy(host, device, size_bytes, self._rt.cudaMemcpyKind.cudaMemcpyDeviceToHost, stream)
 
     def copy_over(self, target: int, source: int, size_bytes: int, stream: Any) -> None:
-        """Within the GPU, in the stream's order."""
+        """Copy within GPU memory, in stream order."""
         self._copy(target, source, size_bytes, self._rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice, stream)
 
     def make_stream(self) -> Any:
-        """A stream of its own, which never waits for the default one."""
+        """Create a stream that never waits for the default stream."""
         return self._ask(self._rt.cudaStreamCreateWithFlags(self._rt.cudaStreamNonBlocking), "create a stream")
 
     def free_stream(self, stream: Any) -> None:
-        """Give a stream back."""
+        """Free a stream."""
         self._ask(self._rt.cudaStreamDestroy(stream), "free a stream")
 
     def wait_for_stream(self, stream: Any, what: str) -> None:
-        """Wait on the host until a stream has done all it was given; ``what`` continues "could not".
+        """Wait on the host until a stream is done; ``what`` completes the message "CUDA could not ...".
 
-        Errors of kernels are reported here, whichever call gave them to the stream.
+        This call reports errors of kernels, whichever call enqueued them.
         """
         self._ask(self._rt.cudaStreamSynchronize(stream), what)
 
     def make_event(self) -> Any:
-        """A mark in a stream's order, without a time."""
+        """Create an event without timing."""
         return self._ask(self._rt.cudaEventCreateWithFlags(self._rt.cudaEventDisableTiming), "create an event")
 
     def free_event(self, event: Any) -> None:
-        """Give an event back."""
+        """Free an event."""
         self._ask(self._rt.cudaEventDestroy(event), "free an event")
 
     def record(self, event: Any, stream: Any) -> None:
-        """Put the mark behind what the stream was given so far."""
+        """Record an event after the work enqueued on a stream so far."""
         self._ask(self._rt.cudaEventRecord(event, stream), "record an event")
 
     def wait_in_stream(self, stream: Any, event: Any) -> None:
-        """Let a stream wait for a mark in another one; the host continues."""
-        self._ask(self._rt.cudaStreamWaitEvent(stream, event, 0), "let a stream wait for an event")
+        """Make a stream wait for an event of another stream; the host continues."""
+        self._ask(self._rt.cudaStreamWaitEvent(stream, event, 0), "make a stream wait for an event")
 
     def wait_for_event(self, event: Any) -> None:
-        """Wait on the host for a mark."""
+        """Wait on the host for an event."""
         self._ask(self._rt.cudaEventSynchronize(event), "wait for an event")
 
     def begin_capture(self, stream: Any) -> None:
-        """From now on the stream records a CUDA graph; other threads may go on using the GPU."""
+        """Start to capture a stream as a CUDA graph; other threads may continue to use the GPU."""
         mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._ask(self._rt.cudaStreamBeginCapture(stream, mode), "begin to capture a CUDA graph")
 
     def end_capture(self, stream: Any) -> Any:
-        """The captured graph, ready to be launched."""
+        """End a capture and return its graph, ready to launch."""
         graph = self._ask(self._rt.cudaStreamEndCapture(stream), "capture a CUDA graph")
         try:
             return self._ask(self._rt.cudaGraphInstantiate(graph, 0), "instantiate a CUDA graph")
@@ -122,17 +122,17 @@ class Cuda:
             self._ask(self._rt.cudaGraphDestroy(graph), "free a captured CUDA graph")
 
     def abandon_capture(self, stream: Any) -> None:
-        """End a capture that went wrong. It failed already: what CUDA says of it now tells nothing new."""
+        """End a failed capture. Its status is ignored, because the failure was reported before."""
         status, *graphs = self._rt.cudaStreamEndCapture(stream)
         if int(status) == _SUCCESS and graphs and graphs[0] is not None:
             self._ask(self._rt.cudaGraphDestroy(graphs[0]), "free a captured CUDA graph")
 
     def launch(self, graph: Any, stream: Any) -> None:
-        """Run a captured graph, in the stream's order."""
+        """Launch a captured graph, in stream order."""
         self._ask(self._rt.cudaGraphLaunch(graph, stream), "launch a CUDA graph")
 
     def free_graph(self, graph: Any) -> None:
-        """Give a captured graph back."""
+        """Free a captured graph."""
         self._ask(self._rt.cudaGraphExecDestroy(graph), "free a CUDA graph")
 
     def _copy(self, target: int, source: int, size_bytes: int, kind: Any, stream: Any) -> None:
@@ -140,21 +140,21 @@ class Cuda:
         self._ask(self._rt.cudaMemcpyAsync(target, source, size_bytes, kind, stream), what)
 
     def _find_gpu(self) -> Gpu:
-        driver = int(self._ask(self._rt.cudaDriverGetVersion(), "ask the driver for its version"))
+        driver = int(self._ask(self._rt.cudaDriverGetVersion(), "get the driver's version"))
         if driver == 0:
             raise MissingPartError("no NVIDIA driver is installed: install the driver of your GPU")
         status, *counted = self._rt.cudaGetDeviceCount()
         if int(status) == _DRIVER_TOO_OLD:
             raise MissingPartError(
-                f"the NVIDIA driver speaks CUDA {_version(driver)}, which is too old for this cuda-python:"
+                f"the NVIDIA driver supports CUDA {_version(driver)}, which is too old for this cuda-python:"
                 f" update the driver, or pip install 'cuda-python<{driver // 1000 + 1}'"
             )
         if int(status) == _NO_DEVICE or (int(status) == _SUCCESS and counted[0] == 0):
             raise MissingPartError(
-                "no NVIDIA GPU is visible: run where there is one, and see that CUDA_VISIBLE_DEVICES does not hide it"
+                "no NVIDIA GPU is visible: use a machine with one, and check CUDA_VISIBLE_DEVICES, which may hide it"
             )
         self._ask((status, *counted), "count the GPUs")
-        properties = self._ask(self._rt.cudaGetDeviceProperties(0), "ask the GPU for its name")
+        properties = self._ask(self._rt.cudaGetDeviceProperties(0), "get the properties of the GPU")
         name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
         own = f", driver {_DRIVER_VERSION.read_text().strip()}" if _DRIVER_VERSION.is_file() else ""
         return Gpu(
@@ -164,20 +164,20 @@ class Cuda:
             driver=f"CUDA {_version(driver)}{own}",
         )
 
-    def _ask(self, answer: tuple[Any, ...], what: str) -> Any:
-        """What a call gave beside its status, ``None`` where it gives nothing else.
+    def _ask(self, result: tuple[Any, ...], what: str) -> Any:
+        """Check the status in the result of a call and return its value, or ``None`` if it has none.
 
         Raises:
             RSRefSegError: the status is not success.
         """
-        status, *values = answer
+        status, *values = result
         if int(status) != _SUCCESS:
             _, message = self._rt.cudaGetErrorString(status)
             message = message.decode() if isinstance(message, bytes) else str(message)
             hint = (
-                "close other programs on the GPU, or ask fewer phrases at once"
+                "close other programs on the GPU, or pass fewer phrases in one call"
                 if int(status) == _OUT_OF_MEMORY
-                else "`rsrefseg doctor` says what is there; if it is, start again"
+                else "`rsrefseg doctor` reports what is missing; if nothing is, start again"
             )
             raise RSRefSegError(f"CUDA could not {what} (error {int(status)}, {message}): {hint}")
         return values[0] if values else None
@@ -190,7 +190,7 @@ def _import_runtime() -> Any:
         return runtime
     except ImportError as error:
         try:
-            from cuda import cudart  # as releases before 12.6 called it
+            from cuda import cudart  # its name before release 12.6
 
             return cudart
         except ImportError:
@@ -198,7 +198,7 @@ def _import_runtime() -> Any:
 
 
 def cannot_import(package: str, error: ImportError, missing: bool) -> MissingPartError:
-    """The error for a package of the extra ``tensorrt`` that is missing or broken."""
+    """Return the error for a missing or broken package of the extra ``tensorrt``."""
     problem = "is not installed" if missing else f"cannot be imported ({' '.join(str(error).split())})"
     return (NotInstalledError if missing else MissingPartError)(f"{package} {problem}: {EXTRA}")
 

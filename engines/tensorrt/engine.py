@@ -1,4 +1,4 @@
-"""A bundle on TensorRT: engines built on this machine, tensors that stay on the GPU from pixels to mask logits."""
+"""Runs a bundle on TensorRT engines built on this machine. Tensors stay on the GPU from pixels to mask logits."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,22 @@ from .records import StoredEngine
 from .session import Session
 from .store import ensure_engines, find_engine
 
-# Each has two execution contexts and a CUDA graph; a user asks few different numbers of phrases.
+# Each has two execution contexts and a CUDA graph; few different numbers of phrases occur.
 _MOST_RUNNERS = 8
 
 
 class TensorRTEngine(Engine):
-    """Runs every stage as a TensorRT engine on the GPU that CUDA calls number 0.
+    """Runs every stage as a TensorRT engine on CUDA device 0.
 
-    Opening it builds the engines that are missing or stale, which takes minutes, and says why. Safe among threads, one
-    call at a time.
+    The constructor builds missing and stale engines, which takes minutes, and reports why. Thread-safe: calls run one
+    at a time.
 
     Args:
-        bundle: what to run.
-        build: whether to build; without, engines that are missing or stale are an error.
+        bundle: the bundle to run.
+        build: whether to build engines; if False, a missing or stale engine is an error.
 
     Raises:
-        MissingPartError: TensorRT, CUDA or a GPU is missing; without ``build``, an engine.
+        MissingPartError: TensorRT, CUDA or a GPU is missing, or ``build`` is False and an engine is missing or stale.
         RSRefSegError: an engine cannot be built.
     """
 
@@ -51,13 +51,13 @@ class TensorRTEngine(Engine):
         self._stored = self._find(build)
 
     def provider_of(self, stage: Stage) -> str:
-        """TensorRT's version, the GPU, and the precision of the layers that multiply."""
+        """Return TensorRT's version, the GPU, and the precision of the layers that multiply."""
         self.load(stage)
         platform = self._library.platform
         return f"TensorRT {platform.tensorrt} on {platform.gpu.name}, {self._stored[stage].record.heavy_layers}"
 
     def _encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
-        """Both image encoders at the same time; gives before they are done."""
+        """Run both image encoders in parallel. Returns before they finish."""
         with self._lock, self._opened().settled():
             self.load(*IMAGE_STAGES)
             session, cuda = self._opened(), self._library.cuda
@@ -66,7 +66,7 @@ class TensorRTEngine(Engine):
                 inputs = session.contracts[Stage.SIGLIP_VISION].inputs
                 self._image = session.tensors(inputs, sizes, session.main)["image"]
                 self._image_written, self._image_read = cuda.make_event(), cuda.make_event()
-            # SAM's encoder may still be reading the picture before.
+            # SAM's encoder may still be reading the previous image.
             cuda.wait_in_stream(session.main, self._image_read)
             session.staging.upload("image", image, self._image.address, session.main)
             cuda.record(self._image_written, session.main)
@@ -80,7 +80,7 @@ class TensorRTEngine(Engine):
             return features
 
     def encode_text(self, input_ids: npt.NDArray[np.int64], token_mask: npt.NDArray[np.bool_]) -> list[Tensors]:
-        """The text encoder; gives before it is done."""
+        """Run the text encoder on P phrases. Returns before it finishes."""
         feeds = {"input_ids": input_ids, "token_mask": token_mask}
         self.bundle.manifest.stages[Stage.SIGLIP_TEXT].contract.check_inputs(feeds)
         self.load(Stage.SIGLIP_TEXT)
@@ -98,8 +98,8 @@ class TensorRTEngine(Engine):
                 tensor.written(session.main)  # the next user of this memory waits for the copies too
             return rows
 
-    def _answer(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
-        """Prompter and decoder, replayed as one CUDA graph once a number of phrases was asked twice."""
+    def _predict(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
+        """Run prompter and decoder, as one CUDA graph from the third call with a number of phrases on."""
         with self._lock, self._opened().settled():
             self.load(*PHRASE_STAGES)
             session, count = self._opened(), len(phrases)
@@ -112,7 +112,7 @@ class TensorRTEngine(Engine):
             return fetch()
 
     def to_host(self, tensors: Tensors) -> Arrays:
-        """Copies in host memory."""
+        """Return copies of tensors in host memory."""
         with self._lock, self._opened().settled():
             session, cuda = self._opened(), self._library.cuda
             fetched = {}
@@ -125,7 +125,7 @@ class TensorRTEngine(Engine):
             return {name: fetch() for name, fetch in fetched.items()}
 
     def close(self) -> None:
-        """Free all engines and GPU memory; features that are still held become unusable."""
+        """Free all engines and GPU memory. Existing features become unusable."""
         with self._lock:
             if self._session is not None:
                 session, self._session = self._session, None
@@ -139,7 +139,7 @@ class TensorRTEngine(Engine):
             super().close()
 
     def _find(self, build: bool) -> dict[Stage, StoredEngine]:
-        """The current engine of every stage, built where there is none."""
+        """Return the current engine of every stage, building missing and stale ones."""
         platform = self._library.platform
         found = {stage: find_engine(self.bundle, stage, platform) for stage in Stage}
         engines = {stage: one.engine for stage, one in found.items() if one.engine is not None}
@@ -162,7 +162,7 @@ class TensorRTEngine(Engine):
         self.bundle.graph_path(stage)
         try:
             return self._opened().load(stage)
-        except BundleError:  # an engine that somebody changed: nothing to step around quietly
+        except BundleError:  # a changed engine file must be reported, not avoided by another backend
             raise
         except RSRefSegError as error:
             raise MissingPartError(str(error)) from error
@@ -172,7 +172,7 @@ class TensorRTEngine(Engine):
             return self._opened().run(stage, feeds)
 
     def _row(self, session: Session, batch: DeviceTensor, row: int) -> DeviceTensor:
-        """A copy of one phrase's part: a view would keep the whole batch alive."""
+        """Copy the part of one phrase: a view would keep the whole batch alive."""
         kept = session.pool.tensor(batch.shape[1:], str(batch.dtype), session.main)
         size = kept.size_bytes
         self._library.cuda.copy_over(kept.address, batch.address + row * size, size, session.main)
@@ -180,7 +180,7 @@ class TensorRTEngine(Engine):
         return kept
 
     def _gather(self, session: Session, image: Tensors, phrases: Sequence[Tensors]) -> None:
-        """Copy what is asked to the addresses that prompter and decoder read from."""
+        """Copy the features of image and phrases to the addresses that prompter and decoder read from."""
         cuda, stream = self._library.cuda, session.main
         if not self._fixed:
             contracts = [session.contracts[stage] for stage in PHRASE_STAGES]

@@ -1,6 +1,6 @@
-"""TensorRT's failures as one line: the stage, what failed, TensorRT's own message, a hint.
+"""One-line errors for TensorRT's failures: the stage, the step that failed, TensorRT's message, a hint.
 
-Its Python bindings return ``None``, ``False`` or -1 on most failures and report the reason to the logger only.
+TensorRT's Python bindings return ``None``, ``False`` or -1 on most failures and report the reason to the logger only.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ class ErrorLog:
         self._errors: list[str] = []
 
     def add(self, message: str) -> None:
-        """Keep an error."""
+        """Add an error."""
         self._errors.append(" ".join(message.split()))
 
     def any(self) -> bool:
-        """Whether there are errors."""
+        """Return whether there are errors."""
         return bool(self._errors)
 
     def clear(self) -> None:
@@ -36,40 +36,40 @@ class ErrorLog:
         self._errors.clear()
 
     def take(self) -> str:
-        """Drop all errors; gives them as one line, or a line that says there are none."""
+        """Return all errors as one line, or a line that says there are none, and drop them."""
         text = "; ".join(dict.fromkeys(self._errors))
         self.clear()
         return shortened(text) if text else "TensorRT gave no reason"
 
 
 def shortened(text: str) -> str:
-    """One line of at most 300 characters."""
+    """Shorten a text to one line of at most 300 characters."""
     text = " ".join(text.split())
     return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
 
 
 @dataclass(frozen=True, slots=True)
 class TrtCalls:
-    """Calls TensorRT on behalf of one stage; raises on every result that means failure.
+    """Calls TensorRT for one stage; raises an error for every result that means failure.
 
     Attributes:
-        stage: named in the line.
-        error_log: errors it reported.
+        stage: the stage to name in messages.
+        error_log: errors that TensorRT reported.
     """
 
     stage: Stage
     error_log: ErrorLog
 
     def require(self, make: Callable[[], _T | None], what: str, hint: str) -> _T:
-        """The result of ``make``, unless it is ``None`` or ``make`` raises, as pybind11 does for a null pointer.
+        """Return the result of ``make``.
 
         Args:
-            make: calls TensorRT once.
-            what: continues "TensorRT could not ...".
+            make: function that calls TensorRT once.
+            what: the step, which completes "TensorRT could not ...".
             hint: what the user can do.
 
         Raises:
-            RSRefSegError: TensorRT could not.
+            RSRefSegError: ``make`` returned ``None`` or raised, as pybind11 does for a null pointer.
         """
         self.error_log.clear()
         try:
@@ -81,13 +81,13 @@ class TrtCalls:
             raise self.failure(what, hint)
         return found
 
-    def require_true(self, ask: Callable[[], bool], what: str, hint: str) -> None:
-        """The same for calls that return ``True`` or ``False``."""
-        if not self.require(ask, what, hint):
+    def require_true(self, call: Callable[[], bool], what: str, hint: str) -> None:
+        """Like ``require``, for calls that return ``True`` on success and ``False`` on failure."""
+        if not self.require(call, what, hint):
             raise self.failure(what, hint)
 
     def run(self, do: Callable[[], None], what: str, hint: str) -> None:
-        """The same for calls that return nothing: on failure they raise, or report to the logger only."""
+        """Like ``require``, for calls that return nothing: on failure they raise, or report to the logger only."""
 
         def succeeded() -> bool:
             do()
@@ -96,12 +96,12 @@ class TrtCalls:
         self.require_true(succeeded, what, hint)
 
     def failure(self, what: str, hint: str) -> RSRefSegError:
-        """The error to raise."""
+        """Return the error for a failed step."""
         return RSRefSegError(f"stage '{self.stage}': TensorRT could not {what} ({self.error_log.take()}): {hint}")
 
 
 def parser_errors(parser: "trt.OnnxParser") -> list[str]:
-    """Every error of a parse in TensorRT's own words, with the graph's node and operator."""
+    """Return every error of a parse, in TensorRT's words with the graph's node and operator."""
     lines = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -112,7 +112,7 @@ def parser_errors(parser: "trt.OnnxParser") -> list[str]:
 
 
 def unparsable(stage: Stage, file: str, version: str, errors: list[str], error_log: ErrorLog) -> BundleError:
-    """The line for a graph that TensorRT cannot parse; the first error stands for all."""
+    """Return the error for a graph that TensorRT cannot parse; its message quotes the first parser error."""
     more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
     reason = errors[0] if errors else error_log.take()
     hint = "export the bundle with this release, or install a TensorRT that knows the operator"
@@ -120,5 +120,5 @@ def unparsable(stage: Stage, file: str, version: str, errors: list[str], error_l
 
 
 def host_bytes(memory: "trt.IHostMemory") -> bytes:
-    """A copy of what TensorRT serialised. Its class has the buffer protocol, which its type stubs do not declare."""
+    """Copy serialised data of TensorRT. Its class has the buffer protocol, which its type stubs do not declare."""
     return bytes(cast(memoryview, memory))

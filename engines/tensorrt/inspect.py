@@ -1,6 +1,6 @@
-"""What the engine inspector says of a built engine, and whether it has the precision that was asked for.
+"""Checks the precision of a built engine with TensorRT's engine inspector.
 
-The inspector's JSON is no stable format: names of keys and kinds of layers differ between TensorRT 10.3 and 11.4.
+The inspector's JSON is not a stable format: names of keys and kinds of layers differ between TensorRT 10.3 and 11.4.
 """
 
 import json
@@ -11,26 +11,26 @@ from typing import Any
 from ..bundle.contracts import Stage
 from ..errors import RSRefSegError
 
-# Parts of names under which matrix products, convolutions and attention go.
+# Parts of the names of matrix products, convolutions and attention.
 _HEAVY = ("conv", "gemm", "matmul", "matrix_multiply", "matrixmultiply", "mha", "attention", "einsum")
 _HALF, _SINGLE = ("half", "fp16", "float16", "f16f16"), ("float", "fp32", "float32")
 _KIND_KEYS = ("LayerType", "ParameterType", "Name", "TacticName")
 _TYPE_KEYS = ("Format/Datatype", "Datatype", "DataType", "Format")
 _TF32 = "tf32"
 _MOVES = ("reformat", "shuffle", "noop", "cast")
-# Whole parts of a graph as one layer, which shows the types at its borders and not those within.
+# Layers that contain a whole part of a graph and show only the types at its borders.
 _OPAQUE = ("foreignnode", "myelin")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCount:
-    """How many heavy layers run in which precision.
+    """The number of heavy layers by precision.
 
     Attributes:
-        half: take or give FP16.
-        single: take and give FP32 only.
-        tf32: among the latter, those whose kernel rounds to TF32.
-        unknown: those whose types the inspector does not report.
+        half: layers with an FP16 input or output.
+        single: layers with FP32 inputs and outputs only.
+        tf32: layers among ``single`` whose kernel rounds to TF32.
+        unknown: layers whose types the inspector does not report.
     """
 
     half: int
@@ -44,10 +44,10 @@ class LayerCount:
 
 
 def count_layers(information: str) -> LayerCount:
-    """Read the inspector's JSON.
+    """Count the heavy layers in the inspector's JSON.
 
     Raises:
-        ValueError: it is not a JSON object with layers.
+        ValueError: the text is not a JSON object with layers.
     """
     document = json.loads(information)
     layers = document.get("Layers", document.get("layers")) if isinstance(document, dict) else None
@@ -59,7 +59,7 @@ def count_layers(information: str) -> LayerCount:
         if not any(mark in kind.lower() for mark in (*_HEAVY, *_OPAQUE)):
             continue
         if isinstance(layer, dict) and any(mark in str(layer.get("LayerType", "")).lower() for mark in _MOVES):
-            continue  # named after what it feeds
+            continue  # named after its consumer
         types = " ".join(_types(layer)).lower() if isinstance(layer, dict) else ""
         tactic = str(layer.get("TacticName", "")).lower() if isinstance(layer, dict) else ""
         if any(mark in types or mark in tactic for mark in _HALF):
@@ -74,19 +74,19 @@ def count_layers(information: str) -> LayerCount:
 
 
 def check_precision(stage: Stage, precision: str, information: str, version: str) -> tuple[str, str | None]:
-    """Hold an engine to the precision of its graph.
+    """Check that an engine has the precision of its graph.
 
     Args:
-        stage: of which it is.
-        precision: ``fp32`` or ``fp16``, as the bundle says.
-        information: the inspector's JSON.
-        version: TensorRT's.
+        stage: stage of the engine.
+        precision: ``fp32`` or ``fp16``, from the bundle.
+        information: JSON of the inspector.
+        version: version of TensorRT.
 
     Returns:
-        What the inspector showed, and a note where that is too little to tell.
+        The layer counts as text, and a note if they do not confirm the precision.
 
     Raises:
-        RSRefSegError: every heavy layer of an FP16 stage runs in FP32, or one of an FP32 stage in less.
+        RSRefSegError: every heavy layer of an FP16 stage runs in FP32, or one of an FP32 stage in lower precision.
     """
     try:
         count = count_layers(information)
@@ -94,16 +94,16 @@ def check_precision(stage: Stage, precision: str, information: str, version: str
         return "unknown", f"{stage}: TensorRT {version}'s inspector does not report the precision ({error})"
     wrong = None
     if precision == "fp16" and count.half == 0 and count.single and not count.unknown:
-        wrong = f"asked for in FP16, but every matrix product and convolution of its engine runs in FP32 ({count})"
+        wrong = f"requested in FP16, but every matrix product and convolution of its engine runs in FP32 ({count})"
     elif precision == "fp32" and (count.half or count.tf32):
-        wrong = f"asked for in FP32, but its engine computes in less ({count})"
+        wrong = f"requested in FP32, but its engine computes in lower precision ({count})"
     if wrong is not None:
         raise RSRefSegError(
-            f"stage '{stage}': {wrong}: TensorRT {version} did not keep the graph's types; nothing was kept,"
-            " export the bundle again and build with another TensorRT if it stays so"
+            f"stage '{stage}': {wrong}: TensorRT {version} did not keep the graph's types and the engine is discarded;"
+            " export the bundle again, and if the error persists, build with another version of TensorRT"
         )
     if count.unknown and not (count.half if precision == "fp16" else count.single):
-        return str(count), f"{stage}: TensorRT {version}'s inspector tells no types, so {precision} is not confirmed"
+        return str(count), f"{stage}: TensorRT {version}'s inspector reports no types, so {precision} is not confirmed"
     return str(count), None
 
 

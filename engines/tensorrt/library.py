@@ -1,4 +1,4 @@
-"""TensorRT itself: whether it is here, which it is, on which GPU, and its one logger."""
+"""TensorRT on this machine: its version, the GPU and the logger."""
 
 import logging
 import re
@@ -14,14 +14,14 @@ from .errors import ErrorLog
 if TYPE_CHECKING:
     import tensorrt as trt
 
-# The oldest that is built for: what JetPack 6 brings.
+# The oldest supported version, which JetPack 6 contains.
 _OLDEST = (10, 3)
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What an engine is built for besides its graph; nothing else can be trusted to run it, or to run it as well."""
+    """The versions and the GPU that an engine is built for; on others it may fail to run, or run slower."""
 
     tensorrt: str
     gpu: Gpu
@@ -30,7 +30,7 @@ class Platform:
         return f"TensorRT {self.tensorrt}, {self.gpu.name} ({self.gpu.compute_capability}), {self.gpu.driver}"
 
     def parts(self) -> dict[str, str]:
-        """By the names that lines for people use."""
+        """Return the parts by the names that messages use."""
         return {
             "TensorRT": self.tensorrt,
             "GPU": self.gpu.name,
@@ -44,13 +44,13 @@ class Library:
     """TensorRT and the CUDA runtime of this machine.
 
     Attributes:
-        logger: to be given to every builder, parser and runtime.
-        error_log: errors it reported.
+        logger: the logger for every builder, parser and runtime.
+        error_log: errors that TensorRT reported to the logger.
         cuda: the CUDA runtime.
         platform: versions and GPU.
 
     Raises:
-        MissingPartError: one of the two, a driver or a GPU is missing, or too old.
+        MissingPartError: TensorRT, cuda-python, a driver or a GPU is missing or too old.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Library:
         self._runtime: trt.Runtime | None = None
 
     def runtime(self) -> "trt.Runtime":
-        """What loads engines. It lives as long as this object, which must outlive the engines."""
+        """Return the runtime that loads engines. It lives as long as this object, which must outlive the engines."""
         import tensorrt as trt
 
         if self._runtime is None:
@@ -80,7 +80,7 @@ class Library:
 
 @lru_cache(maxsize=1)
 def _logger(module: ModuleType) -> tuple["trt.ILogger", ErrorLog]:
-    """One for the whole process: TensorRT keeps the first logger it is given and ignores every later one."""
+    """Create the logger of the process: TensorRT keeps the first logger it receives and ignores later ones."""
     import tensorrt as trt
 
     error_log = ErrorLog()

@@ -1,4 +1,4 @@
-"""GPU memory that outlives a call, and the pinned host memory through which arrays reach it."""
+"""GPU memory that outlives a call, and pinned host memory for copies to and from it."""
 
 import threading
 from collections.abc import Callable
@@ -11,17 +11,17 @@ import numpy.typing as npt
 from ..errors import RSRefSegError
 from .cuda import Cuda
 
-_ALIGNMENT = 256  # what TensorRT asks of activation memory, and cudaMalloc gives
+_ALIGNMENT = 256  # bytes; TensorRT requires it of activation memory, and cudaMalloc guarantees it
 
 
 def aligned(size_bytes: int) -> int:
-    """The next multiple of 256, at least one."""
+    """Round a size up to a multiple of 256 bytes, at least 256."""
     return max(1, -(-size_bytes // _ALIGNMENT)) * _ALIGNMENT
 
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """GPU memory, and the event behind the last write to it."""
+    """GPU memory, and the event after the last write to it."""
 
     address: int
     size_bytes: int
@@ -29,7 +29,7 @@ class _Block:
 
 
 class DeviceTensor:
-    """An array on the GPU. Its memory goes back to the pool when nobody holds the tensor any more."""
+    """An array on the GPU. Its memory returns to the pool when the tensor is deleted."""
 
     __slots__ = ("_block", "_pool", "dtype", "shape")
 
@@ -42,10 +42,10 @@ class DeviceTensor:
 
     @property
     def address(self) -> int:
-        """Where it lies.
+        """The GPU address of its memory.
 
         Raises:
-            RSRefSegError: the engine that made it was closed.
+            RSRefSegError: the engine that created the tensor was closed.
         """
         if self._pool.closed:
             raise RSRefSegError("these features were freed when their engine was closed: encode image and phrase again")
@@ -53,31 +53,31 @@ class DeviceTensor:
 
     @property
     def size_bytes(self) -> int:
-        """Of its elements."""
+        """Size of its elements in bytes."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     @property
     def ready(self) -> Any:
-        """The event behind the last write to it, as ``written`` recorded it."""
+        """The event after the last write, as ``written`` recorded it."""
         return self._block.ready
 
     def written(self, stream: Any) -> None:
-        """Record that a stream has been given the writing of it."""
+        """Record that the work enqueued on a stream so far writes the tensor."""
         self._pool.cuda.record(self._block.ready, stream)
 
 
 class DevicePool:
-    """GPU memory that is kept for the next tensor of the same size instead of freed, which would stop the GPU."""
+    """A pool that keeps GPU memory for the next tensor of the same size, because freeing memory stops the GPU."""
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
         self.closed = False
         self._blocks: list[_Block] = []
         self._spare: dict[int, list[_Block]] = {}
-        self._lock = threading.RLock()  # tensors may die, in any thread, while one is made
+        self._lock = threading.RLock()  # tensors may be deleted in any thread while one is created
 
     def tensor(self, shape: tuple[int, ...], dtype: str, stream: Any) -> DeviceTensor:
-        """Memory that ``stream`` may write from now on."""
+        """Return a tensor whose memory ``stream`` may write from now on."""
         numpy_dtype = np.dtype(dtype)
         size = aligned(int(np.prod(shape)) * numpy_dtype.itemsize)
         with self._lock:
@@ -86,18 +86,18 @@ class DevicePool:
         if block is None:
             block = _Block(self.cuda.allocate(size, "for tensors"), size, self.cuda.make_event())
             self._blocks.append(block)
-        # The tensor before may still be written by another stream, if nobody waited for it.
+        # Another stream may still be writing the previous tensor.
         self.cuda.wait_in_stream(stream, block.ready)
         return DeviceTensor(self, block, shape, numpy_dtype)
 
     def give_back(self, block: _Block) -> None:
-        """Keep a block for the next tensor of its size."""
+        """Keep the memory of a deleted tensor for the next tensor of the same size."""
         with self._lock:
             if not self.closed:
                 self._spare.setdefault(block.size_bytes, []).append(block)
 
     def close(self, free: Callable[..., None]) -> None:
-        """Free everything by way of ``free``; tensors that are still held become unusable."""
+        """Free all memory through ``free``. Existing tensors become unusable."""
         with self._lock:
             self.closed = True
             self._spare.clear()
@@ -109,7 +109,7 @@ class DevicePool:
 
 @dataclass(slots=True)
 class _Pinned:
-    """Pinned host memory for one tensor's copies, and the event behind the last of them."""
+    """Pinned host memory for the copies of one tensor, and the event after the last copy."""
 
     address: int
     view: npt.NDArray[np.uint8]
@@ -117,14 +117,14 @@ class _Pinned:
 
 
 class Staging:
-    """Pinned host memory, one piece for each name, grown when needed."""
+    """Pinned host memory with one buffer per name, which grows when needed."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._pieces: dict[str, _Pinned] = {}
 
     def upload(self, name: str, array: npt.NDArray[Any], device: int, stream: Any) -> None:
-        """Let a stream copy an array to the GPU. The array itself is free at once."""
+        """Enqueue a copy of an array to the GPU. The array may change after the call."""
         source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         piece = self._piece(f"in {name}", source.size)
         self._cuda.wait_for_event(piece.used)
@@ -135,7 +135,7 @@ class Staging:
     def download(
         self, name: str, device: int, shape: tuple[int, ...], dtype: str, stream: Any
     ) -> Callable[[], npt.NDArray[Any]]:
-        """Let a stream copy a tensor from the GPU; the result gives it, once the stream was waited for."""
+        """Enqueue a copy from the GPU; return a function that returns the array after the stream is done."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         piece = self._piece(f"out {name}", size)
         self._cuda.copy_out(piece.address, device, size, stream)
@@ -143,7 +143,7 @@ class Staging:
         return lambda: piece.view[:size].view(dtype).reshape(shape).copy()
 
     def close(self, free: Callable[..., None]) -> None:
-        """Free everything by way of ``free``."""
+        """Free all memory through ``free``."""
         for piece in self._pieces.values():
             free(self._cuda.free_pinned, piece.address)
             free(self._cuda.free_event, piece.used)

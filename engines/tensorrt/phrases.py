@@ -1,4 +1,4 @@
-"""Prompter and decoder for one number of phrases, on addresses that stay, so that CUDA can replay both as one graph."""
+"""Runs prompter and decoder for one number of phrases on fixed addresses, so that CUDA replays both as one graph."""
 
 import logging
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ from .memory import DeviceTensor
 from .session import Session
 
 PHRASE_STAGES = (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
-_CAPTURED_AT = 2  # TensorRT wants a run with the same shapes before it is captured
+_CAPTURED_AT = 2  # TensorRT requires a run with the same shapes before a capture
 _LOG = logging.getLogger(__name__)
 
 
 class PhraseRunner:
-    """Runs both stages for ``count`` phrases; from the third time on as a CUDA graph.
+    """Runs both stages for ``count`` phrases, from the third run on as a CUDA graph.
 
-    It has execution contexts of its own: a graph holds what its contexts were when it was captured, so that another
-    number of phrases must not change them.
+    Each runner has its own execution contexts: a graph contains the state of its contexts at the time of capture, which
+    another number of phrases must not change.
 
     Args:
         session: the loaded engines.
         count: number of phrases.
-        tensors: inputs and outputs of both stages, large enough.
+        tensors: inputs and outputs of both stages by name, large enough for ``count`` phrases.
     """
 
     def __init__(self, session: Session, count: int, tensors: Mapping[str, DeviceTensor]) -> None:
@@ -41,7 +41,7 @@ class PhraseRunner:
         self.graph: Any = None
 
     def run(self) -> None:
-        """Give one run of both to the main stream."""
+        """Enqueue one run of both stages on the main stream."""
         self._uses += 1
         if self.graph is not None:
             self._session.cuda.launch(self.graph, self._session.main)
@@ -55,7 +55,7 @@ class PhraseRunner:
             context.enqueue()
 
     def _capture(self) -> None:
-        """Record both for the next time. Where that fails, they go on as before, only slower, and the log says so."""
+        """Capture both stages for later runs. If that fails, later runs use no graph, and a warning is logged."""
         cuda, stream = self._session.cuda, self._session.main
         try:
             cuda.begin_capture(stream)

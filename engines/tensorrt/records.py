@@ -1,8 +1,8 @@
-"""Engines on disk: ``engines/<fingerprint>/`` of the user's cache folder, each with a record of what it was built from.
+"""Engines on disk: ``engines/<fingerprint>/`` in the user's cache folder, each with a record of its origin.
 
-An engine file is native code: to load it is to run it. So engines never lie in a bundle, but in a folder that only
-this user can write. An engine is loaded if its record's fingerprint is the current one and its bytes have the digest
-that the record gives.
+An engine file is native code: loading it can run it. Engines are therefore never part of a bundle; they are stored in a
+folder that only this user can write. An engine is loaded only if the fingerprint of its record is current and its bytes
+match the digest in the record.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from .library import Platform
 
 RECORD_NAME = "record.json"
 DEFAULT_WORKSPACE_MIB, DEFAULT_OPTIMIZATION_LEVEL = 4096, 3
-# Raise it with any change of how engines are built that is not an option, such as a builder flag.
+# Increase it with any change to the build that is not an option, such as a builder flag.
 _RECIPE = "1"
 _GPU_PARTS = ("GPU", "compute capability", "multiprocessors")
 _BUILD_AGAIN = "build it again with `rsrefseg build`"
@@ -31,10 +31,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class BuildOptions(Struct, frozen=True):
-    """What a user may choose. Typing and TF32 are not a choice.
+    """The options of a build. Strong typing is always on and TF32 always off.
 
     Attributes:
-        workspace_mib: GPU memory a layer may use for scratch, MiB.
+        workspace_mib: scratch memory that a layer may use on the GPU, MiB.
         optimization_level: how long TensorRT searches for kernels, 0 (shortest) to 5.
     """
 
@@ -49,14 +49,14 @@ class BuildOptions(Struct, frozen=True):
 
 
 class Fingerprint(Struct, frozen=True):
-    """What an engine depends on: stage, contract, graph files and platform as named texts, and the build options."""
+    """Everything an engine depends on: stage, contract, graph files, platform (as named texts) and build options."""
 
     parts: dict[str, str]
     options: BuildOptions
 
     @classmethod
     def of(cls, bundle: Bundle, stage: Stage, platform: Platform, options: BuildOptions) -> "Fingerprint":
-        """The fingerprint of an engine that is current."""
+        """Return the fingerprint that a current engine has."""
         record = bundle.manifest.stages[stage]
         graphs = {f"graph file {file.name}": file.sha256 for file in (record.graph, *record.data)}
         contract = _digest(record.contract)
@@ -65,11 +65,11 @@ class Fingerprint(Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """32 hex digits; the name of the folder."""
+        """32 hex digits, the name of the engine's folder."""
         return _digest(self)[:32]
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """What differs in ``other``, one text each: ``driver CUDA 12.4 -> CUDA 13.0``."""
+        """Return the differences to ``other``, one text each, e.g. ``driver CUDA 12.4 -> CUDA 13.0``."""
         mine, theirs = self._texts(), other._texts()
         changed = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
         return [f"{name} {_short(mine.get(name))} -> {_short(theirs.get(name))}" for name in changed]
@@ -82,16 +82,16 @@ class Fingerprint(Struct, frozen=True):
 
 
 class EngineRecord(Struct, frozen=True):
-    """What is known of a built engine.
+    """The record of a built engine.
 
     Attributes:
-        fingerprint: what it was built from and for.
+        fingerprint: everything the engine depends on.
         bundle: path of the bundle it was built for.
-        engine: its file.
+        engine: file of the engine.
         heavy_layers: precision of the layers that multiply, as the engine inspector reports it.
         activation_bytes: GPU memory one run needs besides weights, inputs and outputs.
-        built_at: UTC, ISO 8601.
-        build_seconds: how long the build took.
+        built_at: time of the build, UTC, ISO 8601.
+        build_seconds: duration of the build.
     """
 
     fingerprint: Fingerprint
@@ -103,7 +103,7 @@ class EngineRecord(Struct, frozen=True):
     build_seconds: float
 
     def precedes(self, wanted: Fingerprint, bundle: Bundle) -> bool:
-        """Whether this is an earlier engine of the same stage, for the same bundle or the same graph files."""
+        """Return whether this is an earlier engine of the same stage, for the same bundle or the same graph files."""
         mine, theirs = self.fingerprint.parts, wanted.parts
         if mine.get("stage") != theirs["stage"]:
             return False
@@ -111,7 +111,7 @@ class EngineRecord(Struct, frozen=True):
         return self.bundle == bundle_path(bundle) or graphs[0] == graphs[1]
 
     def same_gpu(self, other: "EngineRecord") -> bool:
-        """Whether both were built for the same model of GPU."""
+        """Return whether both were built for the same model of GPU."""
         mine, theirs = self.fingerprint.parts, other.fingerprint.parts
         return all(mine.get(name) == theirs.get(name) for name in _GPU_PARTS)
 
@@ -124,10 +124,10 @@ class StoredEngine:
     record: EngineRecord
 
     def read(self) -> bytes:
-        """The engine's bytes, once their digest is verified.
+        """Return the bytes of the engine, after verifying their digest.
 
         Raises:
-            BundleError: the file is missing or changed; the line names it.
+            BundleError: the file is missing or changed; the message names it.
         """
         path = self.folder / self.record.engine.name
         try:
@@ -142,21 +142,21 @@ class StoredEngine:
 
 
 def bundle_path(bundle: Bundle) -> str:
-    """The absolute path of a bundle, as it stands in records."""
+    """Return the absolute path of a bundle, as stored in records."""
     return str(bundle.root.resolve())
 
 
 def engines_folder() -> Path:
-    """Where this user's engines lie."""
+    """Return the folder of this user's engines."""
     return cache_folder() / "engines"
 
 
 def stored_engines() -> list[StoredEngine]:
-    """All engines of this user, newest first. One whose record cannot be read is skipped.
+    """Return all engines of this user, newest first. Engines with unreadable records are skipped.
 
     Raises:
-        MissingPartError: others can write the folder.
-        BundleError: it cannot be read.
+        MissingPartError: others can write to the folder.
+        BundleError: the folder cannot be read.
     """
     root, found = engines_folder(), []
     try:
@@ -177,12 +177,12 @@ def stored_engines() -> list[StoredEngine]:
 
 
 def store_engine(record: EngineRecord, engine: bytes, layers: str) -> StoredEngine:
-    """Write an engine with its record, whole or not at all; replaces one of the same fingerprint.
+    """Write an engine and its record atomically; replace an engine of the same fingerprint.
 
     Args:
-        record: what is known of it.
+        record: record of the engine.
         engine: the serialised engine.
-        layers: the inspector's JSON, kept beside it for people.
+        layers: JSON of the inspector, stored for reference.
 
     Raises:
         RSRefSegError: the disk is full or the cache folder cannot be written.

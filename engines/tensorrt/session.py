@@ -1,4 +1,4 @@
-"""A bundle's engines in GPU memory: two streams, the activation memory they share, and one stage run by arrays."""
+"""A bundle's engines in GPU memory, with two streams and shared activation memory."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,21 +15,21 @@ from .library import Library
 from .memory import DevicePool, DeviceTensor, Staging, aligned
 from .records import StoredEngine
 
-# SAM's encoder runs beside SigLIP's; all other stages wait for one of them anyway.
+# SAM's encoder runs in parallel to SigLIP's; all other stages wait for one of them anyway.
 SIDE_STAGE = Stage.SAM_ENCODER
 _LOG = logging.getLogger(__name__)
 
 
 class Session:
-    """Everything that lies on the GPU between loading and closing.
+    """All objects on the GPU between loading and closing.
 
-    The activations of all stages lie in one block of GPU memory. Stages of one stream run one after the other and use
-    the same part of it; the stage on the side has a part of its own, since it runs at the same time.
+    One block of GPU memory holds the activations of all stages. Stages on the main stream run one after the other and
+    share a part of it; the stage on the side stream runs in parallel and has a separate part.
 
     Args:
         library: TensorRT and CUDA.
         stored: the engine of each stage.
-        contracts: of all stages.
+        contracts: the contract of each stage.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Session:
         self.pool, self.staging = DevicePool(self.cuda), Staging(self.cuda)
 
     def load(self, stage: Stage) -> LoadedStage:
-        """Load the engine of a stage, unless it is."""
+        """Return the engine of a stage, loading it on first use."""
         if stage not in self._stages:
             region = self._side if stage is SIDE_STAGE else self._shared
             data = self._stored[stage].read()
@@ -56,15 +56,15 @@ class Session:
         return self._stages[stage]
 
     def stream_of(self, stage: Stage) -> Any:
-        """The stream a stage runs on."""
+        """Return the stream that a stage runs on."""
         return self.side if stage is SIDE_STAGE else self.main
 
     def tensors(self, specs: Sequence[TensorSpec], sizes: Mapping[str, int], stream: Any) -> dict[str, DeviceTensor]:
-        """GPU memory for tensors of a contract, by name, that a stream may write from now on."""
+        """Return new tensors for the specs of a contract, by name. ``stream`` may write them from now on."""
         return {spec.name: self.pool.tensor(spec.sized(**sizes), spec.dtype, stream) for spec in specs}
 
     def enqueue(self, stage: Stage, sizes: Mapping[str, int], tensors: Mapping[str, DeviceTensor]) -> None:
-        """Give one run of a stage, on these tensors, to its stream; its outputs are marked as written."""
+        """Enqueue one run of a stage on its stream, and mark its outputs as written."""
         loaded = self.load(stage)
         loaded.own.bind(sizes, {name: tensor.address for name, tensor in tensors.items()})
         loaded.own.enqueue()
@@ -72,7 +72,7 @@ class Session:
             tensors[spec.name].written(loaded.stream)
 
     def run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """One stage from arrays to arrays."""
+        """Run one stage on arrays and return its outputs as arrays."""
         contract, stream = self.contracts[stage], self.stream_of(stage)
         sizes = sizes_of(contract, {name: array.shape for name, array in feeds.items()})
         with self.settled():
@@ -91,16 +91,16 @@ class Session:
 
     @contextmanager
     def settled(self) -> Iterator[None]:
-        """After an error, leave nothing at work on memory that others will be given."""
+        """On an error, wait for both streams, so that no work remains on memory that will be reused."""
         try:
             yield
         except BaseException:
             for stream in (self.side, self.main):
-                self._quietly(self.cuda.wait_for_stream, stream, "settle")
+                self._quietly(self.cuda.wait_for_stream, stream, "finish after an error")
             raise
 
     def close(self, graphs: Sequence[Any] = (), events: Sequence[Any] = ()) -> None:
-        """Free everything. What CUDA says of it is logged: the error that matters was raised before."""
+        """Free everything. Errors are logged, not raised, because they would hide an earlier error."""
         for stream in (self.side, self.main):
             self._quietly(self.cuda.wait_for_stream, stream, "finish")
         for graph in graphs:

@@ -1,4 +1,4 @@
-"""Which engine of a bundle is current on this machine, and the build of those that are missing or stale."""
+"""Finds the engines of a bundle that are current on this machine, and builds those that are missing or stale."""
 
 import contextlib
 import hashlib
@@ -34,16 +34,16 @@ from .records import (
 from .timing import timing_cache_path
 
 _NO_ENGINE = "it has no engine yet"
-_MAX_OPSET = 20  # of TensorRT 10.3, and with it of the table that exported graphs are held against
+_MAX_OPSET = 20  # the newest that TensorRT 10.3 reads
 
 
 class Found(Struct, frozen=True):
-    """What there is for a stage.
+    """The result of the search for a stage's engine.
 
     Attributes:
-        engine: the current one; ``None`` where there is none.
+        engine: the current engine; ``None`` if there is none.
         reasons: why there is none, one text each.
-        options: those of the engine, or of the stale one nearest to it; the defaults where there was never one.
+        options: options of the engine, or of the most similar stale one; the defaults if there is neither.
     """
 
     engine: StoredEngine | None
@@ -52,13 +52,13 @@ class Found(Struct, frozen=True):
 
 
 class StageBuild(NamedTuple):
-    """What ``build`` did for a stage: its engine, and why it was built now; no reasons where it was not."""
+    """The engine of a stage, and why it was built; no reasons if it was current."""
 
     engine: StoredEngine
     reasons: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a JSON-serialisable dict."""
         record = self.engine.record
         return {
             "stage": record.fingerprint.parts["stage"],
@@ -72,19 +72,19 @@ class StageBuild(NamedTuple):
 
 
 class BuildReport(NamedTuple):
-    """What ``rsrefseg build`` did."""
+    """The report of ``rsrefseg build``."""
 
     bundle: str
     platform: str
     stages: dict[Stage, StageBuild]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a JSON-serialisable dict."""
         stages = [build.to_dict() for build in self.stages.values()]
         return {"bundle": self.bundle, "platform": self.platform, "stages": stages}
 
     def render(self) -> Any:
-        """A table for a person."""
+        """Return a table for the terminal."""
         from ..system.tables import Table
 
         columns = ("stage", "", "MiB", "s", "layers that multiply")
@@ -97,10 +97,10 @@ class BuildReport(NamedTuple):
 
 
 def parse_stages(text: str | None) -> tuple[Stage, ...]:
-    """The stages of a comma-separated list; all of them where there is none.
+    """Parse a comma-separated list of stages; without a list, return all stages.
 
     Raises:
-        BadInputError: one is unknown.
+        BadInputError: a stage is unknown.
     """
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
     if unknown := [name for name in names if name not in list(Stage)]:
@@ -118,35 +118,35 @@ def build_bundle(
     """Build the engines of a bundle that are missing or stale.
 
     Args:
-        path: the bundle; default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
-        stages: comma-separated; all by default.
-        workspace_mib: as for ``BuildOptions``; default is that of the engine before.
-        optimization_level: the same.
+        path: folder of the bundle; by default ``$RSREFSEG_BUNDLE`` or ``./bundle``.
+        stages: comma-separated stages; by default all.
+        workspace_mib: see ``BuildOptions``; by default that of the previous engine.
+        optimization_level: see ``BuildOptions``; by default that of the previous engine.
         force: build current engines again as well.
 
     Raises:
-        BundleError: the bundle is not whole, or TensorRT cannot parse a graph.
+        BundleError: the bundle is incomplete, or TensorRT cannot parse a graph.
         MissingPartError: TensorRT, CUDA, a GPU or a cache folder is missing.
-        RSRefSegError: TensorRT cannot build an engine, or it cannot be written.
+        RSRefSegError: TensorRT cannot build an engine, or the engine cannot be written.
     """
     chosen = parse_stages(stages)
     given = {"workspace_mib": workspace_mib, "optimization_level": optimization_level}
-    asked = {name: value for name, value in given.items() if value is not None}
-    BuildOptions(**asked)
+    requested = {name: value for name, value in given.items() if value is not None}
+    BuildOptions(**requested)
     bundle = Bundle.open(path)
     library = Library()
-    built = ensure_engines(library, bundle, chosen, asked, force)
+    built = ensure_engines(library, bundle, chosen, requested, force)
     return BuildReport(str(bundle.root), str(library.platform), built)
 
 
-def find_engine(bundle: Bundle, stage: Stage, platform: Platform, asked: dict[str, int] | None = None) -> Found:
-    """The engine of a stage that was built from this graph for this platform; the newest of several.
+def find_engine(bundle: Bundle, stage: Stage, platform: Platform, requested: dict[str, int] | None = None) -> Found:
+    """Find the newest engine of a stage that was built from this graph for this platform.
 
     Args:
-        bundle: whose stage it is.
-        stage: which.
-        platform: this machine's.
-        asked: options it must have; any will do where there are none.
+        bundle: the bundle.
+        stage: the stage.
+        platform: platform of this machine.
+        requested: options that the engine must have; by default any.
 
     Raises:
         MissingPartError: the stage's graph is of an opset that TensorRT does not read.
@@ -158,7 +158,7 @@ def find_engine(bundle: Bundle, stage: Stage, platform: Platform, asked: dict[st
     stale: list[Found] = []
     for stored in stored_engines():
         found = stored.record.fingerprint
-        wanted = Fingerprint.of(bundle, stage, platform, replace(found.options, **(asked or {})))
+        wanted = Fingerprint.of(bundle, stage, platform, replace(found.options, **(requested or {})))
         if found == wanted:
             return Found(stored, options=found.options)
         if stored.record.precedes(wanted, bundle):
@@ -170,28 +170,28 @@ def ensure_engines(
     library: Library,
     bundle: Bundle,
     stages: Sequence[Stage],
-    asked: dict[str, int] | None = None,
+    requested: dict[str, int] | None = None,
     force: bool = False,
 ) -> dict[Stage, StageBuild]:
-    """Build the engines that are missing or stale and say why; current ones stay as they are.
+    """Build missing and stale engines, and report why; current engines stay unchanged.
 
     Raises:
-        RSRefSegError: as for ``build_bundle``. Engines that were built before stay.
+        RSRefSegError: see ``build_bundle``. Engines that were built before the error stay.
     """
     done = {}
     with _alone(library.platform, ProgressLine("building").say):
         for stage in stages:
-            found = find_engine(bundle, stage, library.platform, asked)
+            found = find_engine(bundle, stage, library.platform, requested)
             engine, reasons = found.engine, found.reasons
             if engine is not None and force:
-                engine, reasons = None, ("asked for with --force",)
+                engine, reasons = None, ("requested with --force",)
             if engine is not None:
                 try:
                     engine.read()
                 except BundleError as error:
                     engine, reasons = None, (str(error).partition(": ")[0],)
             if engine is None:
-                engine = _build(library, bundle, stage, replace(found.options, **(asked or {})), reasons)
+                engine = _build(library, bundle, stage, replace(found.options, **(requested or {})), reasons)
             done[stage] = StageBuild(engine, reasons)
     return done
 
@@ -215,7 +215,7 @@ def _build(
         build_seconds=round(seconds, 3),
     )
     stored = store_engine(record, built.data, built.layers)
-    for other in stored_engines():  # engines are large: those that this one supersedes go
+    for other in stored_engines():  # engines are large, so superseded ones are removed
         before = other.record
         if other.folder != stored.folder and before.precedes(record.fingerprint, bundle) and before.same_gpu(record):
             shutil.rmtree(other.folder, ignore_errors=True)
@@ -224,7 +224,7 @@ def _build(
 
 @contextlib.contextmanager
 def _alone(platform: Platform, say: Callable[[str], None]) -> Iterator[None]:
-    """One build for a platform at a time: two at once would spoil each other's timings and do the work twice."""
+    """Allow one build for a platform at a time: parallel builds would distort each other's timings."""
     import fcntl
 
     folder = private_folder(engines_folder())

@@ -1,7 +1,7 @@
-"""TensorRT's timing cache: what kernels took on this GPU, so that the next build need not measure again.
+"""TensorRT's timing cache, which stores kernel timings of this GPU for later builds.
 
-One file per GPU with its multiprocessors (a power mode changes their number) and TensorRT version, in this user's cache
-folder. Builds for the same platform run one at a time, so that none overwrites what another has measured.
+The user's cache folder has one file per GPU, number of multiprocessors (which a power mode changes) and TensorRT
+version. Builds for the same platform run one at a time, so that none overwrites the timings of another.
 """
 
 import re
@@ -22,7 +22,7 @@ _WITHOUT = "build with --force to measure again"
 
 
 def timing_cache_path(platform: Platform) -> Path:
-    """Where the cache of a platform lies."""
+    """Return the path of a platform's timing cache."""
     gpu = platform.gpu
     parts = (gpu.name, gpu.compute_capability, f"{gpu.multiprocessors}sm", platform.tensorrt)
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in parts)
@@ -32,13 +32,13 @@ def timing_cache_path(platform: Platform) -> Path:
 def attach(
     config: "trt.IBuilderConfig", platform: Platform, calls: TrtCalls, say: "Callable[[str], None]"
 ) -> "trt.ITimingCache":
-    """Give the kept timings to a build; those that cannot be used are discarded, which ``say`` reports.
+    """Attach the stored timings to a build; unusable ones are discarded and reported through ``say``.
 
     Returns:
         The cache, which must live as long as the build.
 
     Raises:
-        RSRefSegError: TensorRT does not take even an empty cache.
+        RSRefSegError: TensorRT rejects even an empty cache.
     """
     path = timing_cache_path(platform)
     try:
@@ -54,10 +54,10 @@ def attach(
 
 
 def keep(cache: "trt.ITimingCache", platform: Platform, calls: TrtCalls) -> None:
-    """Keep the timings of a build, the earlier ones included.
+    """Store the timings of a build, including earlier ones.
 
     Raises:
-        RSRefSegError: TensorRT does not serialise them, or they cannot be written.
+        RSRefSegError: TensorRT cannot serialise the timings, or the file cannot be written.
     """
     data = host_bytes(calls.require(cache.serialize, "serialise its timing cache", _WITHOUT))
     atomic_write_bytes(timing_cache_path(platform), data)

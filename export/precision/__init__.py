@@ -1,1 +1,1 @@
-"""Half precision written in the model itself, before export: what is half, what stays float32, and why."""
+"""Half precision, applied to the model before export: what becomes float16, what stays float32, and why."""

@@ -1,7 +1,7 @@
-"""Half-precision arithmetic on a CPU as on a GPU: products summed in float32, every result rounded to float16.
+"""A GPU's half-precision arithmetic on a CPU: products summed in float32, every result rounded to float16.
 
 PyTorch's float16 convolutions and batched products are very slow on CPUs. This mode computes them in float32 and rounds
-the results, infinities included, so that a plan can be tried without a GPU.
+the results, including infinities, so that a plan can be tested without a GPU.
 """
 
 import math
@@ -27,7 +27,7 @@ class HalfArithmetic(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Called by PyTorch for every operation."""
+        """Intercept an operation; PyTorch calls this method for each."""
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and _any_half(args):
             return _attention(*args, **kwargs)
@@ -44,7 +44,7 @@ def _attention(
     scale: float | None = None,
     **others: Any,
 ) -> Tensor:
-    """The operations of exported attention, each rounded: both factors scaled, product, softmax, product."""
+    """Compute attention by the operations of exported graphs, each rounded: scaling, product, softmax, product."""
     assert not any(others.values()), "dropout and causal masks are for training"
     logits = attention_logits(query, key, scale)
     if attn_mask is not None:
@@ -54,24 +54,24 @@ def _attention(
 
 
 def attention_logits(query: Tensor, key: Tensor, scale: float | None = None) -> Tensor:
-    """Scaled products as exported graphs compute them, queries and keys scaled before; in the tensors' own dtype."""
+    """Compute scaled products like exported graphs, from scaled queries and keys, in the dtype of the inputs."""
     root = (scale if scale is not None else query.shape[-1] ** -0.5) ** 0.5
     product: Tensor = (query * root).float() @ (key * root).float().transpose(-2, -1)
     return product.to(query.dtype)
 
 
 def to_half(value: Any) -> Any:
-    """Floating-point tensors in float16, also in a tuple or list; anything else unchanged."""
+    """Convert floating-point tensors to float16, also in a tuple or list; return anything else unchanged."""
     return _cast(value, torch.float16)
 
 
 def to_float(value: Any) -> Any:
-    """Floating-point tensors in float32, also in a tuple or list; anything else unchanged."""
+    """Convert floating-point tensors to float32, also in a tuple or list; return anything else unchanged."""
     return _cast(value, torch.float32)
 
 
 def largest(tensor: Tensor) -> float:
-    """Absolute maximum of a non-empty tensor, without a copy; infinite where a value is not finite."""
+    """Return the absolute maximum of a non-empty tensor, without a copy; infinity if a value is not finite."""
     low, high = (float(value) for value in tensor.detach().aminmax())
     return max(-low, high) if math.isfinite(low) and math.isfinite(high) else math.inf
 

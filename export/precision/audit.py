@@ -1,4 +1,4 @@
-"""``rsrefseg parity --audit``: how much of float16's range the activations of every half block take, on real inputs."""
+"""``rsrefseg parity --audit``: measure the share of float16's range that the activations of half blocks use."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,15 +32,15 @@ class AuditRow(Record, frozen=True):
     """The largest absolute value at one place, in float32.
 
     Attributes:
-        stage: which.
+        stage: the stage.
         block: the half block, the unit that a precision plan can keep in float32.
-        module: which of its modules.
+        module: the module within the block.
         what: ``input`` or ``output`` of the block, ``output`` of a linear map or convolution, ``product`` of two
             activations, attention ``logits``.
-        largest: over all reference samples; infinite where a value is not finite.
+        largest: maximum over all reference samples; infinite if a value is not finite.
         kept_float32: whether the bundle's plan keeps the block in float32.
-        share_of_float16: of 65,504, the largest number of float16.
-        warned: whether it is too near to float16's limit.
+        share_of_float16: share of 65,504, the largest number of float16.
+        warned: whether the value is too close to float16's limit.
     """
 
     stage: Stage
@@ -54,20 +54,20 @@ class AuditRow(Record, frozen=True):
 
     @classmethod
     def of(cls, stage: Stage, place: tuple[str, str, str], largest: float, kept: bool) -> "AuditRow":
-        """Judge the value at a place: block, module and what it is."""
+        """Create the row of a place (block, module and ``what``) and decide whether to warn."""
         share = largest / HALF_MAX
         return cls(stage, *place, largest, kept, share, warned=not kept and not share <= WARN_ABOVE)
 
 
 class AuditReport(Record, frozen=True):
-    """All places of all stages.
+    """The result of an audit.
 
     Attributes:
         run: folder of the model's run.
         samples: number of reference samples.
-        places: every place.
+        places: rows of all places in all stages.
         largest_float32_part: by stage, the largest value outside the half blocks.
-        float16_max, warn_above: float16's largest number, and the share of it above which a place is warned of.
+        float16_max, warn_above: float16's largest number, and the share of it above which a place gets a warning.
     """
 
     run: Path
@@ -83,7 +83,7 @@ class AuditReport(Record, frozen=True):
         return tuple(sorted((row for row in self.places if row.warned), key=lambda row: -row.largest))
 
     def render(self) -> Any:
-        """A table of each stage's largest places, and all warnings."""
+        """Return a table of the largest places of each stage, and all warnings."""
         title = f"run {self.run}, {self.samples} reference samples: largest activations of the half blocks"
         table = Table(title, ("stage", "place", "largest", "of 65,504", ""), words=2, verdict=True)
         for stage, largest_float32 in self.largest_float32_part.items():
@@ -100,14 +100,14 @@ class AuditReport(Record, frozen=True):
             reach = f"reaches {_number(row.largest)}, {row.share_of_float16:.0%} of float16's range"
             parts.append(Text(f"warning: {row.stage} {row.module} {row.what} {reach}", "bold red"))
         if self.warnings:
-            parts.append("`rsrefseg parity --bisect` finds which blocks have to stay float32")
+            parts.append("`rsrefseg parity --bisect` finds the blocks that must stay float32")
         else:
-            parts.append(Text(f"no half block takes more than {WARN_ABOVE:.0%} of float16's range", "green"))
+            parts.append(Text(f"no half block uses more than {WARN_ABOVE:.0%} of float16's range", "green"))
         return Group(*parts)
 
 
 def run_audit(bundle: Path | None, run: Path | None) -> AuditReport:
-    """Audit the model a bundle was exported from; arguments and errors as for ``open_half_model``."""
+    """Audit the model that a bundle was exported from; see ``open_half_model`` for arguments and errors."""
     return audit(open_half_model(bundle, run))
 
 
@@ -122,10 +122,10 @@ def audit(model: HalfModel) -> AuditReport:
 
 
 def audit_stage(model: HalfModel, stage: Stage) -> tuple[list[AuditRow], float]:
-    """Run a float32 stage with the operators of half precision and record what its half blocks compute.
+    """Run a float32 stage with the operators of half precision and record the values in its half blocks.
 
     Returns:
-        Every place, and the largest value outside the half blocks: residual sums and layer norms.
+        The rows of all places, and the largest value outside the half blocks (residual sums and layer norms).
     """
     module, recorder = model.load(stage), _Recorder()
     blocks = half_blocks(stage, module)
@@ -144,7 +144,7 @@ def audit_stage(model: HalfModel, stage: Stage) -> tuple[list[AuditRow], float]:
 
 
 class _Recorder(TorchFunctionMode):
-    """Records absolute maxima of products and attention logits by block, module and what they are."""
+    """Records absolute maxima of products and attention logits by place (block, module and ``what``)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class _Recorder(TorchFunctionMode):
         self._running: list[tuple[str, str]] = []
 
     def watch_block(self, block: str, root: nn.Module) -> None:
-        """Record a block's inputs, outputs and everything its modules compute."""
+        """Record the inputs and outputs of a block and all products and logits of its modules."""
         for name, module in root.named_modules(prefix=block):
             module.register_forward_pre_hook(lambda _, _args, name=name: self._running.append((block, name)))
             module.register_forward_hook(lambda _, _args, _result: self._leave())
@@ -168,7 +168,7 @@ class _Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Called by PyTorch for every operation."""
+        """Intercept an operation; PyTorch calls this method for each."""
         kwargs = dict(kwargs or {})
         result = func(*args, **kwargs)
         if self._running:
@@ -185,13 +185,13 @@ class _Recorder(TorchFunctionMode):
         self._running.pop()
 
     def record(self, place: tuple[str, str, str], value: Any) -> None:
-        """Take a value's absolute maximum into account."""
+        """Update the maximum of a place by a value."""
         if (found := _absolute_maximum(value)) is not None:
             self.largest[place] = max(self.largest.get(place, 0.0), found)
 
 
 def _absolute_maximum(value: Any) -> float | None:
-    """Of all floating-point tensors in a value; None where there is none, infinity where a value is not finite."""
+    """Return the absolute maximum of a value's floating-point tensors: None without any, infinity if not finite."""
     if isinstance(value, tuple | list):
         return max((item for item in map(_absolute_maximum, value) if item is not None), default=None)
     if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():

@@ -1,4 +1,4 @@
-"""``rsrefseg parity --bisect``: the fewest blocks that have to stay float32 so that half precision holds."""
+"""``rsrefseg parity --bisect``: find a minimal set of blocks that must stay float32 for half precision to pass."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -20,16 +20,16 @@ from .plan import HALF_MAX, PrecisionPlan, plan_document, write_plan
 
 
 class StageBisection(Record, frozen=True):
-    """The search in one stage.
+    """The result of bisecting one stage.
 
     Attributes:
-        stage: which.
-        blocks: number of its half blocks.
-        evaluations: number of plans tried, the first one included.
+        stage: the stage.
+        blocks: number of half blocks in the stage.
+        evaluations: number of plans tried, including the first one.
         relative_l2_before: error with the first plan.
-        relative_l2_after: error with the last plan; the same where the first plan holds or none does.
-        keep_float32: blocks that have to stay float32 besides those of the first plan, with reasons; None if no plan
-            holds.
+        relative_l2_after: error with the last plan; equal to ``relative_l2_before`` if the first plan passes or none.
+        keep_float32: blocks that must stay float32 besides those of the first plan, with reasons; None if no plan
+            passes.
     """
 
     stage: Stage
@@ -41,7 +41,7 @@ class StageBisection(Record, frozen=True):
 
     @property
     def verdict(self) -> str:
-        """In a few words."""
+        """The result in a few words."""
         if self.keep_float32 is None:
             return "FAIL  not even with all blocks in float32"
         count = len(self.keep_float32)
@@ -49,12 +49,12 @@ class StageBisection(Record, frozen=True):
 
 
 class BisectReport(Record, frozen=True):
-    """The search through all stages.
+    """The result of bisecting all stages.
 
     Attributes:
         run: folder of the model's run.
-        stages: one entry each.
-        plan: first plan and findings together.
+        stages: one result per stage.
+        plan: the first plan combined with all findings.
         plan_out: file for the plan, if one is needed and found.
     """
 
@@ -65,33 +65,33 @@ class BisectReport(Record, frozen=True):
 
     @property
     def holds(self) -> bool:
-        """Whether there is a plan that holds in every stage."""
+        """Whether every stage has a plan that passes."""
         return all(stage.keep_float32 is not None for stage in self.stages)
 
     @property
     def failure(self) -> str:
-        """One line if there is none."""
-        return "" if self.holds else "no precision plan holds (see the rows marked FAIL)"
+        """The failure in one line; empty if ``holds``."""
+        return "" if self.holds else "no precision plan passes (see the rows marked FAIL)"
 
     @property
     def plan_path(self) -> str | None:
-        """File of the plan; None where the first plan holds or no plan does."""
+        """File of the plan; None if the first plan passes, or no plan does."""
         return str(self.plan_out) if self.holds and any(stage.keep_float32 for stage in self.stages) else None
 
     @property
     def command(self) -> str:
-        """Exports by the plan."""
+        """The command that exports with the plan."""
         options = ["--plan", self.plan_path] if self.plan_path is not None else []
         return shlex.join(["rsrefseg", "export", str(self.run), "--fp16", *options])
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a JSON-serialisable dict."""
         stages = [stage.to_dict() for stage in self.stages]
         found = {"holds": self.holds, "plan_path": self.plan_path, "command": self.command}
         return {"run": str(self.run), "stages": stages, "plan": plan_document(self.plan), **found}
 
     def render(self) -> Any:
-        """A table, the blocks that were found, and the next command."""
+        """Return a table, the blocks that must stay float32, and the next command."""
         title = f"run {self.run} in half precision (PyTorch, CPU)"
         table = Table(title, ("stage", "blocks", "tried", "rel. L2", "with the plan", ""), verdict=True)
         for stage in self.stages:
@@ -104,22 +104,22 @@ class BisectReport(Record, frozen=True):
                 f"keep float32: {stage.stage} {block} ({why})" for block, why in (stage.keep_float32 or {}).items()
             ]
         if not self.holds:
-            parts.append(Text("no plan holds: the stages marked FAIL differ for another reason", "bold red"))
+            parts.append(Text("no plan passes: the stages marked FAIL differ for another reason", "bold red"))
         elif self.plan_path is None:
-            parts.append(Text("half precision holds: no other block has to stay float32", "green"))
+            parts.append(Text("half precision passes: no other block must stay float32", "green"))
         else:
             parts.append(f"plan written to {self.plan_path}; export with\n\n    {self.command}\n")
         return Group(*parts)
 
 
 def run_bisect(bundle: Path | None, run: Path | None, plan_out: Path) -> BisectReport:
-    """Try half precision stage by stage; where it fails, find the blocks that have to stay float32.
+    """Test half precision stage by stage; in a stage that fails, find the blocks that must stay float32.
 
-    Starts with the bundle's plan, which is empty for a float32 bundle.
+    The first plan is that of the bundle, which is empty for a float32 bundle.
 
     Args:
-        bundle: the bundle, of either precision; ``$RSREFSEG_BUNDLE`` or ``./bundle`` by default.
-        run: the run it was exported from; the latest by default.
+        bundle: folder of the bundle, of either precision; by default ``$RSREFSEG_BUNDLE`` or ``./bundle``.
+        run: the run that the bundle was exported from; by default the latest.
         plan_out: file for the plan, written if one is needed and found.
 
     Raises:
@@ -127,7 +127,7 @@ def run_bisect(bundle: Path | None, run: Path | None, plan_out: Path) -> BisectR
         RSRefSegError: see ``open_half_model``.
     """
     if plan_out.is_dir():
-        raise BadInputError(f"'{plan_out}' is a folder: give --plan a file to write")
+        raise BadInputError(f"'{plan_out}' is a folder: set --plan to a file")
     report = bisect(open_half_model(bundle, run), plan_out)
     if report.plan_path is not None:
         write_plan(plan_out, report.plan)
@@ -135,7 +135,7 @@ def run_bisect(bundle: Path | None, run: Path | None, plan_out: Path) -> BisectR
 
 
 def bisect(model: HalfModel, plan_out: Path) -> BisectReport:
-    """Search every stage; the plan is the first one with all findings."""
+    """Bisect every stage and combine the first plan with all findings."""
     results, plan = [], dict(model.plan)
     for stage in model.stages("bisecting half precision"):
         result = bisect_stage(model, stage)
@@ -146,7 +146,7 @@ def bisect(model: HalfModel, plan_out: Path) -> BisectReport:
 
 
 def bisect_stage(model: HalfModel, stage: Stage) -> StageBisection:
-    """Search one stage, its blocks in the order of how much of float16's range they take."""
+    """Bisect one stage; blocks that use most of float16's range come first."""
     kept, names = model.plan.get(stage, {}), tuple(half_blocks(stage, model.load(stage)))
     checks: dict[frozenset[str], StageCheck] = {}
 
@@ -177,22 +177,22 @@ def _reason(largest: float, error: float) -> str:
 
 
 def smallest_set(candidates: Sequence[str], holds: Callable[[frozenset[str]], bool]) -> tuple[str, ...] | None:
-    """A set of candidates that holds and of which no member can be left out.
+    """Return a set of candidates that passes a trial, and from which no member can be removed.
 
-    Assumes that a set which holds still does with more members. One culprit among n costs at most log2(n) + 4 different
+    Assumes that a passing set still passes with more members. One culprit among n costs at most log2(n) + 4 different
     trials, two if it is first; each further one costs at most log2(n) + 2.
 
     Args:
-        candidates: the most suspicious first.
-        holds: the trial; may be called twice for a set.
+        candidates: candidates in the order of suspicion, the most likely first.
+        holds: returns whether a set passes; may be called twice for a set.
 
     Returns:
-        The set in the order of its discovery; None where not even all candidates together hold.
+        The set in the order of its discovery; None if not even all candidates together pass.
     """
     found: tuple[str, ...] = ()
     pool = tuple(candidates)
     while not holds(frozenset(found)):
-        # The smallest prefix of the pool that holds together with what was found, its first member tried first.
+        # Find the smallest prefix of the pool that passes together with ``found``; try its first member first.
         low, high, middle = 0, len(pool), 1
         while high - low > 1:
             if holds(frozenset((*found, *pool[:middle]))):

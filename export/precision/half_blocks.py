@@ -23,12 +23,12 @@ from .plan import ALWAYS_FP32, HALF_MAX, PrecisionPlan
 
 @dataclass(frozen=True, slots=True)
 class BlockRule:
-    """Which modules of a stage are half blocks.
+    """A rule that selects half blocks of a stage by their module names.
 
     Attributes:
-        pattern: full module name, ``*`` for a number.
-        norm: sibling whose float32 output is cast at once, because the operations in between then move half the bytes.
-        leaves_half: the output stays float16: it is added to a float32 tensor, which casts it, or enters another block.
+        pattern: full module name, with ``*`` for a number.
+        norm: sibling whose float32 output is cast directly, so that the operations in between move half the bytes.
+        leaves_half: whether the output stays float16, because an addition to float32 casts it or another block uses it.
     """
 
     pattern: str
@@ -78,7 +78,7 @@ TABLES: Mapping[Stage, tuple[str, ...]] = {
 
 
 def half_blocks(stage: Stage, module: nn.Module) -> dict[str, BlockRule]:
-    """The half blocks of a stage by module name, each with the rule that made it, in the order of the modules."""
+    """Return the half blocks of a stage by module name, each with its rule, in the order of the modules."""
     return {
         name: rule
         for name, _ in module.named_modules()
@@ -88,20 +88,20 @@ def half_blocks(stage: Stage, module: nn.Module) -> dict[str, BlockRule]:
 
 
 def convert_to_half(stage: Stage, module: nn.Module, fp32_blocks: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Convert a float32 stage, in place, to one with half blocks; its inputs and outputs stay float32.
+    """Convert a float32 stage in place to a stage with half blocks. Its inputs and outputs stay float32.
 
     A block with weights beyond float16's range stays float32.
 
     Args:
-        stage: which.
-        module: float32, in eval mode.
+        stage: the stage.
+        module: module of the stage, float32, in eval mode.
         fp32_blocks: blocks that stay float32, with reasons.
 
     Returns:
-        Everything that stayed float32, with reasons: the record for the manifest.
+        All parts that stay float32, with reasons, for the manifest.
 
     Raises:
-        BadInputError: ``fp32_blocks`` names something that is not a half block of this stage.
+        BadInputError: ``fp32_blocks`` names a module that is not a half block of this stage.
     """
     blocks, kept = half_blocks(stage, module), dict(fp32_blocks or {})
     _check_blocks(stage, blocks, kept)
@@ -112,7 +112,7 @@ def convert_to_half(stage: Stage, module: nn.Module, fp32_blocks: Mapping[str, s
             if weight > HALF_MAX:
                 kept[name] = f"a weight of {weight:,.0f} does not fit into float16"
         if name in kept:
-            # The block before it may leave float16.
+            # The previous block may output float16.
             cast_arguments(module.get_submodule(name), to_float)
         else:
             _halve(module, name, rule)
@@ -122,10 +122,10 @@ def convert_to_half(stage: Stage, module: nn.Module, fp32_blocks: Mapping[str, s
 
 
 def check_plan(plan: PrecisionPlan, config: ModelConfig) -> None:
-    """Check that a model has all blocks of a plan, without its weights.
+    """Check that a model has all blocks of a plan, without loading its weights.
 
     Raises:
-        BadInputError: names the block that it does not have.
+        BadInputError: the model lacks a block; the message names it.
     """
     for stage, blocks in plan.items():
         with torch.device("meta"):
@@ -134,20 +134,20 @@ def check_plan(plan: PrecisionPlan, config: ModelConfig) -> None:
 
 
 def prepare_block(root: nn.Module, name: str) -> None:
-    """Give a block, still in float32, the operators that it has in half precision."""
+    """Replace operators of a float32 block by those that it has in half precision."""
     module = root.get_submodule(name)
     for part in module.modules():
         if isinstance(part, ConvNormAct):
             fold_batch_norm(part)
     if hasattr(module, "activation_fn"):  # SigLIP's, always gelu_pytorch_tanh
         module.activation_fn = SigmoidGelu()
-    # SAM's mask decoder scales after the product, which may then pass 65,504.
+    # SAM's mask decoder scales after the product, which may then exceed 65,504.
     if hasattr(module, "internal_dim"):
         root.set_submodule(name, FoldedCrossAttention(module))
 
 
 def cast_arguments(module: nn.Module, cast: Callable[[Any], Any]) -> None:
-    """Cast all arguments of a module's calls; a tensor that is passed twice is cast once."""
+    """Register a hook that casts all arguments of a module; a tensor that is passed twice is cast once."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         done = {id(value): cast(value) for value in (*args, *kwargs.values())}

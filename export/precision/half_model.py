@@ -1,4 +1,4 @@
-"""The float32 model behind a bundle, one stage at a time, and its stages in half precision in PyTorch on the CPU."""
+"""The float32 model behind a bundle, loaded stage by stage, and its stages in half precision on the CPU (PyTorch)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from .plan import ALWAYS_FP32, PrecisionPlan
 
 @dataclass(frozen=True, slots=True)
 class StageCheck:
-    """One stage in half precision against its float32 reference: its worst output, and whether all limits hold."""
+    """The error of a stage's worst output in half precision against float32, and whether it is within all limits."""
 
     error: TensorError
     passed: bool
@@ -33,14 +33,14 @@ class StageCheck:
 
 @dataclass(frozen=True, slots=True)
 class HalfModel:
-    """A float32 model to try in half precision.
+    """A float32 model to test in half precision.
 
     Attributes:
-        run: folder of its run.
-        contracts: of its stages.
-        samples: real inputs with every stage's float32 output.
-        load: returns a new copy of a stage, float32, in eval mode.
-        plan: blocks that stay float32.
+        run: folder of the model's run.
+        contracts: contracts of its stages.
+        samples: real inputs with the float32 outputs of every stage.
+        load: function that returns a new copy of a stage, float32, in eval mode.
+        plan: blocks that stay float32, with reasons.
     """
 
     run: Path
@@ -50,27 +50,27 @@ class HalfModel:
     plan: PrecisionPlan
 
     def stages(self, task: str) -> Iterator[Stage]:
-        """The stages one after the other, with a progress line."""
+        """Yield the stages and show progress."""
         with ProgressLine(task) as progress:
             for done, stage in enumerate(self.contracts, start=1):
                 yield stage
                 progress.update(done, len(self.contracts))
 
     def inputs(self, stage: Stage) -> list[dict[str, Tensor]]:
-        """A stage's inputs in every sample, by contract name."""
+        """Return the inputs of a stage for every sample, by contract name."""
         contract = self.contracts[stage]
         return [
             {name: torch.tensor(array) for name, array in sample.inputs(contract).items()} for sample in self.samples
         ]
 
     def check(self, stage: Stage, fp32_blocks: Mapping[str, str]) -> StageCheck:
-        """Run a stage in half precision, except for some blocks, and judge its outputs as parity does."""
+        """Run a stage in half precision, except for some blocks, and check its outputs by the limits of parity."""
         module = self.load(stage)
         convert_to_half(stage, module, fp32_blocks)
         return self.check_module(stage, module)
 
     def check_module(self, stage: Stage, module: nn.Module) -> StageCheck:
-        """Judge a half-precision stage against the float32 outputs of the samples."""
+        """Check a half-precision stage against the float32 outputs of the samples."""
         contract = self.contracts[stage]
         errors = []
         for sample, inputs in zip(self.samples, self.inputs(stage), strict=True):
@@ -84,15 +84,15 @@ class HalfModel:
 
 
 def open_half_model(bundle: Path | None, run_path: Path | None) -> HalfModel:
-    """The model a bundle was exported from, on the bundle's samples, with the bundle's plan.
+    """Open the model that a bundle was exported from, with the samples and the plan of the bundle.
 
     Args:
-        bundle: the bundle, of either precision; ``$RSREFSEG_BUNDLE`` or ``./bundle`` by default.
-        run_path: the run it was exported from; the latest by default.
+        bundle: folder of the bundle, of either precision; by default ``$RSREFSEG_BUNDLE`` or ``./bundle``.
+        run_path: the run that the bundle was exported from; by default the latest.
 
     Raises:
-        BundleError: the bundle is not whole, or has no reference samples.
-        BadInputError: the run's model is not the one in the bundle, or damaged.
+        BundleError: the bundle is incomplete, or has no reference samples.
+        BadInputError: the model of the run is damaged, or is not the one in the bundle.
     """
     opened = Bundle.open(bundle)
     run = exported_run(opened.root, opened.manifest.provenance.checkpoint_sha256, run_path)

@@ -21,7 +21,7 @@ _MASK = "rounding here moves mask edges directly, and it is 0.1% of the work: th
 _LOGITS = "the similarity map's large common offset leaves few digits for its differences"
 
 # Parts that stay float32 in every half-precision bundle, with the reason for each: full module names within the stage,
-# "*" for a number, "." for the stage itself. Half blocks inside a part are half all the same (see half_blocks.py).
+# "*" for a number, "." for the stage itself. Half blocks inside a part still become half (see half_blocks.py).
 ALWAYS_FP32: Mapping[Stage, Mapping[str, str]] = {
     Stage.SIGLIP_VISION: {
         ".": _PIXELS,
@@ -62,13 +62,13 @@ PrecisionPlan = Mapping[Stage, Mapping[str, str]]
 
 
 def choose_plan(fp16: bool, path: Path | None) -> PrecisionPlan | None:
-    """The plan for ``--fp16`` and ``--plan``; None for float32.
+    """Return the plan for ``--fp16`` and ``--plan``; None for float32.
 
     Raises:
-        BadInputError: a plan without half precision, or a file that holds none.
+        BadInputError: ``--plan`` without ``--fp16``, or a file that is not a plan.
     """
     if path is not None and not fp16:
-        raise BadInputError("--plan says what stays float32 in half precision: give --fp16 with it")
+        raise BadInputError("--plan lists what stays float32 in half precision: add --fp16")
     if not fp16:
         return None
     return read_plan(path) if path is not None else {}
@@ -78,7 +78,7 @@ def read_plan(path: Path) -> PrecisionPlan:
     """Read a plan file.
 
     Raises:
-        BadInputError: it is missing, or is not a plan.
+        BadInputError: the file is missing, or is not a plan.
     """
     try:
         stages = msgspec.json.decode(path.read_bytes(), type=dict[Stage, list[KeptFp32]])
@@ -92,7 +92,7 @@ def read_plan(path: Path) -> PrecisionPlan:
 
 
 def plan_document(plan: PrecisionPlan) -> dict[str, Any]:
-    """JSON-able form: a list of modules with reasons for each stage that has any."""
+    """Return a JSON-serialisable dict: for each stage with entries, a list of modules and reasons."""
     return {
         stage.value: [{"module": module, "reason": reason} for module, reason in plan[stage].items()]
         for stage in Stage

@@ -19,7 +19,7 @@ from rsrefseg.bench.system.machine import this_machine
 from rsrefseg.bench.system.peaks import Peaks
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.tolerances import Measure
-from rsrefseg.engines.system.tables import three_digits
+from rsrefseg.engines.system.tables import format_sig3
 from tests.support.commands import run_alone
 from tests.support.printing import printed
 
@@ -99,7 +99,7 @@ def all_right(report: BenchReport) -> BenchReport:
 
 def test_rows_have_time_ratio_error_and_roofline_and_startup_its_steps(report: BenchReport) -> None:
     torch, onnxruntime, _ = rows(report, "Next phrase")
-    low, middle, high = (three_digits(factor * 530 / SPEEDS["onnxruntime"]) for factor in (0.95, 1, 1.05))
+    low, middle, high = (format_sig3(factor * 530 / SPEEDS["onnxruntime"]) for factor in (0.95, 1, 1.05))
     assert onnxruntime["p50 ms"] == f"{middle} ({low} - {high})"
     assert onnxruntime["vs torch"] == "3.20x (2.88 - 3.52)"
     assert torch["vs torch"] == ""
@@ -132,7 +132,7 @@ def test_markdown_terminal_and_json_agree(report: BenchReport) -> None:
         assert f"## {table.to_markdown()}" in markdown
         assert all(cell in terminal for row in table.rows for cell in row)
     for one in document["measurements"]:
-        assert three_digits(one["p50_ms"]) in markdown
+        assert format_sig3(one["p50_ms"]) in markdown
     assert [one["runner"] for one in document["measurements"] if one["correctness"] and one["correctness"]["failures"]]
     for fact in (report.date, report.command, report.bundle_digest[:12], "800 x 1200 px", report.machine.cpu):
         assert fact in markdown

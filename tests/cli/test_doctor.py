@@ -42,7 +42,7 @@ def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_doctor_never_contradicts_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for name in (CPU, "the same on an NVIDIA GPU (onnxruntime-cuda)"):
+    for name in (CPU, "infer, parity and bench on an NVIDIA GPU (onnxruntime-cuda)"):
         works, detail = abilities()[name]
         assert not works
         assert "onnxruntime is not installed: pip install 'rsrefseg[c" in detail

@@ -113,7 +113,7 @@ def test_arguments_that_do_not_fit_are_refused(bundle: Bundle, make: Make) -> No
         (text,) = engine.encode_text(tokens.input_ids, tokens.token_mask)
         for count in (0, 33):
             with pytest.raises(BadInputError, match=f"{count} phrases"):
-                engine.answer(encoded, [text] * count)
+                engine.predict(encoded, [text] * count)
 
 
 def test_threads_share_an_engine_that_is_closed_meanwhile(bundle: Bundle, make: Make) -> None:

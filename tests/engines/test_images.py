@@ -169,8 +169,8 @@ DEEP = IMAGE.astype(np.float32)
 SPOT = np.arange(DEEP.size).reshape(DEEP.shape) == 52
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 REFUSED: list[tuple[str, Write, str]] = [
-    ("page.eps", lambda path: path.write_bytes(EPS), "not an image that can be read"),
-    ("page.svg", lambda path: path.write_text("<svg width='9' height='9'/>"), "not an image that can be read"),
+    ("page.eps", lambda path: path.write_bytes(EPS), "not an image of a supported format"),
+    ("page.svg", lambda path: path.write_text("<svg width='9' height='9'/>"), "not an image of a supported format"),
     ("a\0b.png", lambda _: None, "cannot read the image"),
     ("x" * 300 + ".png", lambda _: None, "cannot read the image"),
     *((f"{value}.tif", tiff(np.where(SPOT, value, DEEP)), "not finite") for value in (np.nan, np.inf, -np.inf)),

@@ -62,7 +62,7 @@ def test_the_image_is_uploaded_once_and_only_logits_are_downloaded(
         fetched.clear()  # what is made of phrases is kept on the host
         encoded = engine.encode_image(image)
         assert all(isinstance(tensor, BoundTensor) for tensor in encoded.values())
-        logits = engine.answer(encoded, texts)
+        logits = engine.predict(encoded, texts)
     assert uploads == [image.shape]
     assert fetched == [logits.shape]
 
@@ -88,7 +88,7 @@ def test_features_and_answers_outlive_the_next_replay_and_the_engine(bundle: Bun
         texts = engine.encode_text(tokens.input_ids, tokens.token_mask)
         features = [engine.encode_image(image) for image in images]
         assert recordings(engine)[Stage.SIGLIP_VISION] == 1  # the last three are of the recording
-        logits = [engine.answer(feature, texts) for feature in features]
+        logits = [engine.predict(feature, texts) for feature in features]
         wanted = [asked(plain, random_image(bundle, seed), PHRASES) for seed in range(5)]
     for seed, (feature, answer) in enumerate(zip(features, logits, strict=True)):
         assert_same(engine.to_host(feature) | {"mask_logits": answer}, wanted[seed])
@@ -181,7 +181,7 @@ def test_a_graph_that_cannot_be_recorded_is_loaded_without_and_a_gpu_that_fails_
     error: str, reason: str, tried: list[dict[str, str]], expected: type[RSRefSegError],
 ) -> None:  # fmt: skip
     session = Mock(side_effect=type(error, (Exception,), {})(reason))
-    monkeypatch.setattr(onnxruntime_cuda, "why_not_started", lambda device_id: None)
+    monkeypatch.setattr(onnxruntime_cuda, "cuda_unavailable_reason", lambda device_id: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     with pytest.raises(expected, match=rf"sam_decoder\.onnx.*{reason[:14]}"):
         OnnxRuntimeCudaEngine(bundle).load(Stage.SAM_DECODER)
@@ -214,7 +214,7 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 @without_cuda
 def test_a_package_without_the_provider_is_reported_with_a_hint() -> None:
     hint = "pip uninstall onnxruntime, then pip install 'rsrefseg[cuda]'"
-    assert f"has no CUDAExecutionProvider: {hint}" in str(onnxruntime_cuda.why_not_started())
+    assert f"has no CUDAExecutionProvider: {hint}" in str(onnxruntime_cuda.cuda_unavailable_reason())
 
 
 @without_cuda
@@ -245,7 +245,7 @@ def test_a_library_that_the_provider_lacks_is_named(
 def test_a_session_left_to_the_cpu_is_refused(
     bundle: Bundle, pretend_cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxruntime_cuda, "why_not_started", lambda device_id: None)
+    monkeypatch.setattr(onnxruntime_cuda, "cuda_unavailable_reason", lambda device_id: None)
     engine = OnnxRuntimeCudaEngine(bundle, threads=1)
     with pytest.raises(MissingPartError, match=r"\(it offered CPUExecutionProvider\)"):
         engine.load()
@@ -272,5 +272,5 @@ def test_nodes_left_to_the_cpu_are_named_and_a_provider_without_nodes_is_refused
     assert nodes == 0
     assert words.startswith(f"{NO_NODE}; on the CPU: 1 AveragePool, 1 MatMul, 1 Reshape, 1 Transpose, 2 nodes that")
     monkeypatch.setitem(onnxruntime_engine.PROVIDERS, "cpu", NO_NODE)
-    with pytest.raises(MissingPartError, match=f"{NO_NODE} takes no node of stage 'sam_decoder'"):
+    with pytest.raises(MissingPartError, match=f"{NO_NODE} runs no node of stage 'sam_decoder'"):
         bound(bundle).load(Stage.SAM_DECODER)

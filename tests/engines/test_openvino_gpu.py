@@ -14,7 +14,7 @@ from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.doctor import Ability, examine
 from rsrefseg.engines.engine import IMAGE_STAGES
 from rsrefseg.engines.openvino import library as openvino_library
-from rsrefseg.engines.openvino.library import why_unavailable
+from rsrefseg.engines.openvino.library import unavailable_reason
 from tests.support.commands import assert_refused, run_here
 from tests.support.doubles.openvino_gpu_double import PRODUCT, IntelGpuDouble
 from tests.support.engines import asked, assert_fault_is_found, exact, random_image, share_of_max
@@ -37,12 +37,12 @@ def on_intel_gpu() -> Ability:
     return next(ability for ability in examine().abilities if "(openvino-gpu)" in ability.name)
 
 
-@pytest.mark.skipif(why_unavailable(openvino_library.GPU) is None, reason="this machine has an Intel GPU")
+@pytest.mark.skipif(unavailable_reason(openvino_library.GPU) is None, reason="this machine has an Intel GPU")
 def test_without_an_intel_gpu_openvino_on_one_is_refused_in_one_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     beside_bundle(folder, tmp_path, monkeypatch)
-    reason = "finds no Intel GPU here, only CPU: where there is one, install its OpenCL driver"
+    reason = "finds no Intel GPU, only CPU: if this machine has one, install its OpenCL driver"
     for command in (["infer", "scene.png", "the red square"], ["parity"]):
         assert_refused(run_here(capsys, *command, "--backend", "openvino-gpu"), reason)
     assert not on_intel_gpu().works
@@ -55,7 +55,7 @@ def test_on_an_intel_gpu_the_encoders_compute_in_half_precision(
     report = run_parity(exported.bundle, "openvino-gpu", exported.data, "val", exported.run)
     assert report.holds
     assert report.precision == "fp16"
-    assert report.backend_reason == "openvino-gpu, as asked for"
+    assert report.backend_reason == "openvino-gpu, as requested"
     for stage, provider in report.providers.items():
         exact_stage = stage in (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
         assert provider.endswith(f" GPU {PRODUCT}, {'FP32' if exact_stage else 'FP16'}")

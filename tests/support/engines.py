@@ -26,7 +26,7 @@ def asked(engine: Engine, image: np.ndarray, phrases: tuple[str, ...]) -> Arrays
     """What an engine makes of an image and phrases."""
     tokens = engine.bundle.tokenizer().encode(phrases)
     encoded = engine.encode_image(image)
-    logits = engine.answer(encoded, engine.encode_text(tokens.input_ids, tokens.token_mask))
+    logits = engine.predict(encoded, engine.encode_text(tokens.input_ids, tokens.token_mask))
     return engine.to_host(encoded) | {"mask_logits": logits}
 
 

@@ -34,16 +34,16 @@ BUILDING = {
     "IBuilderConfig.clear_flag": "could not switch TF32 off",  # an error in the log alone
     "IBuilderConfig.add_optimization_profile": "could not add the optimisation profile",  # -1
     "IBuilderConfig.set_timing_cache": "could not use the timing cache",  # False
-    "IOptimizationProfile.set_shape": "could not take the shapes [images=1..4, 3, 32, 32] of 'image'",  # ValueError
+    "IOptimizationProfile.set_shape": "could not accept the shapes [images=1..4, 3, 32, 32] of 'image'",  # ValueError
     "IOptimizationProfile.__bool__": "could not use the contract's shapes as a profile",
     "Runtime.deserialize_cuda_engine": "could not load the engine",
     "ICudaEngine.get_tensor_dtype": "its contract says",
-    "EngineInspector.get_engine_information": "could not tell the engine's layers",  # an empty text
+    "EngineInspector.get_engine_information": "could not report the engine's layers",  # an empty text
 }
 RUNNING = {
-    "IExecutionContext.set_device_memory": "could not take its activation memory",
+    "IExecutionContext.set_device_memory": "could not use its activation memory",
     "IExecutionContext.infer_shapes": "could not infer shapes without planted",
-    "IExecutionContext.get_tensor_shape": "could not give 'image_embedding' as [1, 5, 4, 4], it gives [7]",
+    "IExecutionContext.get_tensor_shape": "could not return 'image_embedding' as [1, 5, 4, 4], it returns [7]",
     "IExecutionContext.execute_async_v3": "could not run",
 }
 CUDA = {
@@ -160,7 +160,7 @@ def test_an_engine_of_another_precision_is_refused_and_not_kept(
     change_stage(folder, Stage.SIGLIP_VISION, precision="fp16")  # the graph is FP32 all the same
     with doubled(version):
         ran = build(capsys, folder)
-    assert_refused(ran, "stage 'siglip_vision': asked for in FP16", "1 FP32")
+    assert_refused(ran, "stage 'siglip_vision': requested in FP16", "1 FP32")
     assert list(cache.glob("engines/*/*")) == []
 
 
@@ -190,7 +190,7 @@ def test_the_inspector_is_read_in_all_its_forms(layers: list, expected: str) -> 
 def test_half_layers_are_taken_only_where_asked_for() -> None:
     expected = json.dumps({"Layers": [layer("gemm", "Half")]})
     assert check_precision(Stage.SAM_ENCODER, "fp16", expected, "11.4") == ("1 FP16", None)
-    with pytest.raises(RSRefSegError, match="asked for in FP32"):
+    with pytest.raises(RSRefSegError, match="requested in FP32"):
         check_precision(Stage.SAM_ENCODER, "fp32", expected, "11.4")
 
 

@@ -194,7 +194,7 @@ def test_a_missing_package_is_named(trt: State, bundle: Bundle, hidden: str, pac
     [
         (cudaError_t.cudaSuccess, 0, "no NVIDIA driver is installed"),
         (cudaError_t.cudaErrorNoDevice, 13000, "no NVIDIA GPU is visible"),
-        (cudaError_t.cudaErrorInsufficientDriver, 12040, "speaks CUDA 12.4, which is too old"),
+        (cudaError_t.cudaErrorInsufficientDriver, 12040, "supports CUDA 12.4, which is too old"),
     ],
 )
 def test_a_missing_device_or_driver_is_named(

@@ -57,7 +57,7 @@ def test_current_engines_are_kept_and_the_bundle_is_not_touched(trt: State, fold
     assert sorted(folder.rglob("*")) == bundle
     layers = engine_file(cache, Stage.SAM_DECODER).with_name("layers.json")
     assert json.loads(layers.read_text())["Layers"]
-    assert reasons(build_bundle(folder, "sam_decoder", force=True)) == {"sam_decoder": ("asked for with --force",)}
+    assert reasons(build_bundle(folder, "sam_decoder", force=True)) == {"sam_decoder": ("requested with --force",)}
 
 
 def test_opening_builds_what_is_missing_and_says_so(trt: State, folder: Path, capsys: Capsys) -> None:
