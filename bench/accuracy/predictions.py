@@ -9,8 +9,8 @@ from rsrefseg.engines.system.files import atomic_directory, atomic_write_json
 
 if TYPE_CHECKING:
     from rsrefseg.data.samples import Sample
-    from rsrefseg.evaluation.answers import Answer
     from rsrefseg.evaluation.metrics import Overlap
+    from rsrefseg.evaluation.predictions import SamplePrediction
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "evaluation.json"
@@ -55,7 +55,7 @@ class PredictionWriter:
         self._folder, self._images, self._lines = folder, images, lines
         self._count = 0
 
-    def add(self, answer: "Answer", overlap: "Overlap") -> None:
+    def add(self, prediction: "SamplePrediction", overlap: "Overlap") -> None:
         """Write one prediction."""
         from PIL import Image
 
@@ -64,16 +64,16 @@ class PredictionWriter:
 
         self._count += 1
         mask_file = f"{MASK_FOLDER}/{self._count:06d}.png"
-        Image.fromarray(answer.prediction).convert("L").save(self._folder / mask_file, compress_level=_COMPRESSION)
-        sample = answer.sample
-        line = jsonl_record(sample, self._images, encode_mask(answer.prediction)) | {
-            "sent": answer.asked,
+        Image.fromarray(prediction.mask).convert("L").save(self._folder / mask_file, compress_level=_COMPRESSION)
+        sample = prediction.sample
+        line = jsonl_record(sample, self._images, encode_mask(prediction.mask)) | {
+            "sent": prediction.phrase,
             "iou": overlap.iou,
             "intersection": overlap.intersection,
             "union": overlap.union,
             "mask_file": mask_file,
         }
-        if answer.asked != sample.phrase:
+        if prediction.phrase != sample.phrase:
             line["own_sent"] = sample.phrase
         self._lines.write(json_line(line))
 

@@ -9,7 +9,7 @@ from rsrefseg.engines.backends import Backend
 from rsrefseg.engines.system.files import sha256_file
 
 if TYPE_CHECKING:
-    from rsrefseg.evaluation.answers import Ask
+    from rsrefseg.evaluation.predictions import Predict
 
 
 class Predictor(NamedTuple):
@@ -24,7 +24,7 @@ class Predictor(NamedTuple):
         bundle_sha256: of the bundle's manifest, which lists the digests of all its files; None without a bundle.
     """
 
-    predict: "Ask"
+    predict: "Predict"
     name: str
     runtime: str
     model_sha256: str | None
@@ -55,8 +55,8 @@ def open_predictor(run: Path | None, base: bool, bundle: Path | None, backend: s
             runtime, digest = segmenter.engine.name, segmenter.bundle.digest or None
             yield Predictor(segmenter.segment, name, runtime, provenance.checkpoint_sha256, digest)
         return
-    from rsrefseg.evaluation.evaluate import asker
+    from rsrefseg.evaluation.evaluate import predict_with
     from rsrefseg.evaluation.models import base_model, run_model
 
     found = base_model() if base else run_model(run)
-    yield Predictor(asker(found.model, found.tokenizer), found.source, "torch", sha256_file(found.weights))
+    yield Predictor(predict_with(found.model, found.tokenizer), found.source, "torch", sha256_file(found.weights))

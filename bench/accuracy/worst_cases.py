@@ -14,8 +14,8 @@ from rsrefseg.engines.results.overlay import colour_of, draw_regions
 if TYPE_CHECKING:
     from rsrefseg.data.masks import Rle
     from rsrefseg.data.samples import Sample
-    from rsrefseg.evaluation.answers import Answer
     from rsrefseg.evaluation.metrics import Overlap
+    from rsrefseg.evaluation.predictions import SamplePrediction
 
 CASES = 12
 
@@ -35,7 +35,7 @@ class WorstCase:
     """One sample of low IoU; its masks as run lengths, because those of large images take much memory."""
 
     sample: "Sample"
-    asked: str
+    phrase: str
     overlap: "Overlap"
     truth: "Rle" = field(repr=False)
     prediction: "Rle" = field(repr=False)
@@ -45,7 +45,7 @@ class WorstCase:
         return {
             "sample_id": self.sample.sample_id,
             "image": str(self.sample.image_path),
-            "phrase": self.asked,
+            "phrase": self.phrase,
             "class": self.sample.category,
             "iou": self.overlap.iou,
         }
@@ -65,14 +65,14 @@ class WorstCases:
         self._limit = limit
         self.cases: list[WorstCase] = []
 
-    def add(self, answer: "Answer", overlap: "Overlap") -> None:
-        """Keep an answer if it is among the worst so far."""
+    def add(self, prediction: "SamplePrediction", overlap: "Overlap") -> None:
+        """Keep a prediction if it is among the worst so far."""
         from rsrefseg.data.masks import encode_mask
 
         if len(self.cases) == self._limit and _score(overlap) >= _score(self.cases[-1].overlap):
             return
-        truth, prediction = encode_mask(answer.truth), encode_mask(answer.prediction)
-        self.cases.append(WorstCase(answer.sample, answer.asked, overlap, truth, prediction))
+        truth, mask = encode_mask(prediction.truth), encode_mask(prediction.mask)
+        self.cases.append(WorstCase(prediction.sample, prediction.phrase, overlap, truth, mask))
         self.cases.sort(key=lambda case: _score(case.overlap))  # keeps the order of equal ones
         del self.cases[self._limit :]
 
@@ -134,7 +134,7 @@ def _cell(case: WorstCase) -> Any:
     facts = shortened(facts, _IMAGE_PX - font.getlength(score) - _GAP_PX, legend_font(_SMALL_PX))
     draw.text((0, top), score, TEXT, font)
     draw.text((_IMAGE_PX, top + _FONT_PX), facts, FAINT, legend_font(_SMALL_PX), anchor="rs")
-    for number, line in enumerate(wrapped(printable(case.asked), _IMAGE_PX, font), start=1):
+    for number, line in enumerate(wrapped(printable(case.phrase), _IMAGE_PX, font), start=1):
         draw.text((0, top + number * _LINE_PX), line, TEXT, font)
     return cell
 

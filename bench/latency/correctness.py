@@ -60,7 +60,7 @@ def _check_masks(runner: Runner, features: Any, count: int, sample: ReferenceSam
     places = [index * (count - 1) // max(known - 1, 1) for index in range(known)]
     others = iter(different_phrases(sample.phrases, count)[known:])
     phrases = [sample.phrases[places.index(at)] if at in places else next(others) for at in range(count)]
-    result = runner.ask(features, phrases, sample.original_size)
+    result = runner.predict(features, phrases, sample.original_size)
     wanted = sample.tensors["mask_logits"][:known, 0]
     error = _worst(tensor_error(one, other) for one, other in zip(wanted, result.mask_logits[places], strict=True))
     precision = max(runner.precisions.values(), key=COARSENESS.index)

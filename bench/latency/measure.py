@@ -113,8 +113,8 @@ def timed_pass(
     encode_ms = 0.0
     if scenario.new_image:
         features, encode_ms = timed(lambda: runner.encode(workload.image))
-    _, ask_ms = timed(lambda: runner.ask(features, phrases, workload.size))
-    return {TOTAL: encode_ms + ask_ms}, features
+    _, predict_ms = timed(lambda: runner.predict(features, phrases, workload.size))
+    return {TOTAL: encode_ms + predict_ms}, features
 
 
 def _pass_by_stage(runner: Runner, workload: Workload, phrases: Sequence[str]) -> tuple[dict[str, float], None]:

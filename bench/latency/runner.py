@@ -82,11 +82,11 @@ class Runner(ABC):
         return np.asarray(tensor)
 
     def encode(self, image: npt.NDArray[np.uint8]) -> Any:
-        """Stretch and encode an image (H, W, 3); returns what ``ask`` takes."""
+        """Stretch and encode an image (H, W, 3); returns what ``predict`` takes."""
         square = {"image": stretch(image, self.image_size)[None]}
         return {name: tensor for stage in IMAGE_STAGES for name, tensor in self.run(stage, square).items()}
 
-    def ask(self, features: Any, phrases: Sequence[str], size: tuple[int, int]) -> Prediction:
+    def predict(self, features: Any, phrases: Sequence[str], size: tuple[int, int]) -> Prediction:
         """Segment P phrases in an encoded image of ``size`` (H, W)."""
         tokens = self.tokenizer.encode(phrases)
         tensors = features | {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask}

@@ -50,7 +50,7 @@ class EngineRunner(Runner):
         """Encode an image (H, W, 3) as ``rsrefseg infer`` does."""
         return self._segmenter.encode_image(image)
 
-    def ask(self, features: EncodedImage, phrases: Sequence[str], size: tuple[int, int]) -> Prediction:
+    def predict(self, features: EncodedImage, phrases: Sequence[str], size: tuple[int, int]) -> Prediction:
         """Segment the phrases as ``rsrefseg infer`` does."""
         results = self._segmenter.segment(EncodedImage(*size, features.features), phrases)
         return Prediction(np.stack([one.mask_logits for one in results]), np.stack([one.mask for one in results]))

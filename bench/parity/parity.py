@@ -137,7 +137,7 @@ def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, tie_sha
     Args:
         segmenter: to be compared.
         index: of the sample.
-        sample: PyTorch's answers.
+        sample: PyTorch's predictions.
         tie_share: see ``tolerances.tie_share``.
     """
     height, width = sample.original_size
@@ -147,11 +147,11 @@ def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, tie_sha
     image_size = segmenter.bundle.manifest.geometry.image_size
     rows = []
     for phrase, logits, mask in zip(sample.phrases, sample.tensors["mask_logits"][:, 0], sample.masks, strict=True):
-        answer = segmenter.segment(encoded, [phrase])[0]
+        prediction = segmenter.segment(encoded, [phrase])[0]
         ties = np.abs(upsample_logits(logits, image_size, sample.original_size)) <= tie_share * np.abs(logits).max()
-        found = answer.mask
+        found = prediction.mask
         flipped = found != mask
-        error = tensor_error(logits, answer.mask_logits)
+        error = tensor_error(logits, prediction.mask_logits)
         rows.append(
             MaskRow(
                 sample=index,
@@ -193,23 +193,23 @@ def _open_data(bundle: Bundle, data: Path, split: str, run: Path | None) -> "tup
 
 
 def _compare_data(segmenter: Segmenter, torch: "TorchModel", samples: "tuple[Sample, ...]", data: str) -> DataResult:
-    """Answer all samples twice, by PyTorch and by the engine."""
-    from rsrefseg.evaluation.answers import answer_samples
-    from rsrefseg.evaluation.evaluate import asker
+    """Compare PyTorch and the engine on all samples."""
+    from rsrefseg.evaluation.evaluate import predict_with
     from rsrefseg.evaluation.metrics import ReferringMetrics
+    from rsrefseg.evaluation.predictions import predict_samples
 
     by_torch, by_engine = ReferringMetrics(), ReferringMetrics()
     ious: list[float] = []
     flipped = 0
     with ProgressLine(f"parity on {data}") as progress:
         # A mask of another size than its image does not matter: it is the same for both.
-        wanted_answers = answer_samples(asker(torch.model, torch.tokenizer), samples, resize_masks=True)
-        answers = answer_samples(segmenter.segment, samples, resize_masks=True, progress=progress.update)
-        for wanted, found in zip(wanted_answers, answers, strict=True):
-            by_torch.update(wanted.prediction, wanted.truth)
-            by_engine.update(found.prediction, found.truth)
-            ious.append(mask_iou(wanted.prediction, found.prediction))
-            flipped += int(np.count_nonzero(wanted.prediction != found.prediction))
+        references = predict_samples(predict_with(torch.model, torch.tokenizer), samples, resize_masks=True)
+        predictions = predict_samples(segmenter.segment, samples, resize_masks=True, progress=progress.update)
+        for wanted, found in zip(references, predictions, strict=True):
+            by_torch.update(wanted.mask, wanted.truth)
+            by_engine.update(found.mask, found.truth)
+            ious.append(mask_iou(wanted.mask, found.mask))
+            flipped += int(np.count_nonzero(wanted.mask != found.mask))
     limits = tolerances(_precision(segmenter.engine, Stage), Scope.DATA)
     giou_torch, giou_engine = by_torch.result().gIoU, by_engine.result().gIoU
     difference = giou_engine - giou_torch

@@ -1,8 +1,8 @@
 """Validation, shared by the processes of a training."""
 
 from ..data.samples import group_by_image
-from ..evaluation.answers import answer_samples
-from ..evaluation.evaluate import asker
+from ..evaluation.predictions import predict_samples
+from ..evaluation.evaluate import predict_with
 from ..evaluation.metrics import MetricsResult, Overlap, ReferringMetrics
 from ..model.model import RSRefSeg
 from .data import TrainingData
@@ -23,7 +23,7 @@ def validate(model: RSRefSeg, data: TrainingData) -> MetricsResult:
     overlaps: list[tuple[int, list[tuple[Overlap, str]]]] = []
     model.eval()
     for number in range(process.process_index, len(groups), process.num_processes):
-        answers = answer_samples(asker(model, data.tokenizer), groups[number], resize_masks=data.resize_masks)
+        answers = predict_samples(predict_with(model, data.tokenizer), groups[number], resize_masks=data.resize_masks)
         overlaps.append(
             (number, [(metrics.protocol.overlap(one.prediction, one.truth), one.sample.category) for one in answers])
         )

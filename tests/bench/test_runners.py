@@ -92,11 +92,11 @@ def test_pytorch_runs_the_published_modules_on_weights_in_memory(exported: Expor
     runner.close()
 
 
-def test_an_engine_answers_as_it_does_for_its_users(exported: Exported, bundle: Bundle) -> None:
+def test_an_engine_predicts_what_segmenter_predicts(exported: Exported, bundle: Bundle) -> None:
     workload = workload_of(load_reference(bundle))
     (runner,), _ = open_runners(["onnxruntime"], bundle, None)
     phrases = workload.some_phrases(0, 1)
-    found = runner.ask(runner.encode(workload.image), phrases, workload.size)
+    found = runner.predict(runner.encode(workload.image), phrases, workload.size)
     runner.close()
     with Segmenter.open(exported.bundle, "onnxruntime") as segmenter:
         (wanted,) = segmenter.segment(workload.image, phrases)
