@@ -1,4 +1,4 @@
-"""``rsrefseg eval``: the scores of a model on a data set, on any runtime, under a named protocol."""
+"""``rsrefseg eval``: scores a model on a data set, on any runtime, under a named protocol."""
 
 import contextlib
 from typing import TYPE_CHECKING
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def run_evaluation(request: EvaluationRequest) -> EvaluationReport:
-    """Score a model's predictions for every sample of a split. One image's predictions are in memory at a time.
+    """Score a model's predictions for every sample of a split. The predictions of one image are in memory at a time.
 
-    Places to write to are checked before the model is opened, and what is written appears whole at the end.
+    Output paths are checked before the model is opened, and outputs are written atomically at the end.
 
     Raises:
-        BadInputError: the data set, split, run, bundle or a place to write cannot be used as given.
+        BadInputError: the data set, split, run, bundle or an output path cannot be used.
         MissingPartError: the backend cannot run here, or the package has no shipped base.
-        BundleError: the bundle is not whole.
+        BundleError: the bundle is incomplete or damaged.
         RSRefSegError: the disk is full.
     """
     from rsrefseg.data.formats import open_dataset

@@ -146,9 +146,7 @@ def _check_archive(path: Path) -> None:
         entries = archive.infolist()
         packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
         if packed or sum(max(entry.file_size, entry.compress_size) for entry in entries) > size:
-            raise BadInputError(
-                f"'{path}' unpacks to more than its size, which no PyTorch checkpoint does: refused"
-            )
+            raise BadInputError(f"'{path}' unpacks to more than its size, which no PyTorch checkpoint does: refused")
         pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
         if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
             raise BadInputError(f"'{path}' is an archive, but not a state dict that torch.save wrote: refused")

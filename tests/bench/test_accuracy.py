@@ -20,9 +20,9 @@ from rsrefseg.data.formats import open_dataset
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
 from rsrefseg.engines.system.files import sha256_file
-from rsrefseg.evaluation.predictions import predict_samples, score
 from rsrefseg.evaluation.metrics import PRECISION_THRESHOLDS, MetricsResult, Protocol
 from rsrefseg.evaluation.models import run_model
+from rsrefseg.evaluation.predictions import predict_samples, score
 from tests.support.commands import ENTRY, run_alone
 from tests.support.exported import Exported
 from tests.support.printing import printed

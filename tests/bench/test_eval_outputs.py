@@ -19,8 +19,8 @@ from rsrefseg.data.masks import decode_rle, encode_mask
 from rsrefseg.data.samples import Sample
 from rsrefseg.engines.errors import BadInputError, RSRefSegError
 from rsrefseg.engines.system.files import sha256_file
-from rsrefseg.evaluation.predictions import SamplePrediction
 from rsrefseg.evaluation.metrics import Overlap, Protocol
+from rsrefseg.evaluation.predictions import SamplePrediction
 from tests.support.exported import Exported
 from tests.support.small import SIZE
 

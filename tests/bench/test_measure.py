@@ -146,18 +146,18 @@ def test_scenarios_are_chosen_by_name_and_keep_their_order() -> None:
         scenarios.parse_scenarios("next_phrase,nonsense")
 
 
-def test_only_the_first_of_interleaved_starts_answers(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_of_interleaved_starts_predicts(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real ones are in ``tests/slow/test_bench.py``."""
     loads_ms = {"a": iter((30.0, 10.0, 20.0)), "b": iter((3.0, 2.0, 1.0))}
     started: list[tuple[str, bool]] = []
     said: list[str] = []
 
-    def start(name: str, bundle: Bundle, run: Path | None, answers: bool) -> Startup:
-        started.append((name, answers))
+    def start(name: str, bundle: Bundle, run: Path | None, predict: bool) -> Startup:
+        started.append((name, predict))
         if name == "bad":
             return Startup(error="no")
         load_ms = next(loads_ms[name])
-        first_answer_ms, memory_mib = (99.0, 500.0) if answers else (None, 400.0)
+        first_answer_ms, memory_mib = (99.0, 500.0) if predict else (None, 400.0)
         return Startup(load_ms + 1, load_ms + 2, load_ms, first_answer_ms=first_answer_ms, peak_memory_mib=memory_mib)
 
     monkeypatch.setattr("rsrefseg.bench.latency.startup.start", start)

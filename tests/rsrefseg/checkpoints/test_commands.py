@@ -62,7 +62,7 @@ def test_a_run_on_public_files_records_them_and_merges(files: Path, boxes: Path,
     given = ("train", "--data", boxes, "--sam", "sam.pth", "--siglip", "siglip", "--out", "run", *TRAIN)
     ran = run_here(capsys, *given)
     assert ran.code == 0, ran.err
-    assert "note: 'siglip': left out what RSRefSeg does not use: vision_model.head." in ran.err
+    assert "note: 'siglip': left out tensors that RSRefSeg does not use: vision_model.head." in ran.err
     base = json.loads(Path("run/run.json").read_text())["base"]
     assert base["kind"] == "files"
     assert base["files"]["sam"]["path"] == str(files / "sam.pth")
@@ -113,7 +113,7 @@ def test_convert_reports_what_it_took_and_what_it_left(converted: Path, tmp_path
     assert "clip_vision_encoder.model.head." in ran.out
     document = run_here(capsys, *given[:3], tmp_path / "other", "--preset", "b", "--tokenizer", converted, "--json")
     assert json.loads(document.out)["adapters"] == 19
-    assert_refused(run_here(capsys, "merge", tmp_path / "run"), "export it as it is")
+    assert_refused(run_here(capsys, "merge", tmp_path / "run"), "export it directly")
 
 
 def test_a_converted_run_is_exported_with_proof(converted: Path, capsys: Capture) -> None:
