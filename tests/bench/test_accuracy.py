@@ -1,4 +1,4 @@
-"""Accuracy: which model, which phrases, which protocol, one scoring rule for every predictor, and published rows."""
+"""Accuracy: models, phrases, protocols, equal scoring of all predictors, and published rows."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: predictions that are a data set of their own, and the worst cases to look at."""
+"""Outputs of an evaluation: predictions that open as a data set, and the sheet of worst cases."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ from tests.support.small import SIZE
 
 @pytest.fixture(scope="module")
 def document(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What is reported of an evaluation that writes all that it can."""
+    """Return the report of an evaluation that writes all outputs."""
     out = tmp_path_factory.mktemp("evaluated")
     places = {"save_predictions": out / "predictions", "worst_cases": out / "new" / "worst.png"}
     report = run_evaluation(EvaluationRequest(exported.data, "val", bundle=exported.bundle, **places))
@@ -130,7 +130,7 @@ def test_an_evaluation_that_fails_leaves_nothing(exported: Exported, tmp_path: P
 
 
 def test_memory_does_not_grow_with_the_predictions(tmp_path: Path) -> None:
-    """Of masks of 250 kB each, none is kept; the worst are kept as run lengths. Phrases may hold any bytes."""
+    """Masks of 250 kB are not kept, the worst ones are run lengths. Phrases may have any bytes."""
     size, phrase = (500, 500), "ein Würfel \udce9 左"
     prediction, overlap = made_prediction(tmp_path / "a.png", box(3, 40, size), box(20, 90, size), phrase)
     worst = WorstCases()
@@ -163,7 +163,7 @@ def test_the_worst_come_first_and_no_more_than_the_limit(tmp_path: Path) -> None
 
 
 def drawn(sheet: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Whether pixels of the image on a sheet of one have a colour."""
+    """Return whether the image on a sheet with one case has pixels of a colour."""
     return np.abs(sheet[-500:].astype(int) - colour).max(axis=2) < 12
 
 

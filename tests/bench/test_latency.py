@@ -1,4 +1,4 @@
-"""A benchmark from bundle to report. Start-up and peaks are stubbed here, and real in ``tests/slow/test_bench.py``."""
+"""A benchmark from bundle to report, with stubs for start-up and peaks (see ``tests/slow/test_bench.py``)."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How runners are timed: interleaved rounds and start-ups, with runners that record who is asked what; statistics."""
+"""Interleaved rounds and start-ups of recording runners, and statistics."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.support.exported import Exported
 
 
 class Recorder(Runner):
-    """Returns the reference and records who ran what."""
+    """Returns the reference and records its calls."""
 
     open = load = close = Mock()
 
@@ -110,7 +110,7 @@ def test_three_times_within_a_tenth_are_stable(times_ms: list[float], stable: bo
 
 
 def test_an_engine_encodes_every_phrase_it_is_asked(bundle: Bundle, workload: Workload) -> None:
-    """None is found in the Segmenter's cache."""
+    """The Segmenter's cache contains none of them."""
     runner = make_runner("onnxruntime", bundle, None)
     assert isinstance(runner, EngineRunner)
     encoded: list[int] = []
@@ -147,7 +147,7 @@ def test_scenarios_are_chosen_by_name_and_keep_their_order() -> None:
 
 
 def test_only_the_first_of_interleaved_starts_predicts(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real ones are in ``tests/slow/test_bench.py``."""
+    """``tests/slow/test_bench.py`` starts real processes."""
     loads_ms = {"a": iter((30.0, 10.0, 20.0)), "b": iter((3.0, 2.0, 1.0))}
     started: list[tuple[str, bool]] = []
     said: list[str] = []
@@ -170,7 +170,7 @@ def test_only_the_first_of_interleaved_starts_predicts(bundle: Bundle, monkeypat
 
 
 def drifting_rounds(count: int, seed: int) -> tuple[list[float], list[float]]:
-    """Times of a runner and of one four times as fast, with 5% noise each, on a drift of 20% that slows both alike."""
+    """Return times of a runner and of one four times as fast, with 5% noise each and a common drift of 20%."""
     random = np.random.default_rng(seed)
     drift = np.cumsum(random.normal(0, 0.2 / np.sqrt(count), count))
     slow, fast = np.exp(drift + random.normal(0, 0.05, (2, count)))

@@ -1,4 +1,4 @@
-"""Parity: a true export holds, a planted fault fails exactly the rows it reaches, no limit lets nonsense through."""
+"""Parity: a correct export passes, an injected fault fails exactly the rows it affects."""
 
 import json
 import math
@@ -93,7 +93,7 @@ FAULTS = {
 
 
 def shift_of(bundle: Bundle, output: str, share: float) -> np.ndarray:
-    """What to add to every other element of an output so that it is off by ``share`` of its maximum."""
+    """Return the shift of every other element that changes an output by ``share`` of its maximum."""
     references = [sample.tensors[output] for sample in load_reference(bundle)]
     shift = np.zeros((1, *references[0].shape[1:]), np.float32)
     shift[..., ::2] = share * max(np.abs(reference).max() for reference in references)
@@ -101,7 +101,7 @@ def shift_of(bundle: Bundle, output: str, share: float) -> np.ndarray:
 
 
 def chained_errors(bundle: Bundle, output: str, shift: np.ndarray) -> dict[str, float]:
-    """What a shift does to the outputs of the chain, by running the true graphs on the shifted tensor."""
+    """Return the chained outputs for a shifted tensor, computed with the unchanged graphs."""
     errors: dict[str, float] = {}
     with OnnxRuntimeEngine(bundle, threads=1) as engine:
         for sample in load_reference(bundle):
@@ -119,7 +119,7 @@ def chained_errors(bundle: Bundle, output: str, shift: np.ndarray) -> dict[str, 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_a_fault_fails_only_its_rows(exported: Exported, report: ParityReport, tmp_path: Path, stage: Stage) -> None:
-    """The fault is so large that it is ten times over the limit in every row that it reaches."""
+    """The fault exceeds the limit ten times in every row that it affects."""
     bundle, (output, share, chained) = Bundle.open(exported.bundle), FAULTS[stage]
     shift = shift_of(bundle, output, share)
     expected = chained_errors(bundle, output, shift)

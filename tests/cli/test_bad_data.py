@@ -1,4 +1,4 @@
-"""Data sets, folders, arguments and checkpoints a user may get wrong: one clear line that names it, exit code 2."""
+"""Wrong data sets, folders, arguments and checkpoints raise a one-line error with exit code 2."""
 
 import pickle
 import shutil
@@ -26,7 +26,7 @@ EVALUATE = ("eval", "--data", "data", "--split", "val")
 
 @pytest.fixture
 def data(place: Path, boxes: Path) -> Path:
-    """A data set of one's own, to be spoiled."""
+    """Return a data set that the test may change."""
     shutil.copytree(boxes, "data")
     return Path("data")
 

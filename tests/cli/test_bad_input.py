@@ -1,4 +1,4 @@
-"""Images, phrases and bundles a user may get wrong: one line that names the file, exit code 2. And what must work."""
+"""Wrong images, phrases and bundles raise a one-line error with exit code 2; unusual valid ones work."""
 
 import json
 import struct
@@ -21,7 +21,7 @@ BUNDLE, SCENE = Path("bundle"), Path("scene.png")
 
 
 def claim_size(path: Path, width: int, height: int) -> None:
-    """Let a PNG say that it is larger than it is."""
+    """Declare a larger size in the header of a PNG."""
     data = bytearray(path.read_bytes())
     data[16:24] = struct.pack(">II", width, height)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))

@@ -1,4 +1,4 @@
-"""Exit codes that scripts can trust: 1 for a check that fails, 2 and one line for an error, 130 for Ctrl-C."""
+"""Exit codes: 1 for a failed check, 2 and one line for an error, 130 for Ctrl-C."""
 
 import errno
 import json
@@ -60,7 +60,7 @@ def test_a_check_that_does_not_hold_ends_with_1(demo_place: Path, capsys: Capsys
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``rsrefseg doctor`` raise an error."""
+    """Make ``rsrefseg doctor`` raise an error."""
     monkeypatch.delenv("RSREFSEG_DEBUG", raising=False)
     monkeypatch.setattr(doctor, "examine", Mock(side_effect=error))
 

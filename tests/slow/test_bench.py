@@ -1,4 +1,4 @@
-"""Benchmarks with nothing stubbed: processes of their own, compiled PyTorch, naive graphs, the command itself."""
+"""Benchmarks without stubs: new processes, compiled PyTorch, naive graphs, the command."""
 
 import json
 from collections.abc import Iterator

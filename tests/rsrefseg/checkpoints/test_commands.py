@@ -1,4 +1,4 @@
-"""The commands that bring weights in: train --sam --siglip, convert, export --random-weights."""
+"""Commands that import weights: train --sam --siglip, convert, export --random-weights."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ TRAIN = ("--epochs", "1", "--warmup-epochs", "0", "--precision", "fp32", "--rank
 
 @pytest.fixture(autouse=True)
 def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every preset is the small model."""
+    """Replace every preset by the small model."""
     torch.set_num_threads(1)
     for module in ("rsrefseg.model.config", "rsrefseg.train.settings", "rsrefseg.export.export"):
         monkeypatch.setattr(f"{module}.model_config", lambda preset: CONFIG)
@@ -38,7 +38,7 @@ def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a public checkpoint, the run made of it and the bundle exported from that. Not to be changed."""
+    """Create a folder with a public checkpoint, its converted run and its bundle. Read-only."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("converted")
     torch.save({"module": PublicRSRefSeg(CONFIG).state_dict()}, root / "public.pth")
@@ -51,7 +51,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a user stands, with SAM's file and SigLIP's folder."""
+    """Change to a folder with SAM's file and SigLIP's folder."""
     monkeypatch.chdir(tmp_path)
     torch.save(segment_anything_sam(CONFIG).state_dict(), "sam.pth")
     write_siglip_folder(tmp_path / "siglip", CONFIG)

@@ -1,4 +1,4 @@
-"""A public RSRefSeg, built in the tests from transformers and peft, becomes a run that answers alike."""
+"""A public RSRefSeg, rebuilt from transformers and peft, converts to a run with equal predictions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ def public() -> PublicRSRefSeg:
 
 @pytest.fixture
 def file(public: PublicRSRefSeg, tmp_path: Path) -> Path:
-    """A public checkpoint of one's own."""
+    """Return a copy of a public checkpoint."""
     torch.save(public.state_dict(), tmp_path / "public.pth")
     return tmp_path / "public.pth"
 
@@ -58,7 +58,7 @@ def convert(file: Path, words: Path, **options: Any) -> ConvertReport:
 
 
 def assert_alike(public: PublicRSRefSeg, run: Run) -> None:
-    """On pictures of noise, every phrase asked alone there and all at once here."""
+    """On noise images; the public model gets one phrase per call, the converted one all phrases."""
     model = load_model(run.merged_path)
     words = Tokenizer(run.tokenizer_path, CONFIG.siglip.text_length, "longest", CONFIG.siglip.pad_token_id)
     tokens = words.encode(PHRASES)
@@ -81,7 +81,7 @@ ENCODING = "sam_prompt_encoder.model.shared_embedding.positional_embedding"
 
 
 def older(state: State) -> State:
-    """Older transformers have one level more in both SigLIP towers."""
+    """Older releases of transformers have an additional level in both SigLIP towers."""
     for tower in ("vision", "text"):
         prefix = f"clip_{tower}_encoder.base_model.model.model."
         state = {name.replace(prefix, f"{prefix}{tower}_model."): tensor for name, tensor in state.items()}
@@ -221,7 +221,7 @@ def test_what_cannot_be_used_is_refused_before_the_work(file: Path, tokenizer: P
 
 @pytest.mark.parametrize("preset", ["b", "l"])
 def test_the_preset_shows_in_the_width_of_sam(preset: str) -> None:
-    """At full size, without the memory: every name and shape of the real thing is matched too."""
+    """At full size on the meta device, every name and shape matches too."""
     state = build_model(model_config(preset), device="meta").state_dict()
     public = {published_name(name): tensor for name, tensor in state.items()}
     checkpoint = plain_checkpoint(public, None, Path("public.pth"))

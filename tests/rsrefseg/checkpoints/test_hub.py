@@ -1,4 +1,4 @@
-"""Weights by their name on the hub: from the local cache, or refused quickly where it lacks them."""
+"""Models of the hub are found in the local cache, or an error is raised quickly."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def put_in_cache(cache: Path, name: str, folder: Path) -> None:
-    """As the hub's own client stores a model: blobs, a snapshot of links to them, a reference to the snapshot."""
+    """Store a model as the hub's client does: blobs, a snapshot of links, a reference to the snapshot."""
     root, commit = cache / f"models--{name.replace('/', '--')}", "0123456789abcdef0123456789abcdef01234567"
     for made in ("refs", f"snapshots/{commit}"):
         (root / made).mkdir(parents=True)
@@ -38,7 +38,7 @@ def put_in_cache(cache: Path, name: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ``$HF_HOME`` whose cache holds a small SigLIP and a small SAM. Not to be changed."""
+    """Create a ``$HF_HOME`` whose cache has a small SigLIP and a small SAM. Read-only."""
     root = tmp_path_factory.mktemp("home")
     write_siglip_folder(root / "siglip", CONFIG)
     port_sam(CONFIG).save_pretrained(root / "sam")
@@ -49,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a user stands: that cache, a hub that refuses every connection, every preset the small model."""
+    """Use that cache, a hub that refuses every connection, and the small model for every preset."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -98,7 +98,7 @@ def test_what_is_no_name_or_exists_stays_a_path(place: Path, path: str) -> None:
 
 @dataclass
 class HubDouble:
-    """Stands for the hub: knows the model 'made/new', gives its files in a folder and records what is fetched."""
+    """Double of the hub that has the model 'made/new' and records downloads."""
 
     folder: Path
     fetched: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Annotations that are broken or hostile: refused in one line that names them."""
+"""Broken or hostile annotations raise a one-line error that names them."""
 
 import shutil
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def json_line(line: str) -> Spoil:
 
 
 def mixed_pair(root: Path) -> None:
-    """Half of the corrected NWPU-Refer pair beside a whole pair of the first release."""
+    """Keep one file of the corrected NWPU-Refer pair and both files of the first release."""
     nwpu(lambda content: None)(root)
     for name in ("refs(unc).p", "instances.json"):
         shutil.copy(root / f"new_{name}", root / name)

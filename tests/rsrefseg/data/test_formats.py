@@ -1,4 +1,4 @@
-"""Every data set format: recognised, read in full against known masks, equal as JSON lines, refused if broken."""
+"""Every format is detected, read with known masks, equal as JSON lines, and checked for faults."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ ALL_SPLITS = ("train", "val", "test")
 
 
 def drawn(*polygons: list[float]) -> np.ndarray:
-    """As the COCO API draws them."""
+    """Draw polygons with the COCO API."""
     return coco.decode(coco.merge(coco.frPyObjects(list(polygons), HEIGHT, WIDTH))).astype(bool)
 
 

@@ -1,4 +1,4 @@
-"""Masks: every form they come in, and every way they break."""
+"""All forms of masks, valid and broken."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Made scenes written in the RRSIS-D layout."""
+"""Rendered scenes in the RRSIS-D layout."""
 
 import json
 import pickle

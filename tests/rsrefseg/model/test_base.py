@@ -1,4 +1,4 @@
-"""The shipped tiny base: small, able on its own domain, at a loss on the other, and it knows the words of both."""
+"""The shipped tiny base is small, works on its domain, fails on the other, and knows the words of both."""
 
 import pytest
 
@@ -17,7 +17,7 @@ IMAGES = 12
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[Domain, tuple[float, float]]:
-    """gIoU of the base on new scenes of each domain, with their own phrases and with shuffled ones."""
+    """Return gIoU of the base on new scenes of each domain, with their phrases and with shuffled ones."""
     predict = predict_with(load_model(shipped_base()), Tokenizer(shipped_tokenizer()))
     found = {}
     for domain in Domain:

@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand, under both protocols."""
+"""Metrics equal manually computed values under both protocols."""
 
 import json
 
@@ -11,7 +11,7 @@ from rsrefseg.evaluation.metrics import PRECISION_THRESHOLDS, RMSIN_SIZE, Protoc
 
 
 def row(start: int, stop: int, width: int = 20) -> np.ndarray:
-    """A mask, (1, width), set from start to stop."""
+    """Return a mask, (1, width), set from start to stop."""
     mask = np.zeros((1, width), dtype=bool)
     mask[:, start:stop] = True
     return mask

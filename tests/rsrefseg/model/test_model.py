@@ -1,4 +1,4 @@
-"""The forward pass is the published one: every stage against a plain re-computation or the original library."""
+"""The forward pass equals a plain re-computation or the original library, stage by stage."""
 
 import math
 from copy import deepcopy
@@ -28,7 +28,7 @@ WORDS_PER_PHRASE = (3, 1, 7)
 
 
 def awake(**overrides: Any) -> RSRefSeg:
-    """No weight left at a start value that hides a fault: norms at 1, biases at 0, batch statistics of nothing."""
+    """Randomise weights whose initial values hide faults: norms at 1, biases at 0, batch statistics."""
     model = randomize(build_model(small_config(**overrides)), seed=5)
     # Around the turning point of the sigmoid, where it is not flat.
     model.attn_prompter.logit_scale.data.fill_(math.log(10))
@@ -48,7 +48,7 @@ def pictures(config: ModelConfig, count: int = 1) -> Tensor:
 
 
 def phrases(config: ModelConfig, words: tuple[int, ...] = WORDS_PER_PHRASE, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of made-up phrases, as the tokenizer gives them under the config's padding."""
+    """Return token ids and mask of invented phrases under the config's padding."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.full((len(words), config.siglip.text_length), END)
     mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -59,7 +59,7 @@ def phrases(config: ModelConfig, words: tuple[int, ...] = WORDS_PER_PHRASE, seed
 
 
 def original_text_tower(model: RSRefSeg) -> SiglipTextModel:
-    """The library's own text model with our weights."""
+    """Return the library's text model with our weights."""
     tower = SiglipTextModel(siglip_config(model.config).text_config)
     getattr(tower, "text_model", tower).load_state_dict(model.siglip_text.state_dict())
     return tower.eval()
@@ -127,7 +127,7 @@ def test_a_mask_depends_on_its_own_image_and_phrase_only(padding: Padding, dense
 
 @torch.no_grad()
 def test_prompts_follow_equations_3_and_4(model: RSRefSeg) -> None:
-    """Word by word with the whole (P, L, T, C) tensor, in double precision."""
+    """Compute word by word with the whole (P, L, T, C) tensor, in double precision."""
     prompter, grid = deepcopy(model.attn_prompter).double(), model.config.siglip.grid_size
     ids, mask = phrases(model.config)
     v = model.siglip_vision(pictures(model.config))
@@ -187,7 +187,7 @@ def test_no_layer_norm_is_left_that_overflows_in_half_precision() -> None:
 
 
 def test_gradients_of_an_image_asked_twice_are_the_same_bits_on_many_threads(model: RSRefSeg) -> None:
-    """Where threads race to add up, two runs of one training part ways."""
+    """Sums in random order would make two runs of one training differ."""
     clip_features = torch.randn(8, 64, 24, requires_grad=True)
     image_embedding = torch.randn(8, 32, 4, 4, requires_grad=True)
     ids, mask = phrases(model.config, words=(3,) * 37)  # 37: a share of the threads ends inside an image's phrases

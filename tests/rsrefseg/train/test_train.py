@@ -1,4 +1,4 @@
-"""A training run is what its seed makes it, however often it is interrupted; its folder says what it was."""
+"""The seed determines a training, also after interruptions; its folder records the settings."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ SCRATCH = {"base": from_scratch(), "lora": None, "learning_rate": 1e-3, "workers
 def test_an_interrupted_run_ends_with_the_same_bytes(
     boxes: Path, base: BaseWeights, tmp_path: Path, options: dict[str, Any], interruptions: list[Watcher]
 ) -> None:
-    """It keeps the settings of its record. To resume a folder that does not exist starts a run."""
+    """A resumed run keeps the settings of its record; resuming a new folder starts a run."""
     options = {"base": base} | options
     train_small(boxes, tmp_path / "whole", **options)
     for watcher in interruptions:
@@ -73,7 +73,7 @@ def test_the_seed_decides(boxes: Path, base: BaseWeights, tmp_path: Path) -> Non
 
 
 def test_dropout_is_on(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
-    """Otherwise the tests of exact resuming would not see a wrong random state."""
+    """Without this, the tests of exact resuming could not detect a wrong random state."""
     for name, dropout in (("with", 0.3), ("without", 0.0)):
         train_small(boxes, tmp_path / name, base, lora=LoraSettings(rank=4, alpha=4, dropout=dropout))
     assert contents(tmp_path / "with")["last.safetensors"] != contents(tmp_path / "without")["last.safetensors"]

@@ -1,4 +1,4 @@
-"""What training cannot do well it refuses, by name, in one line, before the first step where that is possible."""
+"""Training raises one-line errors for unusable input, before the first step if possible."""
 
 import resource
 import shutil
@@ -32,7 +32,7 @@ Spoil = Callable[[Path], object]
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A data set of one's own, to be spoiled."""
+    """Return a data set that the test may change."""
     return write_boxes(tmp_path / "data")
 
 

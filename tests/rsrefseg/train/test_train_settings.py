@@ -1,4 +1,4 @@
-"""Settings from a file, a shipped recipe or the command line: who wins, what is recorded, what is refused."""
+"""Settings from files, recipes and options: priority, record and errors."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ dice = 0.5
 
 @pytest.fixture
 def settings(tmp_path: Path, boxes: Path, small_base: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A file of settings for a small run; every preset is the small model."""
+    """Write a settings file for a small run; every preset is the small model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(settings_module, "model_config", lambda preset: small_config())
     Path("my.toml").write_text(SETTINGS.format(data=boxes, base=small_base))

@@ -55,18 +55,18 @@ class CudaDouble:
 
     @property
     def held(self) -> dict[str, int]:
-        """What was allocated and not freed."""
+        """Return allocations that are not freed."""
         return {"device": len(self._memory), "pinned": len(self._pinned), "streams": len(self._streams)}
 
     def view(self, address: int, size: int) -> np.ndarray:
-        """Bytes of the GPU's memory, for work that runs on it."""
+        """Return bytes of the GPU's memory, for work that runs on it."""
         for base, data in self._memory.items():
             if base <= address and address + size <= base + data.size:
                 return data[address - base : address - base + size]
         raise DeviceFault(cudaError_t.cudaErrorIllegalAddress)
 
     def give(self, stream_number: int, operation: Operation) -> None:
-        """Give work to a stream."""
+        """Add work to a stream."""
         stream = self._streams[stream_number]
         if stream.captured is not None:
             stream.captured.append(operation)
@@ -84,7 +84,7 @@ class CudaDouble:
         self._log += [(stream_number, index, access, operation.name) for access in operation.accesses]
 
     def module(self) -> ModuleType:
-        """The double as the module ``cuda.bindings.runtime``."""
+        """Return the double as the module ``cuda.bindings.runtime``."""
         module = ModuleType("cuda.bindings.runtime", "A double: no GPU.")
         for name in dir(self):
             if name.startswith("cuda"):
@@ -258,7 +258,7 @@ class CudaDouble:
         self._forget()
 
     def _forget(self) -> None:
-        """Drop what the host knows to be done."""
+        """Remove work that the host knows to be finished."""
         self._log = [entry for entry in self._log if self._host.get(entry[0], 0) < entry[1]]
 
     def _spoils_capture(self) -> bool:

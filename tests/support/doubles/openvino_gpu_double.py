@@ -34,7 +34,7 @@ class IntelGpuDouble:
         self.precisions: list[str] = []
 
     def get_property(self, device: str, name: str) -> Any:
-        """Of a GPU, or of the real CPU."""
+        """Return a property of the GPU, or of the real CPU."""
         if device == CPU:
             return self._core.get_property(device, name)
         assert device in self.available_devices
@@ -49,7 +49,7 @@ class IntelGpuDouble:
         return self._core.read_model(path)
 
     def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
-        """A model that says what the GPU's would."""
+        """A compiled model with the properties of a model on a GPU."""
         if device == CPU:
             return self._core.compile_model(model, device, settings)
         assert device in self.available_devices

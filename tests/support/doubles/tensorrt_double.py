@@ -29,7 +29,7 @@ CLASSES = {
 
 @contextmanager
 def doubled(version: str = VERSIONS[0]) -> Iterator[State]:
-    """Put both doubles in the place of ``tensorrt`` and ``cuda.bindings.runtime``."""
+    """Replace ``tensorrt`` and ``cuda.bindings.runtime`` by the doubles."""
     state = State(version)
     CURRENT[:] = [state]
     tensorrt, cuda, bindings = ModuleType("tensorrt"), ModuleType("cuda"), ModuleType("cuda.bindings")
