@@ -65,9 +65,9 @@ def test_every_sample_has_a_mask_and_a_line(document: dict, predictions: Path, e
     found = lines(predictions)
     assert [line["sample_id"] for line in found] == [sample.sample_id for sample in samples]
     for line, sample in zip(found, samples, strict=True):
-        with Image.open(predictions / line["mask_file"]) as picture:
-            assert (picture.mode, picture.size) == ("L", SIZE[::-1])
-            pixels = np.array(picture)
+        with Image.open(predictions / line["mask_file"]) as image:
+            assert (image.mode, image.size) == ("L", SIZE[::-1])
+            pixels = np.array(image)
         assert set(np.unique(pixels)) <= {0, 255}
         prediction = pixels > 0
         np.testing.assert_array_equal(decode_rle(line["segmentation"][0]), prediction)

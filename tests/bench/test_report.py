@@ -149,7 +149,7 @@ def pixels(report: BenchReport, folder: Path) -> np.ndarray:
 
 
 def blue(image: np.ndarray) -> int:
-    """Return the pixels with the colour of the first series."""
+    """Return the number of pixels with the colour of the first series."""
     return int((image == (0x00, 0x72, 0xB2)).all(-1).sum())
 
 

@@ -1,6 +1,6 @@
 """A small trained run, its exported bundle, and functions that damage such a bundle.
 
-The run is stored in ``small_run/``, with the base it adapts, so that no result depends on where it was trained:
+``small_run/`` stores the run and its base, so that no result depends on the machine of the training.
 ``python -m tests.support.exported`` trains it again and replaces the folder.
 """
 

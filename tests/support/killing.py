@@ -39,7 +39,7 @@ class Changes:
     """Counts this process's changes under a folder and calls ``act`` with the path before the n-th.
 
     Attributes:
-        names: what was changed, in order, as ``event name``.
+        names: changes in order, as ``event name``.
     """
 
     _current: "Changes | None" = None
@@ -83,10 +83,10 @@ def run_job(
 ) -> int | None:
     """Run a job, a module-level function, in a new process until it ends or is killed.
 
-    ``moment`` kills the process as hard as kill -9 or a power switch.
+    ``moment`` kills the process like kill -9 or a power failure.
 
     Returns:
-        How many changes it made under ``watched``; None where it was killed.
+        Number of changes under ``watched``; None if the process was killed.
     """
     _FORKSERVER.set_forkserver_preload([job.__module__])
     made: SimpleQueue[int] = _FORKSERVER.SimpleQueue()

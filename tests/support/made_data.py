@@ -30,7 +30,7 @@ class Bomb:
 
 
 def referral(phrase: str = "the ship") -> Referral:
-    """Return the mask of a ship of 17x25 pixels."""
+    """Return a referral of a ship of 17x25 pixels."""
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
     mask[5:30, 3:20] = True
     return Referral(phrase, "ship", mask)

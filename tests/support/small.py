@@ -43,7 +43,7 @@ def small_config(**overrides: Any) -> ModelConfig:
 def small_training(**overrides: Any) -> TrainConfig:
     """Return settings: LoRA with high dropout, two epochs of 5 steps on ``write_boxes``, a checkpoint every other step.
 
-    Both epochs' validations come out above 0 and the second above the first, so each writes a best checkpoint.
+    Both validations have scores above 0 and the second exceeds the first, so each writes a best checkpoint.
     """
     settings: dict[str, Any] = {
         "epochs": 2,

@@ -137,8 +137,8 @@ def conv_unit(channels: tuple[int, int], kernel: int, stride: int = 1) -> nn.Seq
 class PublicRSRefSeg(nn.Module):
     """The published model, rebuilt from transformers and peft by its description, without our code.
 
-    One image and one phrase at a time, the phrase not padded: what the published padding ("longest") gives a phrase
-    that stands alone.
+    It takes one image and one phrase without padding, which equals the published padding ("longest") of a single
+    phrase.
     """
 
     def __init__(self, config: ModelConfig, rank: int = 4, alpha: int = 4, seed: int = 3) -> None:

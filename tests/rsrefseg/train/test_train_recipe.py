@@ -226,7 +226,7 @@ def test_workers_stay_from_epoch_to_epoch_and_give_the_same_batches(batches: Tra
 
 
 class Unreadable(TrainingBatches):
-    """Raise a two-line error like that of a broken image."""
+    """Batches that raise a two-line error, like a broken image."""
 
     def example(self, draw: tuple[int, int]) -> Example:
         raise MissingPartError(f"BadInputError: other\n{cv2.getNumThreads()} threads of OpenCV")

@@ -117,7 +117,7 @@ def shrink(data: Path) -> None:
     ("spoil", "facts"),
     [
         (shrink, ("00002.jpg", "48x56", "24x28", "--resize-masks")),
-        (lambda data: image_path(data, 2).write_bytes(b"no picture"), ("00002.jpg",)),
+        (lambda data: image_path(data, 2).write_bytes(b"not an image"), ("00002.jpg",)),
         (lambda data: image_path(data, 2).unlink(), ("00002.jpg", "missing")),
         (respell(0, "zzz 123 qqq"), ("sample", "no known word")),
     ],
@@ -150,9 +150,9 @@ def test_a_rotated_image_is_compared_as_its_exif_tag_says(data: Path) -> None:
 
 
 def test_images_may_lie_elsewhere(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = (data / IMAGE_FOLDER).rename(data.with_name("pictures"))
-    train, _ = read_samples(DataSettings(path=data, images=pictures))
-    assert train[0].image_path.parent == pictures
+    photos = (data / IMAGE_FOLDER).rename(data.with_name("photos"))
+    train, _ = read_samples(DataSettings(path=data, images=photos))
+    assert train[0].image_path.parent == photos
     command = ("train", "--data", data, "--images", data / "nowhere", "--out", data / "run", "--from-scratch")
     assert_refused(run_here(capsys, *command), "nowhere")
 

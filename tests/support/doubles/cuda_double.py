@@ -1,9 +1,9 @@
-"""A double of the CUDA runtime's Python face (``cuda.bindings.runtime``): no GPU, but a GPU's rules.
+"""A double of the CUDA runtime's Python bindings (``cuda.bindings.runtime``), which enforces the rules of a GPU.
 
-Work that is given to a stream happens when somebody waits for it, not before. Memory that was never written, or was
-freed, holds poison or is gone. Two streams that touch the same memory, one of them writing, without an event between
-them break a rule; so does a copy from or to host memory that is not pinned. Broken rules raise ``RuleBroken``,
-which no product code catches; planted faults come back as the status that CUDA would give.
+Work on a stream runs when the host waits for it, not earlier. Memory that was never written contains poison, and freed
+memory is inaccessible. Two streams break a rule if they access the same memory, one of them writing, without an event
+in between; so does a copy from or to host memory that is not pinned. Broken rules raise ``RuleBroken``, which no
+product code catches; injected faults return the status of CUDA.
 """
 
 import ctypes

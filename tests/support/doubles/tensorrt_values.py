@@ -70,7 +70,7 @@ class State:
         return answer
 
     def keep_logger(self, logger: Any) -> None:
-        """Set the logger; like the real one, later loggers are ignored."""
+        """Set the logger; raise RuleBroken for a second one, which TensorRT would ignore."""
         if self.logger not in (None, logger):
             raise RuleBroken("a second logger, which TensorRT would ignore")
         self.logger = logger
