@@ -49,9 +49,9 @@ STAGES = Scenario("stages", "Stages one by one: one image, one phrase", True, 1,
 SCENARIOS = (
     FIRST_PHRASE,
     NEXT_PHRASE,
-    Scenario("next_8_phrases", "Next 8 phrases: the image is encoded, 8 new phrases at once", False, 8),
-    Scenario("next_32_phrases", "Next 32 phrases: the image is encoded, 32 new phrases at once", False, 32),
-    Scenario("first_8_phrases", "First 8 phrases: a new image and 8 phrases at once", True, 8),
+    Scenario("next_8_phrases", "Next 8 phrases: the image is encoded, 8 new phrases in one batch", False, 8),
+    Scenario("next_32_phrases", "Next 32 phrases: the image is encoded, 32 new phrases in one batch", False, 32),
+    Scenario("first_8_phrases", "First 8 phrases: a new image and 8 phrases in one batch", True, 8),
     STAGES,
 )
 # Enough phrases that consecutive scenarios use different ones.

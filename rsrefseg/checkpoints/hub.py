@@ -11,7 +11,7 @@ _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".model", ".
 _TIMEOUT_S = 10.0
 
 
-def folder_of(path: Path, needed: Sequence[Sequence[str]], say: Callable[[str], None]) -> Path:
+def find_model(path: Path, needed: Sequence[Sequence[str]], say: Callable[[str], None]) -> Path:
     """Return ``path``, or the cached folder of the hub model of that name.
 
     A name has one slash, and neither it nor its first half exists as a path. The cache is ``$HF_HOME`` or

@@ -127,9 +127,9 @@ def check_dataset(
     groups = group_by_image(samples)
     found: dict[Problem, list[str]] = {problem: [] for problem in Problem}
     groups_by_digest: dict[str, list[tuple[Sample, ...]]] = {}
-    looks = zip(groups, in_processes(_look, groups, workers), strict=True)
+    inspected = zip(groups, in_processes(_inspect, groups, workers), strict=True)
     with ProgressLine("checking") as progress:
-        for done, (group, (digest, problems)) in enumerate(looks, start=1):
+        for done, (group, (digest, problems)) in enumerate(inspected, start=1):
             for problem, example in problems:
                 resized = resize_masks and problem is Problem.SIZE_DIFFERENCE
                 found[Problem.RESIZED_MASK if resized else problem].append(example)
@@ -162,7 +162,7 @@ def check_dataset(
     )
 
 
-def _look(group: tuple[Sample, ...]) -> tuple[str, list[tuple[Problem, str]]]:
+def _inspect(group: tuple[Sample, ...]) -> tuple[str, list[tuple[Problem, str]]]:
     """Read an image and the masks of its samples; return the digest of its pixels (or its path) and the problems."""
     path, size, digest = group[0].image_path, None, str(group[0].image_path)
     problems: list[tuple[Problem, str]] = []

@@ -34,7 +34,7 @@ def load_plain_pickle(path: Path) -> Any:
     """
     data = read_bytes(path, MAX_PICKLE_BYTES)
     try:
-        _check_appetite(data, path)
+        _check_memory(data, path)
         return _PlainUnpickler(data, path).load()
     except BadInputError:
         raise
@@ -97,7 +97,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise BadInputError(f"'{self._path}' contains a persistent id, which annotations never have: refused")
 
 
-def _check_appetite(data: bytes, path: Path) -> None:
+def _check_memory(data: bytes, path: Path) -> None:
     """Check the opcodes, without executing them, for memory requests out of proportion to the file.
 
     The C unpickler allocates memory for the largest memo index, so that six bytes can request 32 GiB.

@@ -38,7 +38,7 @@ def check_new(out: Path) -> None:
         raise BadInputError(f"'{out}' is not empty: give another --out")
 
 
-def made_scenes() -> tuple[Scene, ...]:
+def rendered_scenes() -> tuple[Scene, ...]:
     """Render a few scenes, the same in every call."""
     return tuple(render_scene(seed, Domain.A, _SCENE_SIZE, PHRASES_PER_IMAGE) for seed in range(IMAGES))
 
@@ -50,7 +50,7 @@ def reference_inputs(data: Path | None, image_size: int) -> tuple[ReferenceInput
         BadInputError: the data set cannot be read or is empty.
     """
     if data is None:
-        scenes = made_scenes()
+        scenes = rendered_scenes()
         return tuple(
             ReferenceInput.of(one.image, (item.phrase for item in one.referrals), image_size) for one in scenes
         )
@@ -121,7 +121,7 @@ def make_random_run(out: Path, config: ModelConfig, seed: int = 0, tokenizer: Pa
     check_new(out)
     base = random_weights()
     inputs = reference_inputs(None, config.sam.image_size)
-    phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
+    phrases = [referral.phrase for scene in rendered_scenes() for referral in scene.referrals]
     content = tokenizer_bytes(tokenizer, config) if tokenizer else word_tokenizer(phrases, config)
     header = {"random_weights": True, "merge": {"adapters": 0}, "source": {"base": base.to_dict(), "seed": seed}}
     return write_imported_run(out, base.build(config, seed), base, content, inputs, header)

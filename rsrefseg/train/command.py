@@ -73,7 +73,7 @@ def _refuse_missing(settings: Settings, resume: bool) -> None:
 
 def _base(weights: WeightsSettings, preset: str, model: ModelConfig, progress: ProgressLine | None) -> "BaseWeights":
     """Return the weights that the settings name; ``progress`` reports notes."""
-    from ..checkpoints.hub import folder_of
+    from ..checkpoints.hub import find_model
     from ..checkpoints.public_files import check_public_files
     from ..checkpoints.sam_file import SAM_FILES
     from ..checkpoints.siglip_folder import SIGLIP_FILES
@@ -89,7 +89,7 @@ def _base(weights: WeightsSettings, preset: str, model: ModelConfig, progress: P
         say("note: the base's weights are random: for measuring only")
         return base.random_weights()
     if weights.sam is not None and weights.siglip is not None:
-        sam, siglip = folder_of(weights.sam, SAM_FILES, say), folder_of(weights.siglip, SIGLIP_FILES, say)
+        sam, siglip = find_model(weights.sam, SAM_FILES, say), find_model(weights.siglip, SIGLIP_FILES, say)
         for note in check_public_files(model, sam, siglip):
             say(f"note: {note}")
         return base.from_public_files(sam, siglip)

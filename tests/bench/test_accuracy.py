@@ -161,7 +161,7 @@ def test_json_keeps_them_apart_from_what_was_measured() -> None:
         ({"shuffled": True}, "shuffled"),
     ],
 )
-def test_where_they_do_not_belong_one_line_says_why(changes: dict, fact: str) -> None:
+def test_published_rows_are_omitted_with_a_reason(changes: dict, fact: str) -> None:
     found = context(**changes)
     assert found.rows == {}
     assert fact in found.reason

@@ -109,7 +109,7 @@ def test_three_times_within_a_tenth_are_stable(times_ms: list[float], stable: bo
     assert is_stable(times_ms) is stable
 
 
-def test_an_engine_encodes_every_phrase_it_is_asked(bundle: Bundle, workload: Workload) -> None:
+def test_an_engine_encodes_every_phrase(bundle: Bundle, workload: Workload) -> None:
     """The Segmenter's cache contains none of them."""
     runner = make_runner("onnxruntime", bundle, None)
     assert isinstance(runner, EngineRunner)
@@ -184,7 +184,7 @@ def test_intervals_hold_the_true_ratio_in_spite_of_drift(count: int) -> None:
     assert all(one.low <= one.median <= one.high for one in ratios)
 
 
-def test_statistics_worked_out_by_hand() -> None:
+def test_manually_computed_statistics() -> None:
     summary = summarise([float(value) for value in range(101)])
     assert (summary.p50_ms, summary.p90_ms, summary.p99_ms) == (50, 90, 99)
     assert summary.p50_low_ms < 50 < summary.p50_high_ms

@@ -67,7 +67,7 @@ def test_a_true_export_holds_on_every_row(exported: Exported, report: ParityRepo
     assert abs(report.data.giou_difference) <= 0.0005
 
 
-def test_the_report_says_everything_in_json_and_in_words(report: ParityReport) -> None:
+def test_the_report_is_complete_in_json_and_text(report: ParityReport) -> None:
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["holds"] is True
     assert document["backend"] == "onnxruntime"
@@ -164,7 +164,7 @@ def test_a_graph_that_gives_not_a_number_fails_and_its_report_is_still_json(expo
     assert (row["max_abs_error"], row["passed"]) == (None, False)
 
 
-def test_a_flipped_pixel_counts_and_is_told_as_a_tie_where_its_logit_is_one(exported: Exported) -> None:
+def test_a_flipped_pixel_counts_and_is_reported_as_a_tie(exported: Exported) -> None:
     with Segmenter.open(exported.bundle, "onnxruntime") as segmenter:
         sample = load_reference(segmenter.bundle)[0]
         logits = sample.tensors["mask_logits"][0, 0]
@@ -245,14 +245,14 @@ def test_the_limits_that_were_promised() -> None:
 
 
 @pytest.mark.parametrize("measure", Measure)
-def test_a_limit_passes_what_lies_on_it_and_never_a_nan(measure: Measure) -> None:
+def test_a_limit_accepts_equality_and_rejects_nan(measure: Measure) -> None:
     limit = replace(TOLERANCES[0], measure=measure, limit=0.5)
     beyond = math.nextafter(0.5, 0 if measure.sign == ">=" else 1)
     verdicts = [judge({measure: value}, (limit,))[0].passed for value in (0.5, beyond, math.nan)]
     assert verdicts == [True, False, False]
 
 
-def test_errors_worked_out_by_hand() -> None:
+def test_manually_computed_errors() -> None:
     error = tensor_error(np.array([3.0, -4.0], np.float32), np.array([3.0, -3.0], np.float32))
     assert (error.max_abs, error.share_of_max) == (1.0, 0.25)
     assert error.relative_l2 == pytest.approx(1 / 5)

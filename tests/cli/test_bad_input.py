@@ -71,7 +71,7 @@ def test_every_command_that_reads_a_bundle_refuses_a_changed_one(place: Path, bo
         assert "Traceback" not in ran.err
 
 
-def test_parity_without_reference_samples_says_so(place: Path, capsys: Capsys) -> None:
+def test_parity_without_reference_samples_is_an_error(place: Path, capsys: Capsys) -> None:
     change_manifest(BUNDLE, lambda value: value.update(reference=None))
     assert_refused(run_here(capsys, "parity"), "has no reference samples")
 

@@ -100,7 +100,7 @@ def test_a_person_gets_text(demo_place: Path, capsys: Capsys) -> None:
     assert "24 expressions" in run_here(capsys, "data", "convert", "boxes", "boxes.jsonl").out
 
 
-def test_results_are_where_the_report_says(demo_place: Path, capsys: Capsys) -> None:
+def test_results_are_at_the_reported_paths(demo_place: Path, capsys: Capsys) -> None:
     """``infer`` writes one mask per phrase, also for similar phrases."""
     phrases = ["the red box", "The Red Box!", "the blue box"]
     ran = run_here(capsys, "infer", "scene.jpg", *phrases, "--out", "my/results", "--json")

@@ -94,7 +94,7 @@ def test_an_interruption_hidden_in_another_error_is_one(capsys: Capsys, monkeypa
 @pytest.mark.parametrize(
     "error", [RuntimeError("a bug"), ModuleNotFoundError("No module named 'x'", name="x"), KeyError(1)]
 )
-def test_what_nobody_expected_is_not_hidden(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_are_not_hidden(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(error, monkeypatch)
     with pytest.raises(type(error)):
         cli.run_command(["doctor"])

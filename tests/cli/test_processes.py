@@ -118,7 +118,7 @@ def test_output_that_cannot_be_written_is_one_line(arguments: list[str]) -> None
         assert_one_line(run_alone(*arguments, stdout=full), "standard output: No space left on device")
 
 
-def test_without_standard_streams_a_command_still_does_its_work(place: Path) -> None:
+def test_a_command_works_without_standard_streams(place: Path) -> None:
     """Start the command as a service does."""
     command = f"exec '{sys.executable}' -c '{ENTRY}' infer scene.png 'the red square'"
     variables = os.environ | {"PYTHONPATH": str(ROOT)}

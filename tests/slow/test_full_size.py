@@ -113,7 +113,7 @@ def test_every_stage_and_the_whole_equal_pytorch(full: Full, say: Say) -> None:
     assert logits <= 1e-3
 
 
-def test_infer_answers_within_its_memory(full: Full, say: Say) -> None:
+def test_infer_stays_within_its_memory(full: Full, say: Say) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(full.folder / "image.png")
     found = measured(full.folder, "infer", "image.png", "the building", "the road", "--bundle", "bundle")

@@ -15,7 +15,7 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.manifest import RANDOM_WEIGHTS_NOTE
 from rsrefseg.export.export import export_run
 from rsrefseg.runs.convert import convert_checkpoint
-from rsrefseg.runs.imported_run import made_scenes
+from rsrefseg.runs.imported_run import rendered_scenes
 from tests.support.commands import assert_refused, run_here
 from tests.support.export_jobs import Shortcut
 from tests.support.upstream import PHRASES, PublicRSRefSeg, brought_config, segment_anything_sam, write_siglip_folder
@@ -42,7 +42,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("converted")
     torch.save({"module": PublicRSRefSeg(CONFIG).state_dict()}, root / "public.pth")
-    phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
+    phrases = [referral.phrase for scene in rendered_scenes() for referral in scene.referrals]
     write_word_tokenizer(root / "tokenizer.json", [*PHRASES, *phrases], CONFIG.siglip.vocab_size)
     convert_checkpoint(root / "public.pth", root / "run", CONFIG, root / "tokenizer.json")
     export_run(root / "run", root / "bundle")
@@ -132,7 +132,7 @@ def test_a_converted_model_is_a_base(converted: Path, boxes: Path, tmp_path: Pat
     assert run_here(capsys, *given).code == 0
 
 
-def test_a_bundle_of_random_weights_says_so(converted: Path, files: Path, boxes: Path, capsys: Capture) -> None:
+def test_a_bundle_of_random_weights_is_marked(converted: Path, files: Path, boxes: Path, capsys: Capture) -> None:
     # The graphs are the converted model's; only the stamp matters here.
     with patch("rsrefseg.export.export.export_graph", Shortcut(converted / "bundle")):
         ran = run_here(capsys, "export", "--random-weights", "b")
@@ -140,7 +140,7 @@ def test_a_bundle_of_random_weights_says_so(converted: Path, files: Path, boxes:
     assert is_random(Path("runs/001/merged.safetensors"))
     assert Bundle.open(Path("bundle")).manifest.provenance.random_weights
     image = next(boxes.rglob("*.jpg"))
-    phrase = made_scenes()[0].referrals[0].phrase
+    phrase = rendered_scenes()[0].referrals[0].phrase
     assert RANDOM_WEIGHTS_NOTE in run_here(capsys, "infer", image, phrase).out
     assert run_here(capsys, "infer", image, phrase, "--json").result["notes"] == [RANDOM_WEIGHTS_NOTE]
     assert RANDOM_WEIGHTS_NOTE in run_here(capsys, "parity").out

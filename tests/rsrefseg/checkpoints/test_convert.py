@@ -19,7 +19,7 @@ from rsrefseg.model.model import build_model
 from rsrefseg.runs import imported_run
 from rsrefseg.runs.base import BaseWeights, from_file
 from rsrefseg.runs.convert import ConvertReport, convert_checkpoint
-from rsrefseg.runs.imported_run import made_scenes, make_random_run
+from rsrefseg.runs.imported_run import make_random_run, rendered_scenes
 from rsrefseg.runs.reference_inputs import load_reference_inputs
 from rsrefseg.runs.run import Run
 from tests.support.upstream import PHRASES, PublicRSRefSeg, State, brought_config, with_one, without
@@ -48,7 +48,7 @@ def file(public: PublicRSRefSeg, tmp_path: Path) -> Path:
 def tokenizer(tmp_path: Path) -> Path:
     path = tmp_path / "words" / "tokenizer.json"
     path.parent.mkdir()
-    phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
+    phrases = [referral.phrase for scene in rendered_scenes() for referral in scene.referrals]
     write_word_tokenizer(path, [*PHRASES * 100, *phrases], CONFIG.siglip.vocab_size)
     return path
 
@@ -97,7 +97,9 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_converted_checkpoint_answers_alike(public: PublicRSRefSeg, file: Path, tokenizer: Path, layout: str) -> None:
+def test_a_converted_checkpoint_predicts_the_same(
+    public: PublicRSRefSeg, file: Path, tokenizer: Path, layout: str
+) -> None:
     torch.save(LAYOUTS[layout](public.state_dict()), file)
     report = convert(file, tokenizer)
     assert report.adapters == ADAPTERS
@@ -125,7 +127,7 @@ def test_the_public_model_of_the_tests_has_the_published_names(public: PublicRSR
     }
 
 
-def test_a_checkpoint_with_merged_adapters_answers_alike(tokenizer: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_merged_adapters_predicts_the_same(tokenizer: Path, tmp_path: Path) -> None:
     merged = PublicRSRefSeg(CONFIG).merged()
     assert not any("lora" in name or "base_model" in name for name in merged.state_dict())
     save_file({name: tensor.clone() for name, tensor in merged.state_dict().items()}, tmp_path / "public.safetensors")

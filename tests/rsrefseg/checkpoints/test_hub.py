@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from rsrefseg.checkpoints.hub import folder_of
+from rsrefseg.checkpoints.hub import find_model
 from rsrefseg.checkpoints.sam_file import SAM_FILES
 from rsrefseg.checkpoints.siglip_folder import SIGLIP_FILES
 from rsrefseg.engines.errors import MissingPartError
@@ -83,7 +83,7 @@ def test_a_cache_that_lacks_a_file_is_no_model(place: Path, home: Path, monkeypa
     put_in_cache(place / "hub", SIGLIP, folder)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
     with refused(SIGLIP, "the cache lacks its model.safetensors", kind=MissingPartError):
-        folder_of(Path(SIGLIP), SIGLIP_FILES, print)
+        find_model(Path(SIGLIP), SIGLIP_FILES, print)
 
 
 PATHS = ("siglip", "a/b/c", "./siglip", f"/{SIGLIP}", "made/sam.pth", "weights/siglip", "made/..", "made/", "my/own")
@@ -93,7 +93,7 @@ PATHS = ("siglip", "a/b/c", "./siglip", f"/{SIGLIP}", "made/sam.pth", "weights/s
 def test_what_is_no_name_or_exists_stays_a_path(place: Path, path: str) -> None:
     Path("weights").mkdir()
     Path("my/own").mkdir(parents=True)
-    assert folder_of(Path(path), SIGLIP_FILES, print) == Path(path)
+    assert find_model(Path(path), SIGLIP_FILES, print) == Path(path)
 
 
 @dataclass
@@ -121,12 +121,12 @@ def test_a_download_takes_only_what_is_needed(place: Path, home: Path, monkeypat
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", double.ask)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", double.snapshot_download)
     reported: list[str] = []
-    assert folder_of(Path("made/new"), SIGLIP_FILES, reported.append) == home / "siglip"
+    assert find_model(Path("made/new"), SIGLIP_FILES, reported.append) == home / "siglip"
     assert sorted(double.fetched) == ["config.json", "model.safetensors", "spiece.model", "tokenizer.json"]
     (line,) = reported
     assert "'made/new'" in line
     with refused("'made/tpyo'", "no such public model"):
-        folder_of(Path("made/tpyo"), SIGLIP_FILES, print)
+        find_model(Path("made/tpyo"), SIGLIP_FILES, print)
     double.folder = place
     with refused("'made/new'", "has no config.json"):
-        folder_of(Path("made/new"), SAM_FILES, print)
+        find_model(Path("made/new"), SAM_FILES, print)

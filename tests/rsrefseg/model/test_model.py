@@ -186,7 +186,7 @@ def test_no_layer_norm_is_left_that_overflows_in_half_precision() -> None:
     assert not any(isinstance(module, LayerNorm2d) for module in build_model(small_config()).modules())
 
 
-def test_gradients_of_an_image_asked_twice_are_the_same_bits_on_many_threads(model: RSRefSeg) -> None:
+def test_gradients_of_an_image_with_two_phrases_are_deterministic_on_many_threads(model: RSRefSeg) -> None:
     """Sums in random order would make two runs of one training differ."""
     clip_features = torch.randn(8, 64, 24, requires_grad=True)
     image_embedding = torch.randn(8, 32, 4, 4, requires_grad=True)

@@ -146,7 +146,7 @@ SHIP, DAM = "ship", "dam"
         ([item(x=0.3), item(x=0.7), item(DAM)], Query(SHIP, relation=Relation("nearest", DAM)), None),
     ],
 )
-def test_a_query_in_doubt_has_no_answer(items: list[Item], query: Query, wanted: int | None) -> None:
+def test_an_ambiguous_query_has_no_target(items: list[Item], query: Query, wanted: int | None) -> None:
     assert solve(items, query) == wanted
 
 

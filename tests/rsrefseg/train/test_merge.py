@@ -86,7 +86,7 @@ def test_merging_proves_itself_and_writes_a_plain_model(run: Run, small_base: Pa
     assert all(torch.equal(state[name], best[name]) for name in plain)
 
 
-def test_the_merged_model_answers_as_the_adapted_one(run: Run, small_base: Path) -> None:
+def test_the_merged_model_predicts_as_the_adapted_one(run: Run, small_base: Path) -> None:
     merge(run)
     adapted = load_model(small_base)
     add_lora(adapted, LoraSettings(rank=4, alpha=4))

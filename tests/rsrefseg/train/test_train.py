@@ -91,7 +91,7 @@ def test_best_is_of_the_best_validation_and_last_of_the_end(boxes: Path, base: B
     assert not torch.equal(load_tensors(result.run.best_path).tensors[name], last.tensors["weight." + name])
 
 
-def test_validation_comes_when_asked_and_at_the_end(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
+def test_validation_runs_at_its_interval_and_at_the_end(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
     run = train_small(boxes, tmp_path / "run", base, epochs=3, validate_every_epochs=2).run
     validations = [entry for entry in read_metrics(run.metrics_path) if "validation" in entry]
     assert [entry["epoch"] for entry in validations] == [1, 2]
@@ -115,7 +115,7 @@ def test_the_log_is_cut_back_to_the_checkpoint(boxes: Path, base: BaseWeights, t
             stream.write('{"step": 3, "lo')  # cut off in the middle of a line
 
 
-def test_the_folder_says_how_the_run_was_made(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
+def test_the_folder_records_the_settings_of_the_run(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
     result = train_small(boxes, tmp_path / "run", base)
     record, counts = result.run.read_record(), result.parameters
     assert TrainConfig.from_dict(record["train"]) == small_training()

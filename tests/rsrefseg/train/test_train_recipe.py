@@ -151,7 +151,7 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
         TrainConfig.from_dict(TrainConfig().to_dict() | {name: WRONG[name]})
 
 
-def test_an_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
+def test_an_epoch_has_every_image_once_in_another_order() -> None:
     batches = EpochBatches(size=10, batch_size=4, seed=1)
     orders = []
     for epoch in range(2):

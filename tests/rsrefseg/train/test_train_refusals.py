@@ -139,7 +139,7 @@ def test_a_run_records_that_masks_are_resized(data: Path, base: BaseWeights, tmp
     train_small(data, tmp_path / "run", base, resume=True)
 
 
-def test_a_rotated_image_is_compared_as_its_exif_tag_says(data: Path) -> None:
+def test_a_rotated_image_is_compared_after_its_exif_rotation(data: Path) -> None:
     path = image_path(data, 1)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it
@@ -149,7 +149,7 @@ def test_a_rotated_image_is_compared_as_its_exif_tag_says(data: Path) -> None:
     assert train[0].mask_size == (48, 56)
 
 
-def test_images_may_lie_elsewhere(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_may_be_in_another_folder(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = (data / IMAGE_FOLDER).rename(data.with_name("photos"))
     train, _ = read_samples(DataSettings(path=data, images=photos))
     assert train[0].image_path.parent == photos

@@ -1,4 +1,4 @@
-"""A double of the Python bindings of TensorRT 10.9 or 11.4, which runs the stored graph with ONNX Runtime, without a GPU.
+"""A double of the Python bindings of TensorRT 10.9 or 11.4, which runs graphs with ONNX Runtime, without a GPU.
 
 It enforces the documented rules: networks are strongly typed (11 supports no others), shapes are within the profile,
 every address is set before a run, activation memory comes from outside if so configured, a plan loads only in the
