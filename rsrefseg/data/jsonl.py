@@ -114,4 +114,4 @@ def _image_folder(path: Path, records: list[tuple[int, str, dict[str, Any]]]) ->
     for folder in (path.parent / name for name in _IMAGE_FOLDERS):
         if any((folder / name).is_file() for name in names):
             return folder
-    raise BadInputError(f"no image of '{path}' is in its folder or in 'images' there: name its folder with --images")
+    raise BadInputError(f"no image of '{path}' is in its folder or in 'images' there: name it with --images")
