@@ -133,7 +133,7 @@ def _read_spiece(path: Path) -> Any:
         proto = import_protobuf().ModelProto()
     except ImportError as error:
         raise MissingPartError(
-            f"reading '{path}' needs the package 'protobuf': `pip install protobuf`, or give a tokenizer.json"
+            f"'{path}' needs the package 'protobuf' to be read: `pip install protobuf`, or give a tokenizer.json"
         ) from error
     content = read_bytes(path, _MAX_FILE_BYTES)
     try:

@@ -152,7 +152,7 @@ def _is_started(run: Run, resume: bool) -> bool:
     """
     if run.record_path.exists():
         if not resume:
-            raise BadInputError(f"'{run.path}' already contains a run: add --resume to continue, or give another --out")
+            raise BadInputError(f"'{run.path}' already holds a run: add --resume to continue it, or give another --out")
         return True
     for path in (run.last_path, run.best_path, run.merged_path):
         if path.exists():
