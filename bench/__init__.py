@@ -1,1 +1,1 @@
-"""Compares engines with PyTorch and with each other: parity, accuracy, latency."""
+"""Compares engines with PyTorch and with each other in parity, accuracy and latency."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .model.model import RSRefSeg as RSRefSeg
     from .model.model import build_model as build_model
 
-# By module, as above.
+# The names above, by module.
 _HOMES = {
     ".checkpoints.model_file": ("load_model",),
     ".data.formats": ("open_dataset",),

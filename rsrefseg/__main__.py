@@ -1,4 +1,4 @@
-"""``python -m rsrefseg`` and the console script. Ctrl-C is one line and exit code 130, from the first import on."""
+"""Entry point of ``python -m rsrefseg`` and of the console script. Ctrl-C prints one line and exits with code 130."""
 
 import signal
 import sys
@@ -19,7 +19,7 @@ def main() -> None:
         print("rsrefseg: interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
-        # From here on nothing is left that could say it in one line: end at once.
+        # No handler is left to report a later Ctrl-C in one line: let it end the process.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -1,4 +1,4 @@
-"""Fixtures for everybody. Keep it small: what one file needs alone belongs there."""
+"""Fixtures shared by several folders. Fixtures of one file belong into that file."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set: 10 training and 2 validation images with two phrases each. Not to be changed."""
+    """Create a small data set: 10 training and 2 validation images with two phrases each. Read-only."""
     from tests.support.small import write_boxes
 
     return write_boxes(tmp_path_factory.mktemp("data") / "boxes")
@@ -23,7 +23,7 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model file of a small untrained model, its tokenizer beside it. Not to be changed."""
+    """Create a small untrained model file and its tokenizer. Read-only."""
     from tests.support.exported import copy_base
 
     return copy_base(tmp_path_factory.mktemp("base"))
@@ -31,7 +31,7 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, boxes: Path, small_base: Path) -> "Exported":
-    """A small trained run, its bundle (a real export) and its data set. Not to be changed: spoil copies."""
+    """Create a small trained run, its exported bundle and its data set. Read-only: change copies."""
     from tests.support.exported import export_small
 
     return export_small(tmp_path_factory.mktemp("exported"), boxes, small_base)
@@ -39,7 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, boxes: Path, small_base: 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: small tensors are faster so, and sums come out the same on every machine."""
+    """Limit PyTorch to one thread: small tensors are faster, and sums are equal on every machine."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,1 +1,1 @@
-"""Scores of a model on a data set, under a named protocol."""
+"""``rsrefseg eval``: scores of a model on a data set."""

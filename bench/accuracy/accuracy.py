@@ -1,4 +1,4 @@
-"""``rsrefseg eval``: the scores of a model on a data set, on any runtime, under a named protocol."""
+"""``rsrefseg eval``: scores a model on a data set, on any runtime, under a named protocol."""
 
 import contextlib
 from typing import TYPE_CHECKING
@@ -13,55 +13,55 @@ from .report import EvaluationReport, EvaluationRequest
 from .worst_cases import WorstCases
 
 if TYPE_CHECKING:
-    from rsrefseg.evaluation.answers import Answer
     from rsrefseg.evaluation.metrics import Overlap
+    from rsrefseg.evaluation.predictions import SamplePrediction
 
 
 def run_evaluation(request: EvaluationRequest) -> EvaluationReport:
-    """Score a model's predictions for every sample of a split. One image's predictions are in memory at a time.
+    """Score a model's predictions for every sample of a split. The predictions of one image are in memory at a time.
 
-    Places to write to are checked before the model is opened, and what is written appears whole at the end.
+    Output paths are checked before the model is opened, and outputs are written atomically at the end.
 
     Raises:
-        BadInputError: the data set, split, run, bundle or a place to write cannot be used as given.
+        BadInputError: the data set, split, run, bundle or an output path cannot be used.
         MissingPartError: the backend cannot run here, or the package has no shipped base.
-        BundleError: the bundle is not whole.
+        BundleError: the bundle is incomplete or damaged.
         RSRefSegError: the disk is full.
     """
     from rsrefseg.data.formats import open_dataset
     from rsrefseg.data.verify import verify_samples
-    from rsrefseg.evaluation.answers import answer_samples, score
     from rsrefseg.evaluation.metrics import Protocol
+    from rsrefseg.evaluation.predictions import predict_samples, score
 
     dataset = open_dataset(request.data, request.images)
     (samples,) = verify_samples(dataset, [request.split], request.resize_masks)
     with contextlib.ExitStack() as stack:
-        worst, predictions, sheet, resized = WorstCases(), None, None, 0
+        worst, writer, sheet, resized = WorstCases(), None, None, 0
         if request.save_predictions is not None:
-            predictions = stack.enter_context(prediction_folder(request.save_predictions, samples))
+            writer = stack.enter_context(prediction_folder(request.save_predictions, samples))
         if request.worst_cases is not None:
             sheet = stack.enter_context(atomic_file(request.worst_cases))
 
-        def observe(answer: "Answer", overlap: "Overlap") -> None:
+        def observe(prediction: "SamplePrediction", overlap: "Overlap") -> None:
             nonlocal resized
-            resized += answer.resized
-            if predictions is not None:
-                predictions.add(answer, overlap)
+            resized += prediction.resized
+            if writer is not None:
+                writer.add(prediction, overlap)
             if sheet is not None:
-                worst.add(answer, overlap)
+                worst.add(prediction, overlap)
 
         with (
             open_predictor(request.run, request.base, request.bundle, request.backend) as predictor,
             ProgressLine(f"evaluating {predictor.name}") as progress,
         ):
-            answers = answer_samples(
+            predictions = predict_samples(
                 predictor.predict,
                 samples,
                 shuffle_phrases=request.shuffle_phrases,
                 resize_masks=request.resize_masks,
                 progress=progress.update,
             )
-            metrics = score(answers, Protocol(request.protocol), observe)
+            metrics = score(predictions, Protocol(request.protocol), observe)
         report = EvaluationReport(
             request=request,
             predictor=predictor,
@@ -73,8 +73,8 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationReport:
             ),
             worst_cases=tuple(worst.cases),
         )
-        if predictions is not None:
-            predictions.finish(report.record())
+        if writer is not None:
+            writer.finish(report.record())
         if sheet is not None:
             worst.draw(sheet, report.title)
     return report

@@ -1,4 +1,4 @@
-"""Predictions on disk: a mask file for each sample, and JSON lines that are a data set of their own."""
+"""Writes predictions: a mask file for each sample, and JSON lines that can be opened as a data set."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -9,29 +9,29 @@ from rsrefseg.engines.system.files import atomic_directory, atomic_write_json
 
 if TYPE_CHECKING:
     from rsrefseg.data.samples import Sample
-    from rsrefseg.evaluation.answers import Answer
     from rsrefseg.evaluation.metrics import Overlap
+    from rsrefseg.evaluation.predictions import SamplePrediction
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "evaluation.json"
 LINES_FILE = "predictions.jsonl"
 MASK_FOLDER = "masks"
-_COMPRESSION = 1  # of zlib: a mask of two values is small at any level
+_COMPRESSION = 1  # zlib level: binary masks are small at any level
 
 
 @contextlib.contextmanager
 def prediction_folder(path: Path, samples: "Sequence[Sample]") -> "Iterator[PredictionWriter]":
-    """Open a folder to write predictions to; it appears whole when the ``with`` block ends, or not at all.
+    """Open a folder for predictions, which is written atomically at the end of the ``with`` block.
 
-    It holds ``evaluation.json`` (model, runtime, protocol, scores, where the images are), ``predictions.jsonl`` with a
-    line for each sample, and ``masks/000001.png`` and so on in the order of the lines: (H, W) at the image's own size,
-    0 and 255. A line has the keys of ``jsonl`` with the predicted mask as ``segmentation``, so that the file opens as a
-    data set, and ``iou``, ``intersection``, ``union`` (in pixels at the protocol's size) and ``mask_file``. If phrases
-    were shuffled, ``sent`` is the one that was given and ``own_sent`` the sample's.
+    It contains ``evaluation.json`` (model, runtime, protocol, scores, image folder), ``predictions.jsonl`` with a line
+    for each sample, and ``masks/000001.png`` and so on in the order of lines: (H, W) at the image's size, 0 and 255. A
+    line has the keys of ``jsonl`` with the predicted mask as ``segmentation``, so that the file opens as a data set,
+    and ``iou``, ``intersection``, ``union`` (in pixels at the protocol's size) and ``mask_file``. If phrases were
+    shuffled, ``sent`` is the phrase given to the model and ``own_sent`` the phrase of the sample.
 
     Args:
-        path: folder to make. Only an empty folder or earlier predictions are replaced.
-        samples: all that may come, for the folder their images have in common.
+        path: folder to create. Only an empty folder or earlier predictions are replaced.
+        samples: all samples, which determine the common image folder.
     """
     from rsrefseg.data.jsonl import common_image_folder
 
@@ -46,16 +46,16 @@ class PredictionWriter:
     """Writes predictions one by one.
 
     Args:
-        folder: that ``prediction_folder`` makes.
-        images: the folder that all images have in common.
-        lines: open ``predictions.jsonl``.
+        folder: folder of the predictions.
+        images: common folder of all images.
+        lines: open file ``predictions.jsonl``.
     """
 
     def __init__(self, folder: Path, images: Path, lines: BinaryIO) -> None:
         self._folder, self._images, self._lines = folder, images, lines
         self._count = 0
 
-    def add(self, answer: "Answer", overlap: "Overlap") -> None:
+    def add(self, prediction: "SamplePrediction", overlap: "Overlap") -> None:
         """Write one prediction."""
         from PIL import Image
 
@@ -64,20 +64,20 @@ class PredictionWriter:
 
         self._count += 1
         mask_file = f"{MASK_FOLDER}/{self._count:06d}.png"
-        Image.fromarray(answer.prediction).convert("L").save(self._folder / mask_file, compress_level=_COMPRESSION)
-        sample = answer.sample
-        line = jsonl_record(sample, self._images, encode_mask(answer.prediction)) | {
-            "sent": answer.asked,
+        Image.fromarray(prediction.mask).convert("L").save(self._folder / mask_file, compress_level=_COMPRESSION)
+        sample = prediction.sample
+        line = jsonl_record(sample, self._images, encode_mask(prediction.mask)) | {
+            "sent": prediction.phrase,
             "iou": overlap.iou,
             "intersection": overlap.intersection,
             "union": overlap.union,
             "mask_file": mask_file,
         }
-        if answer.asked != sample.phrase:
+        if prediction.phrase != sample.phrase:
             line["own_sent"] = sample.phrase
         self._lines.write(json_line(line))
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Write what was evaluated, how, and the scores."""
+        """Write ``evaluation.json``; ``record`` is ``EvaluationReport.record()``."""
         head = {"schema_version": SCHEMA_VERSION, "images": str(self._images.absolute()), "lines": LINES_FILE}
         atomic_write_json(self._folder / RECORD_FILE, head | record)

@@ -1,4 +1,4 @@
-"""The models that ``rsrefseg eval`` scores, with one interface: a run, a model file, the shipped base, a bundle."""
+"""Opens runs, model files, the shipped base and bundles as predictors for ``rsrefseg eval``."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,22 +9,22 @@ from rsrefseg.engines.backends import Backend
 from rsrefseg.engines.system.files import sha256_file
 
 if TYPE_CHECKING:
-    from rsrefseg.evaluation.answers import Ask
+    from rsrefseg.evaluation.predictions import Predict
 
 
 class Predictor(NamedTuple):
     """A model that predicts masks.
 
     Attributes:
-        predict: masks for the phrases of an image.
-        name: the model, in words.
-        runtime: ``torch`` or a backend's name.
-        model_sha256: of the file its weights were read from: merged or, for a run without a merge, trained weights. For
-            a bundle of the merged model it was exported from, None for random weights.
-        bundle_sha256: of the bundle's manifest, which lists the digests of all its files; None without a bundle.
+        predict: function that predicts masks for the phrases of an image.
+        name: description of the model.
+        runtime: ``torch`` or the name of a backend.
+        model_sha256: digest of the file with the weights: merged or, for a run without a merge, trained weights. For a
+            bundle, digest of the merged model it was exported from; None for random weights.
+        bundle_sha256: digest of the bundle's manifest, which lists the digests of all its files; None without a bundle.
     """
 
-    predict: "Ask"
+    predict: "Predict"
     name: str
     runtime: str
     model_sha256: str | None
@@ -33,18 +33,18 @@ class Predictor(NamedTuple):
 
 @contextlib.contextmanager
 def open_predictor(run: Path | None, base: bool, bundle: Path | None, backend: str | None) -> Iterator[Predictor]:
-    """Open a model, and close it at the end.
+    """Open a model for the duration of the ``with`` block.
 
     Args:
-        run: run folder, or the file of a merged model with its ``tokenizer.json`` beside it; the latest run by default.
-        base: the shipped base instead.
-        bundle: a bundle instead; with ``backend`` alone the default one.
-        backend: runtime for the bundle; ``auto`` if only a bundle is given.
+        run: run folder, or file of a merged model with ``tokenizer.json`` in its folder; default is the latest run.
+        base: use the shipped base instead.
+        bundle: use this bundle instead; if only ``backend`` is given, the default bundle.
+        backend: runtime for the bundle; ``auto`` if only ``bundle`` is given.
 
     Raises:
-        BadInputError: there is no such run or model file, or it is unfinished or damaged.
+        BadInputError: the run or model file does not exist, is unfinished or is damaged.
         MissingPartError: the backend cannot run here, or the package has no shipped base.
-        BundleError: the bundle is not whole.
+        BundleError: the bundle is incomplete or damaged.
     """
     if bundle is not None or backend is not None:
         from rsrefseg.engines.segmenter import Segmenter
@@ -55,8 +55,8 @@ def open_predictor(run: Path | None, base: bool, bundle: Path | None, backend: s
             runtime, digest = segmenter.engine.name, segmenter.bundle.digest or None
             yield Predictor(segmenter.segment, name, runtime, provenance.checkpoint_sha256, digest)
         return
-    from rsrefseg.evaluation.evaluate import asker
+    from rsrefseg.evaluation.evaluate import predict_with
     from rsrefseg.evaluation.models import base_model, run_model
 
     found = base_model() if base else run_model(run)
-    yield Predictor(asker(found.model, found.tokenizer), found.source, "torch", sha256_file(found.weights))
+    yield Predictor(predict_with(found.model, found.tokenizer), found.source, "torch", sha256_file(found.weights))

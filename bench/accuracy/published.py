@@ -1,4 +1,4 @@
-"""Published figures on RRSIS-D, shown beside a measured row for context."""
+"""Published scores on RRSIS-D, which ``rsrefseg eval`` shows next to measured ones for context."""
 
 import msgspec
 
@@ -11,8 +11,8 @@ SPLIT_SAMPLES = 3481
 PROTOCOL = "rsrefseg"
 METRICS = ("Pr@0.5", "Pr@0.6", "Pr@0.7", "Pr@0.8", "Pr@0.9", "cIoU", "gIoU")
 
-# In percent, in the order of METRICS. Only what is legible in the copy of the table at hand: RSRefSeg-b's row ends
-# before gIoU, RSRefSeg-l has none. The table spells RMSIN "RMISN".
+# In percent, in the order of METRICS, as far as legible in the available copy of the table: RSRefSeg-b has no gIoU,
+# RSRefSeg-l has no row. The table spells RMSIN "RMISN".
 _TABLE = {
     "LAVT": (66.93, 60.99, 51.71, 39.79, 23.99, 76.58, 59.05),
     "CrossVLT": (70.38, 63.83, 52.86, 42.11, 25.02, 76.32, 61.00),
@@ -21,7 +21,7 @@ _TABLE = {
     "FIANet": (74.46, 66.96, 56.31, 42.83, 24.13, 76.91, 64.01),
     "RSRefSeg-b": (72.82, 67.35, 56.66, 45.86, 26.78, 76.05),
 }
-# By method and metric, fractions as measured ones are; a figure that is not legible is missing.
+# By method and metric, as fractions; illegible scores are omitted.
 ROWS = {
     method: {metric: round(percent / 100, 4) for metric, percent in zip(METRICS, figures, strict=False)}
     for method, figures in _TABLE.items()
@@ -29,13 +29,13 @@ ROWS = {
 
 
 class PublishedContext(Record, frozen=True):
-    """The rows to show beside a measured one, or why there are none.
+    """Published rows for a measurement, or the reason why there are none.
 
     Attributes:
-        rows: by method, then by metric; empty if none can be compared.
+        rows: scores by method, then by metric; empty if none are comparable.
         reason: one line, if there are no rows.
-        cautions: what to know about the rows, one line each.
-        source, split: where the rows are printed, and what they were measured on.
+        cautions: limits of the comparison, one line each.
+        source, split: publication of the rows, and the data they were measured on.
     """
 
     rows: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
@@ -46,16 +46,16 @@ class PublishedContext(Record, frozen=True):
 
 
 def published_context(data_format: str, split: str, samples: int, protocol: str, shuffled: bool) -> PublishedContext:
-    """The rows for a measurement.
+    """Return the published rows that match a measurement.
 
-    Made scenes have the layout of RRSIS-D too, so the number of expressions must be that of the real split.
+    Rendered scenes also have the RRSIS-D layout, so the number of expressions must equal that of the real split.
 
     Args:
-        data_format: as ``Dataset`` names it.
-        split: that was measured.
-        samples: number of expressions measured.
-        protocol: of the measurement.
-        shuffled: whether the phrases were exchanged within each image.
+        data_format: name of the format, as in ``Dataset``.
+        split: measured split.
+        samples: number of measured expressions.
+        protocol: protocol of the measurement.
+        shuffled: whether phrases were shuffled within each image.
     """
     reasons = {
         f"the data is {data_format}, the published rows are for {FORMAT}": data_format != FORMAT,

@@ -1,4 +1,4 @@
-"""What ``rsrefseg eval`` is asked for, and what it reports: the scores of one model beside published figures."""
+"""Request and report of ``rsrefseg eval``: the scores of a model and published scores."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """What to evaluate, on what, and how.
+    """Model, data and options of an evaluation.
 
-    The model is the shipped base (``base``), a bundle on a runtime (``bundle`` or ``backend`` given), or else a run
-    (``run``, the latest by default).
+    The model is the shipped base (``base``), a bundle on a runtime (``bundle`` or ``backend`` given), or a run
+    (``run``, by default the latest).
 
     Attributes:
         data: data set.
-        split: its split.
-        run: run folder, or the file of a merged model with its tokenizer beside it.
-        base: the shipped base, before any training.
-        bundle: bundle folder; with ``backend`` alone the default bundle.
-        backend: runtime for the bundle; ``auto`` if only a bundle is given.
+        split: split of the data set.
+        run: run folder, or file of a merged model with ``tokenizer.json`` in its folder.
+        base: evaluate the shipped base.
+        bundle: bundle folder; if only ``backend`` is given, the default bundle.
+        backend: runtime for the bundle; ``auto`` if only ``bundle`` is given.
         protocol: one of ``Protocol``.
         shuffle_phrases: give each sample the phrase of another object in its image.
-        resize_masks: resize masks of another size than their image instead of refusing them.
-        images: folder of the data set's images, if it is not the format's own.
-        save_predictions: folder to write every prediction into.
-        worst_cases: PNG file to draw the samples of lowest IoU in.
+        resize_masks: resize masks of another size than their image instead of raising an error.
+        images: image folder, if it is not the one of the format.
+        save_predictions: folder for all predictions.
+        worst_cases: PNG file for the samples with the lowest IoU.
 
     Raises:
-        BadInputError: an unknown protocol or backend, more than one model, or a sheet that is not a PNG file.
+        BadInputError: unknown protocol or backend, more than one model, or ``worst_cases`` is not a PNG file.
     """
 
     data: Path
@@ -69,21 +69,21 @@ class EvaluationRequest:
         if len(named := [name for name, given in models.items() if given]) > 1:
             raise BadInputError(f"{' and '.join(named)} name different models: give one of them")
         if self.worst_cases is not None and (self.worst_cases.suffix.lower() != ".png" or self.worst_cases.is_dir()):
-            raise BadInputError(f"--worst-cases draws a PNG file, '{self.worst_cases}' is not one: end it with .png")
+            raise BadInputError(f"--worst-cases writes a PNG file, not '{self.worst_cases}': use the suffix .png")
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """The scores of a model.
+    """Scores of a model.
 
     Attributes:
-        request: what was evaluated and how.
+        request: the request.
         predictor: the model.
-        data_format: of the data set, as recognised.
-        resized_masks: number of truths of another size than their image.
-        metrics: the scores and their protocol.
-        published: published rows for the same data, or why there are none.
-        worst_cases: the samples on the contact sheet, worst first.
+        data_format: detected format of the data set.
+        resized_masks: number of annotated masks of another size than their image.
+        metrics: scores and their protocol.
+        published: published rows for the same data, or the reason why there are none.
+        worst_cases: samples on the contact sheet, worst first.
     """
 
     request: EvaluationRequest
@@ -95,7 +95,7 @@ class EvaluationReport:
     worst_cases: "tuple[WorstCase, ...]" = ()
 
     def record(self) -> dict[str, Any]:
-        """What was measured, JSON-able, without the places it was written to."""
+        """Return model, data and scores as a JSON-serialisable dict, without output paths."""
         return {
             "subject": self.predictor.name,
             "runtime": self.predictor.runtime,
@@ -110,7 +110,7 @@ class EvaluationReport:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a JSON-serialisable dict."""
         document = self.record() | {"published": self.published.to_dict()}
         if self.request.save_predictions is not None:
             document["predictions"] = str(self.request.save_predictions)
@@ -121,13 +121,13 @@ class EvaluationReport:
 
     @property
     def title(self) -> str:
-        """Model, data and protocol."""
+        """Model, data and protocol as one line."""
         phrases = ", each with the phrase of another object in its image" if self.request.shuffle_phrases else ""
         data = f"{self.request.data}, split {self.request.split}, {self.metrics.samples} samples{phrases}"
         return f"{self.predictor.name} on {self.predictor.runtime}: {data}, protocol {self.request.protocol}"
 
     def render(self) -> Group:
-        """The scores, gIoU by class, and notes, for a terminal."""
+        """Return tables of scores and of gIoU by class, and notes, for a terminal."""
         measured = {"gIoU": self.metrics.gIoU, "cIoU": self.metrics.cIoU}
         measured |= {f"Pr@{threshold}": share for threshold, share in self.metrics.precision_at.items()}
         scores = Table(self.title, ("", *measured))
@@ -137,7 +137,7 @@ class EvaluationReport:
         classes = Table("by class", ("class", "gIoU", "samples"))
         for name, result in self.metrics.per_class.items():
             classes.add(name, f"{result.gIoU:.4f}", str(result.samples))
-        beside = [f"no published rows beside it: {self.published.reason}", ""]
+        beside = [f"no published rows to compare: {self.published.reason}", ""]
         if self.published.rows:
             beside = [f"published: {SOURCE}, split {SPLIT}", *(f"note: {line}" for line in self.published.cautions), ""]
         return Group(scores.to_rich(), *beside, classes.to_rich(), *self._notes())

@@ -1,4 +1,4 @@
-"""The samples with the lowest IoU, and a contact sheet of them."""
+"""Collects the samples with the lowest IoU and draws a contact sheet of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ from rsrefseg.engines.results.overlay import colour_of, draw_regions
 if TYPE_CHECKING:
     from rsrefseg.data.masks import Rle
     from rsrefseg.data.samples import Sample
-    from rsrefseg.evaluation.answers import Answer
     from rsrefseg.evaluation.metrics import Overlap
+    from rsrefseg.evaluation.predictions import SamplePrediction
 
 CASES = 12
 
@@ -32,48 +32,48 @@ BoolMask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class WorstCase:
-    """One sample of low IoU; its masks as run lengths, because those of large images take much memory."""
+    """A sample with a low IoU. Its masks are run lengths, because masks of large images need much memory."""
 
     sample: "Sample"
-    asked: str
+    phrase: str
     overlap: "Overlap"
     truth: "Rle" = field(repr=False)
     prediction: "Rle" = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form, without masks."""
+        """Return a JSON-serialisable dict without masks."""
         return {
             "sample_id": self.sample.sample_id,
             "image": str(self.sample.image_path),
-            "phrase": self.asked,
+            "phrase": self.phrase,
             "class": self.sample.category,
             "iou": self.overlap.iou,
         }
 
 
 class WorstCases:
-    """Keeps the samples of lowest IoU; of equal ones those with more wrong pixels, then those that came first.
+    """Keeps the samples with the lowest IoU; ties are ordered by wrong pixels, then by first appearance.
 
     Args:
-        limit: how many.
+        limit: maximum number of samples.
 
     Attributes:
-        cases: the kept samples, worst first.
+        cases: kept samples, worst first.
     """
 
     def __init__(self, limit: int = CASES) -> None:
         self._limit = limit
         self.cases: list[WorstCase] = []
 
-    def add(self, answer: "Answer", overlap: "Overlap") -> None:
-        """Keep an answer if it is among the worst so far."""
+    def add(self, prediction: "SamplePrediction", overlap: "Overlap") -> None:
+        """Add a prediction, which is kept if it is among the worst so far."""
         from rsrefseg.data.masks import encode_mask
 
         if len(self.cases) == self._limit and _score(overlap) >= _score(self.cases[-1].overlap):
             return
-        truth, prediction = encode_mask(answer.truth), encode_mask(answer.prediction)
-        self.cases.append(WorstCase(answer.sample, answer.asked, overlap, truth, prediction))
-        self.cases.sort(key=lambda case: _score(case.overlap))  # keeps the order of equal ones
+        truth, mask = encode_mask(prediction.truth), encode_mask(prediction.mask)
+        self.cases.append(WorstCase(prediction.sample, prediction.phrase, overlap, truth, mask))
+        self.cases.sort(key=lambda case: _score(case.overlap))  # stable sort
         del self.cases[self._limit :]
 
     def draw(self, path: Path, title: str) -> None:
@@ -81,10 +81,10 @@ class WorstCases:
 
         Args:
             path: PNG file.
-            title: what was evaluated, for the head of the sheet.
+            title: heading of the sheet.
 
         Raises:
-            BadInputError: an image can no longer be read.
+            BadInputError: an image cannot be read.
         """
         from PIL import Image
 
@@ -92,12 +92,12 @@ class WorstCases:
 
 
 def _score(overlap: "Overlap") -> tuple[float, int]:
-    """Lower is worse."""
+    """Return a sort key; lower is worse."""
     return overlap.iou, overlap.intersection - overlap.union
 
 
 def contact_sheet(cases: Sequence[WorstCase], title: str) -> npt.NDArray[np.uint8]:
-    """Draw samples in rows of four: the image with truth and prediction, below it IoU, class, id and phrase.
+    """Draw samples in rows of four: each image with both masks, and below it IoU, class, id and phrase.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -120,7 +120,7 @@ def contact_sheet(cases: Sequence[WorstCase], title: str) -> npt.NDArray[np.uint
 
 
 def _cell(case: WorstCase) -> Any:
-    """A sample's image on the lower edge of a square, and its caption, as a Pillow image."""
+    """Return a sample's image at the bottom of a square, and its caption, as a Pillow image."""
     from PIL import Image, ImageDraw
 
     truth, prediction = _masks(case)
@@ -134,25 +134,25 @@ def _cell(case: WorstCase) -> Any:
     facts = shortened(facts, _IMAGE_PX - font.getlength(score) - _GAP_PX, legend_font(_SMALL_PX))
     draw.text((0, top), score, TEXT, font)
     draw.text((_IMAGE_PX, top + _FONT_PX), facts, FAINT, legend_font(_SMALL_PX), anchor="rs")
-    for number, line in enumerate(wrapped(printable(case.asked), _IMAGE_PX, font), start=1):
+    for number, line in enumerate(wrapped(printable(case.phrase), _IMAGE_PX, font), start=1):
         draw.text((0, top + number * _LINE_PX), line, TEXT, font)
     return cell
 
 
 def _draw_key(draw: Any, top: int) -> None:
-    """The legend of the colours."""
+    """Draw the legend of the colours."""
     left, font = float(_GAP_PX), legend_font(_FONT_PX)
     for name, colour in _COLOURS.items():
         draw.rounded_rectangle((left, top, left + _FONT_PX, top + _FONT_PX), radius=_FONT_PX // 4, fill=colour)
         left += _FONT_PX * 1.5
         draw.text((left, top + _FONT_PX / 2), name, TEXT, font, anchor="lm")
         left += font.getlength(name) + _GAP_PX
-    order = "lowest IoU first; dashes where both outlines are nearly one"
+    order = "lowest IoU first; dashes where the outlines coincide"
     draw.text((left, top + _FONT_PX / 2), order, FAINT, legend_font(_SMALL_PX), anchor="lm")
 
 
 def _image(case: WorstCase) -> npt.NDArray[np.uint8]:
-    """The sample's image, its long side as long as a cell."""
+    """Return the sample's image with its long side resized to the cell."""
     from PIL import Image
 
     from rsrefseg.engines.images.images import read_image
@@ -162,7 +162,7 @@ def _image(case: WorstCase) -> npt.NDArray[np.uint8]:
 
 
 def _masks(case: WorstCase) -> tuple[BoolMask, BoolMask]:
-    """Truth and prediction at the size of ``_image``. A region that exists never vanishes."""
+    """Return truth and prediction at the size of ``_image``. Small regions do not vanish."""
     from PIL import Image
 
     from rsrefseg.data.masks import decode_rle
@@ -176,6 +176,6 @@ def _masks(case: WorstCase) -> tuple[BoolMask, BoolMask]:
 
 
 def _size(height: int, width: int) -> tuple[int, int]:
-    """(width, height) on the sheet."""
+    """Return (width, height) on the sheet."""
     scale = _IMAGE_PX / max(height, width)
     return max(1, round(width * scale)), max(1, round(height * scale))

@@ -1,1 +1,1 @@
-"""``rsrefseg bench``: latency end to end and by stage."""
+"""``rsrefseg bench``: measures latency end to end and by stage."""

@@ -1,4 +1,4 @@
-"""``rsrefseg bench``: latency end to end and by stage, with correctness and roofline beside every time."""
+"""``rsrefseg bench``: measures latency end to end and by stage, with correctness and roofline for each time."""
 
 import shlex
 import tempfile
@@ -38,15 +38,15 @@ _FIGURE = "report.png"
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to measure.
+    """Options of a measurement.
 
     Attributes:
-        bundle: default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
-        backends: comma-separated names of runners, in the order of the report; ratios are to the first.
-        run: the run that holds the bundle's model, for PyTorch; default is the latest.
-        rounds: at most so many.
-        minutes: no round begins later, except the first ``LEAST_ROUNDS``.
-        scenarios: comma-separated names.
+        backends: comma-separated names of runners, in the order of the report; ratios refer to the first.
+        bundle: bundle folder; default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
+        run: run with the bundle's model, for PyTorch; default is the latest run.
+        rounds: maximum number of rounds.
+        minutes: time after which no round begins, except the first ``LEAST_ROUNDS``.
+        scenarios: comma-separated names of scenarios; empty for all.
         report: folder for ``report.md``, ``report.json`` and ``report.png``.
     """
 
@@ -60,7 +60,7 @@ class BenchRequest:
 
     @property
     def command(self) -> str:
-        """The command line of the same measurement."""
+        """The equivalent command line."""
         names = ("backends", "bundle", "run", "rounds", "minutes", "scenarios")
         options = {name: value for name in names if (value := getattr(self, name))}
         given = (part for name, value in options.items() for part in (f"--{name}", str(value)))
@@ -68,11 +68,11 @@ class BenchRequest:
 
 
 def run_bench(request: BenchRequest) -> BenchReport:
-    """Measure runners against each other on one bundle.
+    """Measure runners on one bundle and compare them.
 
     Raises:
         BundleError: the bundle is incomplete, was changed, or has no reference samples.
-        BadInputError: an unknown runner or scenario, or a run that does not hold the bundle's model.
+        BadInputError: a runner or scenario is unknown, or the run does not contain the bundle's model.
         MissingPartError: a runner cannot run here, or matplotlib is missing for the report.
         OSError: the report cannot be written.
         RSRefSegError: a runner failed.
@@ -90,7 +90,7 @@ def run_bench(request: BenchRequest) -> BenchReport:
         for runner in runners:
             stack.callback(runner.close)
         report = _measure(request, scenarios, bundle, runners, [*bundle.manifest.provenance.notes, *notes])
-    if request.report is not None:  # the figure first: if it fails, nothing is changed
+    if request.report is not None:  # the figure first: if it fails, no file changes
         draw_plot(report, request.report / _FIGURE)
         atomic_write_json(request.report / "report.json", report.to_dict())
         atomic_write_text(request.report / "report.md", report.to_markdown(_FIGURE))
@@ -118,7 +118,7 @@ def _measure(
             runner.load()
             correctness[runner.name] = check(runner, scenarios, samples[0])
             if not warm_up(runner, scenarios, workload):
-                notes.append(f"{runner.name} had not settled when its warm-up ended: its first rounds may be slower")
+                notes.append(f"{runner.name} was not stable at the end of its warm-up: its first rounds may be slower")
 
         def on_round(done: int) -> None:
             watch.sample()
@@ -170,7 +170,7 @@ def measurements(
     bundle: Bundle,
     peaks: Mapping[str, Peaks],
 ) -> Iterator[Measurement]:
-    """Summarise times by scenario, span and runner; ratios are to the first runner."""
+    """Yield summaries of times by scenario, span and runner; ratios refer to the first runner."""
     for scenario, span in ((one, span) for one in scenarios for span in one.spans):
         for runner in runners:
             times_ms = times[runner.name, scenario.name, span]
@@ -196,12 +196,12 @@ def measurements(
 
 
 def _stages(scenario: Scenario, span: str) -> list[Stage]:
-    """The stages that a span runs."""
+    """Return the stages of a span."""
     return [stage for stage in Stage if span in (TOTAL, stage) and (scenario.new_image or stage in PHRASE_STAGES)]
 
 
 def _notes(runners: Sequence[RunnerRecord], peaks: Mapping[str, Peaks], rounds: int) -> Iterator[str]:
-    """What the reader of the figures has to know."""
+    """Yield notes about the limits of the results."""
     if rounds < LEAST_ROUNDS:
         yield f"{rounds} rounds: the brackets are their range, which is less than a 95% interval"
     for peak in peaks.values():

@@ -1,4 +1,4 @@
-"""Whether a runner computes what FP32 PyTorch computed at export: the time of a wrong result counts for nothing."""
+"""Compares results of runners with those of FP32 PyTorch at export, because times of wrong results are invalid."""
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
@@ -19,13 +19,13 @@ _UNITS = {Measure.SHARE_OF_MAX: "", Measure.RELATIVE_L2: " L2"}
 
 
 class Correctness(Struct, frozen=True):
-    """How far results are from PyTorch's, judged by the tolerances of the runner's precision.
+    """Errors relative to PyTorch, judged by the tolerances of the runner's precision.
 
     Attributes:
-        failures: the limits that do not hold; none if the result is correct.
-        text: the deciding figure: of trained weights' masks the worst IoU, else the error that has a limit.
-        errors: by ``Measure``, of a stage's worst output or of the worst phrase's mask logits, and IoUs of the masks
-            of trained weights.
+        failures: exceeded limits; empty if the result is correct.
+        text: the decisive value: the worst IoU for masks of trained weights, otherwise the error with a limit.
+        errors: values by ``Measure``: largest errors of a stage's outputs or of the mask logits, and IoUs of masks of
+            trained weights.
     """
 
     failures: tuple[str, ...]
@@ -34,15 +34,15 @@ class Correctness(Struct, frozen=True):
 
 
 def check(runner: Runner, scenarios: Sequence[Scenario], sample: ReferenceSample) -> dict[tuple[str, str], Correctness]:
-    """Compare a loaded runner with a reference sample, by scenario and span as its times are reported.
+    """Compare a runner with a reference sample; return the results by scenario and span.
 
     Args:
-        runner: loaded.
-        scenarios: each is checked with its number of phrases, the way it is timed.
-        sample: PyTorch's results; a scenario of more phrases than the sample has asks others between them.
+        runner: loaded runner.
+        scenarios: scenarios, each of which is checked with its number of phrases.
+        sample: PyTorch's results; other phrases fill up scenarios with more phrases than the sample has.
     """
     found: dict[tuple[str, str], Correctness] = {}
-    features = runner.encode(stored_image(sample))  # stretching changes nothing at the network's size
+    features = runner.encode(stored_image(sample))  # the image has the network's size
     by_count: dict[int, Correctness] = {}
     for scenario in scenarios:
         if scenario.by_stage:
@@ -56,11 +56,11 @@ def check(runner: Runner, scenarios: Sequence[Scenario], sample: ReferenceSample
 
 def _check_masks(runner: Runner, features: Any, count: int, sample: ReferenceSample) -> Correctness:
     known = min(count, len(sample.phrases))
-    # The sample's phrases are spread from the first place of the batch to the last.
+    # The sample's phrases are distributed evenly from the first to the last place of the batch.
     places = [index * (count - 1) // max(known - 1, 1) for index in range(known)]
     others = iter(different_phrases(sample.phrases, count)[known:])
     phrases = [sample.phrases[places.index(at)] if at in places else next(others) for at in range(count)]
-    result = runner.ask(features, phrases, sample.original_size)
+    result = runner.predict(features, phrases, sample.original_size)
     wanted = sample.tensors["mask_logits"][:known, 0]
     error = _worst(tensor_error(one, other) for one, other in zip(wanted, result.mask_logits[places], strict=True))
     precision = max(runner.precisions.values(), key=COARSENESS.index)
@@ -72,7 +72,7 @@ def _check_masks(runner: Runner, features: Any, count: int, sample: ReferenceSam
 
 
 def _check_stage(runner: Runner, stage: Stage, sample: ReferenceSample) -> Correctness:
-    """A stage on PyTorch's own inputs."""
+    """Check a stage on PyTorch's inputs."""
     contract = runner.bundle.manifest.stages[stage].contract
     results = runner.run(stage, sample.inputs(contract))
     error = _worst(

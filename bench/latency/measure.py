@@ -1,4 +1,4 @@
-"""Times of runners, interleaved: a machine that drifts slows all of them alike, so that their ratios hold."""
+"""Times runners in interleaved rounds, so that a drift of the machine affects all of them alike."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ LEAST_ROUNDS = 5
 MAX_WARM_UP_PASSES = 20
 _MAX_WARM_UP_S = 60.0
 _STABLE_PASSES, _STABLE_SPREAD = 3, 0.10
-# The threads of a runtime keep spinning for some milliseconds and would take cores from the next runner.
+# Threads of a runtime keep spinning for some milliseconds and would take cores from the next runner.
 SETTLE_S = 0.03
-# A fast runner finds the caches full of another's weights, so one pass of it is not counted; a slow one reads its
+# Caches contain the previous runner's weights, so the first pass of a fast runner is not timed; a slow runner reads its
 # weights from memory anyway.
 REWARM_BELOW_MS = 300.0
 
-# Milliseconds, one a round, by runner, scenario and span.
+# Milliseconds of each round by (runner, scenario, span).
 Times = dict[tuple[str, str, str], list[float]]
 _T = TypeVar("_T")
 
@@ -34,15 +34,15 @@ def measure(
     minutes: float,
     on_round: Callable[[int], None] = lambda done: None,
 ) -> Times:
-    """Time all scenarios of all runners in rounds: A B in even ones, B A in odd ones.
+    """Time all scenarios of all runners in rounds; odd rounds reverse the order of runners.
 
     Args:
-        runners: loaded and warmed up.
-        scenarios: in running order.
+        runners: loaded and warmed-up runners.
+        scenarios: scenarios in running order.
         workload: image and phrases.
-        rounds: at most so many.
-        minutes: no round begins later, except the first ``LEAST_ROUNDS``.
-        on_round: receives the number of finished rounds after each.
+        rounds: maximum number of rounds.
+        minutes: time after which no round begins, except the first ``LEAST_ROUNDS``.
+        on_round: called after each round with the number of finished rounds.
     """
     times: Times = {}
     deadline_s = time.monotonic() + 60 * minutes
@@ -65,12 +65,12 @@ def measure(
 
 
 def warm_up(runner: Runner, scenarios: Sequence[Scenario], workload: Workload) -> bool:
-    """Ask first phrases until three times in a row are alike, ``MAX_WARM_UP_PASSES`` times or for a minute at most.
+    """Repeat the first phrase until ``is_stable``, for at most ``MAX_WARM_UP_PASSES`` passes and about a minute.
 
-    Every other scenario is then run once: some runtimes compile or allocate for each number of phrases.
+    Every other scenario then runs once, because some runtimes compile or allocate for each number of phrases.
 
     Returns:
-        Whether the times have settled.
+        Whether the times are stable.
     """
     times_ms: list[float] = []
     started_s = time.perf_counter()
@@ -87,7 +87,7 @@ def warm_up(runner: Runner, scenarios: Sequence[Scenario], workload: Workload) -
 
 
 def is_stable(times_ms: Sequence[float]) -> bool:
-    """Whether the last three times are within 10% of the shortest of them."""
+    """Return whether the last three times are within 10% of the shortest of them."""
     last = times_ms[-_STABLE_PASSES:]
     return len(last) == _STABLE_PASSES and max(last) <= (1 + _STABLE_SPREAD) * min(last)
 
@@ -98,14 +98,14 @@ def timed_pass(
     """Run a scenario once.
 
     Args:
-        runner: loaded.
-        scenario: which.
+        runner: loaded runner.
+        scenario: the scenario.
         workload: image and phrases.
-        first_phrase: number of the first phrase asked.
-        features: of the image, from an earlier pass that was not by stage; not used if the image is new.
+        first_phrase: number of the first phrase.
+        features: image features of an earlier pass that was not by stage; ignored if the image is new.
 
     Returns:
-        Milliseconds by span, and the image's features unless by stage.
+        Milliseconds by span, and the image features, or None if by stage.
     """
     phrases = workload.some_phrases(first_phrase, scenario.phrases)
     if scenario.by_stage:
@@ -113,8 +113,8 @@ def timed_pass(
     encode_ms = 0.0
     if scenario.new_image:
         features, encode_ms = timed(lambda: runner.encode(workload.image))
-    _, ask_ms = timed(lambda: runner.ask(features, phrases, workload.size))
-    return {TOTAL: encode_ms + ask_ms}, features
+    _, predict_ms = timed(lambda: runner.predict(features, phrases, workload.size))
+    return {TOTAL: encode_ms + predict_ms}, features
 
 
 def _pass_by_stage(runner: Runner, workload: Workload, phrases: Sequence[str]) -> tuple[dict[str, float], None]:
@@ -130,7 +130,7 @@ def _pass_by_stage(runner: Runner, workload: Workload, phrases: Sequence[str]) -
 
 
 def timed(work: Callable[[], _T]) -> tuple[_T, float]:
-    """Do some work; returns its result and milliseconds."""
+    """Call a function; return its result and its duration in ms."""
     start_s = time.perf_counter()
     result = work()
     return result, (time.perf_counter() - start_s) * 1e3

@@ -1,4 +1,4 @@
-"""The baseline of ONNX: PyTorch's exporter and ONNX Runtime, both with their defaults."""
+"""Baseline for ONNX: PyTorch's exporter and ONNX Runtime with their default settings."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ NAIVE = "onnx-naive"
 
 
 class NaiveRunner(PublishedModel):
-    """``torch.onnx.export`` and ``InferenceSession`` without settings; graphs are kept in the user's cache folder.
+    """Runs graphs of ``torch.onnx.export`` with default settings; the user's cache folder stores the graphs.
 
     Raises:
         MissingPartError: PyTorch or ONNX Runtime is not installed.
@@ -42,13 +42,13 @@ class NaiveRunner(PublishedModel):
         self._sessions: dict[Stage, Any] = {}
 
     def open(self) -> None:
-        """Find the run's merged model, verify its digest, and export it unless the cache holds it."""
+        """Find the run's merged model, verify its digest, and export it unless it is in the cache."""
         super().open()
         if not self._folder.exists():
             self._export_all()
 
     def load(self) -> None:
-        """Build all sessions."""
+        """Create the sessions of all stages."""
         options = self._runtime.SessionOptions()
         options.log_severity_level = FATAL
         for stage in Stage:
@@ -59,7 +59,7 @@ class NaiveRunner(PublishedModel):
         self.precisions = dict.fromkeys(Stage, "fp32")
 
     def run(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
-        """Run a stage's session."""
+        """Run the session of a stage."""
         contract = self.bundle.manifest.stages[stage].contract
         names = [spec.name for spec in contract.outputs]
         with self.reporting(f"stage '{stage.value}'"):
@@ -67,7 +67,7 @@ class NaiveRunner(PublishedModel):
         return dict(zip(names, results, strict=True))
 
     def close(self) -> None:
-        """Free all sessions; the graphs stay in the cache."""
+        """Free all sessions; the graphs remain in the cache."""
         self._sessions.clear()
 
     def _export_all(self) -> None:
@@ -88,7 +88,7 @@ def _export(module: Any, contract: StageContract, path: Path) -> None:
         torch.ones(spec.sized(**{dim.name: 2 for dim in spec.dims}), dtype=getattr(torch, spec.dtype))
         for spec in contract.inputs
     )
-    # Names and varying sizes are the only settings: nothing could run the graphs without them.
+    # Names and dynamic sizes are the only settings, because runners need them.
     sizes = tuple(
         {
             axis: torch.export.Dim(size.name, min=size.min, max=size.max)

@@ -1,4 +1,4 @@
-"""A report as a figure: how long first and next phrases take, and each stage beside its roofline."""
+"""Draws a report as a figure: times of first and next phrases, and of each stage with its roofline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +14,15 @@ from .scenarios import FIRST_PHRASE, NEXT_PHRASE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, distinct for colour-blind people too.
+# Okabe and Ito's palette, which colour-blind people can distinguish.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#B8A200")
-_MAX_BRACKET = 3.0  # times the longest bar; longer intervals are cut off
-# A bar: its group on the vertical axis, its series, which has a colour, and its time.
+_MAX_BRACKET = 3.0  # multiple of the longest bar; longer intervals are cut off
+# A bar: its group on the vertical axis, its series (by colour), and its measurement.
 _Bar = tuple[str, str, Measurement]
 
 
 def draw_plot(report: BenchReport, path: Path) -> None:
-    """Draw a report as PNG; needs matplotlib.
+    """Draw a report as a PNG file; needs matplotlib.
 
     Raises:
         RSRefSegError: the file cannot be written.
@@ -48,7 +48,7 @@ def draw_plot(report: BenchReport, path: Path) -> None:
 
 
 def _draw_bars(axes: "Axes", bars: Sequence[_Bar]) -> None:
-    """Bars by group and series, with intervals and rooflines; those of wrong results are hatched."""
+    """Draw bars by group and series with intervals and rooflines; bars of wrong results are hatched."""
     groups, series = list(dict.fromkeys(bar[0] for bar in bars)), list(dict.fromkeys(bar[1] for bar in bars))
     longest = _MAX_BRACKET * max(one.p50_ms for *_, one in bars)
     height = 0.8 / len(series)

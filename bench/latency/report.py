@@ -1,4 +1,4 @@
-"""Everything a benchmark measured, as records, and as tables for the terminal and for Markdown."""
+"""Report of a benchmark: records, and tables for the terminal and for Markdown."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,17 +21,17 @@ from .summary import Ratio, Summary
 
 
 class Measurement(Summary, frozen=True, kw_only=True):
-    """One span of one scenario on one runner.
+    """Times of one span of a scenario on one runner.
 
     Attributes:
-        runner, scenario, span: what was timed.
-        times_ms: one a round, in order.
-        ratio: times as fast as the first runner, round by round; ``None`` for that one.
-        share_of_first: median of the time as a share of the same runner's first phrase in the same round; ``None`` for
-            a first phrase and for spans within a scenario.
-        phrases_per_s: by the median; ``None`` for spans within a scenario.
-        correctness: of the results, compared with FP32 PyTorch; ``None`` for the host's work.
-        roofline: the least the device can take; ``None`` for the host's work and without a known peak.
+        runner, scenario, span: names of what was timed.
+        times_ms: time of each round, in order.
+        ratio: speed relative to the first runner, by round; ``None`` for the first runner.
+        share_of_first: median ratio of the time to that of the same runner's first phrase in the same round; ``None``
+            for a first phrase and for spans within a scenario.
+        phrases_per_s: phrases per second at the median time; ``None`` for spans within a scenario.
+        correctness: comparison with FP32 PyTorch; ``None`` for spans on the host.
+        roofline: lower bound of the time on the device; ``None`` for spans on the host and without a known peak.
     """
 
     runner: str
@@ -46,17 +46,17 @@ class Measurement(Summary, frozen=True, kw_only=True):
 
     @property
     def wrong(self) -> bool:
-        """Whether it is the time of a wrong result."""
+        """Whether the result exceeds the tolerances."""
         return self.correctness is not None and bool(self.correctness.failures)
 
     @property
     def error(self) -> str:
-        """How far the result is from PyTorch's."""
+        """Error of the result as text."""
         return "" if self.correctness is None else f"{'WRONG ' if self.wrong else ''}{self.correctness.text}"
 
 
 class RunnerRecord(Struct, frozen=True):
-    """A runner besides its times; ``device`` is a key of ``peaks``, ``providers`` and ``precisions`` are by stage."""
+    """A runner without its times; ``device`` is a key of ``peaks``; ``providers`` and ``precisions`` are by stage."""
 
     name: str
     device: str
@@ -68,23 +68,23 @@ class RunnerRecord(Struct, frozen=True):
 
 
 class BenchReport(Record, frozen=True, kw_only=True):
-    """A benchmark.
+    """Result of a benchmark.
 
     Attributes:
-        date: when it ended, UTC.
-        command: the command line of the same measurement.
+        date: end of the measurement, UTC.
+        command: equivalent command line.
         bundle, preset, random_weights: the model.
-        bundle_digest: of ``bundle.json``, which lists the digests of all files.
-        image_size: height and width of the image, px.
-        rounds: that were finished.
-        machine: where it ran.
-        runners: in the order of the tables; ratios are to the first.
-        measurements: by scenario, span and runner.
-        peaks: by device.
-        expected_rooflines_ms: of these graphs on known devices, see ``expected_rooflines``.
-        others_busy: share of the cores that other programs used before and after the rounds.
-        health: of the device during the rounds.
-        notes: what was left out, and what disturbed the measurement.
+        bundle_digest: digest of ``bundle.json``, which lists the digests of all files.
+        image_size: height and width of the image in pixels.
+        rounds: number of finished rounds.
+        machine: the machine.
+        runners: runners in the order of the tables; ratios refer to the first.
+        measurements: measurements ordered by scenario, span and runner.
+        peaks: peak performance by device.
+        expected_rooflines_ms: rooflines of these graphs on known devices, see ``expected_rooflines``.
+        others_busy: fraction of the cores that other programs used before and after the rounds.
+        health: state of the machine during the rounds.
+        notes: skipped runners and disturbances of the measurement.
     """
 
     date: str
@@ -106,23 +106,23 @@ class BenchReport(Record, frozen=True, kw_only=True):
 
     @property
     def wrong_runners(self) -> list[str]:
-        """Names of runners that computed something else than FP32 PyTorch."""
+        """Names of runners whose results differ from FP32 PyTorch."""
         return [runner.name for runner in self.runners if not runner.correct]
 
     @property
     def failure(self) -> str:
-        """One line if there are any."""
+        """One line if a runner is wrong, otherwise empty."""
         wrong = " and ".join(self.wrong_runners)
         return f"{wrong} differs from FP32 PyTorch (see WRONG)" if wrong else ""
 
     def render(self) -> Group:
-        """For a terminal."""
+        """Return facts, tables and notes for a terminal."""
         wrong = [Text(line, "bold red") for line in _wrong_lines(self)]
         notes = [Text(f"note: {note}", "yellow") for note in self.notes]
         return Group(*_facts(self), *(table.to_rich() for table in tables(self)), *wrong, *notes)
 
     def to_markdown(self, figure: str) -> str:
-        """For GitHub; ``figure`` is the file name of the plot beside it."""
+        """Return the report as Markdown; ``figure`` is the file name of the plot in the same folder."""
         parts = [
             f"# Latency of preset {self.preset}",
             "\n".join(f"- {line}" for line in _facts(self)),
@@ -135,7 +135,7 @@ class BenchReport(Record, frozen=True, kw_only=True):
 
 
 def tables(report: BenchReport) -> Iterator[Table]:
-    """All tables of a report."""
+    """Yield all tables of a report."""
     timed = {one.scenario for one in report.measurements}
     for scenario in (one for one in SCENARIOS if one.name in timed):
         yield _scenario_table(report, scenario)
@@ -145,11 +145,11 @@ def tables(report: BenchReport) -> Iterator[Table]:
     ]
     yield _table("Rooflines of known devices, ms, one image and one phrase in FP16: nothing was run there", known)
     startups = [_startup_row(runner) for runner in report.runners]
-    yield _table(f"Start-up, ms: medians of {STARTS} processes; the first of them answers", startups, words=2)
+    yield _table(f"Start-up, ms: medians of {STARTS} processes; the first one also predicts", startups, words=2)
 
 
 def _facts(report: BenchReport) -> list[str]:
-    """What was measured, on what, when and how."""
+    """Return machine, software, bundle and command of the measurement, a line each."""
     machine = report.machine
     height, width = report.image_size
     weights = ", random weights" if report.random_weights else ""
@@ -220,7 +220,7 @@ def _startup_row(runner: RunnerRecord) -> dict[str, str]:
 
 
 def _table(title: str, rows: list[dict[str, str]], words: int = 1) -> Table:
-    """A table without the columns that are empty in every row."""
+    """Return a table without columns that are empty in every row."""
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     return Table(title, columns, [[row[name] for name in columns] for row in rows], words, columns[-1] == "error")
 

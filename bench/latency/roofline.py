@@ -1,8 +1,8 @@
-"""The least time a device can take: all operations at its peak or all bytes at its bandwidth, whichever is longer.
+"""Roofline: the time of all operations at a device's peak or of all bytes at its bandwidth, whichever is longer.
 
-The bytes of a stage are its weights, inputs and outputs; what it keeps in between may stay in caches and is not
-counted. So no implementation of these operations is faster, and a share of 100% is not reached in practice. The
-operations are those of the bundle's graphs, with their form of attention, for every runner.
+The bytes of a stage are its weights, inputs and outputs; intermediate values may stay in caches and do not count. No
+implementation of these operations is faster, and 100% is not reachable in practice. For every runner, the operations
+are those of the bundle's graphs with their form of attention.
 """
 
 import math
@@ -16,8 +16,8 @@ from rsrefseg.engines.bundle.manifest import StageRecord
 
 from ..system.peaks import Peaks
 
-# Published peaks of other devices: dense FP16 products summed in FP32, and memory bandwidth. The H200's are what large
-# products and copies reach, the others' are their data sheets' at full power.
+# Published peaks of other devices: dense FP16 products with FP32 sums, and memory bandwidth. The values of the H200 are
+# those that large products and copies reach; the others are from data sheets, at full power.
 DEVICES = {
     "H200": Peaks("cuda", {"fp16": 790e12}, 4.3e12, "published"),
     "RTX 4090": Peaks("cuda", {"fp16": 165e12}, 1.008e12, "published"),
@@ -28,13 +28,13 @@ _WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 class Roofline(Struct, frozen=True):
-    """The least time of one or several stages, run one after the other.
+    """Lower bound of the time of one or several consecutive stages.
 
     Attributes:
-        flops: floating-point operations, 2 for each multiply-add.
-        bytes: weights, inputs and outputs.
-        least_ms: of each stage all operations at the device's peak or all bytes at its bandwidth; their sum.
-        bound: what most of that time is bound by: ``compute`` or ``memory``.
+        flops: floating-point operations; a multiply-add counts as 2.
+        bytes: bytes of weights, inputs and outputs.
+        least_ms: sum over stages of the longer of compute time and memory time, in ms.
+        bound: limit of most of that time: ``compute`` or ``memory``.
     """
 
     flops: int
@@ -46,13 +46,13 @@ class Roofline(Struct, frozen=True):
 def roofline_of(
     stages: Iterable[StageRecord], peaks: Peaks, precisions: Mapping[Stage, str], phrases: int = 1
 ) -> Roofline | None:
-    """The roofline of one image and some phrases; ``None`` if the device's peak in a precision is not known.
+    """Return the roofline for one image and some phrases; ``None`` if a peak of the device is unknown.
 
     Args:
-        stages: to be run. Operations are those of the ``opt`` sizes of a stage's contract and grow in proportion.
-        peaks: of the device.
-        precisions: of products, by stage: ``fp32``, ``fp16`` or ``bf16``; weights stored in more are read in this one.
-        phrases: at once.
+        stages: stages to run. Operations refer to the ``opt`` sizes of a contract and scale in proportion.
+        peaks: peak performance of the device.
+        precisions: precision of products by stage (``fp32``, ``fp16``, ``bf16``), which limits the size of weights.
+        phrases: number of phrases per batch.
     """
     flops, moved, least_ms = 0, 0, {"compute": 0.0, "memory": 0.0}
     for record in stages:
@@ -72,7 +72,7 @@ def roofline_of(
 
 
 def expected_rooflines(stages: Mapping[Stage, StageRecord]) -> dict[str, dict[str, float]]:
-    """Milliseconds of one image and one phrase in FP16: by device of ``DEVICES``, then by stage and their ``sum``."""
+    """Return ms for one image and one phrase in FP16, by device of ``DEVICES``, then by stage and ``sum``."""
     parts = {stage.value: [record] for stage, record in stages.items()} | {"sum": list(stages.values())}
     half = dict.fromkeys(Stage, "fp16")
     return {
@@ -82,12 +82,12 @@ def expected_rooflines(stages: Mapping[Stage, StageRecord]) -> dict[str, dict[st
 
 
 def _weights_read(record: StageRecord, precision: str) -> int:
-    """Bytes of the weights that one run has to read."""
+    """Return the bytes of weights that one run reads."""
     width = min(_WEIGHT_BYTES[precision], _WEIGHT_BYTES[record.precision])
     weights = record.weight_bytes * width / _WEIGHT_BYTES[record.precision]
     if record.contract.stage is Stage.SIGLIP_TEXT:
-        # Of the embedding table only the rows of the phrase's tokens are read, and they take part in no product. All
-        # other weights multiply every token once, so they number half the operations of a token.
+        # Only the rows of the phrase's tokens are read from the embedding table, and no product uses them. All other
+        # weights multiply every token once, so their number is half the operations per token.
         shape = record.contract.input("input_ids").shape
         tokens = math.prod(size.opt if isinstance(size, Dim) else size for size in shape)
         weights = min(weights, record.flops / tokens / 2 * width)

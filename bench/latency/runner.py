@@ -1,4 +1,4 @@
-"""What every runner of a benchmark can do: answer phrases about an image, and run the five stages one by one."""
+"""Interface of the runners of a benchmark: segment phrases in an image, or run the five stages one by one."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ PHRASE_STAGES = (Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
 
 
 class Prediction(NamedTuple):
-    """Results of P phrases: mask_logits (P, h, w) float32 on the decoder's grid, masks (P, H, W) bool."""
+    """Results for P phrases: mask_logits (P, h, w) float32 on the decoder's grid, masks (P, H, W) bool."""
 
     mask_logits: npt.NDArray[np.float32]
     masks: npt.NDArray[np.bool_]
@@ -30,16 +30,16 @@ class Prediction(NamedTuple):
 class Runner(ABC):
     """Runs one model in one runtime.
 
-    The constructor imports the runtime and checks that it can run here, ``open`` verifies the model's files, ``load``
-    prepares all stages.
+    The constructor imports the runtime and checks that it can run here, ``open`` verifies the model's files, and
+    ``load`` prepares all stages.
 
     Attributes:
-        name: as ``--backends`` takes it.
-        bundle: the model, and the contracts of its stages.
-        device: where it computes, as ``measure_peaks`` names it: ``cpu``, ``cuda`` or ``intel-gpu``.
-        threads: CPU threads it computes with; the same number for every runner.
-        providers: what runs each stage, in the runtime's words; set by ``load``.
-        precisions: what each stage multiplies in, ``fp32``, ``fp16`` or ``bf16``; set by ``load``.
+        name: name for ``--backends``.
+        bundle: bundle with the model and the contracts of its stages.
+        device: ``cpu``, ``cuda`` or ``intel-gpu``.
+        threads: number of CPU threads, equal for all runners.
+        providers: name of the device or provider of each stage; set by ``load``.
+        precisions: precision of the products of each stage, ``fp32``, ``fp16`` or ``bf16``; set by ``load``.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Runner(ABC):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The bundle's."""
+        """Tokenizer of the bundle."""
         return self.bundle.tokenizer()
 
     @abstractmethod
@@ -62,7 +62,7 @@ class Runner(ABC):
         """Find the model's files and verify their digests.
 
         Raises:
-            RSRefSegError: they are missing, or not the bundle's model.
+            RSRefSegError: files are missing or differ from the bundle's model.
         """
 
     @abstractmethod
@@ -71,22 +71,22 @@ class Runner(ABC):
 
     @abstractmethod
     def run(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
-        """Run one stage and wait for it; ``tensors`` holds at least its inputs: arrays, or what this returned."""
+        """Run one stage and wait for it; ``tensors`` has at least its inputs, as arrays or outputs of ``run``."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what was loaded."""
+        """Free all resources."""
 
     def to_host(self, tensor: Any) -> npt.NDArray[Any]:
-        """An output of ``run`` as an array."""
+        """Return an output of ``run`` as an array."""
         return np.asarray(tensor)
 
     def encode(self, image: npt.NDArray[np.uint8]) -> Any:
-        """Stretch and encode an image (H, W, 3); returns what ``ask`` takes."""
+        """Resize and encode an image, (H, W, 3) uint8; return its features for ``predict``."""
         square = {"image": stretch(image, self.image_size)[None]}
         return {name: tensor for stage in IMAGE_STAGES for name, tensor in self.run(stage, square).items()}
 
-    def ask(self, features: Any, phrases: Sequence[str], size: tuple[int, int]) -> Prediction:
+    def predict(self, features: Any, phrases: Sequence[str], size: tuple[int, int]) -> Prediction:
         """Segment P phrases in an encoded image of ``size`` (H, W)."""
         tokens = self.tokenizer.encode(phrases)
         tensors = features | {"input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
@@ -95,16 +95,16 @@ class Runner(ABC):
         return self.finish(tensors["mask_logits"], size)
 
     def finish(self, mask_logits: Any, size: tuple[int, int]) -> Prediction:
-        """Upsample mask logits (P, 1, h, w), as ``run`` returned them, to masks of ``size`` (H, W)."""
+        """Upsample mask logits (P, 1, h, w) from ``run`` to masks of ``size`` (H, W)."""
         logits = self.to_host(mask_logits)[:, 0]
         return Prediction(logits, np.stack([upsample_logits(grid, self.image_size, size) > 0 for grid in logits]))
 
     @contextlib.contextmanager
     def reporting(self, part: str) -> Iterator[None]:
-        """Turn a library's error into one line; the libraries' errors have no base class but ``Exception`` in common.
+        """Convert errors of libraries, whose only common base class is ``Exception``, to RSRefSegError.
 
         Raises:
-            RSRefSegError: names the runner, the part of its work and the cause.
+            RSRefSegError: a library failed; the message has the runner, the failed part and the cause.
         """
         try:
             yield

@@ -1,4 +1,4 @@
-"""Runners by name: every backend of the engines, and what they are compared with."""
+"""Creates runners by name: every backend of the engines, and PyTorch and ONNX baselines."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ _DEVICES: Mapping[str, str] = {
 
 
 class EngineRunner(Runner):
-    """A backend of the engines, used through ``Segmenter`` without its cache of phrases."""
+    """Runs a backend of the engines through ``Segmenter`` without its cache of phrases."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine.bundle)
@@ -41,26 +41,26 @@ class EngineRunner(Runner):
             self.bundle.graph_path(stage)
 
     def load(self) -> None:
-        """Build all sessions."""
+        """Load all stages of the engine."""
         self.engine.load()
         self.providers = {stage: self.engine.provider_of(stage) for stage in Stage}
         self.precisions = {stage: self.engine.precision_of(stage) for stage in Stage}
 
     def encode(self, image: npt.NDArray[np.uint8]) -> EncodedImage:
-        """Encode an image (H, W, 3) as ``rsrefseg infer`` does."""
+        """Encode an image, (H, W, 3) uint8, as ``rsrefseg infer`` does."""
         return self._segmenter.encode_image(image)
 
-    def ask(self, features: EncodedImage, phrases: Sequence[str], size: tuple[int, int]) -> Prediction:
+    def predict(self, features: EncodedImage, phrases: Sequence[str], size: tuple[int, int]) -> Prediction:
         """Segment the phrases as ``rsrefseg infer`` does."""
         results = self._segmenter.segment(EncodedImage(*size, features.features), phrases)
         return Prediction(np.stack([one.mask_logits for one in results]), np.stack([one.mask for one in results]))
 
     def run(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
-        """Run a stage; the engine's checks, and TensorRT's copies to the host, are part of its time."""
+        """Run a stage; its time includes the engine's checks and TensorRT's copies to the host."""
         return self.engine.run_resident(stage, tensors)
 
     def to_host(self, tensor: Any) -> npt.NDArray[Any]:
-        """By the engine, unless it is an array."""
+        """Return an array, copied by the engine if necessary."""
         return tensor if isinstance(tensor, np.ndarray) else self.engine.to_host({"tensor": tensor})["tensor"]
 
     def close(self) -> None:
@@ -69,11 +69,11 @@ class EngineRunner(Runner):
 
 
 def make_runner(name: str, bundle: Bundle, run: Path | None) -> Runner:
-    """Construct a runner; ``run`` holds the bundle's model, for PyTorch, and is the latest run by default.
+    """Create a runner; ``run`` is the run with the bundle's model, for PyTorch (default: the latest).
 
     Raises:
         BadInputError: no runner has that name.
-        MissingPartError: it cannot run here.
+        MissingPartError: the runner cannot run here.
     """
     if name in TORCH_RUNNERS:
         return TorchRunner(bundle, run, name)
@@ -83,13 +83,13 @@ def make_runner(name: str, bundle: Bundle, run: Path | None) -> Runner:
 
 
 def open_runners(names: Sequence[str], bundle: Bundle, run: Path | None) -> tuple[list[Runner], list[str]]:
-    """Construct and open runners, each once; also returns a note about those left out.
+    """Create and open runners; return them and notes about skipped ones.
 
-    ``torch`` is left out where PyTorch or the run is missing, as on an edge device, unless it is the only one or the
-    run was named. Any other runner that cannot run here is an error.
+    ``torch`` is skipped if PyTorch or the run is missing, as on an edge device, unless it is the only name or ``run``
+    is given. Any other runner that cannot run here raises an error.
 
     Raises:
-        BadInputError: no name, an unknown one, or no run of the bundle's model.
+        BadInputError: there is no name, a name is unknown, or there is no run of the bundle's model.
         MissingPartError: a runner cannot run here.
     """
     wanted = list(dict.fromkeys(name.strip() for name in names if name.strip()))

@@ -1,4 +1,4 @@
-"""What is timed: the situations in which a user waits, end to end, and the five stages one by one."""
+"""Scenarios of a benchmark: end-to-end requests of a user, and the five stages one by one."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.reference import ReferenceSample
 from rsrefseg.engines.errors import BadInputError
 
-# The host's work, timed apart from the stages.
+# Spans on the host, timed separately from the stages.
 STRETCH, TOKENIZE, UPSAMPLE = "host_stretch", "host_tokenize", "host_upsample"
 TOTAL = "total"
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a user waits for, from a decoded image and phrases to masks of the image's size.
+    """A timed request, from a decoded image and phrases to masks of the image's size.
 
     Attributes:
-        name: in reports.
-        title: above its table.
-        new_image: whether the image has to be encoded first.
-        phrases: how many are asked at once. Their text is always encoded.
-        by_stage: whether each stage is run to its end and timed. Runtimes that overlap stages are slower that way: the
-            sum of the spans means nothing.
+        name: name in reports.
+        title: title of its table.
+        new_image: whether the image is encoded first.
+        phrases: number of phrases in the batch. Their text is always encoded.
+        by_stage: whether each stage is run to its end and timed. This slows runtimes that overlap stages down, so the
+            sum of the spans is not meaningful.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Scenario:
 
     @property
     def spans(self) -> tuple[str, ...]:
-        """What is timed, in order."""
+        """Names of the timed spans, in order."""
         stages = tuple(stage.value for stage in Stage)
         return (STRETCH, TOKENIZE, *stages, UPSAMPLE) if self.by_stage else (TOTAL,)
 
@@ -45,23 +45,23 @@ class Scenario:
 FIRST_PHRASE = Scenario("first_phrase", "First phrase: a new image and a new phrase", True, 1)
 NEXT_PHRASE = Scenario("next_phrase", "Next phrase: the image is encoded, the phrase is new", False, 1)
 STAGES = Scenario("stages", "Stages one by one: one image, one phrase", True, 1, by_stage=True)
-# In running order: an image is encoded before phrases are asked of it.
+# In running order: a scenario with a new image comes before those that reuse its features.
 SCENARIOS = (
     FIRST_PHRASE,
     NEXT_PHRASE,
-    Scenario("next_8_phrases", "Next 8 phrases: the image is encoded, 8 new phrases at once", False, 8),
-    Scenario("next_32_phrases", "Next 32 phrases: the image is encoded, 32 new phrases at once", False, 32),
-    Scenario("first_8_phrases", "First 8 phrases: a new image and 8 phrases at once", True, 8),
+    Scenario("next_8_phrases", "Next 8 phrases: the image is encoded, 8 new phrases in one batch", False, 8),
+    Scenario("next_32_phrases", "Next 32 phrases: the image is encoded, 32 new phrases in one batch", False, 32),
+    Scenario("first_8_phrases", "First 8 phrases: a new image and 8 phrases in one batch", True, 8),
     STAGES,
 )
-# So many that no scenario asks what the one before it asked.
+# Enough phrases that consecutive scenarios use different ones.
 _PHRASES = 2 * max(scenario.phrases for scenario in SCENARIOS)
 
 
 def parse_scenarios(names: str) -> tuple[Scenario, ...]:
-    """The scenarios of a comma-separated list, in running order; all if it is empty.
+    """Parse a comma-separated list of scenarios, in running order; an empty list selects all.
 
-    ``FIRST_PHRASE`` is always among them, because the others are compared with it.
+    ``FIRST_PHRASE`` is always included, because other scenarios are compared with it.
 
     Raises:
         BadInputError: no scenario has such a name.
@@ -75,26 +75,26 @@ def parse_scenarios(names: str) -> tuple[Scenario, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """What runners are given: an image (H, W, 3) uint8, and more different phrases than a scenario asks."""
+    """Input of runners: an image, (H, W, 3) uint8, and more different phrases than any scenario uses."""
 
     image: npt.NDArray[np.uint8]
     phrases: tuple[str, ...]
 
     @property
     def size(self) -> tuple[int, int]:
-        """The image's height and width, px."""
+        """Height and width of the image in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
     def some_phrases(self, first: int, count: int) -> list[str]:
-        """``count`` phrases from number ``first`` on, cyclically."""
+        """Return ``count`` phrases, starting at number ``first``, cyclically."""
         return [self.phrases[(first + index) % len(self.phrases)] for index in range(count)]
 
 
 def workload_of(samples: Sequence[ReferenceSample]) -> Workload:
-    """A real image and real phrases from a bundle's reference samples.
+    """Build a workload from a bundle's reference samples.
 
-    A sample's image is stored stretched. It is resized to its original size, so that the host's work takes as long as
-    with a user's image.
+    The stored image has the network's size. It is resized to its original size, so that the work on the host takes as
+    long as for a user's image.
     """
     import cv2
 
@@ -104,14 +104,14 @@ def workload_of(samples: Sequence[ReferenceSample]) -> Workload:
 
 
 def stored_image(sample: ReferenceSample) -> npt.NDArray[np.uint8]:
-    """A sample's image (S, S, 3), stretched to the network's side S."""
+    """Return a sample's image at the network's size, (S, S, 3) uint8."""
     return np.ascontiguousarray(sample.tensors["image"][0].transpose(1, 2, 0))
 
 
 def different_phrases(known: Sequence[str], count: int) -> tuple[str, ...]:
-    """``count`` different phrases, since an engine encodes a phrase once however often a request repeats it.
+    """Return ``count`` different phrases, because engines encode repeated phrases of a request only once.
 
-    First the known ones, then their words in other orders, which have as many tokens, then several in a row.
+    The result starts with the known phrases, followed by permutations of their words and by their concatenations.
     """
     orders = itertools.zip_longest(*(itertools.permutations(phrase.split()) for phrase in known))
     reordered = (" ".join(words) for row in orders for words in row if words is not None)

@@ -1,4 +1,4 @@
-"""Start-up times and peak memory of runners, each measured in processes of its own."""
+"""Measures start-up times and peak memory of runners in new processes."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -24,20 +24,20 @@ STARTS = 3
 
 
 class Startup(Struct, frozen=True):
-    """Figures of fresh processes. The steps are the same for every runner.
+    """Times and memory of new processes. The steps are the same for every runner.
 
     Attributes:
-        import_ms: importing the runtime and checking that it can run here; Python, numpy and this package are imported
-            before.
-        open_ms: finding the model's files and computing their digests, which brings them into the disk cache.
-            ``onnx-naive`` verifies the model that its graphs, in its cache by then, were exported from.
-        load_ms: reading the weights and preparing all stages. What a runtime leaves to the first run, such as
+        import_ms: import of the runtime and check that it can run here, after Python, numpy and this package are
+            imported.
+        open_ms: search for the model's files and computation of their digests, which loads them into the disk cache.
+            ``onnx-naive`` verifies the model that its cached graphs were exported from.
+        load_ms: reading the weights and preparing all stages. Work that a runtime defers to the first run, such as
             ``torch.compile``, is part of ``first_answer_ms``.
-        load_least_ms, load_most_ms: of the quickest and the slowest process; the three times above are medians.
-        first_answer_ms: of the first image and phrase, in the first process.
+        load_least_ms, load_most_ms: shortest and longest ``load_ms``; the three times above are medians.
+        first_answer_ms: time of the first image and phrase, in the first process.
         peak_memory_mib: peak resident memory after a first and a next phrase, in the first process.
-        device_memory_mib: memory of an NVIDIA GPU by then, in the first process.
-        error: why there are no figures.
+        device_memory_mib: memory on an NVIDIA GPU at that time, in the first process.
+        error: reason why there are no values.
     """
 
     import_ms: float | None = None
@@ -54,25 +54,25 @@ class Startup(Struct, frozen=True):
 def measure_startups(
     names: Sequence[str], bundle: Bundle, run: Path | None, say: Callable[[str], None]
 ) -> list[Startup]:
-    """Start ``STARTS`` processes for each runner, interleaved: the first one answers, the others only load.
+    """Start ``STARTS`` interleaved processes for each runner; the first one predicts, the others only load.
 
     Args:
-        names: of the runners.
-        bundle: the model.
-        run: the run that holds it, for PyTorch.
-        say: receives a line before each start.
+        names: names of the runners.
+        bundle: bundle with the model.
+        run: run with the bundle's model, for PyTorch.
+        say: called with a line before each start.
     """
     starts: dict[str, list[Startup]] = {name: [] for name in names}
     for number in range(STARTS):
         for name, mine in starts.items():
             if all(one.error is None for one in mine):
                 say(f"{name}: start-up and memory, process {number + 1} of {STARTS}")
-                mine.append(start(name, bundle, run, answers=number == 0))
+                mine.append(start(name, bundle, run, predict=number == 0))
     return [_joined(mine) for mine in starts.values()]
 
 
 def _joined(starts: Sequence[Startup]) -> Startup:
-    """One record of several processes of a runner; a failed one stands for all."""
+    """Combine the records of a runner's processes; if one failed, return its record."""
     if failed := [one for one in starts if one.error is not None]:
         return failed[0]
     loads = [one.load_ms or 0.0 for one in starts]
@@ -86,25 +86,25 @@ def _joined(starts: Sequence[Startup]) -> Startup:
     )
 
 
-def start(name: str, bundle: Bundle, run: Path | None, answers: bool = True) -> Startup:
-    """Start a process that imports, opens, loads and, if it ``answers``, asks one runner.
+def start(name: str, bundle: Bundle, run: Path | None, predict: bool = True) -> Startup:
+    """Start a process that imports, opens and loads a runner and, with ``predict``, segments two phrases.
 
-    A process that fails is reported, not raised.
+    A failure of the process is reported in the result, not raised.
     """
-    arguments = [name, str(bundle.root.absolute()), str(run.absolute()) if run else "", "answers" if answers else ""]
+    arguments = [name, str(bundle.root.absolute()), str(run.absolute()) if run else "", "predict" if predict else ""]
     try:
         return msgspec.json.decode(run_module("rsrefseg.bench.latency.startup", arguments), type=Startup)
     except RSRefSegError as error:
         return Startup(error=str(error))
 
 
-def _start_here(name: str, bundle: Bundle, run: Path | None, answers: bool) -> Startup:
+def _start_here(name: str, bundle: Bundle, run: Path | None, predict: bool) -> Startup:
     workload = workload_of(load_reference(bundle))
     runner, import_ms = timed(lambda: make_runner(name, bundle, run))
     _, open_ms = timed(runner.open)
     _, load_ms = timed(runner.load)
     first_answer_ms = None
-    if answers:
+    if predict:
         spans_ms, features = timed_pass(runner, FIRST_PHRASE, workload, 0, None)
         first_answer_ms = spans_ms[TOTAL]
         timed_pass(runner, NEXT_PHRASE, workload, 1, features)
@@ -119,10 +119,10 @@ def _start_here(name: str, bundle: Bundle, run: Path | None, answers: bool) -> S
 
 
 def main() -> None:
-    """Entry point of the new process: runner, bundle, run and "answers" as arguments, JSON on standard output."""
-    name, bundle, run, answers = sys.argv[1:]
+    """Entry point of the new process: arguments runner, bundle, run and "predict"; JSON on standard output."""
+    name, bundle, run, predict = sys.argv[1:]
     try:
-        found = _start_here(name, Bundle.open(bundle), Path(run) if run else None, bool(answers))
+        found = _start_here(name, Bundle.open(bundle), Path(run) if run else None, bool(predict))
     except RSRefSegError as error:
         sys.exit(" ".join(str(error).split()))
     print(msgspec.json.encode(found).decode())

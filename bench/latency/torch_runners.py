@@ -1,4 +1,4 @@
-"""PyTorch: eager as published, or compiled, on the CPU in float32 or on a GPU in half precision."""
+"""PyTorch runners: the published model, eager or compiled, in float32 on the CPU or in half precision on a GPU."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -24,11 +24,11 @@ TORCH_RUNNERS = (TORCH, "torch-compile", "torch-cuda", "torch-compile-cuda")
 
 
 class PublishedModel(Runner):
-    """A runner of the merged model of a run, built of segment-anything's and transformers' modules as published.
+    """Base of runners for a run's merged model, built from the published modules of segment-anything and transformers.
 
     Args:
-        bundle: names the model by its digest.
-        run: folder of the run that holds it; default is the latest run.
+        bundle: bundle whose manifest has the digest of the model.
+        run: run folder with the model; default is the latest run.
 
     Raises:
         MissingPartError: PyTorch is not installed.
@@ -40,7 +40,7 @@ class PublishedModel(Runner):
             raise MissingPartError("PyTorch is not installed: pip install 'rsrefseg[train]'")
         import torch
 
-        from rsrefseg.model import model  # noqa: F401 (so that loading is not charged with its import)
+        from rsrefseg.model import model  # noqa: F401 (so that the load time excludes this import)
 
         self._torch, self._run, self._merged = torch, run, Path()
 
@@ -53,12 +53,12 @@ class PublishedModel(Runner):
 
 
 class TorchRunner(PublishedModel):
-    """PyTorch itself. On a GPU all tensors stay on the device from the image to the masks.
+    """Runs the model in PyTorch. On a GPU, all tensors stay on the device from the image to the masks.
 
     Args:
         bundle, run: see ``PublishedModel``.
-        name: one of ``TORCH_RUNNERS``: with or without ``torch.compile``; on a GPU in half precision by autocast.
-        device: another device under that name, for tests.
+        name: one of ``TORCH_RUNNERS``; they select ``torch.compile``, and a GPU with half precision by autocast.
+        device: device to use instead of the one of ``name``, for tests.
 
     Raises:
         MissingPartError: PyTorch is not installed, or has no GPU.
@@ -74,7 +74,7 @@ class TorchRunner(PublishedModel):
         self._stages: dict[Stage, Any] = {}
 
     def load(self) -> None:
-        """Build the model and read its weights; a compiled stage is compiled when it first runs."""
+        """Build the model and read its weights; ``torch.compile`` compiles a stage in its first run."""
         from rsrefseg.checkpoints.model_file import load_model
 
         self._torch.set_num_threads(self.threads)
@@ -90,7 +90,7 @@ class TorchRunner(PublishedModel):
         self.precisions = dict.fromkeys(Stage, "fp16" if self._half else "fp32")
 
     def run(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
-        """Run a stage's module and wait for it."""
+        """Run the module of a stage and wait for it."""
         contract = self.bundle.manifest.stages[stage].contract
         with self.reporting(f"stage '{stage.value}'"), self._inference():
             results = self._stages[stage](*(self._on_device(tensors[spec.name]) for spec in contract.inputs))
@@ -100,7 +100,7 @@ class TorchRunner(PublishedModel):
         return {spec.name: result for spec, result in zip(contract.outputs, results, strict=True)}
 
     def finish(self, mask_logits: Any, size: tuple[int, int]) -> Prediction:
-        """Upsample by PyTorch, as published."""
+        """Upsample with PyTorch, as published."""
         from torch.nn import functional as F
 
         with self.reporting("upsampling masks"), self._inference():
@@ -110,7 +110,7 @@ class TorchRunner(PublishedModel):
             return Prediction(self.to_host(logits[:, 0]), self.to_host(masks[:, 0]))
 
     def to_host(self, tensor: Any) -> npt.NDArray[Any]:
-        """Without a copy if it is on the host."""
+        """Return a tensor as an array, without a copy if it is on the host."""
         return np.asarray(tensor.cpu())
 
     def close(self) -> None:
@@ -129,16 +129,16 @@ class TorchRunner(PublishedModel):
 
 
 def copy_weights(module: "nn.Module") -> None:
-    """Copy weights out of the file they are mapped from.
+    """Copy weights from their memory-mapped file into memory.
 
-    The system may drop mapped pages while other runners are measured; reading them again would count as PyTorch's time.
+    The system may drop mapped pages while other runners are measured, and PyTorch's time would include reading them.
     """
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()
 
 
 def restore_layer_norms(module: "nn.Module") -> None:
-    """Replace this project's channel layer norms by segment-anything's own."""
+    """Replace this project's channel layer norms by those of segment-anything."""
     from segment_anything.modeling.common import LayerNorm2d
 
     from rsrefseg.model.sam import ChannelLayerNorm

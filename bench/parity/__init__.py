@@ -1,1 +1,1 @@
-"""``rsrefseg parity``: a runtime compared with FP32 PyTorch."""
+"""``rsrefseg parity``: compares a runtime with FP32 PyTorch."""

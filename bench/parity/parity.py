@@ -1,4 +1,4 @@
-"""``rsrefseg parity``: an engine against FP32 PyTorch, by stage, along the chain, on final masks and on a data set."""
+"""``rsrefseg parity``: compares an engine with FP32 PyTorch by stage, chained, on masks and on a data set."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _CPU_PROVIDER = "CPUExecutionProvider"
 _CPU_NOTE = (
-    "ONNX Runtime's CPU computes half-precision nodes in float32, so that overflow inside a block does not show here: "
+    "ONNX Runtime's CPU computes half-precision nodes in float32, which hides overflow inside a block: "
     "`rsrefseg parity --bisect` rounds as a GPU does"
 )
 
@@ -38,19 +38,19 @@ def run_parity(
     Args:
         bundle: the bundle; default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
         backend: one of ``Backend``.
-        data: data set on which gIoU is compared as well; needs PyTorch and the run the bundle was exported from.
-        split: its split.
-        run: that run; default is the latest.
+        data: data set for a comparison of gIoU; needs PyTorch and the run the bundle was exported from.
+        split: split of the data set.
+        run: run folder; default is the latest run.
 
     Raises:
-        BundleError: the bundle is not whole, or has no reference samples.
-        BadInputError: the data set, or a run whose model is not the one in the bundle.
+        BundleError: the bundle is incomplete or damaged, or has no reference samples.
+        BadInputError: the data set cannot be used, or the model of the run is not the one in the bundle.
         MissingPartError: the backend cannot run here; with ``data``, PyTorch is not installed.
     """
     with Segmenter.open(bundle, backend, cached_phrases=0) as segmenter:
         opened, engine = segmenter.bundle, segmenter.engine
         samples = load_reference(opened)
-        # Before the long part, because the data set or the run may be wrong.
+        # Opened before the comparison, because the data set or the run may be wrong.
         torch_and_samples = _open_data(opened, data, split, run) if data is not None else None
         precision = _precision(engine, Stage)
         limits = tolerances(precision, Scope.MASKS)
@@ -81,13 +81,13 @@ def run_parity(
 
 
 def _tensor_errors(engine: Engine, sample: ReferenceSample) -> Iterator[tuple[tuple[str, Stage, str], TensorError]]:
-    """Errors by check, stage and output: of each stage on PyTorch's own inputs, and of the whole chain."""
+    """Yield errors by check, stage and output, for single stages on PyTorch's inputs and for the chain."""
     chained: Arrays = {name: sample.tensors[name] for name in ("image", "input_ids", "token_mask")}
     for stage in Stage:
         contract = engine.bundle.manifest.stages[stage].contract
         alone = engine.run(stage, sample.inputs(contract))
         yield from _errors(STAGE, stage, sample.outputs(contract), alone)
-        if not _before(engine.bundle, stage):  # it takes no other stage's outputs: both runs are the same
+        if not _before(engine.bundle, stage):  # no inputs from other stages: both runs are equal
             chained |= alone
             continue
         found = engine.run(stage, {spec.name: chained[spec.name] for spec in contract.inputs})
@@ -103,7 +103,7 @@ def _errors(
 
 
 def _before(bundle: Bundle, stage: Stage) -> set[Stage]:
-    """The stages whose outputs reach a stage."""
+    """Return the stages that a stage depends on, directly or indirectly."""
     contracts = {other: record.contract for other, record in bundle.manifest.stages.items()}
     taken = {spec.name for spec in contracts[stage].inputs}
     direct = {other for other in Stage if taken & {spec.name for spec in contracts[other].outputs}}
@@ -111,7 +111,7 @@ def _before(bundle: Bundle, stage: Stage) -> set[Stage]:
 
 
 def _tensor_rows(engine: Engine, errors: dict[tuple[str, Stage, str], TensorError]) -> tuple[TensorRow, ...]:
-    """Judge by the coarsest precision of the stages involved; rows of the chain come last."""
+    """Judge by the coarsest precision of the stages involved; chained rows are last."""
     rows = []
     for (check, stage, output), error in errors.items():
         involved = {stage} | (_before(engine.bundle, stage) if check == CHAINED else set())
@@ -132,26 +132,26 @@ def _tensor_rows(engine: Engine, errors: dict[tuple[str, Stage, str], TensorErro
 
 
 def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, tie_share: float) -> list[MaskRow]:
-    """Compare masks end to end, from pixels and words, one phrase at a time.
+    """Compare masks end to end, from pixels and phrases, one phrase at a time.
 
     Args:
-        segmenter: to be compared.
-        index: of the sample.
-        sample: PyTorch's answers.
+        segmenter: segmenter to compare.
+        index: index of the sample.
+        sample: reference sample with PyTorch's predictions.
         tie_share: see ``tolerances.tie_share``.
     """
     height, width = sample.original_size
     pixels = np.ascontiguousarray(sample.tensors["image"][0].transpose(1, 2, 0))
-    # The stored image already has the network's size.
+    # The stored image has the network's size.
     encoded = replace(segmenter.encode_image(pixels), height=height, width=width)
     image_size = segmenter.bundle.manifest.geometry.image_size
     rows = []
     for phrase, logits, mask in zip(sample.phrases, sample.tensors["mask_logits"][:, 0], sample.masks, strict=True):
-        answer = segmenter.segment(encoded, [phrase])[0]
+        prediction = segmenter.segment(encoded, [phrase])[0]
         ties = np.abs(upsample_logits(logits, image_size, sample.original_size)) <= tie_share * np.abs(logits).max()
-        found = answer.mask
+        found = prediction.mask
         flipped = found != mask
-        error = tensor_error(logits, answer.mask_logits)
+        error = tensor_error(logits, prediction.mask_logits)
         rows.append(
             MaskRow(
                 sample=index,
@@ -168,19 +168,19 @@ def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, tie_sha
 
 
 def _tokens_equal(bundle: Bundle, sample: ReferenceSample) -> bool:
-    """Whether the bundle's tokenizer encodes the phrases as training did."""
+    """Return whether the bundle's tokenizer encodes the phrases as in training."""
     tokens = bundle.tokenizer().encode(sample.phrases)
     same_ids = np.array_equal(tokens.input_ids, sample.tensors["input_ids"])
     return same_ids and np.array_equal(tokens.token_mask, sample.tensors["token_mask"])
 
 
 def _precision(engine: Engine, stages: Iterable[Stage]) -> str:
-    """The coarsest precision that the engine computes some stages in."""
+    """Return the coarsest precision in which the engine computes some stages."""
     return max((engine.precision_of(stage) for stage in stages), key=COARSENESS.index)
 
 
 def _open_data(bundle: Bundle, data: Path, split: str, run: Path | None) -> "tuple[TorchModel, tuple[Sample, ...]]":
-    """The model that the bundle was exported from, and the samples of a split whose images can all be read."""
+    """Open the model that the bundle was exported from, and the checked samples of a split."""
     from rsrefseg.data.formats import open_dataset
     from rsrefseg.data.verify import verify_samples
     from rsrefseg.evaluation.models import file_model
@@ -193,23 +193,23 @@ def _open_data(bundle: Bundle, data: Path, split: str, run: Path | None) -> "tup
 
 
 def _compare_data(segmenter: Segmenter, torch: "TorchModel", samples: "tuple[Sample, ...]", data: str) -> DataResult:
-    """Answer all samples twice, by PyTorch and by the engine."""
-    from rsrefseg.evaluation.answers import answer_samples
-    from rsrefseg.evaluation.evaluate import asker
+    """Compare PyTorch and the engine on all samples."""
+    from rsrefseg.evaluation.evaluate import predict_with
     from rsrefseg.evaluation.metrics import ReferringMetrics
+    from rsrefseg.evaluation.predictions import predict_samples
 
     by_torch, by_engine = ReferringMetrics(), ReferringMetrics()
     ious: list[float] = []
     flipped = 0
     with ProgressLine(f"parity on {data}") as progress:
-        # A mask of another size than its image does not matter: it is the same for both.
-        wanted_answers = answer_samples(asker(torch.model, torch.tokenizer), samples, resize_masks=True)
-        answers = answer_samples(segmenter.segment, samples, resize_masks=True, progress=progress.update)
-        for wanted, found in zip(wanted_answers, answers, strict=True):
-            by_torch.update(wanted.prediction, wanted.truth)
-            by_engine.update(found.prediction, found.truth)
-            ious.append(mask_iou(wanted.prediction, found.prediction))
-            flipped += int(np.count_nonzero(wanted.prediction != found.prediction))
+        # Masks of another size than their image may be resized: they are the same for both.
+        references = predict_samples(predict_with(torch.model, torch.tokenizer), samples, resize_masks=True)
+        predictions = predict_samples(segmenter.segment, samples, resize_masks=True, progress=progress.update)
+        for wanted, found in zip(references, predictions, strict=True):
+            by_torch.update(wanted.mask, wanted.truth)
+            by_engine.update(found.mask, found.truth)
+            ious.append(mask_iou(wanted.mask, found.mask))
+            flipped += int(np.count_nonzero(wanted.mask != found.mask))
     limits = tolerances(_precision(segmenter.engine, Stage), Scope.DATA)
     giou_torch, giou_engine = by_torch.result().gIoU, by_engine.result().gIoU
     difference = giou_engine - giou_torch

@@ -1,4 +1,4 @@
-"""What a parity check found: rows that pass or fail."""
+"""Report of a parity check: rows that pass or fail."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,18 +14,18 @@ from rsrefseg.engines.system.tables import Table
 _T = TypeVar("_T", bound="_Judged")
 STAGE, CHAINED = "stage", "chained"
 _TITLES = {
-    STAGE: "each stage on the inputs PyTorch gave it",
-    CHAINED: "chained: each stage on the engine's own outputs",
+    STAGE: "each stage on PyTorch's inputs",
+    CHAINED: "chained: each stage on the engine's outputs",
 }
 
 
 class _Judged(Record, frozen=True, kw_only=True):
-    """Values held against their limits.
+    """Values compared with their limits.
 
     Attributes:
-        limits: by measure.
-        failures: a line for each limit that does not hold.
-        passed: whether all hold.
+        limits: limits by measure.
+        failures: a line for each exceeded limit.
+        passed: whether no limit is exceeded.
     """
 
     limits: dict[str, float]
@@ -34,7 +34,7 @@ class _Judged(Record, frozen=True, kw_only=True):
 
     @classmethod
     def judge(cls: type[_T], values: Mapping[Measure, float], limits: Sequence[Tolerance], **fields: Any) -> _T:
-        """Judge values; ``fields`` are those of the subclass."""
+        """Compare values with limits; ``fields`` are the fields of the subclass."""
         verdicts = judge(values, limits)
         failures = tuple(str(verdict).removeprefix("FAIL  ") for verdict in verdicts if not verdict.passed)
         by_measure = {limit.measure.value: limit.limit for limit in limits}
@@ -42,11 +42,11 @@ class _Judged(Record, frozen=True, kw_only=True):
 
 
 class TensorRow(_Judged, frozen=True, kw_only=True):
-    """One output of one stage, the worst over all reference samples.
+    """Largest errors of a stage output over all reference samples.
 
     Attributes:
-        check: ``stage`` (fed with PyTorch's inputs) or ``chained`` (fed with the engine's own previous outputs).
-        stage: which.
+        check: ``stage`` (on PyTorch's inputs) or ``chained`` (on the engine's outputs of earlier stages).
+        stage: the stage.
         output: contract name of the tensor.
         max_abs_error, share_of_max, relative_l2, cosine: see ``TensorError``.
     """
@@ -61,17 +61,17 @@ class TensorRow(_Judged, frozen=True, kw_only=True):
 
 
 class MaskRow(Record, frozen=True, kw_only=True):
-    """One phrase of one reference sample, from pixels and words to the mask at the image's size.
+    """Comparison of one phrase of a reference sample, from pixels and phrase to the mask at the image's size.
 
     Attributes:
         sample: index of the reference sample.
-        phrase: its phrase.
-        iou: of the engine's mask with PyTorch's.
-        max_logit_error, share_of_max: of the mask logits, see ``TensorError``.
-        flipped_pixels: pixels in one mask but not in the other.
-        flipped_ties: those among them whose logit is so near 0 that the logits' tolerance allows either sign; they
-            count, but explain a miss.
-        pixels: of the image.
+        phrase: the phrase.
+        iou: IoU of the engine's mask with PyTorch's mask.
+        max_logit_error, share_of_max: errors of the mask logits, see ``TensorError``.
+        flipped_pixels: number of pixels in exactly one of the masks.
+        flipped_ties: number of flipped pixels with a logit so close to 0 that the tolerance allows either sign; they
+            count as flipped.
+        pixels: number of pixels of the image.
     """
 
     sample: int
@@ -85,7 +85,7 @@ class MaskRow(Record, frozen=True, kw_only=True):
 
 
 class MaskResult(_Judged, frozen=True, kw_only=True):
-    """All masks of the reference samples: how many, the worst and the mean of their rows, and the rows."""
+    """Comparison of all masks of the reference samples: number, worst and mean values, and rows."""
 
     masks: int
     iou_worst: float
@@ -98,7 +98,7 @@ class MaskResult(_Judged, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, rows: Sequence[MaskRow], limits: Sequence[Tolerance]) -> "MaskResult":
-        """Judge masks."""
+        """Summarise rows and compare them with limits."""
         worst, mean = min(row.iou for row in rows), sum(row.iou for row in rows) / len(rows)
         share = max(row.share_of_max for row in rows)
         values = {Measure.SHARE_OF_MAX: share, Measure.IOU_WORST: worst, Measure.IOU_MEAN: mean}
@@ -117,17 +117,17 @@ class MaskResult(_Judged, frozen=True, kw_only=True):
 
 
 class DataResult(_Judged, frozen=True, kw_only=True, rename=lambda name: name.replace("giou", "gIoU")):
-    """A data set answered by PyTorch and by the engine; fractions in [0, 1].
+    """Comparison of PyTorch and the engine on a data set; scores are fractions in [0, 1].
 
     Attributes:
         data: data set and split.
-        samples: how many.
-        giou_torch: gIoU of PyTorch, original size.
-        giou_engine: the engine's.
+        samples: number of samples.
+        giou_torch: gIoU of PyTorch at the images' size.
+        giou_engine: gIoU of the engine.
         giou_difference: engine minus PyTorch.
-        iou_worst: lowest IoU of the engine's mask with PyTorch's.
-        iou_mean: mean of them.
-        flipped_pixels: pixels that differ, in all masks.
+        iou_worst: lowest IoU of the engine's mask with PyTorch's mask.
+        iou_mean: mean IoU of the engine's masks with PyTorch's masks.
+        flipped_pixels: number of differing pixels in all masks.
     """
 
     data: str
@@ -141,20 +141,20 @@ class DataResult(_Judged, frozen=True, kw_only=True, rename=lambda name: name.re
 
 
 class ParityReport(Record, frozen=True, kw_only=True):
-    """Everything a parity check found.
+    """Result of a parity check.
 
     Attributes:
-        bundle: the bundle's folder.
+        bundle: folder of the bundle.
         backend: the runtime.
-        backend_reason: why that one.
-        providers: what computed each stage.
-        precision: the coarsest of the graphs.
-        checkpoint_sha256: of the merged model the bundle was exported from.
-        tokens_equal: whether the bundle's tokenizer encodes the reference phrases as training did.
-        tensors: stage by stage and chained.
-        masks: end to end.
-        data: on a data set, if one was given.
-        notes: what to know about the bundle, one line each.
+        backend_reason: reason for the choice of the runtime.
+        providers: device or provider of each stage.
+        precision: coarsest precision of the graphs.
+        checkpoint_sha256: digest of the merged model the bundle was exported from.
+        tokens_equal: whether the bundle's tokenizer encodes the reference phrases as in training.
+        tensors: comparison of stage outputs, single and chained.
+        masks: end-to-end comparison.
+        data: comparison on a data set, if one was given.
+        notes: notes about the bundle, one line each.
     """
 
     bundle: str
@@ -171,21 +171,21 @@ class ParityReport(Record, frozen=True, kw_only=True):
 
     @property
     def holds(self) -> bool:
-        """Whether every row passed."""
+        """Whether all rows pass."""
         judged = (*self.tensors, self.masks, *([self.data] if self.data is not None else []))
         return self.tokens_equal and all(part.passed for part in judged)
 
     @property
     def failure(self) -> str:
-        """One line if it does not hold."""
+        """One line if parity does not hold, otherwise empty."""
         return "" if self.holds else "parity does not hold (see the rows marked FAIL)"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a JSON-serialisable dict."""
         return {"holds": self.holds, **Record.to_dict(self)}
 
     def render(self) -> Group:
-        """Tables and the conclusion, for a terminal."""
+        """Return tables and the conclusion for a terminal."""
         checks = dict.fromkeys(row.check for row in self.tensors)
         parts: list[RenderableType] = [
             f"{self.bundle} ({self.precision}) on {self.backend} against FP32 PyTorch",
@@ -197,7 +197,7 @@ class ParityReport(Record, frozen=True, kw_only=True):
         if self.data is not None:
             parts.append(_data_table(self.data).to_rich())
         if not self.tokens_equal:
-            parts.append(Text("FAIL  the bundle's tokenizer encodes the reference phrases unlike training", "red"))
+            parts.append(Text("FAIL  the bundle's tokenizer encodes the reference phrases unlike in training", "red"))
         parts += [Text(f"note: {note}", "yellow") for note in self.notes]
         parts.append(Text("parity holds", "green") if self.holds else Text("parity does not hold", "bold red"))
         return Group(*parts)
@@ -218,7 +218,7 @@ def _tensor_table(check: str, rows: Sequence[TensorRow]) -> Table:
 
 def _mask_table(result: MaskResult) -> Table:
     columns = ("masks", "worst IoU", "mean IoU", "logit error", "flipped px", "")
-    table = Table("end to end: from pixels and words to masks", columns, verdict=True)
+    table = Table("end to end: from pixels and phrases to masks", columns, verdict=True)
     flipped = f"{result.flipped_pixels:,} of {sum(row.pixels for row in result.rows):,}"
     ious = (f"{result.iou_worst:.6f}", f"{result.iou_mean:.6f}")
     table.add(str(result.masks), *ious, f"{result.share_of_max:.1e}", flipped, _verdict(result))

@@ -1,1 +1,1 @@
-"""The machine a measurement runs on: what it is, its peaks, its load."""
+"""Describes the machine of a measurement: hardware, peak performance, load."""

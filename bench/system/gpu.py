@@ -1,6 +1,6 @@
-"""Readings of the NVIDIA GPU that programs compute on, through NVML (package nvidia-ml-py).
+"""Reads the state of CUDA's first NVIDIA GPU through NVML (package nvidia-ml-py).
 
-Without the package, the driver or a GPU nothing is known.
+All readings are None without the package, the driver or a GPU.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from typing import Any
 from rsrefseg.engines.records import Record
 
 _IDLE = 0x1
-# The other bits are settings, not limits.
+# Throttle reasons that are limits; the other bits are settings.
 _SLOWED_BY = {
     0x4: "its power limit",
     0x8: "a hardware slowdown",
@@ -23,13 +23,13 @@ _SLOWED_BY = {
 
 
 class GpuReading(Record, frozen=True, kw_only=True):
-    """CUDA's first GPU now; None where it does not report.
+    """State of CUDA's first GPU; None for values that the GPU does not report.
 
     Attributes:
-        gpu_mhz: clock of the multiprocessors, unless the GPU is idle.
-        gpu_c: temperature of the chip.
-        gpu_memory_mib: device memory of this process.
-        gpu_slowed_by: what holds the clocks down.
+        gpu_mhz: clock of the multiprocessors in MHz; None if the GPU is idle.
+        gpu_c: temperature of the chip in degrees Celsius.
+        gpu_memory_mib: device memory used by this process in MiB.
+        gpu_slowed_by: reasons for reduced clocks.
     """
 
     gpu_mhz: float | None = None
@@ -39,7 +39,7 @@ class GpuReading(Record, frozen=True, kw_only=True):
 
 
 def read_gpu() -> GpuReading:
-    """Clock, temperature, memory and limits."""
+    """Read clock, temperature, memory and throttle reasons."""
     if (found := _device()) is None:
         return GpuReading()
     nvml, device = found
@@ -54,9 +54,9 @@ def read_gpu() -> GpuReading:
 
 
 def gpu_memory_used_mib() -> float | None:
-    """Device memory of this process, MiB; None if unknown.
+    """Return the device memory used by this process in MiB; None if unknown.
 
-    In a container with process numbers of its own NVML may name no process of ours: the memory is unknown then.
+    It is unknown in containers whose process ids differ from those that NVML reports.
     """
     if (found := _device()) is None:
         return None
@@ -67,7 +67,7 @@ def gpu_memory_used_mib() -> float | None:
 
 
 def gpu_name() -> str | None:
-    """Name and driver, e.g. ``NVIDIA H100 80GB HBM3, driver 580.95.05``; None if unknown."""
+    """Return name and driver, e.g. ``NVIDIA H100 80GB HBM3, driver 580.95.05``; None if unknown."""
     if (found := _device()) is None:
         return None
     nvml, device = found
@@ -77,7 +77,7 @@ def gpu_name() -> str | None:
 
 @cache
 def _device() -> tuple[Any, Any] | None:
-    """The module ``pynvml`` and its handle of CUDA's first device."""
+    """Return the module ``pynvml`` and its handle of CUDA's first device."""
     if (bus_id := _cuda_bus_id()) is None:
         return None
     try:
@@ -92,7 +92,7 @@ def _device() -> tuple[Any, Any] | None:
 
 
 def _cuda_bus_id() -> bytes | None:
-    """PCI bus id of CUDA's first device, from CUDA itself: NVML orders GPUs otherwise than CUDA."""
+    """Return the PCI bus id of CUDA's first device from CUDA, because NVML orders GPUs differently."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -104,7 +104,7 @@ def _cuda_bus_id() -> bytes | None:
 
 
 def _reported(query: Callable[..., Any], *arguments: Any) -> Any:
-    """What NVML reports; None where the GPU or the driver does not support the query."""
+    """Run an NVML query; return None if the GPU or the driver does not support it."""
     import pynvml
 
     try:

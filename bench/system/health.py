@@ -1,6 +1,6 @@
-"""What disturbed a measurement: other programs, the hypervisor, a CPU quota, heat, falling clocks.
+"""Detects disturbances of a measurement: other programs, the hypervisor, a CPU quota, heat, falling clocks.
 
-Read between rounds only: nothing of it runs while something is timed.
+Sensors are read between rounds, never while a runner is timed.
 """
 
 import time
@@ -22,11 +22,11 @@ _OTHERS_SHARE = 0.1
 _CLOCK_LOSS = 0.1
 _QUOTA_SHARE = 0.01
 _HOT_C = 95.0
-# A shorter time has too few ticks of the system's clock (10 ms each) for a share.
+# Shorter times have too few clock ticks (10 ms each) to compute a fraction.
 _MIN_CORE_S = 1.0
-# Chips of processors and boards, as Linux names them.
+# Linux names of temperature sensors of processors and boards.
 _PROCESSOR_CHIPS = {"coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "cpu-thermal", "tj-thermal"}
-_PLAUSIBLE_C = (1.0, 150.0)  # a sensor that is off reports 0 or nonsense
+_PLAUSIBLE_C = (1.0, 150.0)  # inactive sensors report 0 or invalid values
 _THROTTLE_COUNTS = (
     "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count",  # Intel: heat
     "sys/class/hwmon/hwmon*/oc*_event_cnt",  # Jetson: current
@@ -34,15 +34,15 @@ _THROTTLE_COUNTS = (
 
 
 class HealthSample(GpuReading, frozen=True, kw_only=True):
-    """The device at one moment, or since the sample before; None where it does not report.
+    """State of the machine, or change since the previous sample; None for values that are not reported.
 
     Attributes:
-        cpu_ghz: clock of the fastest core.
-        hottest_c: highest temperature of processor and board.
-        stolen_share: of the time of this program's cores, given to others by the hypervisor.
-        others_share: of their time, used by other programs.
-        throttle_events: how often the processor slowed itself down since the start of the watch.
-        quota_held_ms: how long a CPU quota kept threads of this control group waiting since then.
+        cpu_ghz: clock of the fastest core in GHz.
+        hottest_c: highest temperature of processor and board in degrees Celsius.
+        stolen_share: fraction of the cores' time that the hypervisor gave to other machines.
+        others_share: fraction of the cores' time that other programs used.
+        throttle_events: number of times the processor throttled since ``Watch.begin``.
+        quota_held_ms: time that a CPU quota made threads of this control group wait since ``Watch.begin``, in ms.
     """
 
     cpu_ghz: float | None = None
@@ -57,8 +57,8 @@ class Health(Record, frozen=True):
     """All samples of a measurement.
 
     Attributes:
-        samples: in order.
-        seconds: length of the measurement.
+        samples: samples in order.
+        seconds: duration of the measurement in s.
     """
 
     samples: tuple[HealthSample, ...]
@@ -66,12 +66,12 @@ class Health(Record, frozen=True):
 
     @property
     def gpu_slowed_by(self) -> list[str]:
-        """What held the GPU's clocks down in any sample."""
+        """Reasons for reduced GPU clocks in any sample."""
         return list(dict.fromkeys(reason for sample in self.samples for reason in sample.gpu_slowed_by))
 
     @property
     def ranges(self) -> dict[str, dict[str, float]]:
-        """``min``, ``median`` and ``max`` of every figure that was ever reported, by its name."""
+        """``min``, ``median`` and ``max`` of every reported value by name."""
         names = (name for name in HealthSample.__struct_fields__ if name != "gpu_slowed_by")
         seen = {name: self._values(name) for name in names}
         return {
@@ -81,7 +81,7 @@ class Health(Record, frozen=True):
         }
 
     def notes(self) -> list[str]:
-        """A line for each disturbance; none on a quiet device."""
+        """Return a line for each disturbance."""
         found = []
         if (stolen := self._max("stolen_share")) >= _STOLEN_SHARE:
             found.append(f"the hypervisor gave up to {stolen:.0%} of the cores to others: ratios are safer than times")
@@ -104,7 +104,7 @@ class Health(Record, frozen=True):
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form: the ranges instead of the samples."""
+        """Return a JSON-serialisable dict with ranges instead of samples."""
         return {
             "samples": len(self.samples),
             "ranges": self.ranges,
@@ -121,10 +121,10 @@ class Health(Record, frozen=True):
 
 
 class Watch:
-    """Samples the device whenever it is asked to.
+    """Samples the state of the machine on request.
 
     Args:
-        root: where ``/proc`` and ``/sys`` are.
+        root: folder that contains ``proc`` and ``sys``.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -132,7 +132,7 @@ class Watch:
         self.begin()
 
     def begin(self) -> None:
-        """Start over: what happened before, such as warming up, is not part of the measurement."""
+        """Discard earlier samples, e.g. those of the warm-up, and start the measurement."""
         self._samples: list[HealthSample] = []
         self._start_s = time.monotonic()
         self._times = core_times()
@@ -160,15 +160,15 @@ class Watch:
         return sample
 
     def summary(self) -> Health:
-        """All samples since ``begin``."""
+        """Return all samples since ``begin``."""
         return Health(tuple(self._samples), time.monotonic() - self._start_s)
 
 
 def _cpu_ghz() -> float | None:
-    """The fastest core's: the others may be asleep."""
+    """Return the clock of the fastest core, because others may be idle."""
     try:
         clocks = [core.current / 1e3 for core in psutil.cpu_freq(percpu=True)]
-    except (NotImplementedError, OSError):  # a container may show a part of the files
+    except (NotImplementedError, OSError):  # a container may expose only some of the files
         return None
     return max(clocks, default=0.0) or None
 
@@ -181,14 +181,14 @@ def _hottest_c() -> float | None:
 
 
 def _throttle_count(root: Path) -> int | None:
-    """How often the processor has slowed itself down since the system started."""
+    """Return how often the processor has throttled since the system started."""
     texts = (_read(path) for pattern in _THROTTLE_COUNTS for path in root.glob(pattern))
     counts = [int(text) for text in texts if text.strip().isdecimal()]
     return sum(counts) if counts else None
 
 
 def _quota_held_ms(root: Path) -> float | None:
-    """How long CPU quotas of this process's control groups (version 2) have kept threads waiting so far."""
+    """Return how long quotas of this process's control groups (version 2) have made threads wait, in ms."""
     entries = (line.partition("0::/") for line in _read(root / "proc/self/cgroup").splitlines())
     path = next((path for before, found, path in entries if found and not before), None)
     if path is None:
@@ -208,7 +208,7 @@ def _read(path: Path) -> str:
 
 
 def _clock_fall(clocks: Sequence[float]) -> tuple[float, float] | None:
-    """The clock before and after the deepest fall in proportion, if it is more than 10%; rising is none."""
+    """Return the clocks before and after the largest relative fall, if it exceeds 10%."""
     highest, deepest = 0.0, None
     for clock in clocks:
         highest = max(highest, clock)

@@ -1,4 +1,4 @@
-"""The machine that a measurement runs on, and how much of it other programs use."""
+"""Describes the machine of a measurement and measures its load by other programs."""
 
 import os
 import platform
@@ -25,14 +25,14 @@ class Machine(Record, frozen=True):
     """The machine and its software.
 
     Attributes:
-        cpu: model name.
-        usable_cores: cores this process may use.
-        cores: cores of the machine.
-        memory_mib: main memory.
+        cpu: model name of the processor.
+        usable_cores: number of cores this process may use.
+        cores: number of cores of the machine.
+        memory_mib: size of the main memory in MiB.
         gpu: name and driver of CUDA's first GPU; None if there is none or it is unknown.
         system: operating system and kernel.
-        python: version.
-        versions: of the installed packages that affect the figures.
+        python: version of Python.
+        versions: versions of installed packages that affect measurements.
     """
 
     cpu: str
@@ -49,10 +49,10 @@ class CoreTimes(NamedTuple):
     """Core seconds of the cores this process is bound to, since the system started.
 
     Attributes:
-        idle: with nothing to do.
-        stolen: given to other virtual machines by the hypervisor.
-        own: used by this process and its finished children.
-        total: all.
+        idle: idle time.
+        stolen: time that the hypervisor gave to other virtual machines.
+        own: time used by this process and its finished children.
+        total: total time.
     """
 
     idle: float
@@ -61,7 +61,7 @@ class CoreTimes(NamedTuple):
     total: float
 
     def since(self, before: "CoreTimes") -> "CoreTimes":
-        """The difference to an earlier reading."""
+        """Return the difference to an earlier reading."""
         return CoreTimes(*(now - then for now, then in zip(self, before, strict=True)))
 
 
@@ -80,9 +80,9 @@ def this_machine() -> Machine:
 
 
 def core_times() -> CoreTimes:
-    """Read the processor's counters.
+    """Read the time counters of the cores.
 
-    A container may number its cores from 0 while the process is bound by the host's numbers: then all cores count.
+    All cores count in containers that number cores from 0 while the process is bound to the host's numbers.
     """
     process, cores = psutil.Process(), psutil.cpu_times(percpu=True)
     bound = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(len(cores))
@@ -93,15 +93,15 @@ def core_times() -> CoreTimes:
         idle=sum(core.idle + getattr(core, "iowait", 0.0) for core in cores),
         stolen=sum(getattr(core, "steal", 0.0) for core in cores),
         own=used.user + used.system + used.children_user + used.children_system,
-        # A guest's time is part of the user's time.
+        # User time includes guest time.
         total=sum(sum(core) - getattr(core, "guest", 0.0) - getattr(core, "guest_nice", 0.0) for core in cores),
     )
 
 
 def others_busy_share() -> float | None:
-    """The share of this program's cores that other programs use while this one sleeps for half a second.
+    """Return the fraction of this process's cores that other programs use during half a second of sleep.
 
-    None if unknown. Own threads that still spin after their work are not counted.
+    The result is None if unknown. Spinning threads of this process do not count.
     """
     before = core_times()
     time.sleep(_WATCH_S)
@@ -110,15 +110,15 @@ def others_busy_share() -> float | None:
 
 
 def busy_notes(shares: Iterable[float | None]) -> list[str]:
-    """A note for the report if ``others_busy_share`` was ever more than 10%."""
+    """Return a note for the report if any ``others_busy_share`` exceeds 10%."""
     worst = max((share for share in shares if share is not None), default=0.0)
     return [f"other programs used {worst:.0%} of the cores: do not quote these figures"] if worst > _BUSY_SHARE else []
 
 
 def peak_memory_mib() -> float | None:
-    """Peak resident memory of this process, MiB; None where ``/proc`` is missing.
+    """Return the peak resident memory of this process in MiB; None without ``/proc``.
 
-    Not ``ru_maxrss``: on Linux a child inherits its parent's at the fork.
+    ``ru_maxrss`` is unsuitable: on Linux a child process inherits the value of its parent.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -128,14 +128,14 @@ def peak_memory_mib() -> float | None:
 
 
 def memory_notes(peaks_mib: Sequence[float | None]) -> list[str]:
-    """A warning if programs whose peak memory was measured one by one may not fit into free memory together."""
+    """Return a warning if programs with these peak memories may not fit into free memory together."""
     free_mib = psutil.virtual_memory().available / 2**20
     together = sum(peak for peak in peaks_mib if peak is not None)
     if together <= free_mib:
         return []
     return [
-        f"the runners took up to {together / 2**10:.1f} GiB one by one and {free_mib / 2**10:.1f} GiB are free: the "
-        "system may kill a measurement of all at once, so name fewer with --backends"
+        f"the runners need up to {together / 2**10:.1f} GiB together and {free_mib / 2**10:.1f} GiB are free: the "
+        "system may kill the measurement, so name fewer with --backends"
     ]
 
 

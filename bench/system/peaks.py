@@ -1,8 +1,8 @@
-"""Peak operations and bytes per second of this machine, measured on the spot.
+"""Measures the peak operations and bytes per second of this machine.
 
-A process of its own measures, so that its libraries use exactly the threads asked for and nothing of them stays in the
-process that times models. Each figure is the best of many short runs and, where several libraries are installed, of all
-of them: none is the fastest on every processor.
+A separate process measures, so that its libraries use exactly the requested threads and do not affect the process that
+times models. Each result is the best of many short runs with all installed libraries, because no library is the fastest
+on every processor.
 """
 
 import json
@@ -26,7 +26,7 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_
 _SIDE, _CUDA_SIDE = 1536, 8192
 _MIN_SECONDS, _MIN_RUNS = 0.4, 3
 _BUFFER_BYTES, _CUDA_BUFFER_BYTES = 1 << 28, 1 << 30  # larger than any cache
-# An ONNX model of one float32 MatMul, c = a b, of any size, as `onnx.helper` writes it; `onnx` may not be installed.
+# ONNX model of a float32 MatMul c = a b of any size, written by `onnx.helper`, because `onnx` may not be installed.
 MATMUL = (
     b"\x08\x08\x12\x00:[\x0a\x11\x0a\x01a\x0a\x01b\x12\x01c\x22\x06MatMul\x12"
     b"\x01gZ\x15\x0a\x01a\x12\x10\x0a\x0e\x08\x01\x12\x0a\x0a\x03\x12\x01m\x0a\x03\x12\x01kZ"
@@ -38,15 +38,15 @@ _MIN_SHARE_OF_THREADS = 0.85
 
 
 class Peaks(Record, frozen=True):
-    """The most a device can do.
+    """Peak performance of a device.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        flops_per_s: by precision of the matrix product, 2 for each multiply-add.
-        bandwidth_bytes_per_s: of its main memory; None if unknown.
-        how: what it was measured with, or why it was not.
-        threads: of a CPU; None for a GPU.
-        cores_used: that the threads had while multiplying.
+        flops_per_s: operations per second by precision of the matrix product; a multiply-add counts as 2.
+        bandwidth_bytes_per_s: bandwidth of the main memory; None if unknown.
+        how: libraries of the measurement, or the reason why there is none.
+        threads: number of threads on a CPU; None for a GPU.
+        cores_used: number of cores that the threads used while multiplying.
     """
 
     device: str
@@ -57,7 +57,7 @@ class Peaks(Record, frozen=True):
     cores_used: float | None = None
 
     def notes(self) -> list[str]:
-        """A line for the report if the peaks are unknown or too low."""
+        """Return a line for the report if the peaks are unknown or too low."""
         if not self.flops_per_s:
             return [f"no roofline for {self.device}: {self.how}"]
         if self.threads is None or self.cores_used is None or self.cores_used >= _MIN_SHARE_OF_THREADS * self.threads:
@@ -68,13 +68,13 @@ class Peaks(Record, frozen=True):
 
 
 def measure_peaks(threads: int, device: str = "cpu") -> Peaks:
-    """Measure for about two seconds, in a process of its own.
+    """Measure peak performance for about two seconds in a separate process.
 
-    Without PyTorch only FP32, and only the CPU. What cannot be measured is missing in the result, never an error.
+    Without PyTorch, only FP32 on the CPU is measured. Values that cannot be measured are missing; no error is raised.
 
     Args:
-        threads: of a CPU.
-        device: ``cpu`` or ``cuda``.
+        threads: number of CPU threads.
+        device: ``cpu`` or ``cuda``; for other devices the result has no peaks.
     """
     if device not in ("cpu", "cuda"):
         return Peaks(device, {}, None, "its peaks cannot be measured here")
@@ -142,7 +142,7 @@ def _onnxruntime_flops_per_s(onnxruntime: Any, threads: int) -> float:
 
 
 def _numpy_bandwidth(threads: int) -> float:
-    """The better of reading and copying, bytes per second; numpy releases the interpreter lock in both."""
+    """Return the higher bandwidth of reading and copying; numpy releases the interpreter lock in both."""
     source = np.ones(_BUFFER_BYTES // 4, np.float32)
     target = np.empty_like(source)
     pairs = list(zip(np.array_split(source, threads), np.array_split(target, threads), strict=True))
@@ -166,7 +166,7 @@ def _torch_flops_per_s(torch: Any, kind: Any, device: str, side: int) -> float:
 
 
 def _best_s(work: Callable[[], Any]) -> float:
-    """Seconds of the shortest of many runs, after one that does not count."""
+    """Return the shortest duration of many runs in s, after an untimed run."""
     work()
     taken: list[float] = []
     end_s = time.perf_counter() + _MIN_SECONDS
@@ -178,7 +178,7 @@ def _best_s(work: Callable[[], Any]) -> float:
 
 
 def _has_bf16() -> bool:
-    """Whether the processor multiplies BF16 itself; otherwise PyTorch is slower in BF16 than in FP32."""
+    """Return whether the processor has BF16 instructions; otherwise BF16 is slower than FP32 in PyTorch."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:

@@ -1,4 +1,4 @@
-"""A module of this package as a process of its own, so that a measurement starts from nothing."""
+"""Runs modules of this package in new processes, for measurements without earlier imports."""
 
 import os
 import subprocess
@@ -9,10 +9,10 @@ from rsrefseg.engines.errors import RSRefSegError
 
 
 def run_module(name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """Run ``python -m`` with this process's import path; its standard output.
+    """Run ``python -m`` with this process's import path and return its standard output.
 
     Raises:
-        RSRefSegError: it failed; the message is the last line of its standard error.
+        RSRefSegError: the process failed; the message is the last line of its standard error.
     """
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(
@@ -24,5 +24,5 @@ def run_module(name: str, arguments: Sequence[str], environment: Mapping[str, st
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
-        raise RSRefSegError(lines[-1] if lines else f"its process ended with {done.returncode}")
+        raise RSRefSegError(lines[-1] if lines else f"the process ended with exit code {done.returncode}")
     return done.stdout

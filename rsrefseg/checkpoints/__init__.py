@@ -1,1 +1,1 @@
-"""Weights that users bring from elsewhere: SAM, SigLIP and other people's RSRefSeg checkpoints, read without trust."""
+"""Reads SAM, SigLIP and RSRefSeg checkpoints from untrusted files."""

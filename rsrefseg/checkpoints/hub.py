@@ -1,4 +1,4 @@
-"""A model named as on the Hugging Face hub, from the local cache, or downloaded where there is a network."""
+"""Finds models of the Hugging Face hub in the local cache or downloads them."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,20 +11,20 @@ _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".model", ".
 _TIMEOUT_S = 10.0
 
 
-def folder_of(path: Path, needed: Sequence[Sequence[str]], say: Callable[[str], None]) -> Path:
-    """``path`` itself, or the cached folder of the model of that name on the hub.
+def find_model(path: Path, needed: Sequence[Sequence[str]], say: Callable[[str], None]) -> Path:
+    """Return ``path``, or the cached folder of the hub model of that name.
 
-    A name has one slash, and neither it nor its first half exists on this disk. The cache is ``$HF_HOME`` or
-    ``~/.cache/huggingface``. Only the files of ``needed`` are ever downloaded.
+    A name has one slash, and neither it nor its first half exists as a path. The cache is ``$HF_HOME`` or
+    ``~/.cache/huggingface``. Only the files of ``needed`` are downloaded.
 
     Args:
         path: a file or folder, or a name such as ``google/siglip-so400m-patch14-384``.
-        needed: groups of file names; of each group the folder must have one.
-        say: takes the line that reports a download.
+        needed: groups of file names; the folder must have one file of each group.
+        say: called with a line that reports a download.
 
     Raises:
-        MissingPartError: the cache lacks it and it cannot be downloaded.
-        BadInputError: the hub has no such model, or one without these files.
+        MissingPartError: the model is not in the cache and cannot be downloaded.
+        BadInputError: the hub has no such public model, or the model lacks a needed file.
     """
     name = str(path)
     if path.exists() or not _NAME.fullmatch(name) or path.suffix in _WEIGHT_SUFFIXES or path.parent.exists():
@@ -42,16 +42,16 @@ def folder_of(path: Path, needed: Sequence[Sequence[str]], say: Callable[[str], 
         if (part := lacking(cached)) is None:
             return cached
         found = f"the cache lacks its {part}"
-    except Exception:  # its errors for "not there" differ from release to release
+    except Exception:  # the errors for "not in the cache" differ between releases
         pass
     try:
-        # One short question first: without a network, a download would retry for minutes.
+        # A short request first: without a network, a download retries for minutes.
         HfApi().model_info(name, timeout=_TIMEOUT_S)
         say(f"downloading '{name}' into {constants.HF_HUB_CACHE}")
         folder = Path(snapshot_download(name, allow_patterns=[file for group in needed for file in group]))
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise BadInputError(f"no file or folder '{name}', and the hub has no such public model: check it") from error
-    except Exception as error:  # no network: whatever its client's library raises
+    except Exception as error:  # without a network, the HTTP client raises errors of its own classes
         raise MissingPartError(
             f"no file or folder '{name}', {found}, and it cannot be downloaded ({type(error).__name__}): give a path, "
             f"or run `hf download {name}` where there is a network and copy the folder or its cache here "

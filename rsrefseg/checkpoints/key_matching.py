@@ -1,4 +1,4 @@
-"""Every tensor of a foreign file accounted for: found, missing, surplus, misshapen, or left out and reported."""
+"""Matches the tensors of a file with those of a model and reports missing, unknown, misshapen and unused ones."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _SHOWN_NAMES = 3
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A tensor of ours (``name``) and the one in the file that fills it (``source_name``)."""
+    """A tensor of the model (``name``) and its source in the file (``source_name``)."""
 
     name: str
     source_name: str
@@ -25,7 +25,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """Everything of a file: what fills which tensor of ours, and what is not needed."""
+    """All matches of a file, and the names of its unused tensors (``dropped``)."""
 
     path: Path
     pairs: tuple[Match, ...]
@@ -33,12 +33,12 @@ class Matches:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One line about what was left out, if anything was."""
+        """One line that lists unused tensors; empty if there are none."""
         if not self.dropped:
             return ()
         more = f" and {len(self.dropped) - _SHOWN_NAMES} more" if len(self.dropped) > _SHOWN_NAMES else ""
         shown = ", ".join(self.dropped[:_SHOWN_NAMES])
-        return (f"'{self.path}': left out what RSRefSeg does not use: {shown}{more}",)
+        return (f"'{self.path}': left out tensors that RSRefSeg does not use: {shown}{more}",)
 
 
 def match(
@@ -49,18 +49,18 @@ def match(
     path: Path,
     what: str,
 ) -> Matches:
-    """Pair every tensor of ours with one of a file. Half precision is taken and widened later.
+    """Match every tensor of the model with a tensor of the file. Half precision is accepted; ``fill`` widens it.
 
     Args:
-        expected: tensors of ours, by our names; only their shapes and dtypes matter.
-        source_name: the name of one of ours in the file's layout.
-        state: the file's tensors.
-        is_unused: which of the file's names are known and not needed.
+        expected: tensors of the model by name; only their shapes and dtypes are used.
+        source_name: maps a name of the model to the name in the file's layout.
+        state: tensors of the file by name.
+        is_unused: returns whether a name of the file is known and not needed.
         path: the file, for messages.
-        what: what it should be, for messages.
+        what: kind of checkpoint, for messages.
 
     Raises:
-        BadInputError: names the first tensor that is missing, surplus, of another shape or dtype.
+        BadInputError: a tensor is missing, unknown, or of another shape or dtype; the message names the first one.
     """
     sources = {source_name(name): name for name in expected}
     dropped = tuple(sorted(name for name in state.keys() - sources.keys() if is_unused(name)))
@@ -83,20 +83,20 @@ def match(
 
 
 def match_own(expected: Mapping[str, Tensor], state: State, path: Path) -> Matches:
-    """Pair the tensors of a model, or of a part of it, with those of a file that must have the same names.
+    """Match the tensors of a model, or of a part of it, with a file that uses the same names.
 
     Raises:
-        BadInputError: as ``match``.
+        BadInputError: see ``match``.
     """
     return match(expected, str, state, lambda _: False, path, "file of this model")
 
 
 @torch.no_grad()
 def fill(module: nn.Module, matches: Matches) -> None:
-    """Copy matched tensors into a module, half precision widened to float32.
+    """Copy matched tensors into a module; half precision becomes float32.
 
     Raises:
-        BadInputError: a tensor holds a value that is not finite in float32.
+        BadInputError: a tensor has a value that is not finite in float32.
     """
     state = module.state_dict()
     for pair in matches.pairs:

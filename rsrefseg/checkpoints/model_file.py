@@ -1,6 +1,6 @@
-"""Weights on disk: safetensors with the model configuration in the header. No pickles.
+"""Reads and writes weights as safetensors with the model configuration in the header, without pickles.
 
-Every reader raises a BadInputError where a file is missing, damaged, not one of ours, or its tensors do not fit.
+All readers raise BadInputError if the file is missing, damaged, not written by rsrefseg, or does not fit the model.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ from .key_matching import match_own
 
 FORMAT = "rsrefseg"
 SCHEMA_VERSION = 1
-_NO_TENSOR = "\0"  # a prefix that no name has: the header alone is read
+_NO_TENSOR = "\0"  # prefix of no tensor name, to read the header only
 
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """A tensor file, read: its tensors by name and the JSON of its header."""
+    """Content of a tensor file: its tensors by name and the JSON of its header."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -43,7 +43,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     """Write tensors and a JSON header, atomically.
 
     Raises:
-        RSRefSegError: the disk is full or the folder cannot be written.
+        RSRefSegError: the disk is full or the file cannot be written.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     document = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **header}
@@ -52,13 +52,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
             temporary.touch()
             usual_mode = stat.S_IMODE(temporary.stat().st_mode)
             save_file(contiguous, temporary, metadata={FORMAT: json.dumps(document)})
-            temporary.chmod(usual_mode)  # safetensors leaves files that only their owner can read
+            temporary.chmod(usual_mode)  # safetensors writes files that only the owner can read
     except SafetensorError as error:  # atomic_file reports a full disk
         raise BadInputError(f"'{path}' could not be written ({error}): free space or choose another place") from error
 
 
 def load_tensors(path: Path, prefix: str = "") -> TensorFile:
-    """Read a tensor file this project wrote; with ``prefix`` only the tensors under it, the prefix cut off."""
+    """Read a tensor file of this project; with ``prefix``, only the tensors under it, named without the prefix."""
     if not path.is_file():
         raise BadInputError(f"'{path}' does not exist: give a safetensors file that `rsrefseg train` or `merge` wrote")
     try:
@@ -67,9 +67,9 @@ def load_tensors(path: Path, prefix: str = "") -> TensorFile:
             names = [name for name in stream.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
             tensors = {name.removeprefix(prefix): stream.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
-        raise BadInputError(f"'{path}' is no whole safetensors file ({error}): copy or make it again") from error
+        raise BadInputError(f"'{path}' is not a complete safetensors file ({error}): copy it again") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise BadInputError(f"'{path}' was not written by rsrefseg: bring other checkpoints in with `rsrefseg convert`")
+        raise BadInputError(f"'{path}' was not written by rsrefseg: import other checkpoints with `rsrefseg convert`")
     if header.get("schema_version") != SCHEMA_VERSION:
         found = header.get("schema_version")
         raise BadInputError(f"'{path}' has schema version {found}, this release reads {SCHEMA_VERSION}: write it again")
@@ -77,7 +77,7 @@ def load_tensors(path: Path, prefix: str = "") -> TensorFile:
 
 
 def save_model(path: Path, model: RSRefSeg, dtype: torch.dtype | None = None, **header: Any) -> None:
-    """Write a whole model; ``dtype`` narrows its floating-point tensors in the file."""
+    """Write a model; ``dtype`` converts the floating-point tensors in the file, e.g. to float16."""
     tensors = model.state_dict()
     if dtype is not None:
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
@@ -85,7 +85,7 @@ def save_model(path: Path, model: RSRefSeg, dtype: torch.dtype | None = None, **
 
 
 def load_model(path: Path) -> RSRefSeg:
-    """Read a whole model into float32, in eval mode.
+    """Load a model in float32 and eval mode.
 
     Raises:
         BadInputError: the file is damaged, or its tensors do not fit its configuration.
@@ -94,7 +94,7 @@ def load_model(path: Path) -> RSRefSeg:
 
 
 def model_from(file: TensorFile) -> RSRefSeg:
-    """The model that a file holds, in float32 and eval mode. Its weights stay in the file until they are used."""
+    """Build the model of a file in float32 and eval mode. Its weights stay mapped from the file until used."""
     config = config_of(file)
     with _without_weights():
         model = RSRefSeg(config).eval()
@@ -103,7 +103,7 @@ def model_from(file: TensorFile) -> RSRefSeg:
 
 
 def load_stage(path: Path, stage: Stage) -> nn.Module:
-    """One stage of a whole model, in float32 and eval mode; nothing of the other stages is read."""
+    """Load one stage of a model in float32 and eval mode, without reading the other stages."""
     file = load_tensors(path, f"{stage}.")
     config = config_of(file)
     with _without_weights():
@@ -113,9 +113,9 @@ def load_stage(path: Path, stage: Stage) -> nn.Module:
 
 
 def config_of(file: TensorFile) -> ModelConfig:
-    """The configuration in the header of a whole model."""
+    """Return the configuration in the header of a model file."""
     if "config" not in file.header:
-        raise BadInputError(f"'{file.path}' holds part of a model: run `rsrefseg merge` and give its result")
+        raise BadInputError(f"'{file.path}' contains part of a model: run `rsrefseg merge` and give its result")
     try:
         return ModelConfig.from_dict(file.header["config"])
     except BadInputError as error:
@@ -124,20 +124,20 @@ def config_of(file: TensorFile) -> ModelConfig:
 
 @contextlib.contextmanager
 def _without_weights() -> Iterator[None]:
-    """Build modules whose parameters take no memory: drawing random ones takes longer than reading the real ones."""
+    """Build modules without allocating parameters: initialising them takes longer than reading the weights."""
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         yield
 
 
 def _take(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Make tensors the weights of a model, in float32."""
+    """Assign tensors as the weights of a model, in float32."""
     match_own(model.state_dict(), tensors, path)
     single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     model.load_state_dict(single, assign=True)
 
 
 def is_random(path: Path) -> bool:
-    """Whether a model file is stamped as one of random weights; false for anything that is no such file."""
+    """Return whether a model file is marked as having random weights; false for any other file."""
     try:
         return load_tensors(path, _NO_TENSOR).header.get("random_weights") is True
     except BadInputError:
@@ -145,7 +145,7 @@ def is_random(path: Path) -> bool:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a checkpoint file, as manifests and run records state it."""
+    """Return the SHA-256 of a checkpoint file as a hex string, as manifests and run records store it."""
     try:
         return sha256_file(path)
     except OSError as error:

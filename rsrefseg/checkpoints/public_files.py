@@ -1,4 +1,4 @@
-"""SAM's file and SigLIP's folder, as published, as the weights that training starts from."""
+"""Builds the initial model of a training from the published files of SAM and SigLIP."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from .tensor_files import weight_files
 
 @dataclass(frozen=True, slots=True)
 class PinnedPath:
-    """A file or folder and the SHA-256 of what was read of it (``weights_digest``)."""
+    """A file or folder and the SHA-256 of its weights (``weights_digest``)."""
 
     path: str
     sha256: str
@@ -27,21 +27,21 @@ class PinnedPath:
 
 @dataclass(frozen=True, slots=True)
 class PublicFiles:
-    """SAM's file and SigLIP's folder, as a run records them."""
+    """SAM's file and SigLIP's folder as recorded by a run."""
 
     sam: PinnedPath
     siglip: PinnedPath
 
     def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
-        """A model with both towers from these files; its prompter is random, as ``seed`` decides.
+        """Build a model with the weights of both files and a random prompter, initialised from ``seed``.
 
         Raises:
-            BadInputError: a file is gone, not the one that was recorded, or does not fit ``config``.
+            BadInputError: a file is missing, differs from the recorded one, or does not fit ``config``.
         """
         for pinned in (self.sam, self.siglip):
             if weights_digest(Path(pinned.path)) != pinned.sha256:
                 raise BadInputError(
-                    f"'{pinned.path}' is not what this run was trained on: its SHA-256 differs from run.json"
+                    f"'{pinned.path}' is not the file this run was trained on: its SHA-256 differs from run.json"
                 )
         model = build_model(config, seed)
         for matches in _matches(config, model, Path(self.sam.path), Path(self.siglip.path)):
@@ -51,29 +51,29 @@ class PublicFiles:
 
 
 def pin_public_files(sam: Path, siglip: Path) -> PublicFiles:
-    """Record which files these are.
+    """Record the paths and digests of both files.
 
     Raises:
-        BadInputError: one of them is missing.
+        BadInputError: a file is missing.
     """
     return PublicFiles(*(PinnedPath(str(path.resolve()), weights_digest(path)) for path in (sam, siglip)))
 
 
 def check_public_files(config: ModelConfig, sam: Path, siglip: Path) -> tuple[str, ...]:
-    """Account for every tensor of both without building the model; a line for each file with unused tensors.
+    """Check every tensor of both files without building the model; return a line for each file with unused ones.
 
     Raises:
-        BadInputError: one of them cannot be read or does not fit ``config``.
+        BadInputError: a file cannot be read or does not fit ``config``.
     """
     expected = build_model(config, device="meta")
     return tuple(note for matches in _matches(config, expected, sam, siglip) for note in matches.notes)
 
 
 def weights_digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and SHA-256 of its weights and its configuration.
+    """Return the SHA-256 of a file, or of the names and digests of a folder's weights and configuration.
 
     Raises:
-        BadInputError: there are no weights.
+        BadInputError: the path has no weights.
     """
     if not path.is_dir():
         return digest(weight_files(path)[0])
@@ -82,7 +82,7 @@ def weights_digest(path: Path) -> str:
 
 
 def _matches(config: ModelConfig, model: RSRefSeg, sam: Path, siglip: Path) -> Iterator[Matches]:
-    """One file after the other: each is unmapped before the next is."""
+    """Yield the matches of one file after the other, so that only one file is mapped at a time."""
     expected = model.state_dict()
     yield match_sam(sam, config, expected)
     yield match_siglip(siglip, config, expected)

@@ -1,4 +1,4 @@
-"""SAM's published weights into RSRefSeg, from segment-anything's names (which are ours) or the Hugging Face port's."""
+"""Maps SAM's published weights to RSRefSeg, from the names of segment-anything or of its Hugging Face port."""
 
 import re
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from ..model.config import ModelConfig
 from .key_matching import Matches, match
 from .tensor_files import State, read_weights
 
-# What a SAM of the Hugging Face port needs of its repository.
+# Files that a SAM of the Hugging Face port needs from its repository.
 SAM_FILES = (("config.json",), ("model.safetensors",))
-# Constants that RSRefSeg computes itself, never part of a SAM file.
+# Constants that RSRefSeg computes; no SAM file contains them.
 OWN_CONSTANTS = ("sam_decoder.position_encoding",)
 
 _STAGES = ("sam_encoder.", "sam_decoder.")
-# The constants of SAM's normalisation, which some re-saved files carry.
+# Constants of SAM's normalisation, which some re-saved files contain.
 _UNUSED = ("pixel_mean", "pixel_std")
-# The matrix of SAM's positional encoding: one in segment-anything, shared under two names in the port.
+# Matrix of SAM's positional encoding: one name in segment-anything, two names in the port.
 _SHARED = "shared_image_embedding.positional_embedding"
 _OTHER = "prompt_encoder.shared_embedding.positional_embedding"
 # From segment-anything's names to the port's, applied in this order.
@@ -55,10 +55,10 @@ _PORT_NAMES = tuple(
 
 
 def match_sam(path: Path, config: ModelConfig, expected: Mapping[str, Tensor]) -> Matches:
-    """Account for every tensor of a SAM file or Hugging Face folder.
+    """Match every tensor of a SAM file or Hugging Face folder.
 
-    ``path`` is ``sam_vit_b_01ec64.pth``, the same as safetensors, or the port's file or folder; ``expected`` is the
-    state dict of a model of this ``config``, whose tensors may lie on the meta device.
+    ``path`` is ``sam_vit_b_01ec64.pth``, a safetensors copy of it, or the port's file or folder. ``expected`` is the
+    state dict of a model of this ``config``; its tensors may be on the meta device.
 
     Raises:
         BadInputError: the file cannot be read, or is not a SAM of this size.
@@ -82,17 +82,17 @@ def match_sam(path: Path, config: ModelConfig, expected: Mapping[str, Tensor]) -
 
 
 def hugging_face_name(name: str) -> str:
-    """The port's name of a segment-anything tensor (``image_encoder.…``, ``prompt_encoder.…``, ``mask_decoder.…``)."""
+    """Return the port's name of a segment-anything tensor (``image_encoder.…``, ``prompt_encoder.…``, …)."""
     for pattern, replacement in _PORT_NAMES:
         name = pattern.sub(replacement, name)
     return name
 
 
 def join_shared_encoding(state: State, shared: str, other: str, path: Path) -> State:
-    """``state`` with the positional encoding under ``shared`` alone; savers keep one of its two names or both.
+    """Return ``state`` with the positional encoding under ``shared`` only; files have one of the two names or both.
 
     Raises:
-        BadInputError: both are there and differ, which no SAM has.
+        BadInputError: the tensors under both names differ.
     """
     if other not in state:
         return state

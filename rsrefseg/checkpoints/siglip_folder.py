@@ -1,4 +1,4 @@
-"""SigLIP's published weights into RSRefSeg, from a Hugging Face folder."""
+"""Maps SigLIP's published weights to RSRefSeg, from a Hugging Face folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from .key_matching import Matches, match
 from .tensor_files import read_json_object, read_weights
 
 CONFIG_NAME = "config.json"
-# What a published SigLIP needs of its repository: (what it needs, any one of each group).
+# Files that SigLIP needs from its repository: one of each group.
 SIGLIP_FILES = ((CONFIG_NAME,), ("model.safetensors",), ("tokenizer.json", "spiece.model"))
 _UNUSED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 _POOLING_HEAD = "vision_model.head."
@@ -22,10 +22,10 @@ _PREFIXES = {"siglip_vision.": "vision_model.", "siglip_text.": "text_model.", "
 
 
 def match_siglip(folder: Path, config: ModelConfig, expected: Mapping[str, Tensor]) -> Matches:
-    """Check a folder's configuration and account for every tensor of its weights.
+    """Check the configuration in a folder and match every tensor of its weights.
 
-    ``folder`` has ``config.json`` and ``model.safetensors`` (or shards with their index, or ``pytorch_model.bin``);
-    ``expected`` is the state dict of a model of this ``config``, whose tensors may lie on the meta device.
+    ``folder`` has ``config.json`` and ``model.safetensors`` (or shards with their index, or ``pytorch_model.bin``).
+    ``expected`` is the state dict of a model of this ``config``; its tensors may be on the meta device.
 
     Raises:
         BadInputError: the folder cannot be read, or is not a SigLIP of this configuration.
@@ -40,7 +40,7 @@ def match_siglip(folder: Path, config: ModelConfig, expected: Mapping[str, Tenso
 
 
 def is_unused(name: str) -> bool:
-    """Whether a published tensor is known and not needed: the vision tower's pooling head, and position numbers."""
+    """Return whether RSRefSeg does not need a published tensor: the vision pooling head and position ids."""
     return name.startswith(_POOLING_HEAD) or name in _UNUSED
 
 
@@ -50,16 +50,16 @@ def _published_name(name: str) -> str:
 
 
 def _check_config(path: Path, config: ModelConfig) -> None:
-    """Refuse a SigLIP of another configuration. Sizes show in tensors; heads, activation and patches do not."""
+    """Raise BadInputError for another configuration: tensor shapes do not show heads, activation or patches."""
     document = read_json_object(path)
     if document.get("model_type") != "siglip":
-        raise BadInputError(f"'{path}' is of model type {document.get('model_type')!r}, not 'siglip'")
+        raise BadInputError(f"'{path}' has model type {document.get('model_type')!r}, not 'siglip'")
     try:
-        # The library's defaults for these two lie outside SigLIP's vocabulary, which it would warn about.
+        # The library's defaults for these two ids are outside SigLIP's vocabulary and cause a warning.
         text = (document.get("text_config") or {}) | {"bos_token_id": None, "eos_token_id": None}
-        # Published files leave out what equals the library's defaults.
+        # Published files omit values that equal the library's defaults.
         published = PublishedConfig(text_config=text, vision_config=document.get("vision_config"))
-    except Exception as error:  # its validation raises exceptions of its own
+    except Exception as error:  # the library raises its own validation errors
         reason = " ".join(str(error).split())[:120]
         raise BadInputError(f"'{path}' is not a SigLIP configuration ({reason}): download it again") from error
     for (part, name), value in _needed(config.siglip).items():
@@ -85,6 +85,6 @@ def _needed(config: SiglipConfig) -> dict[tuple[str, str], Any]:
     for part, tower in (("vision_config", config.vision), ("text_config", config.text)):
         for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
             needed[part, name] = getattr(tower, name)
-        # Every published SigLIP has these; RSRefSeg's towers are built with them.
+        # Every published SigLIP has these values, which RSRefSeg's towers use.
         needed |= {(part, "hidden_act"): "gelu_pytorch_tanh", (part, "layer_norm_eps"): 1e-6}
     return needed

@@ -1,4 +1,4 @@
-"""Weights of others, as a file or Hugging Face folder, become tensors by name; the files are not trusted."""
+"""Reads tensors by name from untrusted weight files and Hugging Face folders."""
 
 import pickletools
 import re
@@ -19,33 +19,33 @@ from ..data.annotation_files import parse_object, read_text
 State = dict[str, Tensor]
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# The pickle holds names and sizes only; that of a 1,600-tensor RSRefSeg has 0.2 MiB and 60,000 opcodes.
+# The pickle contains names and sizes only: 0.2 MiB and 60,000 opcodes for an RSRefSeg of 1,600 tensors.
 MAX_PICKLE_BYTES = 16 << 20
 _MAX_PICKLE_OPCODES = 2_000_000
 _ZIP_START, _ZIP_END, _ZIP_END_BYTES = b"PK\x03\x04", b"PK\x05\x06", 22
 _MAX_JSON_BYTES = 16 << 20
-# In the order they are looked for: safetensors first, for it cannot hold code.
+# In search order: safetensors first, because it cannot contain code.
 _INDEX_SUFFIX = ".index.json"
 _FOLDER_FILES = [name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", _INDEX_SUFFIX)]
 # How trainers wrap a state dict (DeepSpeed, mmengine, plain loops), and how data-parallel training prefixes its names.
 _WRAPPINGS = ("module", "state_dict", "model_state_dict")
 _PARALLEL_PREFIX = "module."
-# What a state dict needs. PyTorch's own list is longer: it has `bytearray`, which takes any amount of memory.
+# Globals of a state dict. PyTorch's list also has `bytearray`, which can allocate any amount of memory.
 _ALLOWED_GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch Size|torch device"
     r"|torch\.storage UntypedStorage|torch \w+Storage|torch (b?float|u?int)\d+|torch bool"
 )
-# Other ways to name a global, and whatever calls one with more than its arguments.
+# Other opcodes that name a global, or that create objects.
 _FORBIDDEN_OPCODES = frozenset({"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"})
 
 
 def read_weights(path: Path) -> State:
-    """Tensors by name of a safetensors or PyTorch file, or of a Hugging Face folder, sharded or not.
+    """Read the tensors of a safetensors or PyTorch file, or of a Hugging Face folder, sharded or not, by name.
 
-    The tensors are views of mapped files: memory is taken where they are copied.
+    The tensors are views of memory-mapped files: only copies of them allocate memory.
 
     Raises:
-        BadInputError: there is nothing to read, or it is damaged, hostile or not a plain set of dense tensors.
+        BadInputError: the file is missing, damaged or hostile, or has more than dense tensors.
     """
     files = weight_files(path)
     if len(files) == 1:
@@ -62,10 +62,10 @@ def read_weights(path: Path) -> State:
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
-    """The files that hold the weights of ``path``: itself, or a folder's single file, or its index and then its shards.
+    """Return the weight files of ``path``: the file, or a folder's single file, or its index followed by its shards.
 
     Raises:
-        BadInputError: there is no such file.
+        BadInputError: a file is missing.
     """
     if not path.is_dir():
         if not path.is_file():
@@ -84,15 +84,15 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def read_wrapped(path: Path) -> State:
-    """As ``read_weights`` for one file, whose state dict may be wrapped, and its names prefixed, as trainers do.
+    """Read the tensors of one file whose state dict may be wrapped and have prefixed names, as trainers save it.
 
     Raises:
-        BadInputError: as ``read_weights``; or there are two wrapped state dicts to choose from.
+        BadInputError: see ``read_weights``; or the file has two wrapped state dicts.
     """
     document = _read_file(path)
     wrapped = [key for key in _WRAPPINGS if isinstance(document, Mapping) and isinstance(document.get(key), Mapping)]
     if len(wrapped) > 1:
-        raise BadInputError(f"'{path}' holds both '{wrapped[0]}' and '{wrapped[1]}': save the right one alone")
+        raise BadInputError(f"'{path}' contains both '{wrapped[0]}' and '{wrapped[1]}': save one of them alone")
     state = _plain_state(document[wrapped[0]] if wrapped else document, path)
     if all(name.startswith(_PARALLEL_PREFIX) for name in state):
         return {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in state.items()}
@@ -100,16 +100,16 @@ def read_wrapped(path: Path) -> State:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A small JSON file that holds an object.
+    """Read a small JSON file that contains an object.
 
     Raises:
-        BadInputError: it is missing, too large, or something else.
+        BadInputError: the file is missing, too large, or contains something else.
     """
     return parse_object(read_text(path, _MAX_JSON_BYTES), f"'{path}'")
 
 
 def _read_file(path: Path) -> Any:
-    """What a file holds, its tensors mapped, not read."""
+    """Load the content of a file with memory-mapped tensors."""
     if not path.is_file():
         raise BadInputError(f"'{path}' does not exist or is not a file: give a .safetensors or .pth file")
     try:
@@ -125,30 +125,28 @@ def _read_file(path: Path) -> Any:
             )
         _check_archive(path)
         with warnings.catch_warnings(action="ignore"):
-            # Mapped storages are slices of the file, so none can be larger than what is there.
+            # Mapped storages are slices of the file, so none can be larger than the file.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except BadInputError:
         raise
-    # Damaged files end in almost any exception (SafetensorError, BadZipFile, UnpicklingError, RuntimeError, ...).
+    # Damaged files raise almost any exception (SafetensorError, BadZipFile, UnpicklingError, RuntimeError, ...).
     except (Exception, SafetensorError) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise BadInputError(f"'{path}' cannot be read in full ({reason}): download or copy it again") from error
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse a PyTorch file that holds more than tensors, or more than its size. No code of it is executed."""
+    """Raise BadInputError if a PyTorch file contains more than tensors or unpacks to more than its size."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         stream.seek(max(0, size - _ZIP_END_BYTES))
-        if not stream.read().startswith(_ZIP_END):  # else Python and PyTorch may find different archives in it
-            raise BadInputError(f"'{path}' is not a whole PyTorch checkpoint (its end is missing): download it again")
+        if not stream.read().startswith(_ZIP_END):  # otherwise Python and PyTorch may read different archives
+            raise BadInputError(f"'{path}' is not a complete PyTorch checkpoint (the end is missing): download it")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
         if packed or sum(max(entry.file_size, entry.compress_size) for entry in entries) > size:
-            raise BadInputError(
-                f"'{path}' unpacks to more than its own size, which no PyTorch checkpoint does: refused"
-            )
+            raise BadInputError(f"'{path}' unpacks to more than its size, which no PyTorch checkpoint does: refused")
         pickles = [entry for entry in entries if re.fullmatch(r"[^/]+/data\.pkl", entry.filename)]
         if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
             raise BadInputError(f"'{path}' is an archive, but not a state dict that torch.save wrote: refused")
@@ -158,7 +156,7 @@ def _check_archive(path: Path) -> None:
         strange = named is not None and not _ALLOWED_GLOBALS.fullmatch(named)
         if strange or opcode.name in _FORBIDDEN_OPCODES or count > _MAX_PICKLE_OPCODES:
             what = f"code or objects ('{named.replace(' ', '.')}')" if named and strange else "objects"
-            raise BadInputError(f"'{path}' holds {what} besides tensors: refused; save its state dict alone")
+            raise BadInputError(f"'{path}' contains {what} besides tensors: refused; save its state dict alone")
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -172,17 +170,17 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _plain_state(value: Any, path: Path) -> State:
-    """Make sure that every entry is an ordinary dense tensor whose numbers are really in the file."""
+    """Return the entries if all are ordinary dense tensors whose values are all in the file."""
     if not isinstance(value, Mapping) or not value:
         raise BadInputError(
-            f"'{path}' does not hold a state dict, but {type(value).__name__}: save the state dict alone"
+            f"'{path}' does not contain a state dict but {type(value).__name__}: save the state dict alone"
         )
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
             raise BadInputError(f"'{path}': entry {str(name)[:80]!r} is not a tensor but {kind}: save tensors alone")
         ordinary = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        # A tensor that is larger than its storage repeats a few numbers: copying it may take any amount of memory.
+        # A tensor larger than its storage repeats values, and a copy of it may need any amount of memory.
         if not ordinary or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             fix = "save it with .contiguous()"
             raise BadInputError(f"'{path}': tensor '{name}' is not an ordinary dense tensor: {fix}")

@@ -1,4 +1,4 @@
-"""The tokenizer that belongs to weights of others, as ``tokenizer.json`` or as SentencePiece's ``spiece.model``."""
+"""Reads the tokenizer of a SigLIP model from ``tokenizer.json`` or from SentencePiece's ``spiece.model``."""
 
 import string
 import tempfile
@@ -23,14 +23,14 @@ _WORD_START = "\u2581"
 
 
 def tokenizer_bytes(path: Path, config: ModelConfig) -> bytes:
-    """A ``tokenizer.json`` for SigLIP of this configuration.
+    """Return the content of ``tokenizer.json`` for a SigLIP of this configuration.
 
     Args:
-        path: a ``tokenizer.json``, a ``spiece.model``, or a folder with one of them (the first wins).
-        config: whose vocabulary it must fit.
+        path: a ``tokenizer.json``, a ``spiece.model``, or a folder with one of them; ``tokenizer.json`` has priority.
+        config: model whose vocabulary the tokenizer must fit.
 
     Raises:
-        BadInputError: there is none, it cannot be read, or it belongs to another model.
+        BadInputError: the tokenizer is missing, cannot be read, or belongs to another model.
         MissingPartError: ``spiece.model`` cannot be read here.
     """
     siglip, content = config.siglip, _read(path)
@@ -44,17 +44,17 @@ def tokenizer_bytes(path: Path, config: ModelConfig) -> bytes:
 
 
 def open_tokenizer(path: Path, length: int, padding: Padding) -> Tokenizer:
-    """The tokenizer of a file or folder, as ``tokenizer_bytes`` finds it, whatever model it belongs to.
+    """Open the tokenizer of a file or folder, for any model.
 
     Raises:
-        BadInputError: there is none, or it cannot be read.
+        BadInputError: the tokenizer is missing or cannot be read.
         MissingPartError: ``spiece.model`` cannot be read here.
     """
     return _opened(_read(path), path, length, padding)
 
 
 def _read(path: Path) -> bytes:
-    """The content of ``tokenizer.json``, converted where the file is SentencePiece's."""
+    """Return the content of ``tokenizer.json``, converted from SentencePiece if necessary."""
     file = path
     if path.is_dir():
         file = next((path / name for name in (FAST_NAME, SPIECE_NAME) if (path / name).is_file()), path)
@@ -78,14 +78,14 @@ def _opened(content: bytes, path: Path, length: int, padding: Padding, pad_id: i
 
 
 def convert_spiece(path: Path) -> FastTokenizer:
-    """The fast tokenizer that reads phrases as ``transformers``' SigLIP tokenizer does with a SentencePiece model.
+    """Convert a SentencePiece model to a fast tokenizer equal to the SigLIP tokenizer of ``transformers``.
 
-    Text is canonicalised as SigLIP was trained (``transformers``, ``SiglipTokenizer.canonicalize_text``): lower case,
-    ASCII punctuation removed, white space collapsed; then SentencePiece's own character map and unigram pieces, and
-    one end token.
+    It canonicalises text as in the training of SigLIP (``transformers``, ``SiglipTokenizer.canonicalize_text``): lower
+    case, no ASCII punctuation, single spaces. SentencePiece's character map and unigram pieces follow, and one end
+    token.
 
     Raises:
-        BadInputError: the file is no such model.
+        BadInputError: the file is not a unigram model with an end token.
         MissingPartError: the package that reads SentencePiece's files is not installed.
     """
     proto = _read_spiece(path)
@@ -101,16 +101,16 @@ def convert_spiece(path: Path) -> FastTokenizer:
         FastTokenizer.from_str(tokenizer.to_str()).encode("the ship")
     except (KeyboardInterrupt, SystemExit):
         raise
-    # The Rust side reports a bad character map or a bad vocabulary by bare Exception or by a panic.
+    # The Rust library reports a bad character map or vocabulary as a bare Exception or a panic.
     except BaseException as error:
         reason = " ".join(str(error).split())[:120]
-        raise BadInputError(f"'{path}' cannot be made a tokenizer ({reason}): give a tokenizer.json") from error
+        raise BadInputError(f"'{path}' cannot be converted to a tokenizer ({reason}): give a tokenizer.json") from error
     return tokenizer
 
 
 def _normalizer(spec: Any) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = [
-        # The published tokenizer puts the mark of a word's start before the text first, and cleans both together.
+        # The published tokenizer adds the word-start mark before it cleans the text.
         normalizers.Replace(_WORD_START, " "),
         normalizers.Prepend(_WORD_START),
         normalizers.Lowercase(),
@@ -138,6 +138,6 @@ def _read_spiece(path: Path) -> Any:
     content = read_bytes(path, _MAX_FILE_BYTES)
     try:
         proto.ParseFromString(content)
-    except Exception as error:  # protobuf's DecodeError is another class in each of its implementations
+    except Exception as error:  # each implementation of protobuf has its own DecodeError
         raise BadInputError(f"'{path}' is not a SentencePiece model: give a tokenizer.json") from error
     return proto

@@ -1,6 +1,6 @@
-"""The public RSRefSeg layout: its names under peft's wrappers and the Hugging Face names of SAM, adapters folded.
+"""Maps checkpoints in the public RSRefSeg layout, with peft's wrappers and the Hugging Face names of SAM.
 
-Derived from how that model is put together (its wrappers name what they hold ``model``).
+The names follow from the structure of the public model, whose wrappers call their content ``model``.
 """
 
 import re
@@ -19,18 +19,18 @@ from .key_matching import Matches, match
 from .sam_file import OWN_CONSTANTS, hugging_face_name, join_shared_encoding
 from .tensor_files import FLOAT_DTYPES, State
 
-# peft puts this behind the module it wraps; merging removes it.
+# peft adds this after the name of the module it wraps.
 _PEFT = re.compile(r"^(backbone|clip_vision_encoder|clip_text_encoder)\.base_model\.model\.")
-# Adapted layers keep their own weights under this name until they are merged.
+# Name of the weights of an adapted layer before merging.
 _BASE_LAYER = ".base_layer."
 _ADAPTER = re.compile(r"^(?P<module>.+)\.lora_(?P<half>[AB])(\.\w+)?\.weight$")
-# Older releases of transformers have one more level in each SigLIP tower.
+# Older releases of transformers have an additional level in each SigLIP tower.
 _TOWER = re.compile(r"^(clip_(?:vision|text)_encoder\.model)\.(?:vision|text)_model\.")
 _SHARED = "backbone.shared_image_embedding.positional_embedding"
 _OTHER = "sam_prompt_encoder.model.shared_embedding.positional_embedding"
 _CONSTANTS = (*OWN_CONSTANTS, "attn_prompter.grid_encoding")
 _PATCHES = "backbone.model.patch_embed.projection.weight"
-# From our names, SAM's parts as the Hugging Face port calls them, to the public ones.
+# From names of RSRefSeg (SAM's parts as in the Hugging Face port) to public names.
 _PUBLIC_PREFIXES = {
     "vision_encoder.": "backbone.model.",
     "shared_image_embedding.": "backbone.shared_image_embedding.",
@@ -45,7 +45,7 @@ _PUBLIC_PREFIXES = {
 
 @dataclass(frozen=True, slots=True)
 class PublishedCheckpoint:
-    """A public checkpoint in plain names: adapters folded, wrappers gone."""
+    """A public checkpoint with merged adapters and names without wrappers."""
 
     path: Path
     tensors: State
@@ -53,33 +53,33 @@ class PublishedCheckpoint:
 
 
 def plain_checkpoint(state: State, alpha: float | None, path: Path) -> PublishedCheckpoint:
-    """Take peft's wrappers off and fold the adapters.
+    """Remove peft's wrappers from names and merge the adapters.
 
-    ``alpha`` is the LoRA alpha of the training; None where it equalled the rank, as published.
+    ``alpha`` is the LoRA alpha of the training; None if it equals the rank, as published.
 
     Raises:
-        BadInputError: two tensors come out under one name, or an adapter cannot be folded.
+        BadInputError: two tensors map to one name, or an adapter cannot be merged.
     """
     plain: State = {}
     for name, tensor in state.items():
         short = _TOWER.sub(r"\1.", _PEFT.sub(r"\1.", name).replace(_BASE_LAYER, "."))
         if short in plain:
-            raise BadInputError(f"'{path}' holds '{short}' twice, wrapped and plain: save the model once more")
+            raise BadInputError(f"'{path}' contains '{short}' twice, wrapped and plain: save the model again")
         plain[short] = tensor
-    # The adapter of a part that is left out is left out with it.
+    # Adapters of unused parts are unused too.
     unused = {name: plain.pop(name) for name in list(plain) if _is_left_out(name)}
     adapters = _fold_adapters(plain, alpha, path)
-    # Only points and boxes read the prompt encoder's own copy, so nothing kept the two alike.
+    # Only points and boxes use the prompt encoder's copy, so the two may differ after training.
     if _SHARED not in plain or _OTHER not in plain or torch.equal(plain[_SHARED], plain[_OTHER]):
         plain = join_shared_encoding(plain, _SHARED, _OTHER, path)
     return PublishedCheckpoint(path, plain | unused, adapters)
 
 
 def match_published(checkpoint: PublishedCheckpoint, config: ModelConfig, expected: Mapping[str, Tensor]) -> Matches:
-    """Account for every tensor of a public checkpoint.
+    """Match every tensor of a public checkpoint.
 
     Raises:
-        BadInputError: names what is missing, surplus or misshapen.
+        BadInputError: a tensor is missing, unknown or of another shape; the message names it.
     """
     ours = {name: tensor for name, tensor in expected.items() if name not in _CONSTANTS}
     what = f"RSRefSeg of preset '{config.preset}' in the public layout"
@@ -87,7 +87,7 @@ def match_published(checkpoint: PublishedCheckpoint, config: ModelConfig, expect
 
 
 def published_name(name: str) -> str:
-    """The public name of one of our tensors."""
+    """Return the public name of an RSRefSeg tensor."""
     stage, _, rest = name.partition(".")
     if stage in ("sam_encoder", "sam_decoder"):
         name = hugging_face_name(rest)
@@ -98,10 +98,10 @@ def published_name(name: str) -> str:
 
 
 def guess_config(checkpoint: PublishedCheckpoint) -> ModelConfig:
-    """The preset whose SAM has the width of this one's.
+    """Return the configuration of the preset whose SAM has the same width.
 
     Raises:
-        BadInputError: it has no SAM, or one of another width.
+        BadInputError: the checkpoint has no SAM, or no preset has its width.
     """
     path = checkpoint.path
     if _PATCHES not in checkpoint.tensors:
@@ -114,7 +114,7 @@ def guess_config(checkpoint: PublishedCheckpoint) -> ModelConfig:
 
 
 def _is_unused(name: str) -> bool:
-    """Whether a plain public name is known and not needed: the vision pooling head, positions, a second encoding."""
+    """Return whether a public tensor is not needed: vision pooling head, position ids, second encoding."""
     return name == _OTHER or _is_left_out(name)
 
 
@@ -126,8 +126,8 @@ def _is_left_out(name: str) -> bool:
 def _fold_adapters(state: State, alpha: float | None, path: Path) -> int:
     """Add every ``lora_B @ lora_A`` to its weight, scaled by alpha / rank (Hu et al. 2021, section 4.1), in place.
 
-    Linear layers have A (r, in) and B (out, r); convolutions A (r, in, h, w) and B (out, r, 1, 1), the same product.
-    Returns how many there were.
+    Linear layers have A (r, in) and B (out, r); convolutions have A (r, in, h, w) and B (out, r, 1, 1).
+    Returns the number of adapters.
     """
     adapters: dict[str, State] = {}
     for name in list(state):
@@ -141,7 +141,7 @@ def _fold_adapters(state: State, alpha: float | None, path: Path) -> int:
         name = f"{module}.weight"
         if len(halves) < 2 or name not in state:
             missing = name if len(halves) == 2 else f"{module}.lora_{'B' if 'A' in halves else 'A'}"
-            raise BadInputError(f"'{path}' has a LoRA adapter without '{missing}': the checkpoint is not whole")
+            raise BadInputError(f"'{path}' has a LoRA adapter without '{missing}': the checkpoint is incomplete")
         state[name] = _folded(state[name], halves["A"], halves["B"], alpha, f"'{path}': the LoRA adapter of '{name}'")
     return len(adapters)
 

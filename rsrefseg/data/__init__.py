@@ -1,1 +1,1 @@
-"""Data sets: reading and writing them, checking them, loading their images and masks."""
+"""Reads, writes and checks data sets and loads their images and masks."""

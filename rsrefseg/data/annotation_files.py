@@ -1,4 +1,4 @@
-"""Annotation files, read without trust: sizes are bounded, and image names stay inside their folder."""
+"""Reads untrusted annotation files: sizes are bounded, and image names cannot leave their folder."""
 
 import json
 from collections.abc import Iterator
@@ -7,21 +7,21 @@ from typing import Any
 
 from rsrefseg.engines.errors import BadInputError
 
-# Larger than any published annotation file; a real instances.json has 100 MB.
+# Larger than any published annotation file; a typical instances.json has 100 MB.
 MAX_ANNOTATION_BYTES = 1 << 30
 
 
 def read_bytes(path: Path, limit: int = MAX_ANNOTATION_BYTES) -> bytes:
-    """The content of a file.
+    """Read a file.
 
     Raises:
-        BadInputError: it cannot be read, or is larger than ``limit``.
+        BadInputError: the file cannot be read or is larger than ``limit`` bytes.
     """
     try:
         size = path.stat().st_size
         if size > limit:
             raise BadInputError(
-                f"'{path}' has {size >> 20} MiB, more than the {limit >> 20} MiB that such a file may have"
+                f"'{path}' has {size >> 20} MiB, more than the limit of {limit >> 20} MiB for such a file"
             )
         return path.read_bytes()
     except OSError as error:
@@ -29,10 +29,10 @@ def read_bytes(path: Path, limit: int = MAX_ANNOTATION_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = MAX_ANNOTATION_BYTES) -> str:
-    """The content of a UTF-8 file, with or without a byte-order mark.
+    """Read a UTF-8 file with or without a byte-order mark.
 
     Raises:
-        BadInputError: it cannot be read, is too large, or is not UTF-8.
+        BadInputError: the file cannot be read, is too large, or is not UTF-8.
     """
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
@@ -41,10 +41,10 @@ def read_text(path: Path, limit: int = MAX_ANNOTATION_BYTES) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Number, name for error lines, and text of every line that is not blank.
+    """Yield the number, the name for error messages, and the text of every line that is not blank.
 
     Raises:
-        BadInputError: as ``read_text``.
+        BadInputError: see ``read_text``.
     """
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -52,10 +52,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def parse_object(text: str, name: str) -> dict[str, Any]:
-    """A JSON object; ``name`` says where it stands.
+    """Parse a JSON object; ``name`` is its place, for messages.
 
     Raises:
-        BadInputError: it is cut off, or not an object.
+        BadInputError: the text is not JSON, or not an object.
     """
     try:
         value = json.loads(text)
@@ -67,14 +67,14 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
 
 
 def image_file_name(value: Any, name: str) -> Path:
-    """An image's file name relative to the image folder; backslashes separate folders too.
+    """Return an image's path relative to the image folder; backslashes also separate folders.
 
     Raises:
-        BadInputError: it is not a file name, or would lead out of the image folder.
+        BadInputError: the value is not a file name, or its path leaves the image folder.
     """
     if not isinstance(value, str) or "\0" in value or not PureWindowsPath(value).name:
         raise BadInputError(f"{name}: its image {value!r} has no file name")
     file_name = PureWindowsPath(value)
     if file_name.anchor or ".." in file_name.parts:
-        raise BadInputError(f"{name}: its image '{value}' lies outside the image folder: refused")
+        raise BadInputError(f"{name}: its image '{value}' is outside the image folder: refused")
     return Path(file_name.as_posix())

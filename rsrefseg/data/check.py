@@ -1,4 +1,4 @@
-"""Reads a whole data set once and reports what would spoil a training run, before the run."""
+"""Reads a data set once and reports all faults that would affect a training run."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from .samples import Sample, group_by_image
 from .verify import Problem, mask_problems
 
 EXAMPLES = 5
-# What `train` reads, and what `eval` reads by default.
+# Splits that `train` reads, and the split that `eval` reads by default.
 TRAINING_SPLITS = ("train", "val")
 EVALUATION_SPLITS = ("test",)
 
@@ -26,7 +26,7 @@ Found = Iterator[tuple[Problem, str]]
 
 
 class Finding(Record, frozen=True):
-    """One kind of problem, how often it was met, its first cases, and the problem in words."""
+    """A kind of problem, its number of cases, the first cases, and a description."""
 
     problem: str
     count: int
@@ -35,7 +35,7 @@ class Finding(Record, frozen=True):
 
     @classmethod
     def of(cls, problem: Problem, examples: Sequence[str]) -> "Finding":
-        """Count the cases of a problem."""
+        """Build a finding from all cases of a problem."""
         return cls(problem.name.lower(), len(examples), tuple(examples[:EXAMPLES]), problem.value)
 
     def __str__(self) -> str:
@@ -44,14 +44,14 @@ class Finding(Record, frozen=True):
 
 
 class SplitCount(Record, frozen=True):
-    """How much one split holds."""
+    """Number of samples and images in a split."""
 
     samples: int
     images: int
 
 
 class PhraseLengths(Record, frozen=True):
-    """The longest phrase, how long one may be, and what is counted."""
+    """Length of the longest phrase, the limit, and the unit of both."""
 
     longest: int
     limit: int
@@ -59,16 +59,16 @@ class PhraseLengths(Record, frozen=True):
 
 
 class DatasetReport(Record, frozen=True):
-    """What a data set holds and what is wrong with it.
+    """Content of a data set and its problems.
 
     Attributes:
         root: folder or file of the data set.
-        format: of it.
-        splits: their sizes by name.
-        categories: samples of each class, most frequent first.
-        phrase_lengths: of all samples.
-        faults: what spoils training or the figures taken on the data, in the order of ``Problem``.
-        notes: what is worth knowing.
+        format: name of its format.
+        splits: sizes of the splits by name.
+        categories: number of samples of each class, most frequent first.
+        phrase_lengths: lengths over all samples.
+        faults: problems that affect training or scores, in the order of ``Problem``.
+        notes: other findings.
     """
 
     root: Path
@@ -81,11 +81,11 @@ class DatasetReport(Record, frozen=True):
 
     @property
     def failure(self) -> str:
-        """One line if there are faults."""
+        """One line if there are faults, otherwise empty."""
         return f"'{self.root}' has {len(self.faults)} kinds of faults that would spoil training" if self.faults else ""
 
     def render(self) -> str:
-        """Counts, then faults, then notes, a line each."""
+        """Return counts, faults and notes as lines of text."""
         lengths = self.phrase_lengths
         return "\n".join(
             [
@@ -112,24 +112,24 @@ def check_dataset(
 
     Args:
         path: the data set.
-        images: folder of the images where it is not the format's own.
-        splits: the only ones to check, all of which must exist; by default all, and those that ``train`` reads (or,
-            without a training split, ``eval``) must exist.
-        tokenizer: counts the tokens of phrases (``phrase_counter``); words are counted by default.
+        images: image folder, if it is not the one of the format.
+        splits: splits to check, all of which must exist; by default all splits, and the splits that ``train`` reads
+            (without a training split, those that ``eval`` reads) must exist.
+        tokenizer: tokenizer that measures phrases (``phrase_counter``); by default, words are counted.
         resize_masks: whether ``train`` and ``eval`` will resize masks of another size than their image.
-        workers: processes at most.
+        workers: maximum number of processes.
 
     Raises:
-        BadInputError: the data set cannot be opened at all. What is wrong with single samples is reported, not raised.
+        BadInputError: the data set cannot be opened. Faults of single samples are reported, not raised.
     """
     (count, counted), dataset = phrase_counter(tokenizer), open_dataset(path, images)
     samples = [sample for sample in dataset.samples if not splits or sample.split in splits]
     groups = group_by_image(samples)
     found: dict[Problem, list[str]] = {problem: [] for problem in Problem}
     groups_by_digest: dict[str, list[tuple[Sample, ...]]] = {}
-    looks = zip(groups, in_processes(_look, groups, workers), strict=True)
+    inspected = zip(groups, in_processes(_inspect, groups, workers), strict=True)
     with ProgressLine("checking") as progress:
-        for done, (group, (digest, problems)) in enumerate(looks, start=1):
+        for done, (group, (digest, problems)) in enumerate(inspected, start=1):
             for problem, example in problems:
                 resized = resize_masks and problem is Problem.SIZE_DIFFERENCE
                 found[Problem.RESIZED_MASK if resized else problem].append(example)
@@ -162,8 +162,8 @@ def check_dataset(
     )
 
 
-def _look(group: tuple[Sample, ...]) -> tuple[str, list[tuple[Problem, str]]]:
-    """Read one image and the masks of its samples: the digest of its pixels (else its path), and the problems."""
+def _inspect(group: tuple[Sample, ...]) -> tuple[str, list[tuple[Problem, str]]]:
+    """Read an image and the masks of its samples; return the digest of its pixels (or its path) and the problems."""
     path, size, digest = group[0].image_path, None, str(group[0].image_path)
     problems: list[tuple[Problem, str]] = []
     if not path.is_file():
@@ -172,7 +172,7 @@ def _look(group: tuple[Sample, ...]) -> tuple[str, list[tuple[Problem, str]]]:
         try:
             image = read_image(path)
             size = (image.shape[0], image.shape[1])
-            # Pixels, not file bytes: a copy that was compressed again without loss is the same image.
+            # Pixels, not file bytes: a losslessly recompressed copy is the same image.
             digest = sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         except BadInputError as error:
             problems.append((Problem.UNREADABLE_IMAGE, str(error)))
@@ -182,7 +182,7 @@ def _look(group: tuple[Sample, ...]) -> tuple[str, list[tuple[Problem, str]]]:
 
 
 def _shared_images(groups_by_digest: dict[str, list[tuple[Sample, ...]]]) -> Found:
-    """Images that are in several splits, or under several names in one."""
+    """Yield images that are in several splits, or that have several names in one split."""
     for groups in groups_by_digest.values():
         splits = dict.fromkeys(sample.split for group in groups for sample in group)
         copies = list(dict.fromkeys(f"'{group[0].image_path.name}'" for group in groups))
@@ -194,7 +194,7 @@ def _shared_images(groups_by_digest: dict[str, list[tuple[Sample, ...]]]) -> Fou
 
 
 def _repetitions(samples: Sequence[Sample]) -> Found:
-    """Ids that are used twice, and samples of one image, phrase and split."""
+    """Yield repeated ids, and samples with the same image, phrase and split."""
     ids: set[str] = set()
     seen: set[tuple[str, Path, str]] = set()
     for sample in samples:

@@ -1,4 +1,4 @@
-"""Opens a data set of any format. A new format is a line of ``FORMATS`` and the two functions that it names."""
+"""Opens data sets of all formats. A new format is an entry of ``FORMATS`` with its two functions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from .samples import Dataset, Sample
 
 @dataclass(frozen=True, slots=True)
 class DatasetFormat:
-    """One way of laying out a data set.
+    """A data set format.
 
     Attributes:
-        name: of the format.
-        layout: the files that it needs.
-        matches: whether a path looks like it: cheap, and true for an incomplete copy, which ``read`` then names.
-        read: the samples of a path; the second argument is another image folder, or None for the format's own.
+        name: name of the format.
+        layout: files of the format, for messages.
+        matches: returns whether a path has the format; cheap, and true for an incomplete copy, which ``read`` reports.
+        read: returns the samples of a path; the second argument is another image folder, or None for the default.
     """
 
     name: str
@@ -28,7 +28,7 @@ class DatasetFormat:
 
 
 _LISTS = "output_phrase_{train,val,test}.txt"
-# The first that matches is taken: NWPU-Refer's annotation files may have RRSIS-D's names, RISBench's lists RefSegRS's.
+# The first match is used: annotation files of NWPU-Refer can have RRSIS-D's names, lists of RISBench RefSegRS's.
 FORMATS = (
     DatasetFormat(
         "NWPU-Refer",
@@ -48,19 +48,19 @@ FORMATS = (
     DatasetFormat(
         "RefSegRS", f"{_LISTS}, images/*.tif, masks/*.tif", phrase_lists.has_lists, phrase_lists.read_refsegrs
     ),
-    DatasetFormat("JSONL", "FILE.jsonl with its images in a folder beside it", jsonl.matches, jsonl.read),
+    DatasetFormat("JSONL", "FILE.jsonl and a folder of images in the same place", jsonl.matches, jsonl.read),
 )
 
 
 def open_dataset(path: Path | str, images: Path | None = None) -> Dataset:
-    """Open a data set of any known format. Reads annotations only, no image.
+    """Open a data set of any known format; reads annotations only, no images.
 
     Args:
-        path: the data set's folder, or its file for formats that are one file.
-        images: folder of the images where it is not the format's own.
+        path: folder of the data set, or its file for JSON lines.
+        images: image folder, if it is not the one of the format.
 
     Raises:
-        BadInputError: nothing is there, it is of no known format, or its annotations are broken.
+        BadInputError: the path does not exist, has no known format, or its annotations are broken.
     """
     path = Path(path)
     if not path.exists():
@@ -73,5 +73,5 @@ def open_dataset(path: Path | str, images: Path | None = None) -> Dataset:
         raise BadInputError(f"'{path}' is not a data set of a known format ({layouts})")
     samples = known.read(path, images)
     if not samples:
-        raise BadInputError(f"the data set '{path}' ({known.name}) holds no sample")
+        raise BadInputError(f"the data set '{path}' ({known.name}) has no samples")
     return Dataset(path, known.name, samples)

@@ -1,4 +1,4 @@
-"""The JSON-lines form of a data set: one expression a line, as the field's converters write it."""
+"""Reads and writes data sets as JSON lines, one expression per line, as the field's converters write them."""
 
 import json
 import os
@@ -14,35 +14,35 @@ from .annotation_files import image_file_name, parse_object, read_lines
 from .masks import Rle, annotated_mask, checked_size, empty_rle, only_rle, rle_box
 from .samples import Dataset, Sample
 
-# Where the images of a JSON-lines file are looked for, beside it.
+# Image folders to search, relative to the folder of the JSON-lines file.
 _IMAGE_FOLDERS = ("images", "images/rrsisd/JPEGImages", "JPEGImages", "img_rgb", "image/image", "image", ".")
 
 
 class ExportedLines(Record, frozen=True):
-    """A file that was written, and its number of lines."""
+    """Path and number of lines of a written file."""
 
     path: Path
     samples: int
 
     def render(self) -> str:
-        """One line for a person."""
+        """Return the report as one line of text."""
         return f"{self.samples} expressions written to {self.path}"
 
 
 def matches(path: Path) -> bool:
-    """Whether a path is a JSON-lines file."""
+    """Return whether a path is a JSON-lines file."""
     return path.is_file() and path.suffix == ".jsonl"
 
 
 def read(path: Path, images: Path | None) -> tuple[Sample, ...]:
-    """Read a JSON-lines file; no image is opened.
+    """Read a JSON-lines file without opening images.
 
-    A line holds ``split``, ``file_name``, ``sent``, ``segmentation`` (a run-length mask, or a list of one) and, where
-    known, ``category_name``, ``sample_id`` (else the line's number names the sample) and ``no_target``, true where the
-    expression refers to nothing; other keys are not read.
+    A line has ``split``, ``file_name``, ``sent`` and ``segmentation`` (a run-length mask, or a list with one mask).
+    Optional keys are ``category_name``, ``sample_id`` (default: the line number) and ``no_target``, true if the
+    expression refers to nothing. Other keys are ignored.
 
     Raises:
-        BadInputError: a line is no such object, or the images' folder cannot be found.
+        BadInputError: a line is not such an object, or the image folder cannot be found.
     """
     records = [(number, name, parse_object(line, name)) for number, name, line in read_lines(path)]
     folder = images or _image_folder(path, records)
@@ -50,10 +50,10 @@ def read(path: Path, images: Path | None) -> tuple[Sample, ...]:
 
 
 def export_jsonl(dataset: Dataset, path: Path) -> ExportedLines:
-    """Write a data set as JSON lines, atomically; images are named, not copied.
+    """Write a data set as JSON lines, atomically, without copying images.
 
-    ``file_name`` is relative to the folder that holds all images, ``bbox`` is ``[x1, y1, x2, y2]`` of the mask,
-    ``segmentation`` a list of one compressed run-length mask, whatever the mask came from.
+    ``file_name`` is relative to the common folder of all images, ``bbox`` is ``[x1, y1, x2, y2]`` of the mask, and
+    ``segmentation`` is a list with one compressed run-length mask, for every kind of source mask.
 
     Raises:
         BadInputError: a mask is broken.
@@ -68,18 +68,18 @@ def export_jsonl(dataset: Dataset, path: Path) -> ExportedLines:
 
 
 def common_image_folder(samples: Sequence[Sample]) -> Path:
-    """The folder that holds the images of all samples, at least one: what their ``file_name`` is relative to."""
+    """Return the common folder of the images of at least one sample, which ``file_name`` is relative to."""
     return Path(os.path.commonpath({sample.image_path.parent for sample in samples}))
 
 
 def json_line(record: dict[str, Any]) -> bytes:
-    """One line of the file, its end included."""
-    # Annotations may hold lone surrogates, which UTF-8 cannot: escaped, they are JSON's own notation.
+    """Encode a record as one line, including the newline."""
+    # Lone surrogates in annotations have no UTF-8 encoding: they are escaped as JSON allows.
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def jsonl_record(sample: Sample, folder: Path, rle: Rle) -> dict[str, Any]:
-    """What a line says of a sample whose image lies under ``folder``; ``rle`` its mask or another."""
+    """Return the keys of a line for a sample with an image under ``folder`` and the mask ``rle``."""
     return {
         "split": sample.split,
         "image_id": sample.image_path.stem,
@@ -109,9 +109,9 @@ def _sample(record: dict[str, Any], number: int, name: str, folder: Path) -> Sam
 
 
 def _image_folder(path: Path, records: list[tuple[int, str, dict[str, Any]]]) -> Path:
-    """The first folder beside the file that holds any of its first images: a missing one must not hide the folder."""
+    """Return the first image folder that has any of the file's first images, so that one may be missing."""
     names = [image_file_name(record.get("file_name"), name) for _, name, record in records[:100]]
     for folder in (path.parent / name for name in _IMAGE_FOLDERS):
         if any((folder / name).is_file() for name in names):
             return folder
-    raise BadInputError(f"no image of '{path}' lies beside it or in 'images' there: name their folder with --images")
+    raise BadInputError(f"no image of '{path}' is in its folder or in 'images' there: name it with --images")

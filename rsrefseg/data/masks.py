@@ -1,4 +1,4 @@
-"""Masks: run lengths and polygons of annotations become one COCO run-length mask, and that a boolean array."""
+"""Converts run lengths and polygons of annotations to COCO run-length masks and to boolean arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,27 +13,27 @@ BoolMask = npt.NDArray[np.bool_]
 Rle = dict[str, Any]
 Polygon = Sequence[float]
 
-# A run-length mask of a few bytes can state any size, so the size is checked before memory is allocated.
+# A run-length mask of a few bytes can declare any size: the size is checked before memory is allocated.
 MAX_MASK_PIXELS = 1 << 28
-# The C code keeps five points for each pixel that an outline passes; real outlines pass some ten thousand.
+# The C code stores five points for each pixel of an outline; real outlines have some ten thousand pixels.
 _MAX_OUTLINE_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
 class BrokenMask:
-    """Stands for the mask of an annotation that cannot be read, and says why."""
+    """Takes the place of a mask that cannot be read and gives the reason."""
 
     reason: str
 
 
 def annotated_mask(parts: Sequence[Rle | list[Polygon]], name: str, size: Sequence[Any] = ()) -> Rle | BrokenMask:
-    """The union of an annotation's parts as one checked mask, ``{"size": [H, W], "counts": str}``.
+    """Return the union of an annotation's parts as a checked mask, ``{"size": [H, W], "counts": str}``.
 
     Args:
         parts: run-length masks (counts compressed, as str or bytes, or a list of run lengths) and lists of polygons
             (x1, y1, x2, y2, ...); at least one.
-        name: what the mask belongs to, for the error line.
-        size: height and width of the image that polygons are drawn on.
+        name: owner of the mask, for messages.
+        size: height and width of the image, for polygons.
     """
     try:
         if len(parts) == 1 and isinstance(parts[0], dict):
@@ -47,7 +47,7 @@ def annotated_mask(parts: Sequence[Rle | list[Polygon]], name: str, size: Sequen
                     found, wanted = rles[-1]["size"], [height, width]
                     raise BadInputError(f"{name}: one part has the size {found}, its image {wanted} (height, width)")
             else:
-                # One by one: pycocotools takes a list that begins with four numbers for boxes.
+                # One by one: pycocotools reads a list that begins with four numbers as boxes.
                 for polygon in part:
                     rles += _coco().frPyObjects([_checked_polygon(polygon, height, width, name)], height, width)
         return {"size": [height, width], "counts": _coco().merge(rles)["counts"].decode("ascii")}
@@ -56,10 +56,10 @@ def annotated_mask(parts: Sequence[Rle | list[Polygon]], name: str, size: Sequen
 
 
 def only_rle(segmentation: Any, name: str, hint: str = "") -> Rle:
-    """The run-length mask of an annotation, which may stand in a list of one; not checked yet.
+    """Return the unchecked run-length mask of an annotation, a dict or a list with one dict.
 
     Raises:
-        BadInputError: it is something else.
+        BadInputError: the annotation is something else.
     """
     if isinstance(segmentation, list) and len(segmentation) == 1:
         segmentation = segmentation[0]
@@ -69,10 +69,10 @@ def only_rle(segmentation: Any, name: str, hint: str = "") -> Rle:
 
 
 def checked_rle(rle: Any, name: str) -> Rle:
-    """A run-length mask of an annotation as ``{"size": [H, W], "counts": str}``, its runs known to fill the size.
+    """Convert a run-length mask to ``{"size": [H, W], "counts": str}`` and check that its runs fill the size.
 
     Raises:
-        BadInputError: it is something else, too large, or broken.
+        BadInputError: the mask is something else, too large, or broken.
     """
     if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
         raise BadInputError(f"{name} is not a run-length mask (needs 'size' and 'counts')")
@@ -90,10 +90,10 @@ def checked_rle(rle: Any, name: str) -> Rle:
 
 
 def checked_size(size: Any, name: str) -> tuple[int, int]:
-    """Height and width as a file states them.
+    """Return the height and width declared by a file.
 
     Raises:
-        BadInputError: they are not two positive integers, or beyond ``MAX_MASK_PIXELS``.
+        BadInputError: they are not two positive integers, or exceed ``MAX_MASK_PIXELS``.
     """
     if not isinstance(size, list | tuple) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise BadInputError(f"{name} states the size {size!r}, which is not a height and width in pixels")
@@ -104,39 +104,39 @@ def checked_size(size: Any, name: str) -> tuple[int, int]:
 
 
 def _coco() -> Any:
-    """pycocotools, which only training and data sets need: metrics are computed without it."""
+    """Import pycocotools on first use: metrics do not need it."""
     from pycocotools import mask
 
     return mask
 
 
 def encode_mask(mask: BoolMask) -> Rle:
-    """Compress a mask, (H, W) bool, to ``{"size": [H, W], "counts": str}``, ready for JSON."""
+    """Compress a mask, (H, W) bool, to ``{"size": [H, W], "counts": str}``, which is JSON-serialisable."""
     rle = _coco().encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": rle["counts"].decode("ascii")}
 
 
 def decode_rle(rle: Rle) -> BoolMask:
-    """The mask, (H, W) bool, of run lengths that ``encode_mask`` or ``checked_rle`` gave."""
+    """Decode a mask from ``encode_mask`` or ``checked_rle`` to (H, W) bool."""
     return np.ascontiguousarray(_coco().decode(rle)).astype(np.bool_)
 
 
 def empty_rle(height: int, width: int) -> Rle:
-    """The run lengths of a mask without any foreground."""
+    """Return a run-length mask without foreground."""
     return encode_mask(np.zeros((height, width), np.bool_))
 
 
 def rle_box(rle: Rle) -> tuple[int, int, int, int]:
-    """Box ``(x1, y1, x2, y2)`` of a checked mask; x2 and y2 one past the last pixel; zeros if empty."""
+    """Return the box ``(x1, y1, x2, y2)`` of a checked mask; x2 and y2 are exclusive; zeros if empty."""
     x, y, width, height = (int(value) for value in _coco().toBbox(rle))
     return x, y, x + width, y + height
 
 
 def resize_nearest(mask: BoolMask, height: int, width: int) -> BoolMask:
-    """Resize a mask, (h, w) bool, to (height, width) bool, taking the pixel under the centre of each new one.
+    """Resize a mask, (h, w) bool, to (height, width) bool, with the pixel under the centre of each new pixel.
 
-    That is Pillow's NEAREST, computed in integers: a centre on the border of two pixels takes the later one, where
-    Pillow's running sum of floats takes either.
+    The result is that of Pillow's NEAREST, computed in integers: a centre on the border of two pixels selects the
+    later one, whereas Pillow's running sum of floats selects either.
     """
     if mask.shape == (height, width):
         return mask
@@ -147,17 +147,17 @@ def resize_nearest(mask: BoolMask, height: int, width: int) -> BoolMask:
 
 
 def _checked_polygon(polygon: Polygon, height: int, width: int, name: str) -> list[float]:
-    """The numbers x1, y1, x2, y2, ... of one polygon, fit for the C code, which does not check them."""
+    """Return the checked coordinates x1, y1, x2, y2, ... of a polygon for the C code, which does not check them."""
     try:
         numbers = np.asarray(polygon, dtype=np.float64)
     except (ValueError, TypeError, OverflowError) as error:
-        raise BadInputError(f"{name}: one of its polygons does not hold numbers only") from error
+        raise BadInputError(f"{name}: one of its polygons does not contain numbers only") from error
     if numbers.ndim != 1 or numbers.size < 6 or numbers.size % 2:
         raise BadInputError(f"{name}: one of its polygons is not a list of at least three points x, y")
     points = numbers.reshape(-1, 2)
     size = np.array([width, height])
     if not np.isfinite(points).all() or (points < -size).any() or (points > 2 * size).any():
-        raise BadInputError(f"{name}: one of its polygons lies far outside its image of {height}x{width}")
+        raise BadInputError(f"{name}: one of its polygons is far outside its image of {height}x{width}")
     length = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
     if length > _MAX_OUTLINE_PIXELS:
         raise BadInputError(f"{name}: one of its polygons has an outline of {length:.0f} pixels: too long")
@@ -165,10 +165,10 @@ def _checked_polygon(polygon: Polygon, height: int, width: int, name: str) -> li
 
 
 def _check_runs(counts: bytes, pixels: int) -> None:
-    """Refuse compressed run lengths that do not add up to the mask: the C decoder leaves the rest of it unset memory.
+    """Raise ValueError for run lengths that do not fill the mask: the C decoder leaves the rest uninitialised.
 
-    The code is that of the COCO API: six bits a byte (offset 48, bit 5 says that more follow, bit 4 of the last one is
-    the sign); from the fourth run on, the difference to the run two before.
+    The encoding is that of the COCO API: six bits per byte (offset 48; bit 5 marks continuation, bit 4 of the last byte
+    is the sign); from the fourth run on, the difference to the run two before.
     """
     chunks = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if ((chunks < 0) | (chunks > 63)).any():

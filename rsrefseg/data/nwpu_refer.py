@@ -1,4 +1,4 @@
-"""Reads the layout of NWPU-Refer: polygons, several objects to an expression, and expressions without a target."""
+"""Reads NWPU-Refer: polygons, several objects per expression, and expressions without a target."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from .samples import Sample
 
 IMAGE_FOLDER = "image"
 
-# Of the two pairs of annotation files the corrected one is taken; a file of one is never paired with one of the other.
+# The corrected pair of annotation files has priority; files of different pairs are never combined.
 _PREFIXES = ("new_", "")
 _IMAGE_FOLDERS = (f"{IMAGE_FOLDER}/image", IMAGE_FOLDER)
 
@@ -22,9 +22,9 @@ Segmentation = Rle | list[Polygon]
 
 
 def matches(path: Path) -> bool:
-    """Whether a folder looks like NWPU-Refer, even where one of its parts is missing.
+    """Return whether a folder is an NWPU-Refer data set, even if a part is missing.
 
-    Without their prefix the annotation files are named as RRSIS-D's are; then the image folder decides.
+    Without a prefix the annotation files have the same names as RRSIS-D's; then the image folder decides.
     """
     files = (REFS_FILE, INSTANCES_FILE)
     if any((path / f"new_{file}").is_file() for file in files):
@@ -35,14 +35,14 @@ def matches(path: Path) -> bool:
 
 
 def read(root: Path, images: Path | None) -> tuple[Sample, ...]:
-    """Read every expression of an NWPU-Refer folder; no image is opened.
+    """Read every expression of an NWPU-Refer folder without opening images.
 
-    Entries of one image and split with the same sentence are one sample, whose mask is their union; its id is that of
-    the first of them, its class too. An entry whose ``ann_id`` is None or -1, or whose annotation has an empty
-    segmentation, refers to nothing: its mask is empty. Every sentence is a sample, in whatever language.
+    Entries of one image and split with the same sentence form one sample, with the union of their masks and the id and
+    class of the first entry. An entry whose ``ann_id`` is None or -1, or whose annotation has an empty segmentation,
+    refers to nothing and has an empty mask. Sentences in all languages become samples.
 
     Raises:
-        BadInputError: a file is missing, broken or contains code, or an expression points at nothing.
+        BadInputError: a file is missing, broken or contains code, or an expression refers to an unknown id.
     """
     refs_path, instances_path = _annotation_files(root)
     refs, instances = tuple(read_refs(refs_path)), Instances(instances_path)
@@ -60,7 +60,7 @@ def read(root: Path, images: Path | None) -> tuple[Sample, ...]:
 
 @dataclass(slots=True)
 class _Merged:
-    """What becomes one sample: the first entry of its sentence, and the segmentations of all, by annotation id."""
+    """Entries that form one sample: the first entry, and the segmentations of all entries by annotation id."""
 
     first: Ref
     sample_id: str
@@ -81,7 +81,7 @@ def _sample(group: _Merged, split: str, phrase: str, folder: Path, instances: In
 
 
 def _target(ref: Ref, instances: Instances) -> tuple[str, dict[Id, Segmentation]]:
-    """Class name and segmentations of what an entry refers to; none where it refers to nothing."""
+    """Return the class name and segmentations of an entry's objects; no segmentations if it refers to nothing."""
     category = instances.category({}, ref)
     parts: dict[Id, Segmentation] = {}
     for identity in ref.ann_id if isinstance(ref.ann_id, list) else [ref.ann_id]:
@@ -96,7 +96,7 @@ def _target(ref: Ref, instances: Instances) -> tuple[str, dict[Id, Segmentation]
 
 
 def _segmentation(annotation: dict[str, Any], name: str) -> Segmentation | None:
-    """Polygons or a run-length mask, as the annotation has them; None where it is there but empty."""
+    """Return the polygons or run-length mask of an annotation; None if the segmentation is empty."""
     value = annotation.get("segmentation", "nothing")
     if isinstance(value, list):
         value = [part for part in value if part != []]
@@ -114,7 +114,7 @@ def _segmentation(annotation: dict[str, Any], name: str) -> Segmentation | None:
 
 
 def _annotation_files(root: Path) -> tuple[Path, Path]:
-    """The pickle and the JSON, of one pair."""
+    """Return the paths of the pickle and the JSON file of one pair."""
     for prefix in _PREFIXES:
         pair = (root / f"{prefix}{REFS_FILE}", root / f"{prefix}{INSTANCES_FILE}")
         missing = [path for path in pair if not path.is_file()]
@@ -127,7 +127,7 @@ def _annotation_files(root: Path) -> tuple[Path, Path]:
 
 
 def _image_folder(root: Path, instances: Instances) -> Path:
-    """The folder that holds any of the first images; the likeliest where none does."""
+    """Return the folder that has any of the first images; if none does, the most likely one."""
     folders = [root / folder for folder in _IMAGE_FOLDERS if (root / folder).is_dir()]
     if not folders:
         folder = root / IMAGE_FOLDER

@@ -1,4 +1,4 @@
-"""Runs one function over many images, in several processes where that pays."""
+"""Runs a function on many images in parallel processes."""
 
 import contextlib
 import multiprocessing
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from rsrefseg.engines.errors import RSRefSegError
 
-# Starting a process takes as long as reading some dozens of images.
+# Starting a process takes about as long as reading a few dozen images.
 JOBS_PER_PROCESS = 50
 _CHUNK = 4
 
@@ -23,10 +23,10 @@ _Result = TypeVar("_Result")
 def in_processes(
     work: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, jobs_per_process: int = JOBS_PER_PROCESS
 ) -> Iterator[_Result]:
-    """The results of ``work``, a function of a module, for all jobs, in their order.
+    """Yield the results of ``work``, a module-level function, for all jobs in order.
 
-    Processes, since half the time of reading an image is spent under the interpreter's lock. Each of at most
-    ``workers`` has at least ``jobs_per_process`` jobs; for fewer this process does all.
+    It uses processes because half the time of reading an image is spent under the interpreter lock. Each of at most
+    ``workers`` processes has at least ``jobs_per_process`` jobs; fewer jobs run in this process.
 
     Raises:
         RSRefSegError: a process was killed.
@@ -58,8 +58,8 @@ def in_processes(
 
 @contextlib.contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """Start worker processes inside: they inherit that Ctrl-C is blocked and leave it to this process."""
-    resource_tracker.ensure_running()  # it unblocks the signal when it starts
+    """Block Ctrl-C while the block starts worker processes, which inherit this and leave Ctrl-C to this process."""
+    resource_tracker.ensure_running()  # its start unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -69,9 +69,9 @@ def interrupts_blocked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[Callable[[], bool]]:
-    """Raise KeyboardInterrupt at the end of the block; the yielded function says whether Ctrl-C was pressed.
+    """Raise KeyboardInterrupt at the end of the block; the yielded function returns whether Ctrl-C was pressed.
 
-    Raised while the main thread takes a lock of the pool, it would leave the lock taken and the pool waiting for ever.
+    An interrupt while the main thread acquires a lock of the pool would leave the lock held and block the pool.
     """
     pressed: list[int] = []
     before = signal.getsignal(signal.SIGINT)

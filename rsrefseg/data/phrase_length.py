@@ -1,4 +1,4 @@
-"""How long a phrase is for the model, which cuts off what is too long."""
+"""Measures the length of phrases, because the model truncates long ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,18 +12,18 @@ _MAX_TOKENS = 4 * MAX_PHRASE_CHARACTERS + 2
 
 
 def phrase_counter(tokenizer: Path | None = None) -> tuple[Callable[[str], int], str]:
-    """How many tokens a phrase has for SigLIP, the end token among them: the function that counts, and what it counts.
+    """Return a function that counts the tokens of a phrase, including the end token, and the unit of the count.
 
-    It refuses what the model would refuse. Without a ``tokenizer`` (file or folder) words are counted: each is one
-    token or more, so some phrases that are too long may be missed.
+    The function raises BadInputError for phrases that the model rejects. Without a ``tokenizer`` (file or folder) it
+    counts words: a word is one token or more, so that some long phrases may be missed.
 
     Raises:
-        BadInputError: there is no such tokenizer, or it cannot be read.
+        BadInputError: the tokenizer is missing or cannot be read.
         MissingPartError: ``spiece.model`` cannot be read here.
     """
     if tokenizer is None:
-        counted = "words and the end token; --tokenizer counts SigLIP's own tokens, which are more"
+        counted = "words and the end token; --tokenizer counts SigLIP's tokens, which are more"
         return lambda phrase: len(clean_phrase(phrase).split()) + 1, counted
     opened = open_tokenizer(tokenizer, _MAX_TOKENS, "longest")
-    counted = f"tokens of '{tokenizer}', the end token among them"
+    counted = f"tokens of '{tokenizer}', including the end token"
     return lambda phrase: int(opened.encode([phrase]).token_mask.sum()), counted

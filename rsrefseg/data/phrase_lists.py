@@ -1,4 +1,4 @@
-"""Reads the layouts of RefSegRS and RISBench: text files of expressions, one a line, and image files as masks."""
+"""Reads RefSegRS and RISBench: text files with one expression per line, and image files as masks."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ _IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 
 def has_lists(root: Path) -> bool:
-    """Whether a folder looks like RefSegRS, even where one of its parts is missing; RISBench comes before it."""
+    """Return whether a folder is a RefSegRS data set, even if a part is missing; also true for RISBench."""
     return bool(_lists(root))
 
 
 def is_risbench(root: Path) -> bool:
-    """Whether a folder looks like RISBench; where its folders are named as RefSegRS's are, their files decide."""
+    """Return whether a folder is a RISBench data set; if its folders have RefSegRS's names, the files decide."""
     if not has_lists(root):
         return False
     if any((root / folder).is_dir() for folder in ("img_rgb", "mask")):
@@ -28,25 +28,25 @@ def is_risbench(root: Path) -> bool:
 
 
 def read_refsegrs(root: Path, images: Path | None) -> tuple[Sample, ...]:
-    """Read every line of a RefSegRS folder; no image and no mask is opened.
+    """Read every line of a RefSegRS folder without opening images or masks.
 
     A line of ``output_phrase_{train,val,test}.txt`` is the name of an image and its mask (with or without suffix),
-    white space, and the expression. Names repeat; a sample's id is its split and its line, ``train-17``. A missing
-    image or mask is left to ``verify_samples`` and the check.
+    white space, and the expression. Names repeat, so a sample's id is its split and line number, e.g. ``train-17``.
+    ``verify_samples`` and ``check_dataset`` report missing images and masks.
 
     Raises:
-        BadInputError: a folder is missing, a list names an unknown split, or a line is not of that form.
+        BadInputError: a folder is missing, a list names an unknown split, or a line has another form.
     """
     return _read(root, images, ("images",), ("masks",), ".tif")
 
 
 def read_risbench(root: Path, images: Path | None) -> tuple[Sample, ...]:
-    """As ``read_refsegrs``, of a RISBench folder."""
+    """Read every line of a RISBench folder; see ``read_refsegrs``."""
     return _read(root, images, ("img_rgb", "images"), ("mask", "masks"), ".png")
 
 
 def _lists(root: Path) -> dict[str, Path]:
-    """The lists of expressions in a folder, by what their names say of the split."""
+    """Return the lists of expressions in a folder by the split in their names."""
     found = sorted(path for path in root.glob(f"{_PREFIX}*{_SUFFIX}") if path.is_file())
     return {path.name[len(_PREFIX) : -len(_SUFFIX)]: path for path in found}
 
@@ -54,7 +54,7 @@ def _lists(root: Path) -> dict[str, Path]:
 def _read(
     root: Path, images: Path | None, image_folders: tuple[str, ...], mask_folders: tuple[str, ...], suffix: str
 ) -> tuple[Sample, ...]:
-    """Read the lists; of possible folders the likeliest comes first, ``suffix`` is that of image and mask files."""
+    """Read the lists; the most likely folders come first, and ``suffix`` is the one of image and mask files."""
     lists = _lists(root)
     for split, path in lists.items():
         if split not in SPLITS:
@@ -74,7 +74,7 @@ def _read(
 
 
 class _Folder:
-    """A folder, listed once: asking for tens of thousands of files one by one is slow on network disks."""
+    """A folder that is listed once, because many single look-ups are slow on network disks."""
 
     def __init__(self, path: Path, suffix: str) -> None:
         self.path, self.suffix = path, suffix
@@ -84,7 +84,7 @@ class _Folder:
             raise BadInputError(f"cannot list the folder '{path}': {error.strerror or error}") from error
 
     def file(self, name: str) -> Path:
-        """The file of that name, or of that name and a suffix; where there is none, the path it should have."""
+        """Return the file of that name with or without suffix; if there is none, its expected path."""
         stem, dot, ending = name.rpartition(".")
         bare = stem if f"{dot}{ending}".lower() in _IMAGE_SUFFIXES else name
         likely = name if bare != name else bare + self.suffix

@@ -1,4 +1,4 @@
-"""The pair of files that RRSIS-D and NWPU-Refer share: a pickle of expressions, a COCO-like JSON of annotations."""
+"""Reads the files that RRSIS-D and NWPU-Refer share: a pickle of expressions and a COCO-like JSON file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ Id = int | str
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """One entry of the pickle: expressions for one object.
+    """An entry of the pickle: expressions for one object.
 
-    What may stand in ``ann_id``, its object's annotation, readers decide. ``file_name`` and ``category_id`` count where
-    the JSON does not state them.
+    Readers define the allowed values of ``ann_id``, the annotation of the object. ``file_name`` and ``category_id``
+    apply if the JSON file does not have them.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class Ref:
         return f"expression {self.ref_id} of '{self.path}'"
 
     def sample_id(self, order: int) -> str:
-        """Id of the sample for one of its phrases: its own where it has but one."""
+        """Return the sample id for one of its phrases: ``ref_id``, followed by ``-order`` if there are several."""
         return f"{self.ref_id}" if len(self.phrases) == 1 else f"{self.ref_id}-{order}"
 
 
@@ -45,7 +45,7 @@ class Instances:
     """``instances.json``, indexed by the ids that expressions name.
 
     Raises:
-        BadInputError: the file is missing, cut off, or holds no such tables.
+        BadInputError: the file is missing, incomplete, or lacks a table.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,11 +63,11 @@ class Instances:
         return {row["id"]: row for row in rows}
 
     def image(self, ref: Ref) -> dict[str, Any]:
-        """The entry of an expression's image; a BadInputError where there is none."""
+        """Return the entry of an expression's image; raises BadInputError if there is none."""
         return self._entry(self.images, "image", ref.image_id, ref)
 
     def annotation(self, identity: Any, ref: Ref) -> dict[str, Any]:
-        """The annotation that an expression names; a BadInputError where there is none."""
+        """Return the annotation that an expression names; raises BadInputError if there is none."""
         if not isinstance(identity, Id):
             raise BadInputError(f"{ref}: its 'ann_id' is neither a number nor text")
         return self._entry(self.annotations, "annotation", identity, ref)
@@ -75,30 +75,30 @@ class Instances:
     def _entry(self, table: dict[Any, dict[str, Any]], what: str, identity: Id, ref: Ref) -> dict[str, Any]:
         entry = table.get(identity)
         if entry is None:
-            raise BadInputError(f"{ref} points at {what} {identity!r}, which '{self.path}' does not hold")
+            raise BadInputError(f"{ref} refers to {what} {identity!r}, which '{self.path}' does not contain")
         return entry
 
     def category(self, annotation: dict[str, Any], ref: Ref) -> str:
-        """Class name; the annotation's key is ``categories_id`` in RRSIS-D, ``category_id`` elsewhere."""
+        """Return the class name; the annotation's key is ``categories_id`` in RRSIS-D, ``category_id`` elsewhere."""
         for identity in (annotation.get("categories_id"), annotation.get("category_id"), ref.category_id):
             if isinstance(identity, Id):
                 return str(self.categories.get(identity, {}).get("name", f"class {identity}"))
         return "unknown"
 
     def annotation_name(self, identity: Id) -> str:
-        """How an error line names an annotation."""
+        """Return the name of an annotation for messages."""
         return f"annotation {identity} of '{self.path}'"
 
 
 def read_refs(path: Path) -> Iterator[Ref]:
-    """The entries of ``refs(unc).p``, in its order.
+    """Yield the entries of ``refs(unc).p`` in order.
 
     Raises:
-        BadInputError: the file is missing, broken or contains code, or an entry lacks something.
+        BadInputError: the file is missing, broken or contains code, or an entry is incomplete.
     """
     refs = load_plain_pickle(path)
     if not isinstance(refs, list):
-        raise BadInputError(f"'{path}' does not hold a list of expressions")
+        raise BadInputError(f"'{path}' does not contain a list of expressions")
     for index, ref in enumerate(refs):
         name = f"'{path}', expression {index}"
         if not isinstance(ref, dict):
@@ -112,5 +112,5 @@ def read_refs(path: Path) -> Iterator[Ref]:
             raise BadInputError(f"{name} is malformed ({error})") from error
         typed = all(isinstance(identity, Id) for identity in (ref_id, image_id, split))
         if not typed or not all(isinstance(phrase, str) for phrase in phrases):
-            raise BadInputError(f"{name} is malformed (an id, its split or a sentence is of another type)")
+            raise BadInputError(f"{name} is malformed (an id, its split or a sentence has another type)")
         yield Ref(path, ref_id, image_id, ann_id, str(split), phrases, ref.get("file_name"), ref.get("category_id"))

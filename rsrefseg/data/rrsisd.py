@@ -1,4 +1,4 @@
-"""Reads the layout of the RRSIS-D data set: a pickle of expressions, a JSON of annotations, a folder of images."""
+"""Reads RRSIS-D: a pickle of expressions, a JSON file of annotations, and a folder of images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,22 +13,22 @@ from .samples import Sample
 ANNOTATION_FOLDER = "rrsisd"
 IMAGE_FOLDER = "images/rrsisd/JPEGImages"
 
-# Some downloads put both annotation files straight into the root.
+# Some downloads have both annotation files in the root.
 _ANNOTATION_FOLDERS = (ANNOTATION_FOLDER, ".")
 
 
 def matches(path: Path) -> bool:
-    """Whether a folder looks like RRSIS-D, even where one of its parts is missing."""
+    """Return whether a folder is an RRSIS-D data set, even if a part is missing."""
     files = (REFS_FILE, INSTANCES_FILE)
     annotated = any((path / folder / file).is_file() for folder in _ANNOTATION_FOLDERS for file in files)
     return annotated or (path / IMAGE_FOLDER).is_dir()
 
 
 def read(root: Path, images: Path | None) -> tuple[Sample, ...]:
-    """Read every expression of an RRSIS-D folder; no image is opened.
+    """Read every expression of an RRSIS-D folder without opening images.
 
     Raises:
-        BadInputError: a file is missing, broken or contains code, or an expression points at nothing.
+        BadInputError: a file is missing, broken or contains code, or an expression refers to an unknown id.
     """
     refs_path, instances_path = _find(root, REFS_FILE), _find(root, INSTANCES_FILE)
     folder = images or root / IMAGE_FOLDER
@@ -39,7 +39,7 @@ def read(root: Path, images: Path | None) -> tuple[Sample, ...]:
 
 
 def _samples(ref: Ref, instances: Instances, folder: Path) -> Iterator[Sample]:
-    """One sample for each of an entry's sentences."""
+    """Yield a sample for each sentence of an entry."""
     image, annotation = instances.image(ref), instances.annotation(ref.ann_id, ref)
     image_path = folder / image_file_name(image.get("file_name", ref.file_name), str(ref))
     name = instances.annotation_name(ref.ann_id)

@@ -1,4 +1,4 @@
-"""Writes the layout of the RRSIS-D data set, quirks included, so that made scenes test the reader of real files."""
+"""Writes data sets in the RRSIS-D layout, including its quirks, so that rendered scenes test its reader."""
 
 import json
 import pickle
@@ -19,35 +19,35 @@ from .masks import BoolMask, encode_mask, rle_box
 from .refs import INSTANCES_FILE, REFS_FILE
 
 JPEG_QUALITY = 95
-# Protocol 2 is what the oldest readers of this format take.
+# Pickle protocol of the oldest readers of this format.
 _PICKLE_PROTOCOL = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Referral:
-    """A phrase, the class of the one object it means, and that object's pixels, (H, W) bool."""
+    """A phrase, the class of the object it refers to, and the object's mask, (H, W) bool."""
 
     phrase: str
     category: str
     mask: BoolMask
 
 
-# A split, an image (H, W, 3) uint8 RGB, and what is said of it.
+# A split, an image (H, W, 3) uint8 RGB, and its phrases with their objects.
 WrittenScene = tuple[str, npt.NDArray[np.uint8], Sequence[Referral]]
 
 
 def write_rrsisd(root: Path, scenes: Iterable[WrittenScene], overwrite: bool = False) -> None:
-    """Write a data set in the RRSIS-D layout, whole or not at all. The same scenes give the same bytes in every file.
+    """Write a data set in the RRSIS-D layout, atomically. Equal scenes produce equal bytes in every file.
 
-    A folder that holds anything is refused; with ``overwrite`` one in this layout is replaced.
+    With ``overwrite``, an existing folder in this layout is replaced.
 
     Raises:
-        BadInputError: the folder is refused.
+        BadInputError: the folder is not empty and may not be replaced.
         RSRefSegError: the disk is full or the folder cannot be written.
     """
     occupied = root.exists() and (not root.is_dir() or any(root.iterdir()))
     if occupied and not (overwrite and rrsisd.matches(root)):
-        raise BadInputError(f"'{root}' already holds something: name another folder or remove it first")
+        raise BadInputError(f"'{root}' is not empty: name another folder or remove it first")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     refs: list[dict[str, Any]] = []
@@ -84,7 +84,7 @@ def write_rrsisd(root: Path, scenes: Iterable[WrittenScene], overwrite: bool = F
                 }
                 annotations.append(annotation)
                 refs.append(ref)
-        # The classes are numbered by name, once all are known.
+        # Classes are numbered by name after all of them are known.
         numbers = {name: number for number, name in enumerate(sorted(set(classes)), start=1)}
         for name, annotation, ref in zip(classes, annotations, refs, strict=True):
             annotation["categories_id"] = ref["category_id"] = numbers[name]
@@ -94,6 +94,6 @@ def write_rrsisd(root: Path, scenes: Iterable[WrittenScene], overwrite: bool = F
         annotation_folder.mkdir()
         text = json.dumps(instances, ensure_ascii=False)
         (annotation_folder / INSTANCES_FILE).write_text(text + "\n", encoding="utf-8")
-        # Pickle's bytes depend on which equal strings are one object; a pass through JSON makes that the same always.
+        # A pass through JSON makes the pickle's bytes independent of which equal strings share one object.
         plain = json.loads(json.dumps(refs))
         (annotation_folder / REFS_FILE).write_bytes(pickle.dumps(plain, protocol=_PICKLE_PROTOCOL))

@@ -1,4 +1,4 @@
-"""What every data set looks like to the rest: samples of one image, one phrase and one mask."""
+"""Samples, each with one image, one phrase and one mask, as all data set formats provide them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,17 +16,17 @@ from .masks import BoolMask, BrokenMask, Rle, decode_rle, encode_mask, resize_ne
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One referring expression. Whatever reads its mask raises a BadInputError where that is missing or broken.
+    """A referring expression. Members that read the mask raise BadInputError if it is missing or broken.
 
     Attributes:
-        sample_id: unique within its data set.
-        split: "train", "val", "test", or whatever the data set calls it.
-        image_path: the image's file.
-        phrase: the expression, as the data set gives it.
-        category: class name of the object referred to.
-        mask_source: its mask: checked run lengths, an image file whose pixels that are not black are foreground, or
-            why the annotation cannot be read. Samples of one object have equal ones.
-        has_target: false where the annotation says that the expression refers to nothing; its mask is empty.
+        sample_id: id that is unique within the data set.
+        split: name of the split, e.g. "train", "val" or "test".
+        image_path: path of the image file.
+        phrase: the expression as in the data set.
+        category: class name of the object.
+        mask_source: the mask as checked run lengths, as an image file whose non-black pixels are foreground, or the
+            reason why the annotation cannot be read. Samples of one object have equal sources.
+        has_target: false if the annotation states that the expression refers to nothing; the mask is empty.
     """
 
     sample_id: str
@@ -39,7 +39,7 @@ class Sample:
 
     @property
     def mask_size(self) -> tuple[int, int]:
-        """Height and width of the mask; a file is only decoded where its header does not state them."""
+        """Height and width of the mask; a file is only decoded if its header does not state them."""
         if isinstance(self.mask_source, Path):
             stated = size_in_header(self.mask_source)
             height, width = self.mask().shape if stated is None else stated
@@ -56,13 +56,13 @@ class Sample:
 
     @property
     def mask_fingerprint(self) -> str:
-        """A text that changes when the mask does; for a file, the SHA-256 of its bytes."""
+        """A text that identifies the mask: its run lengths, or the SHA-256 of its file."""
         if not isinstance(self.mask_source, Path):
             return str(self.rle["counts"])
         return hashlib.sha256(read_bytes(self.mask_source)).hexdigest()
 
     def mask(self) -> BoolMask:
-        """The mask, (H, W) bool."""
+        """Return the mask, (H, W) bool."""
         if not isinstance(self.mask_source, Path):
             return decode_rle(self.rle)
         try:
@@ -71,10 +71,10 @@ class Sample:
             raise BadInputError(f"sample '{self.sample_id}': its mask cannot be read: {error}") from error
 
     def mask_at(self, size: tuple[int, int], resize: bool) -> tuple[BoolMask, bool]:
-        """The mask at its image's ``size`` (height, width), and whether it was resized (nearest).
+        """Return the mask at its image's ``size`` (height, width), and whether it was resized (nearest).
 
         Raises:
-            BadInputError: its size differs, and ``resize`` is false.
+            BadInputError: the size differs and ``resize`` is false.
         """
         found = self.mask_size
         if found != size and not resize:
@@ -82,7 +82,7 @@ class Sample:
         return resize_nearest(self.mask(), *size), found != size
 
     def size_difference(self, mask_size: tuple[int, int], image_size: tuple[int, ...]) -> str:
-        """How an error line states that a mask does not have its image's size."""
+        """Return the message for a mask of another size than its image."""
         return (
             f"sample '{self.sample_id}': its mask is {mask_size[0]}x{mask_size[1]} but its image "
             f"'{self.image_path.name}' {image_size[0]}x{image_size[1]} (height x width)"
@@ -91,7 +91,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """All samples of one data set, in the order of its files; ``name`` is its format, ``root`` the folder or file."""
+    """All samples of a data set in file order; ``name`` is its format, ``root`` its folder or file."""
 
     root: Path
     name: str
@@ -103,20 +103,20 @@ class Dataset:
         return tuple(dict.fromkeys(sample.split for sample in self.samples))
 
     def split(self, name: str) -> tuple[Sample, ...]:
-        """The samples of one split.
+        """Return the samples of a split.
 
         Raises:
-            BadInputError: there are none; the line names the splits that exist.
+            BadInputError: the split has no samples; the message names the existing splits.
         """
         chosen = tuple(sample for sample in self.samples if sample.split == name)
         if not chosen:
-            have = ", ".join(f"'{split}'" for split in self.splits) or "none at all"
-            raise BadInputError(f"the data set '{self.root}' has no sample in the split '{name}'; its splits: {have}")
+            have = ", ".join(f"'{split}'" for split in self.splits) or "none"
+            raise BadInputError(f"the data set '{self.root}' has no samples in the split '{name}'; its splits: {have}")
         return chosen
 
 
 def group_by_image(samples: Iterable[Sample]) -> tuple[tuple[Sample, ...], ...]:
-    """Samples that share an image, together; images in order of first appearance, samples in the given order."""
+    """Group samples by image; images are in order of first appearance, samples in the given order."""
     groups: dict[Path, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.image_path, []).append(sample)
@@ -124,7 +124,7 @@ def group_by_image(samples: Iterable[Sample]) -> tuple[tuple[Sample, ...], ...]:
 
 
 def size_in_header(path: Path) -> tuple[int, int] | None:
-    """Height and width as an image file states them; None where Pillow cannot tell or EXIF turns the image."""
+    """Return height and width from an image header; None if Pillow cannot read it or EXIF rotates the image."""
     from PIL import ExifTags, Image
 
     try:
@@ -132,5 +132,5 @@ def size_in_header(path: Path) -> tuple[int, int] | None:
             may_be_turned = image.format == "TIFF" or "exif" in image.info
             turned = may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
             return None if turned else (image.height, image.width)
-    except Exception:  # a broken header ends in almost any exception; reading the image names the fault
+    except Exception:  # a broken header raises almost any exception; reading the image reports the fault
         return None

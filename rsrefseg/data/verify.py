@@ -1,4 +1,4 @@
-"""What is wrong with the samples of a data set: ``train`` and ``eval`` refuse it, ``data check`` reports all of it."""
+"""Finds problems of samples: ``train`` and ``eval`` stop at the first kind, ``data check`` reports all."""
 
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -13,7 +13,7 @@ from .samples import Dataset, Sample, group_by_image, size_in_header
 
 
 class Problem(StrEnum):
-    """What can be wrong with a data set; a fault spoils training or its figures, the rest is worth knowing."""
+    """Problems of a data set; faults affect training or scores, the others are notes."""
 
     MISSING_SPLIT = "missing splits"
     MISSING_IMAGE = "missing images (complete the download)"
@@ -33,17 +33,17 @@ class Problem(StrEnum):
 
     @property
     def is_fault(self) -> bool:
-        """Whether it spoils training or the figures taken on the data."""
+        """Whether the problem affects training or scores."""
         return list(Problem).index(self) <= list(Problem).index(Problem.REPEATED_ID)
 
 
 def mask_problems(
     sample: Sample, image_size: tuple[int, ...] | None, decode: bool = False
 ) -> Iterator[tuple[Problem, str]]:
-    """What is wrong with a sample's mask, as far as the annotation or the file's header says.
+    """Yield the problems of a sample's mask that the annotation or the file header shows.
 
-    ``image_size`` is the height and width of its image, None where sizes are not compared; ``decode`` reads the mask's
-    pixels too.
+    ``image_size`` is the height and width of the image, or None to skip the comparison. ``decode`` also reads the
+    mask's pixels.
     """
     name = f"sample '{sample.sample_id}'"
     if isinstance(sample.mask_source, Path) and not sample.mask_source.is_file():
@@ -62,12 +62,12 @@ def mask_problems(
 
 
 def verify_samples(dataset: Dataset, splits: Sequence[str], resize_masks: bool = False) -> list[tuple[Sample, ...]]:
-    """The samples of each of some splits, checked before a long run as far as annotations and file headers allow.
+    """Return the samples of each split after a check of annotations and file headers.
 
     With ``resize_masks``, masks may have another size than their image.
 
     Raises:
-        BadInputError: a split does not exist, or samples cannot be used: how many, and the first of them.
+        BadInputError: a split does not exist, or samples cannot be used; the message has their number and the first.
     """
     chosen = [dataset.split(split) for split in splits]
     found: dict[Problem, list[str]] = {}

@@ -1,1 +1,1 @@
-"""Metrics of a model on a data set."""
+"""Predictions and metrics of models on data sets."""

@@ -1,4 +1,4 @@
-"""The PyTorch model as something that answers phrases: for validation, evaluation and parity checks."""
+"""Predictions of the PyTorch model, for validation, evaluation and parity checks."""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,16 @@ from rsrefseg.engines.segmentation import Segmentation
 from rsrefseg.engines.text import Tokenizer
 
 from ..model.model import RSRefSeg
-from .answers import Ask
+from .predictions import Predict
 
 
-def asker(model: RSRefSeg, tokenizer: Tokenizer) -> Ask:
-    """The model, in eval mode, as somebody to ask; an image is encoded once for all phrases of one call."""
+def predict_with(model: RSRefSeg, tokenizer: Tokenizer) -> Predict:
+    """Return a function that runs ``model``, in eval mode; each call encodes its image once for all phrases."""
     device = model.attn_prompter.grid_encoding.device
     image_size = model.config.sam.image_size
 
     @torch.inference_mode()
-    def ask(image: npt.NDArray[np.uint8], phrases: Sequence[str]) -> list[Segmentation]:
+    def predict(image: npt.NDArray[np.uint8], phrases: Sequence[str]) -> list[Segmentation]:
         tokens = tokenizer.encode(phrases)
         prediction = model(
             torch.from_numpy(stretch(image, image_size)).unsqueeze(0).to(device),
@@ -29,7 +29,7 @@ def asker(model: RSRefSeg, tokenizer: Tokenizer) -> Ask:
         )
         size = (image.shape[0], image.shape[1])
         logits = prediction.mask_logits.float().cpu().numpy()[:, 0]
-        answers = zip(phrases, logits, strict=True)
-        return [Segmentation(phrase, grid, size, image_size) for phrase, grid in answers]
+        pairs = zip(phrases, logits, strict=True)
+        return [Segmentation(phrase, grid, size, image_size) for phrase, grid in pairs]
 
-    return ask
+    return predict

@@ -1,4 +1,4 @@
-"""Referring-segmentation metrics under the two published protocols, in numpy alone."""
+"""Metrics of referring segmentation under the two published protocols, computed with numpy only."""
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -14,12 +14,12 @@ RMSIN_SIZE = 480
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How far one prediction covers its truth, under a protocol.
+    """Overlap of a predicted mask with the annotated mask, under a protocol.
 
     Attributes:
-        iou: intersection over union, in [0, 1]; of an empty union what ``Protocol`` decides.
-        intersection: pixels in both, at the protocol's size.
-        union: pixels in either, at the protocol's size.
+        iou: intersection over union, in [0, 1]; ``Protocol`` defines it for an empty union.
+        intersection: pixels in both masks, at the protocol's size.
+        union: pixels in either mask, at the protocol's size.
     """
 
     iou: float
@@ -28,21 +28,21 @@ class Overlap:
 
 
 class Protocol(StrEnum):
-    """How a sample's IoU is taken and compared. Figures of different protocols must not stand in one column.
+    """Rules for the IoU of a sample and for Pr@t. Scores of different protocols are not comparable.
 
-    ``RSREFSEG``: masks at the image's own size; a sample counts for Pr@t where IoU > t. Where truth and prediction are
-    both empty, IoU is 0/0 in the published code; here it is 1, the convention of benchmarks with expressions that have
-    no target: to find nothing where nothing is meant is right. cIoU is not touched, since such a sample adds no pixel.
+    ``RSREFSEG``: masks have the image's size, and a sample counts for Pr@t if IoU > t. If both masks are empty, IoU is
+    0/0 in the published code. Here it is 1, as in benchmarks with expressions that have no target. Such a sample does
+    not change cIoU, because it adds no pixel.
 
-    ``RMSIN``: both masks at 480x480 (nearest); a sample counts for Pr@t where IoU >= t; where both are empty, IoU is 0,
-    as in its published code. On data with expressions that refer to nothing it punishes the right answer.
+    ``RMSIN``: both masks are resized to 480x480 (nearest), and a sample counts for Pr@t if IoU >= t. If both are empty,
+    IoU is 0, as in the published code, so that a correct prediction of an expression without a target scores 0.
     """
 
     RSREFSEG = "rsrefseg"
     RMSIN = "rmsin"
 
     def overlap(self, prediction: BoolMask, truth: BoolMask) -> Overlap:
-        """Compare one prediction, (H, W) bool at the image's own size, with its truth, (H, W) bool.
+        """Compare a predicted mask with the annotated mask, both (H, W) bool at the image's size.
 
         Raises:
             ValueError: the masks are not bool, not two-dimensional, or of different shapes.
@@ -58,19 +58,19 @@ class Protocol(StrEnum):
         return Overlap(self.iou(intersection, union), intersection, union)
 
     def iou(self, intersection: int, union: int) -> float:
-        """Intersection over union, the empty union decided as above."""
+        """Return intersection over union; 0 (``RMSIN``) or 1 (``RSREFSEG``) for an empty union."""
         if union == 0:
             return 0.0 if self is Protocol.RMSIN else 1.0
         return intersection / union
 
     def passes(self, iou: float, threshold: float) -> bool:
-        """Whether a sample counts for Pr@threshold."""
+        """Return whether a sample counts for Pr@threshold."""
         return iou >= threshold if self is Protocol.RMSIN else iou > threshold
 
 
 @dataclass(frozen=True, slots=True)
 class ClassResult:
-    """What one class scored; fractions in [0, 1]."""
+    """Scores of one class; fractions in [0, 1]."""
 
     gIoU: float  # noqa: N815 (the field's word)
     cIoU: float  # noqa: N815
@@ -79,15 +79,15 @@ class ClassResult:
 
 @dataclass(frozen=True, slots=True)
 class MetricsResult:
-    """What a set of samples scored; every score is a fraction in [0, 1].
+    """Scores of a set of samples; fractions in [0, 1].
 
     Attributes:
-        protocol: under which it was taken.
-        samples: how many.
-        gIoU: mean of the samples' IoU.
-        cIoU: sum of intersections over sum of unions.
-        precision_at: share of samples that pass each threshold.
-        per_class: the same by class, for samples whose class was given; sorted by name.
+        protocol: evaluation protocol.
+        samples: number of samples.
+        gIoU: mean IoU of the samples (mIoU in remote-sensing tables).
+        cIoU: sum of intersections over sum of unions (oIoU in remote-sensing tables).
+        precision_at: fraction of samples that pass each IoU threshold.
+        per_class: scores by class, for samples with a class; sorted by name.
     """
 
     protocol: Protocol
@@ -98,7 +98,7 @@ class MetricsResult:
     per_class: dict[str, ClassResult]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, the thresholds as ``Pr@0.5`` and so on."""
+        """Return a JSON-serialisable dict, with keys such as ``Pr@0.5`` for the thresholds."""
         return {
             "protocol": self.protocol.value,
             "samples": self.samples,
@@ -111,7 +111,7 @@ class MetricsResult:
 
 @dataclass(slots=True)
 class _Tally:
-    """Sums over samples. Passes are counted, not IoUs kept, so that memory does not grow with the data set."""
+    """Sums over samples. It counts passes instead of storing IoUs, so that memory use stays constant."""
 
     samples: int = 0
     iou_sum: float = 0.0
@@ -121,10 +121,10 @@ class _Tally:
 
 
 class ReferringMetrics:
-    """Takes predictions one by one and gives gIoU, cIoU and Pr@0.5 to Pr@0.9.
+    """Accumulates predictions and computes gIoU, cIoU and Pr@0.5 to Pr@0.9.
 
     Args:
-        protocol: which published protocol to follow.
+        protocol: evaluation protocol.
     """
 
     def __init__(self, protocol: Protocol = Protocol.RSREFSEG) -> None:
@@ -136,12 +136,12 @@ class ReferringMetrics:
         """Add one sample.
 
         Args:
-            prediction: (H, W) bool, at the image's own size.
-            truth: (H, W) bool.
+            prediction: (H, W) bool, predicted mask at the image's size.
+            truth: (H, W) bool, annotated mask.
             category: class of the object, for the scores by class.
 
         Returns:
-            This sample's IoU under the protocol.
+            The sample's IoU under the protocol.
 
         Raises:
             ValueError: the masks are not bool, not two-dimensional, or of different shapes.
@@ -151,7 +151,7 @@ class ReferringMetrics:
         return overlap.iou
 
     def add(self, overlap: Overlap, category: str | None = None) -> None:
-        """Add one sample that this protocol's ``overlap`` has compared."""
+        """Add the overlap of one sample, from ``overlap`` of the same protocol."""
         tallies = [self._total]
         if category is not None:
             tallies.append(self._classes.setdefault(category, _Tally()))
@@ -164,10 +164,10 @@ class ReferringMetrics:
                 tally.passed[threshold] += self.protocol.passes(overlap.iou, threshold)
 
     def result(self) -> MetricsResult:
-        """The scores of all samples so far.
+        """Return the scores of all samples added so far.
 
         Raises:
-            ValueError: there are none.
+            ValueError: no sample was added.
         """
         total = self._total
         if total.samples == 0:

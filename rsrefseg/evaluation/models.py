@@ -1,4 +1,4 @@
-"""Float32 PyTorch models to evaluate and compare with: of a run, of a file, or of the package."""
+"""Opens float32 PyTorch models for evaluation and comparison: of a run, of a file, or shipped with the package."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from ..runs.trained import load_best
 
 
 class TorchModel(NamedTuple):
-    """A float32 model in eval mode, its tokenizer, where it came from in words, and the file of its weights."""
+    """A float32 model in eval mode, its tokenizer, a description of its origin, and the file of its weights."""
 
     model: RSRefSeg
     tokenizer: Tokenizer
@@ -25,22 +25,22 @@ class TorchModel(NamedTuple):
 
 
 def base_model() -> TorchModel:
-    """The shipped tiny base, before any training.
+    """Open the tiny base model that the package ships.
 
     Raises:
-        MissingPartError: the package was installed without it.
+        MissingPartError: its files are missing from the installation.
     """
     return file_model(shipped_base(), "the shipped base")
 
 
 def run_model(path: Path | None) -> TorchModel:
-    """The model of a file, or of a run: ``merged.safetensors`` where it is current, else with its adapters folded.
+    """Open the model of a file or of a run: its current ``merged.safetensors``, or its best weights merged in memory.
 
     Args:
-        path: a merged model with its ``tokenizer.json`` beside it, or a run's folder; default is the latest run.
+        path: merged model with ``tokenizer.json`` in the same folder, or a run folder; default is the latest run.
 
     Raises:
-        BadInputError: there is no such model or run, or it is unfinished or damaged.
+        BadInputError: the model or run does not exist, is unfinished or is damaged.
     """
     if path is not None and path.is_file():
         return file_model(path, f"model {path}")
@@ -53,10 +53,10 @@ def run_model(path: Path | None) -> TorchModel:
 
 
 def file_model(path: Path, source: str) -> TorchModel:
-    """A merged model with the tokenizer beside it.
+    """Open a merged model and the ``tokenizer.json`` in its folder.
 
     Raises:
-        BadInputError: one of them is missing or damaged.
+        BadInputError: the model or the tokenizer is missing or damaged.
     """
     file = load_tensors(path)
     model = model_from(file)

@@ -1,1 +1,1 @@
-"""Stages in the form that is exported: mathematically equal to the published modules, with constants folded."""
+"""Stages in their exported form: mathematically equal to the published modules, with constants folded."""

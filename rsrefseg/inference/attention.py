@@ -15,7 +15,7 @@ from .projections import attention, folded_projections, linear
 
 
 class AttentionForm(StrEnum):
-    """Where the bias is added.
+    """Where attention adds its position bias.
 
     ``published`` adds the row bias and then the column bias to the scores, as segment-anything does. ``additive`` adds
     their sum. ``folded`` appends them to the channels of the product: softmax([s q, Rh q, Rw q] . [k, row, column]) v
@@ -29,9 +29,9 @@ class AttentionForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """Form of SAM's windowed and global blocks, and the parts their tokens are processed in.
+    """Form of attention in SAM's windowed and global blocks, and the parts their tokens are split into.
 
-    A part is a number of grid rows. Only one part's intermediate values are in memory at a time.
+    A part is a number of grid rows. The intermediate values of one part are in memory at a time.
 
     Attributes:
         windowed: form of the windowed blocks.
@@ -47,14 +47,14 @@ class AttentionChoice:
 
 
 class RelativePositionAttention(nn.Module):
-    """segment-anything's ``Attention``, its window partition included, on tokens.
+    """segment-anything's ``Attention`` on tokens, including the window partition.
 
-    Only real tokens are projected. The tokens that pad the last windows are zeros: as keys they score the bias of their
-    place, as values they add nothing.
+    Tokens that pad the last windows are not projected but zero: as keys their score is the bias of their position, as
+    values they add nothing.
 
     Args:
         original: source of the projections and position embeddings.
-        form: where the bias is added.
+        form: form of the position bias.
         grid_size: rows and columns of the token grid.
         window_size: side of the windows; 0 for attention over the whole grid.
         query_parts: parts of a window's (or the grid's) queries; must divide its rows.
@@ -105,15 +105,15 @@ class RelativePositionAttention(nn.Module):
         self.register_buffer("key_places", places, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H W, C) -> (N, H W, C)."""
+        """Attend over tokens, (N, H W, C) float32, and return the same shape."""
         side = self.side
         query = self._heads(self.q_proj(x)).flatten(0, 1)
         key, value = (self._heads(project(x)).flatten(3, 4).flatten(0, 1) for project in (self.k_proj, self.v_proj))
         if self.form is AttentionForm.FOLDED:
-            # Pad and add: concatenating a constant would first need an Expand to the number of images.
+            # Pad and add: concatenating a constant would need an Expand to the number of images.
             key = nn.functional.pad(key, (0, 2 * side)) + self.key_places
         if not self.fused:
-            # ONNX Runtime and OpenVINO fuse this transpose into the product, but not one made when cutting heads.
+            # ONNX Runtime and OpenVINO fuse this transpose into the product, but not a transpose that splits heads.
             key = key.transpose(2, 3)
         # chunk(1) would export as a Split into one part.
         queries = query.chunk(self.query_parts, dim=2) if self.query_parts > 1 else (query,)
@@ -128,24 +128,24 @@ class RelativePositionAttention(nn.Module):
         return projected
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(N, H W, heads C) -> (N rows of windows, windows, heads, side, side, C), with zeros for padding."""
+        """Reshape (N, H W, heads C) to (N window rows, windows, heads, side, side, C), padded with zeros."""
         channels = x.shape[-1]
         if missing := self.windows * self.side - self.grid_size:
-            # Columns of padding are numbers at the end of a row, so that only the last two of four axes are padded:
-            # ONNX Runtime's CUDA kernel is fast for those alone.
+            # Padding columns as values at the end of a row pads only the last two of four axes: ONNX Runtime's CUDA
+            # kernel is fast for these axes alone.
             rows = x.reshape(-1, 1, self.grid_size, self.grid_size * channels)
             x = nn.functional.pad(rows, (0, missing * channels, 0, missing))
         x = x.reshape(-1, self.side, self.windows, self.side, self.num_heads, channels // self.num_heads)
         return x.permute(0, 2, 4, 1, 3, 5)
 
     def _attend(self, query: Tensor, row_embedding: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of the queries in some rows of a window.
+        """Attend with the queries in some rows of a window.
 
         Args:
             query: (N windows, heads, rows, side, C).
-            row_embedding: (rows, C, side), from these rows to all rows.
-            key: (N windows, heads, C, side side), with the keys' places behind the channels in the folded form; the
-                last two axes are swapped where attention is one operator.
+            row_embedding: (rows, C, side), position embedding from these rows to all rows.
+            key: (N windows, heads, C, side side), with the one-hot positions after the channels in the folded form;
+                the last two axes are swapped if ``fused``.
             value: (N windows, heads, side side, C).
 
         Returns:

@@ -1,7 +1,7 @@
 """SAM's mask decoder on tokens, without transposing to channels first and back.
 
-The kernels of its convolutions are as large as their strides, so each convolution is a linear layer on tokens: it takes
-or gives the 2 x 2 pixels of a token. Only the mask prompt and the logits, one channel each, are rearranged to a grid.
+Its convolutions have kernels as large as their strides, so each one is a linear layer from or to the 2 x 2 pixels of a
+token. Only the mask prompt and the logits, one channel each, are rearranged to a grid.
 """
 
 import torch
@@ -11,20 +11,20 @@ from torch.nn import functional as F
 from ..model.sam import ChannelLayerNorm, SamDecoder
 from .projections import FoldedCrossAttention, linear
 
-# Of all convolutions here except the last of downscaling, which is pointwise.
+# Stride of all convolutions here except the last of downscaling, which is pointwise.
 _STRIDE = 2
 
 
 class TokenLayerNorm(ChannelLayerNorm):
-    """SAM's layer norm over the channels of tokens."""
+    """SAM's layer norm, applied to the channels of tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
+        """Normalise (..., C) over the last axis."""
         return self.channels_last(x)
 
 
 class InferenceDecoder(nn.Module):
-    """``SamDecoder`` on tokens: same weights, same module names.
+    """``SamDecoder`` on tokens, with the same weights and module names.
 
     Args:
         original: source of the weights; not usable afterwards.
@@ -51,12 +51,12 @@ class InferenceDecoder(nn.Module):
             _put_on_tokens(self.prompt_encoder.mask_downscaling)
 
     def forward(self, image_embedding: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor) -> Tensor:
-        """Same tensors as ``SamDecoder.forward``."""
+        """Decode masks; arguments and result are those of ``SamDecoder.forward``."""
         decoder, side = self.mask_decoder, self.grid_size
-        # Added as tokens: OpenVINO fuses a sum of grids into the preceding convolution, and then fails to broadcast one
+        # Added as tokens: OpenVINO fuses a sum of grids into the preceding convolution and then cannot broadcast one
         # image to several phrases.
         keys = image_embedding.flatten(2).transpose(1, 2) + self._dense_embedding(mask_prompt)
-        # Pad and add: concatenating a constant would first need an Expand to the number of phrases.
+        # Pad and add: concatenating a constant would need an Expand to the number of phrases.
         room = F.pad(sparse_prompts, (0, 0, len(self.output_tokens), 0))
         prompts = room + F.pad(self.output_tokens, (0, 0, 0, sparse_prompts.shape[1]))
         queries = prompts
@@ -75,7 +75,7 @@ class InferenceDecoder(nn.Module):
         return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 1, side * _STRIDE**2, side * _STRIDE**2)
 
     def _dense_embedding(self, mask_prompt: Tensor) -> Tensor:
-        """(P, 1, 4g, 4g) -> (P, g g, D)."""
+        """Encode mask prompts, (P, 1, 4g, 4g), to (P, g g, D)."""
         side = self.grid_size
         if not self.dense_prompt:
             nothing: Tensor = self.prompt_encoder.no_mask_embed.weight.view(1, 1, -1)
@@ -88,7 +88,7 @@ class InferenceDecoder(nn.Module):
 
 
 def _put_on_tokens(layers: nn.Sequential) -> None:
-    """Replace convolutions without overlap by linear layers, and channel norms by norms of the last axis."""
+    """Replace non-overlapping convolutions by linear layers and channel norms by norms over the last axis."""
     for index, layer in enumerate(layers):
         if isinstance(layer, nn.ConvTranspose2d):
             # (in, out, y, x) -> (y, x, out; in)

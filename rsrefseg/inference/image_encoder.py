@@ -1,4 +1,4 @@
-"""SAM's image encoder on tokens: channels come first only for the pixels and the neck's 3 x 3 convolution."""
+"""SAM's image encoder on tokens: only the pixels and the neck's 3 x 3 convolution are channels first."""
 
 import torch
 from segment_anything.modeling.common import MLPBlock
@@ -12,14 +12,14 @@ from .projections import linear
 
 
 class InferenceImageEncoder(nn.Module):
-    """segment-anything's ``ImageEncoderViT`` on tokens: same weights, same module names.
+    """segment-anything's ``ImageEncoderViT`` on tokens, with the same weights and module names.
 
-    Attention partitions its windows itself, so that residual sums are of tokens: OpenVINO would reorder grids for
+    The attention modules partition the windows, so that residual sums work on tokens: OpenVINO reorders grids for
     convolutions and back, twice in every block.
 
     Args:
         original: source of the weights; not usable afterwards.
-        attention: form of its blocks.
+        attention: form of the attention blocks.
         fused: write attention as one operator.
     """
 
@@ -37,7 +37,7 @@ class InferenceImageEncoder(nn.Module):
         self.neck = TokenNeck(original.neck, grid_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 3, S, S) -> (N, D, g, g)."""
+        """Encode normalised pixels, (N, 3, S, S) float32, to the image embedding (N, D, g, g)."""
         x = self.patch_embed(pixels).flatten(1, 2) + self.pos_embed
         for block in self.blocks:
             x = block(x)
@@ -46,7 +46,7 @@ class InferenceImageEncoder(nn.Module):
 
 
 class MlpInParts(nn.Module):
-    """``MLPBlock`` on a few tokens at a time, so that a cache holds their hidden activations.
+    """``MLPBlock`` on one part of the tokens at a time, so that the hidden activations fit into the cache.
 
     Args:
         original: source of the layers.
@@ -58,12 +58,12 @@ class MlpInParts(nn.Module):
         self.lin1, self.act, self.lin2, self.parts = original.lin1, original.act, original.lin2, parts
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, T, C) -> (N, T, C)."""
+        """Apply the MLP to tokens (N, T, C)."""
         return torch.cat([self.lin2(self.act(self.lin1(part))) for part in x.chunk(self.parts, dim=1)], dim=1)
 
 
 class TokenNeck(nn.Sequential):
-    """SAM's neck with its pointwise convolution and the first norm on tokens.
+    """SAM's neck with the pointwise convolution and the first norm on tokens.
 
     Args:
         original: source of the weights.
@@ -79,7 +79,7 @@ class TokenNeck(nn.Sequential):
         self.grid_size = grid_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, g g, C) -> (N, D, g, g)."""
+        """Project tokens, (N, g g, C), to the image embedding (N, D, g, g)."""
         pointwise, norm, convolution, last_norm = self
         tokens = norm(pointwise(x)).transpose(1, 2)
         embedding: Tensor = last_norm(convolution(torch.unflatten(tokens, 2, (self.grid_size, self.grid_size))))

@@ -1,8 +1,8 @@
-"""Attention projections with the scale and the biases of keys and values folded away.
+"""Attention projections that fold the scale and the biases of keys and values into other weights.
 
-Exact in real arithmetic: the scale goes into the queries; a key bias adds the same q . b to every score of a query,
-which softmax cancels; and since softmax weights sum to 1, a value bias is one more output bias. Projections of padded
-tokens, which are biases only, are then zeros.
+Folding is exact in real arithmetic: the queries include the scale; a key bias adds the same q . b to every score of a
+query, which softmax cancels; softmax weights sum to 1, so a value bias becomes an output bias. The projections of
+padding tokens, which consist of biases only, are then zero.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 def folded_projections(
     query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn.Linear, scale: float
 ) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
-    """Queries with scale and bias, keys and values without bias, output with the value bias; computed in float64."""
+    """Fold the scale and the query bias into queries, the value bias into the output; computed in float64."""
     output_bias = _bias(output) + output.weight.detach().double() @ _bias(value)
     return (
         linear(query.weight.detach().double() * scale, _bias(query) * scale, query.weight.dtype),
@@ -25,7 +25,7 @@ def folded_projections(
 
 
 def linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
-    """A linear layer with the given weights, for inference."""
+    """Return a linear layer with the given weights, without gradients."""
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=dtype)
     made.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
     if bias is not None:
@@ -57,7 +57,7 @@ class FoldedAttention(nn.Module):
         )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(P, N, C), (P, M, C), (P, M, C), and (P, 1, N, M) added to the scores -> (P, N, C)."""
+        """Attend with query (P, N, C), key and value (P, M, C); the mask (P, 1, N, M) is added to the scores."""
         queries = self._heads(self.q_proj(query)).transpose(1, 2)
         keys = self._heads(self.k_proj(key))
         keys = keys.transpose(1, 2) if self.fused else keys.permute(0, 2, 3, 1)
@@ -67,7 +67,7 @@ class FoldedAttention(nn.Module):
         return result
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(P, N, C) -> (P, N, heads, C / heads)."""
+        """Split (P, N, C) into heads: (P, N, heads, C / heads)."""
         return torch.unflatten(x, 2, (self.num_heads, -1))
 
 
@@ -75,7 +75,7 @@ class FoldedSelfAttention(FoldedAttention):
     """Replaces the attention of SigLIP's encoder layers."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
-        """(N, T, C) -> (N, T, C); the mask is added to the scores."""
+        """Attend over tokens (N, T, C); the mask is added to the scores."""
         return self.attend(hidden_states, hidden_states, hidden_states, attention_mask), None
 
 
@@ -83,19 +83,19 @@ class FoldedCrossAttention(FoldedAttention):
     """Replaces the attention of SAM's mask decoder."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(P, N, C), (P, M, C), (P, M, C) -> (P, N, C)."""
+        """Attend with query (P, N, C), key and value (P, M, C)."""
         return self.attend(q, k, v)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, fused: bool = False) -> Tensor:
-    """Softmax of scaled queries by keys, times the values.
+    """Compute attention for scaled queries.
 
     Args:
         query: (P, heads, N, C), scaled.
-        key: (P, heads, C, M); where fused (P, heads, M, C).
+        key: (P, heads, C, M), or (P, heads, M, C) if fused.
         value: (P, heads, M, D).
-        mask: added to the scores, (P, 1 or heads, N, M).
-        fused: write one operator.
+        mask: (P, 1 or heads, N, M), added to the scores.
+        fused: write attention as one operator.
 
     Returns:
         (P, heads, N, D).

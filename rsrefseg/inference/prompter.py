@@ -1,4 +1,4 @@
-"""AttnPrompter with its first convolution before the filters instead of after them."""
+"""AttnPrompter with the first convolution before the filters instead of after them."""
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ from .projections import linear
 class FilteredProjection(nn.Module):
     """The convolution of the locally filtered, globally filtered and plain features.
 
-    A filter is one number per token and commutes with the pointwise convolution. Projecting first does that once per
-    image instead of once per phrase, without the concatenation.
+    A filter is one value per token and commutes with the pointwise convolution. Projecting before filtering runs once
+    per image instead of once per phrase and needs no concatenation.
     """
 
     def __init__(self, original: ConvNormAct) -> None:
@@ -25,14 +25,14 @@ class FilteredProjection(nn.Module):
         self.act = original.act
 
     def forward(self, clip_features: Tensor, local_filter: Tensor, global_filter: Tensor) -> Tensor:
-        """(1 or P, T, C), (P, T, 1), (P, T, 1) -> (P, T, D)."""
+        """Project features (1 or P, T, C) under two filters (P, T, 1) to (P, T, D)."""
         under_local, under_global, plain = self.conv(clip_features).chunk(3, dim=-1)
         result: Tensor = self.act(under_local * local_filter + under_global * global_filter + (plain + self.bias))
         return result
 
 
 class InferencePrompter(AttnPrompter):
-    """``AttnPrompter`` with its first convolution before the filters: same weights, same module names."""
+    """``AttnPrompter`` with the first convolution before the filters, with the same weights and module names."""
 
     down_channel: FilteredProjection  # type: ignore[assignment]
 

@@ -1,4 +1,4 @@
-"""``fold_for_inference``: a stage of the published modules becomes the one that is exported."""
+"""``fold_for_inference`` turns a stage of the published modules into the stage that is exported."""
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +20,25 @@ _PIXEL_RANGE = 255.0
 def fold_for_inference(
     module: nn.Module, attention: AttentionChoice, fp16: bool = False, fused: bool = False
 ) -> nn.Module:
-    """Fold what does not depend on the input; equal in real arithmetic.
+    """Fold computations that do not depend on the input into weights; equal in real arithmetic.
 
-    Pixel normalisation stays out of weights that become float16: many of them would be subnormal.
+    Pixel normalisation is not folded into weights that become float16: many of them would be subnormal.
 
     Args:
-        module: a stage in eval mode; not usable afterwards.
+        module: stage in eval mode; not usable afterwards.
         attention: form of the attention in SAM's image encoder; other stages ignore it.
         fp16: whether the stage will be converted to half precision.
         fused: write attention as one operator, which needs opset 23.
 
     Returns:
-        The stage with the same inputs, outputs and names of its larger modules.
+        A stage with the same inputs, outputs and names of its larger modules.
     """
     rewrite_gelus(module)
     match module:
         case SiglipVision():
             if not fp16:
                 mean, std = (torch.full((3,), value * _PIXEL_RANGE) for value in (siglip.IMAGE_MEAN, siglip.IMAGE_STD))
-                # Commutes with the resize, which is linear with weights that sum to 1.
+                # Normalisation commutes with the resize, which is linear with weights that sum to 1.
                 fold_pixels(module.embeddings.get_submodule("patch_embedding"), mean, std)
                 module.takes_pixels = True
             _fold_tower(module, fused)
@@ -60,9 +60,9 @@ def fold_pixels(convolution: nn.Module, mean: Tensor, std: Tensor) -> None:
     """Fold (x - mean) / std into a convolution without padding, computed in float64.
 
     Args:
-        convolution: takes RGB pixels.
-        mean: one value per channel, in units of the pixels.
-        std: likewise.
+        convolution: convolution of RGB pixels.
+        mean: (3,) mean of each channel, on the 0 to 255 scale.
+        std: (3,) standard deviation of each channel.
     """
     assert isinstance(convolution, nn.Conv2d)
     assert convolution.padding in ((0, 0), "valid")
@@ -82,7 +82,7 @@ class PositionTable(nn.Module):
         self.weight = nn.Parameter(original.weight.detach(), requires_grad=False)
 
     def forward(self, _: Tensor) -> Tensor:
-        """The whole table, (T, C)."""
+        """Return the table, (T, C)."""
         return self.weight
 
 

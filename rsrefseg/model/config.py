@@ -1,4 +1,4 @@
-"""What a model is: frozen, validated configurations and the three presets."""
+"""Model configurations, validated at construction, and the three presets."""
 
 from enum import StrEnum
 from typing import Annotated, get_args
@@ -9,7 +9,7 @@ from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.records import Record
 from rsrefseg.engines.text import Padding
 
-# Width of the MLPs in SAM's image encoder, as a multiple of its embedding.
+# Width of the MLPs in SAM's image encoder, as a multiple of ``embed_dim``.
 SAM_MLP_RATIO = 4
 _Count = Annotated[int, Meta(ge=1)]
 
@@ -35,7 +35,7 @@ class TransformerConfig(Record, frozen=True):
 
 
 class SiglipConfig(Record, frozen=True):
-    """Both SigLIP towers. Lengths in pixels and tokens."""
+    """Both SigLIP towers. Image and patch sizes are in pixels, ``text_length`` in tokens."""
 
     image_size: _Count
     patch_size: _Count
@@ -62,8 +62,8 @@ class SiglipConfig(Record, frozen=True):
 class SamConfig(Record, frozen=True):
     """SAM's image encoder, prompt encoder and mask decoder.
 
-    ``decoder_norm_epsilon`` is that of the mask decoder's layer norms: 1e-5 in segment-anything, 1e-6 in the Hugging
-    Face port, which moves mask logits by about 1e-4 of their maximum.
+    ``decoder_norm_epsilon`` is the epsilon of the mask decoder's layer norms: 1e-5 in segment-anything, 1e-6 in the
+    Hugging Face port. The two values change mask logits by about 1e-4 of their maximum.
     """
 
     image_size: _Count
@@ -82,10 +82,10 @@ class SamConfig(Record, frozen=True):
         if self.image_size % self.patch_size:
             raise BadInputError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         _check_heads(self.embed_dim, self.num_heads)
-        # The decoder's attention works on half the channels, its upscaling ends with an eighth of them.
+        # The decoder attends over half of the channels, and its upscaling outputs an eighth of them.
         if self.prompt_channels % 8 or self.prompt_channels // 2 % self.decoder_num_heads:
             raise BadInputError(
-                f"prompt_channels {self.prompt_channels} must be a multiple of 8, and half of it of the "
+                f"prompt_channels {self.prompt_channels} must be a multiple of 8, and half of it a multiple of the "
                 f"{self.decoder_num_heads} decoder heads"
             )
         if not set(self.global_attn_indexes) <= set(range(self.depth)):
@@ -103,10 +103,10 @@ class SamConfig(Record, frozen=True):
 
 
 class ModelConfig(Record, frozen=True):
-    """A whole RSRefSeg.
+    """Configuration of a complete RSRefSeg model.
 
-    ``dense_prompt`` feeds the global activation map to SAM's mask-prompt input (paper, eq. 4); without it SAM's learned
-    "no mask" embedding is used. ``Tokenizer`` explains ``text_padding``.
+    ``dense_prompt`` feeds the global activation map to SAM's mask-prompt input (paper, eq. 4); if false, the model uses
+    SAM's learned "no mask" embedding. See ``Tokenizer`` for ``text_padding``.
     """
 
     preset: str
@@ -146,7 +146,7 @@ _SO400M = SiglipConfig(384, 14, vision=_SO400M_TOWER, text=_SO400M_TOWER, vocab_
 
 
 def model_config(preset: str) -> ModelConfig:
-    """The configuration of a preset by name.
+    """Return the configuration of a preset.
 
     Raises:
         BadInputError: no preset has that name.

@@ -1,4 +1,4 @@
-"""LoRA on the frozen towers (paper, section II-B), by peft, and folding it back into the weights."""
+"""LoRA adapters on the frozen towers (paper, section II-B), added and merged with peft."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ TARGET_MODULES = (
     r"|sam_encoder\.image_encoder\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(lin1|lin2))"
     r"|sam_encoder\.image_encoder\.neck\.(0|2)"
 )
-# Trained as they are: the prompter, SAM's prompt encoder and mask decoder.
+# Stages whose own weights are trained: the prompter, SAM's prompt encoder and mask decoder.
 _TRAINED_STAGES = ("attn_prompter.", "sam_decoder.")
 _FROZEN = ("attn_prompter.logit_scale", "attn_prompter.logit_bias")
-# Parts of SAM that a single mask from prompts never reaches; they would get no gradient.
+# Parts of SAM that a single-mask prediction does not use, so they receive no gradient.
 _UNUSED = (
     "sam_decoder.prompt_encoder.point_embeddings.",
     "sam_decoder.prompt_encoder.not_a_point_embed.",
@@ -37,9 +37,9 @@ _ADAPTER_MARK = ".lora_"
 
 @dataclass(frozen=True, slots=True)
 class ParameterCounts:
-    """How many numbers training changes, by where they are, and how many the model has in all.
+    """Number of trained parameters by part of the model, and number of all parameters.
 
-    ``towers`` are SigLIP's and SAM's image encoder's own weights, which only training from scratch changes.
+    ``towers`` counts the weights of SigLIP and of SAM's image encoder, which only training from scratch changes.
     """
 
     lora: int
@@ -50,11 +50,11 @@ class ParameterCounts:
 
     @property
     def trained(self) -> int:
-        """All that training changes."""
+        """Number of parameters that training changes."""
         return self.lora + self.attn_prompter + self.sam_decoder + self.towers
 
     def render(self) -> str:
-        """One line for a person."""
+        """Return the counts as one line of text."""
         parts = {"LoRA": self.lora, "towers": self.towers, "AttnPrompter": self.attn_prompter}
         parts["SAM's prompt encoder and mask decoder"] = self.sam_decoder
         counts = ", ".join(f"{name} {count:,}" for name, count in parts.items() if count)
@@ -62,7 +62,7 @@ class ParameterCounts:
 
 
 def count_parameters(model: nn.Module) -> ParameterCounts:
-    """Count the parameters of a model that is marked with what is trained."""
+    """Count the parameters of a model; those with ``requires_grad`` count as trained."""
     trained = Counter[str]()
     for name, parameter in trainable_parameters(model).items():
         stage = name.partition(".")[0]
@@ -73,10 +73,10 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
 
 
 def add_lora(model: RSRefSeg, settings: LoraSettings) -> LoraModel:
-    """Put adapters into ``model`` (in place) and mark what is trained.
+    """Add adapters to ``model`` in place and set ``requires_grad`` of its parameters.
 
     Returns:
-        peft's handle of the same modules, for ``fold_lora``.
+        peft's wrapper of the same modules, for ``fold_lora``.
     """
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=TARGET_MODULES
@@ -89,16 +89,16 @@ def add_lora(model: RSRefSeg, settings: LoraSettings) -> LoraModel:
 
 
 def train_everything(model: RSRefSeg) -> None:
-    """Mark all weights that a prediction depends on as trained."""
+    """Set ``requires_grad`` for all weights that a prediction depends on."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not _is_unused(model, name))
 
 
 def fold_lora(tuner: LoraModel) -> RSRefSeg:
-    """Add each adapter's product to its linear or convolution and drop the adapters.
+    """Merge each adapter into its linear layer or convolution and remove the adapters.
 
     Returns:
-        The plain model, with the names it had before ``add_lora``.
+        The plain model, with the parameter names it had before ``add_lora``.
 
     Raises:
         BadInputError: an adapter holds values that are not finite.
@@ -112,7 +112,7 @@ def fold_lora(tuner: LoraModel) -> RSRefSeg:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that training changes, by name."""
+    """Return the parameters that training changes, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

@@ -1,4 +1,4 @@
-"""RSRefSeg: five stages, composed. Training, the torch reference and the exporter all run these same modules."""
+"""RSRefSeg as a composition of five stages, shared by training, the PyTorch reference and the exporter."""
 
 from typing import NamedTuple
 
@@ -14,14 +14,14 @@ from .siglip import SiglipText, SiglipVision
 
 
 class ImageFeatures(NamedTuple):
-    """What an image contributes: clip_features (N, T, C) and image_embedding (N, D, g, g), float32."""
+    """Features of N images: clip_features (N, T, C) and image_embedding (N, D, g, g), float32."""
 
     clip_features: Tensor
     image_embedding: Tensor
 
 
 class Prediction(NamedTuple):
-    """What phrases get: mask_logits (P, 1, 4g, 4g) and mask_prompt (P, 1, 4g, 4g), the coarse logit map behind it."""
+    """Outputs for P phrases: mask_logits and mask_prompt (the coarse logit map), both (P, 1, 4g, 4g) float32."""
 
     mask_logits: Tensor
     mask_prompt: Tensor
@@ -44,39 +44,39 @@ class RSRefSeg(nn.Module):
         self.refresh_position_encodings()
 
     def refresh_position_encodings(self) -> None:
-        """Sample SAM's positional encoding on both grids; call it after SAM weights were loaded from elsewhere."""
+        """Sample SAM's positional encoding on both grids. Call this after loading SAM weights."""
         prompt_encoder = self.sam_decoder.prompt_encoder
         side = self.config.siglip.grid_size
         self.attn_prompter.grid_encoding.copy_(prompt_encoder.pe_layer((side, side)).unsqueeze(0))
         self.sam_decoder.position_encoding.copy_(prompt_encoder.get_dense_pe())
 
     def stage(self, stage: Stage) -> nn.Module:
-        """The module that computes ``stage``."""
+        """Return the module that computes ``stage``."""
         module = getattr(self, stage.value)
         assert isinstance(module, nn.Module)
         return module
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
-        """Both image towers on (N, 3, S, S) uint8 images."""
+        """Encode images, (N, 3, S, S) uint8 RGB, with both image towers."""
         return ImageFeatures(self.siglip_vision(image), self.sam_encoder(image))
 
     def segment(
         self, features: ImageFeatures, input_ids: Tensor, token_mask: Tensor, image_index: Tensor | None = None
     ) -> Prediction:
-        """Ask P phrases of encoded images.
+        """Segment P phrases in encoded images.
 
         Args:
-            features: of N images.
+            features: features of N images.
             input_ids: (P, L) int64.
             token_mask: (P, L) bool.
-            image_index: (P,) int64, which image each phrase asks about; None when there is one image.
+            image_index: (P,) int64, index of the image of each phrase; None for a single image.
 
         Returns:
             The prediction for each phrase.
         """
         clip_features, image_embedding = features
         if image_index is not None:
-            # Not features[index]: where an image is asked twice, the threads of its backward pass add in any order.
+            # index_select, not features[index]: the backward pass of the latter sums repeated indices in any order.
             clip_features = clip_features.index_select(0, image_index)
             image_embedding = image_embedding.index_select(0, image_index)
         word_features, sentence_feature = self.siglip_text(input_ids, token_mask)
@@ -86,12 +86,12 @@ class RSRefSeg(nn.Module):
     def forward(
         self, image: Tensor, input_ids: Tensor, token_mask: Tensor, image_index: Tensor | None = None
     ) -> Prediction:
-        """``encode_image``, then ``segment``."""
+        """Run ``encode_image`` and then ``segment``."""
         return self.segment(self.encode_image(image), input_ids, token_mask, image_index)
 
 
 def geometry(config: ModelConfig) -> Geometry:
-    """The sizes of all tensors between stages."""
+    """Return the sizes of all tensors between stages."""
     return Geometry(
         image_size=config.sam.image_size,
         clip_tokens=config.siglip.grid_size**2,
@@ -105,7 +105,7 @@ def geometry(config: ModelConfig) -> Geometry:
 
 
 def build_stage(stage: Stage, config: ModelConfig) -> nn.Module:
-    """The module that computes one stage, with random weights."""
+    """Build the module of one stage with random weights."""
     match stage:
         case Stage.SIGLIP_VISION:
             return SiglipVision(config.siglip)
@@ -120,9 +120,9 @@ def build_stage(stage: Stage, config: ModelConfig) -> nn.Module:
 
 
 def build_model(config: ModelConfig, seed: int = 0, device: str = "cpu") -> RSRefSeg:
-    """A randomly initialised model in eval mode; the same seed gives the same weights.
+    """Build a randomly initialised model in eval mode; the same seed yields the same weights.
 
-    ``device="meta"`` builds the structure without memory, to be filled by a checkpoint.
+    ``device="meta"`` builds the structure without allocating memory for weights.
     """
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""AttnPrompter: text as a filter over visual features, turned into prompts for SAM (paper, section II-C)."""
+"""AttnPrompter: filters visual features by text and turns them into prompts for SAM (paper, section II-C)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from .config import ModelConfig
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution without bias, batch norm, GELU."""
+    """Convolution without bias, followed by batch norm and GELU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__()
@@ -21,8 +21,8 @@ class ConvNormAct(nn.Sequential):
 class AttnPrompter(nn.Module):
     """Equations 3 (attended features) and 4 (sparse and dense prompts) of the paper.
 
-    ``logit_scale`` (a logarithm) and ``logit_bias`` are SigLIP's own. ``grid_encoding`` is SAM's positional encoding
-    sampled on the SigLIP grid, a constant that ``RSRefSeg`` takes from the prompt encoder.
+    ``logit_scale`` (a logarithm) and ``logit_bias`` are SigLIP's parameters. ``grid_encoding`` is SAM's positional
+    encoding sampled on the SigLIP grid, a constant that ``RSRefSeg`` copies from the prompt encoder.
     """
 
     grid_encoding: Tensor
@@ -45,18 +45,18 @@ class AttnPrompter(nn.Module):
     def forward(
         self, clip_features: Tensor, word_features: Tensor, sentence_feature: Tensor, token_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Prompts of P phrases about one image, or about P images one each.
+        """Compute the prompts of P phrases for one image, or for P images with one phrase each.
 
         Args:
             clip_features: (1 or P, T, C) float32.
             word_features: (P, L, C) float32.
             sentence_feature: (P, C) float32.
-            token_mask: (P, L) bool, the words whose activations are averaged; at least one is true.
+            token_mask: (P, L) bool, words whose activations are averaged; at least one per phrase is true.
 
         Returns:
             sparse_prompts (P, M, D) float32 and mask_prompt (P, 1, H, W) float32, the raw global logit map.
         """
-        # Words by patches, not patches by words: about one image that is one product for the words of all phrases.
+        # Words by patches, not patches by words: with one image, a single product covers the words of all phrases.
         directions = self.logit_scale.exp() * _unit(clip_features).transpose(1, 2)
         word_logits = _unit(word_features) @ directions + self.logit_bias
         sentence_logits = _unit(sentence_feature).unsqueeze(1) @ directions + self.logit_bias
@@ -76,18 +76,18 @@ class AttnPrompter(nn.Module):
         return sparse_prompts, mask_prompt
 
     def _attended_grid(self, clip_features: Tensor, local_filter: Tensor, global_filter: Tensor) -> Tensor:
-        """Features (1 or P, T, C) under both filters (P, T, 1) and without any, in fewer channels: (P, D, G, G)."""
+        """Project features (1 or P, T, C), filtered by each (P, T, 1) filter and unfiltered, to (P, D, G, G)."""
         filtered = [clip_features * local_filter, clip_features * global_filter]
         attended = torch.cat([*filtered, clip_features.expand_as(filtered[0])], dim=-1)
         grid: Tensor = self.down_channel(self._to_grid(attended))
         return grid
 
     def _to_grid(self, tokens: Tensor) -> Tensor:
-        """(P, T, C) in row-major order -> (P, C, G, G)."""
+        """Reshape (P, T, C) in row-major order to (P, C, G, G)."""
         return torch.unflatten(tokens.transpose(1, 2), 2, (self.grid_size, self.grid_size))
 
 
 def _unit(x: Tensor) -> Tensor:
-    """What ``F.normalize`` gives over the last axis, without spreading the length over it first."""
+    """Normalise like ``F.normalize`` over the last axis, without expanding the length to the shape of ``x``."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / length.clamp_min(1e-12)

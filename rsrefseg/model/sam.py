@@ -1,4 +1,4 @@
-"""SAM, from ``segment-anything``, as the stages ``sam_encoder`` and ``sam_decoder``."""
+"""The stages ``sam_encoder`` and ``sam_decoder``, built from ``segment-anything``."""
 
 from functools import partial
 
@@ -15,10 +15,10 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class ChannelLayerNorm(nn.Module):
-    """Layer norm over the channels of (N, C, H, W), by the framework's own layer norm.
+    """Layer norm over the channels of (N, C, H, W), computed by ``F.layer_norm``.
 
-    Same parameters and result as SAM's ``LayerNorm2d``, whose mean and square are separate operations that overflow in
-    half precision; this one exports as a single LayerNormalization between two transposes.
+    Parameters and result equal those of SAM's ``LayerNorm2d``, whose separate mean and square overflow in half
+    precision. This module exports as one LayerNormalization between two transposes.
     """
 
     def __init__(self, original: LayerNorm2d) -> None:
@@ -26,11 +26,11 @@ class ChannelLayerNorm(nn.Module):
         self.weight, self.bias, self.eps = original.weight, original.bias, original.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Normalise (N, C, H, W)."""
         return self.channels_last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def channels_last(self, x: Tensor) -> Tensor:
-        """The same of (N, ..., C)."""
+        """Normalise (N, ..., C) over the last axis."""
         return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
 
 
@@ -43,9 +43,9 @@ def _replace_layer_norms(module: nn.Module) -> None:
 
 
 class SamEncoder(nn.Module):
-    """Image to SAM's image embedding: normalise, then the ViT with its neck.
+    """Normalise an image and compute SAM's image embedding with the ViT and its neck.
 
-    ``takes_pixels`` says that the patch embedding takes pixels of 0..255, normalisation being part of its weights.
+    If ``takes_pixels``, the weights of the patch embedding include the normalisation and take pixels of 0 to 255.
     """
 
     pixel_mean: Tensor
@@ -87,10 +87,10 @@ class SamEncoder(nn.Module):
 
 
 class SamDecoder(nn.Module):
-    """Prompts to mask logits: SAM's mask-prompt encoder and the single-mask half of its decoder.
+    """Decode prompts to mask logits with SAM's mask-prompt encoder and the single-mask part of its decoder.
 
-    ``position_encoding`` is SAM's positional encoding of its own grid, a constant kept as a tensor so that no graph
-    computes it; ``refresh_position_encodings`` sets it.
+    ``position_encoding`` is SAM's positional encoding of the image embedding's grid, stored as a tensor so that no
+    exported graph computes it; ``RSRefSeg.refresh_position_encodings`` sets it.
     """
 
     position_encoding: Tensor
@@ -124,7 +124,7 @@ class SamDecoder(nn.Module):
         self.register_buffer("position_encoding", torch.zeros(1, config.prompt_channels, *grid))
 
     def forward(self, image_embedding: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor) -> Tensor:
-        """Decode P masks on one image, or on P images one each (the first mask token; the IoU head is not used).
+        """Decode P masks on one image, or one mask on each of P images, from the first mask token.
 
         Args:
             image_embedding: (1 or P, D, g, g) float32.
@@ -152,6 +152,6 @@ class SamDecoder(nn.Module):
         if self.dense_prompt:
             embedding: Tensor = self.prompt_encoder.mask_downscaling(mask_prompt)
             return embedding
-        # Multiplying keeps the phrase axis (and the graph input) without changing the learned "no mask" embedding.
+        # Adding zeros keeps the phrase axis and the graph input without changing the learned "no mask" embedding.
         nothing: Tensor = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         return nothing + 0 * mask_prompt[:, :, ::4, ::4]

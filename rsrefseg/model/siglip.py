@@ -1,4 +1,4 @@
-"""SigLIP's two towers, from ``transformers``, as the stages ``siglip_vision`` and ``siglip_text``."""
+"""The stages ``siglip_vision`` and ``siglip_text``, built from the SigLIP towers of ``transformers``."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ IMAGE_STD = 0.5
 
 
 class SiglipVision(nn.Module):
-    """Image to token features: normalise, resize, vision tower without its pooling head.
+    """Normalise and resize an image and encode it with the vision tower without its pooling head.
 
-    ``takes_pixels`` says that the patch embedding takes pixels of 0..255, normalisation being part of its weights.
+    If ``takes_pixels``, the weights of the patch embedding include the normalisation and take pixels of 0 to 255.
     """
 
     def __init__(self, config: SiglipConfig) -> None:
@@ -38,10 +38,10 @@ class SiglipVision(nn.Module):
         self.post_layernorm: nn.LayerNorm = tower.post_layernorm
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode images (as published: bilinear without antialiasing, features after the last norm).
+        """Encode images as published: bilinear resize without antialiasing, features after the last norm.
 
         Args:
-            image: (N, 3, S, S) uint8, RGB, the same tensor SAM sees.
+            image: (N, 3, S, S) uint8, RGB, the same tensor that ``SamEncoder`` takes.
 
         Returns:
             clip_features (N, T, C) float32, T tokens in row-major order of the patch grid.
@@ -56,7 +56,7 @@ class SiglipVision(nn.Module):
 
 
 class SiglipText(nn.Module):
-    """Tokens to word features and one sentence feature, under either padding policy."""
+    """Encode tokens to word features and one sentence feature, under either padding policy."""
 
     def __init__(self, config: SiglipConfig, padding: Padding) -> None:
         super().__init__()
@@ -95,11 +95,11 @@ class SiglipText(nn.Module):
             hidden = self.final_layer_norm(self.encoder(inputs_embeds=hidden).last_hidden_state)
             pooled = hidden[:, -1]
         else:
-            # A sum that softmax turns into an exact 0, in half precision as well; of a boolean mask the exporter makes
-            # operators that not every TensorRT has.
+            # Softmax turns this summand into an exact 0, in half precision as well. A boolean mask exports to operators
+            # that some TensorRT releases lack.
             attend = ((keep - 1) * 1e4).transpose(1, 2).unsqueeze(1).expand(-1, 1, token_mask.shape[1], -1)
             hidden = self.final_layer_norm(self.encoder(inputs_embeds=hidden, attention_mask=attend).last_hidden_state)
-            # One-hot of the last kept position: it is kept and its successor is not (phrases stand at the left).
+            # One-hot of the last kept position: it is kept and its successor is not (padding is on the right).
             last = keep - F.pad(keep[:, 1:], (0, 0, 0, 1))
             pooled = (hidden * last).sum(dim=1)
         return hidden * keep, self.head(pooled)

@@ -1,4 +1,4 @@
-"""All tensors that pass between stages, by their contract names: what merge proofs and parity compare."""
+"""Run the five stages and return every tensor between them, for the checks of merging and export."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from .model import RSRefSeg, geometry
 
 
 def model_contracts(model: RSRefSeg) -> dict[Stage, StageContract]:
-    """What each stage of this model takes and gives."""
+    """Return the contracts of all stages: names, dtypes and shapes of inputs and outputs."""
     return stage_contracts(geometry(model.config))
 
 
@@ -36,7 +36,7 @@ def run_stages(model: RSRefSeg, image: Tensor, input_ids: Tensor, token_mask: Te
 
 @torch.inference_mode()
 def run_stage(module: nn.Module, contract: StageContract, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Run one stage on what it takes of ``given``, by contract name; gives its outputs by contract name."""
+    """Run one stage on its inputs among ``given``, by contract name; return its outputs by contract name."""
     results = module(*(given[spec.name] for spec in contract.inputs))
     results = results if isinstance(results, tuple) else (results,)
     return {spec.name: result for spec, result in zip(contract.outputs, results, strict=True)}

@@ -1,4 +1,4 @@
-"""Making a tokenizer for models trained from scratch; ``engines/text.py`` reads one, in training and in serving."""
+"""Builds tokenizers for models trained from scratch; ``engines/text.py`` reads them."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,10 @@ UNKNOWN, END = "<unk>", "</s>"
 
 
 def build_word_tokenizer(phrases: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A word-level tokenizer of the most frequent words, ordered by frequency and then by spelling.
+    """Build a word-level tokenizer of the most frequent words, ordered by frequency and then by spelling.
 
-    Text is treated as SigLIP's own tokenizer treats it: lower case, punctuation dropped, white space collapsed, an end
-    token that also pads (id 1).
+    It normalises text as SigLIP's tokenizer does: lower case, no punctuation, single spaces. Its end token (id 1) is
+    also the padding.
     """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(

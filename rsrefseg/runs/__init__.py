@@ -1,1 +1,1 @@
-"""Run folders: what training, merging and importing write, and what evaluation and export read."""
+"""Run folders, which training, merging and importing write and which evaluation and export read."""

@@ -1,4 +1,4 @@
-"""What training starts from: random weights, the shipped tiny base, a model file, or the files of SAM and SigLIP."""
+"""Initial weights of a training: random, the shipped tiny base, a model file, or the files of SAM and SigLIP."""
 
 from enum import StrEnum
 from importlib import resources
@@ -14,12 +14,12 @@ from ..checkpoints.public_files import PublicFiles, pin_public_files
 from ..model.config import ModelConfig, Preset
 from ..model.model import RSRefSeg, build_model
 
-# From nothing, a published bias of -10 would have to climb for most of a short training before a sigmoid opens.
+# From random weights, the published bias of -10 keeps the sigmoid closed for most of a short training.
 _SCRATCH_LOGIT_BIAS = -4.0
 
 
 class BaseKind(StrEnum):
-    """Where the weights before training come from."""
+    """Source of the initial weights."""
 
     SCRATCH = "scratch"
     SHIPPED = "shipped"
@@ -30,9 +30,9 @@ class BaseKind(StrEnum):
 
 
 class BaseWeights(Record, frozen=True):
-    """The weights before training, as a run records them: ``sha256`` pins the file that merging needs again.
+    """The initial weights as recorded by a run; ``sha256`` identifies the file, which merging reads again.
 
-    ``files`` are those of kind ``files``; ``random_weights`` marks weights that nobody ever trained, for measuring.
+    ``files`` is set for kind ``files``. ``random_weights`` marks untrained weights, which are for measuring only.
     """
 
     kind: BaseKind
@@ -42,10 +42,10 @@ class BaseWeights(Record, frozen=True):
     random_weights: bool = False
 
     def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
-        """The model before training, with ``config``'s own text padding and choice of prompts.
+        """Build the model before training, with the text padding and dense prompt of ``config``.
 
         Raises:
-            BadInputError: the file is gone, not the one that was recorded, or of other sizes than ``config``.
+            BadInputError: the file is missing, differs from the recorded one, or has other sizes than ``config``.
         """
         if self.kind is BaseKind.CONVERTED:
             raise BadInputError("this run was converted, not trained: train on its model with --base")
@@ -60,11 +60,11 @@ class BaseWeights(Record, frozen=True):
         if path.is_file() and self.sha256 is not None and digest(path) != self.sha256:
             raise BadInputError(f"'{path}' is not the base this run was trained on: its SHA-256 differs from run.json")
         found = load_model(path)
-        # A converted model has another epsilon in a few norms; training makes up for that.
+        # A converted model has another epsilon in the decoder's norms; training compensates for it.
         sam = replace(found.config.sam, decoder_norm_epsilon=config.sam.decoder_norm_epsilon)
         if (found.config.siglip, sam) != (config.siglip, config.sam):
             raise BadInputError(
-                f"the base '{path}' is of preset '{found.config.preset}', not the '{config.preset}' asked for: "
+                f"the base '{path}' has preset '{found.config.preset}', not the requested '{config.preset}': "
                 "give another --base or --preset"
             )
         if found.config == config:
@@ -75,42 +75,42 @@ class BaseWeights(Record, frozen=True):
 
 
 def from_scratch() -> BaseWeights:
-    """Random weights, to be trained."""
+    """Return random weights for training from scratch."""
     return BaseWeights(BaseKind.SCRATCH)
 
 
 def random_weights() -> BaseWeights:
-    """Random weights, stamped as such: for measuring only."""
+    """Return random weights that are marked as such, for measuring only."""
     return BaseWeights(BaseKind.RANDOM, random_weights=True)
 
 
 def from_public_files(sam: Path, siglip: Path) -> BaseWeights:
-    """SAM's and SigLIP's published files; the prompter is random.
+    """Return the weights of SAM's and SigLIP's published files; the prompter is random.
 
     Raises:
-        BadInputError: one of them is missing.
+        BadInputError: a file is missing.
     """
     return BaseWeights(BaseKind.FILES, files=pin_public_files(sam, siglip))
 
 
 def shipped(preset: str) -> BaseWeights:
-    """The base that comes with the package.
+    """Return the base weights that the package ships.
 
     Raises:
-        MissingPartError: the preset has none.
+        MissingPartError: the package ships none for this preset.
     """
     if preset != Preset.TINY:
         raise MissingPartError(
-            f"no base weights come with preset '{preset}': give a model file with --base, or --sam and --siglip"
+            f"no base weights are shipped for preset '{preset}': give a model file with --base, or --sam and --siglip"
         )
     return BaseWeights(BaseKind.SHIPPED, sha256=digest(shipped_base()))
 
 
 def from_file(path: Path) -> BaseWeights:
-    """A whole model file, such as a run's ``merged.safetensors``.
+    """Return the weights of a model file, such as a run's ``merged.safetensors``.
 
     Raises:
-        BadInputError: there is no such file.
+        BadInputError: the file does not exist.
     """
     if not path.is_file():
         raise BadInputError(f"base weights '{path}' do not exist")
@@ -118,12 +118,12 @@ def from_file(path: Path) -> BaseWeights:
 
 
 def shipped_base() -> Path:
-    """File of the tiny base in the installed package."""
+    """Return the path of the tiny base in the installed package."""
     return _asset("tiny.safetensors")
 
 
 def shipped_tokenizer() -> Path:
-    """Tokenizer of the tiny base."""
+    """Return the path of the tiny base's tokenizer."""
     return _asset("tokenizer.json")
 
 

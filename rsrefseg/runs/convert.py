@@ -1,4 +1,4 @@
-"""``rsrefseg convert``: an RSRefSeg checkpoint in the public layout becomes a run that can be exported."""
+"""``rsrefseg convert``: imports an RSRefSeg checkpoint in the public layout as a run that can be exported."""
 
 from pathlib import Path
 from typing import cast
@@ -19,13 +19,13 @@ from ..model.model import build_model
 from .base import BaseKind, BaseWeights
 from .imported_run import check_new, reference_inputs, write_imported_run
 
-# Public models run the Hugging Face port of SAM, whose mask decoder has this where segment-anything has 1e-5.
+# Public models use the Hugging Face port of SAM, whose mask decoder has this epsilon instead of 1e-5.
 _PORT_NORM_EPSILON = 1e-6
 _SIGLIP = "google/siglip-so400m-patch14-384"
 
 
 class ConvertReport(Record, frozen=True):
-    """What became of a checkpoint: its preset, tensors taken, adapters folded, tensors left out."""
+    """Result of a conversion: preset, number of tensors and merged adapters, unused tensors (``dropped``)."""
 
     run: str
     preset: str
@@ -35,7 +35,7 @@ class ConvertReport(Record, frozen=True):
     notes: tuple[str, ...]
 
     def render(self) -> str:
-        """A few lines for a person."""
+        """Return the report as lines of text."""
         found = f"{self.tensors} tensors, {self.adapters} LoRA adapters folded"
         return "\n".join([f"{self.run}: preset '{self.preset}', {found}", *(f"note: {note}" for note in self.notes)])
 
@@ -54,16 +54,16 @@ def convert_checkpoint(
 
     Args:
         file: checkpoint in the public layout.
-        out: run folder to make.
-        config: what the checkpoint is of; None to tell the preset by its SAM.
+        out: run folder to create.
+        config: configuration of the checkpoint; None to detect the preset from its SAM.
         tokenizer: ``tokenizer.json``, ``spiece.model`` or a folder with one of them.
-        data: data set to take reference inputs from; None for rendered scenes.
-        lora_alpha: of the training; None where it equalled the rank.
+        data: data set for the reference inputs; None for rendered scenes.
+        lora_alpha: LoRA alpha of the training; None if it equals the rank.
         text_padding: ``longest`` as published, or ``fixed``.
         dense_prompt: whether the model was trained with SAM's mask prompt.
 
     Raises:
-        BadInputError: the checkpoint, tokenizer, data set or folder cannot be used; nothing is written.
+        BadInputError: the checkpoint, tokenizer, data set or folder cannot be used. Nothing is written.
         RSRefSegError: the folder cannot be written.
     """
     if not file.is_file():
@@ -71,7 +71,7 @@ def convert_checkpoint(
     check_new(out)
     if tokenizer is None:
         raise BadInputError(
-            "the checkpoint has no tokenizer: give that of its SigLIP with --tokenizer (tokenizer.json or "
+            "the checkpoint has no tokenizer: give the one of its SigLIP with --tokenizer (tokenizer.json or "
             f"spiece.model of {_SIGLIP})"
         )
     checkpoint = plain_checkpoint(read_wrapped(file), lora_alpha, file)
@@ -82,7 +82,7 @@ def convert_checkpoint(
         text_padding=cast(Padding, text_padding),
         dense_prompt=dense_prompt,
     )
-    # All that may be refused, before the model takes its memory.
+    # All checks run before the model allocates memory.
     matches = match_published(checkpoint, config, build_model(config, device="meta").state_dict())
     content = tokenizer_bytes(tokenizer, config)
     inputs = reference_inputs(data, config.sam.image_size)

@@ -1,4 +1,4 @@
-"""A run folder for a model that was not trained here: what ``export``, ``eval`` and ``train --base`` take."""
+"""Writes run folders for models that rsrefseg did not train, for ``export``, ``eval`` and ``train --base``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,28 +29,28 @@ _SPLITS = ("val", "test", "train")
 
 
 def check_new(out: Path) -> None:
-    """Refuse a folder that holds anything.
+    """Check that a run folder is new or empty.
 
     Raises:
-        BadInputError: it does.
+        BadInputError: the folder is not empty.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise BadInputError(f"'{out}' is not empty: give another --out")
 
 
-def made_scenes() -> tuple[Scene, ...]:
-    """A few rendered scenes, always the same."""
+def rendered_scenes() -> tuple[Scene, ...]:
+    """Render a few scenes, the same in every call."""
     return tuple(render_scene(seed, Domain.A, _SCENE_SIZE, PHRASES_PER_IMAGE) for seed in range(IMAGES))
 
 
 def reference_inputs(data: Path | None, image_size: int) -> tuple[ReferenceInput, ...]:
-    """Images and phrases that prove an export: of a data set where one is given, else of rendered scenes.
+    """Return images and phrases for the check of an export, from a data set or, without one, from rendered scenes.
 
     Raises:
         BadInputError: the data set cannot be read or is empty.
     """
     if data is None:
-        scenes = made_scenes()
+        scenes = rendered_scenes()
         return tuple(
             ReferenceInput.of(one.image, (item.phrase for item in one.referrals), image_size) for one in scenes
         )
@@ -69,18 +69,18 @@ def write_imported_run(
     inputs: Sequence[ReferenceInput],
     header: dict[str, Any],
 ) -> Run:
-    """Write the folder, whole or not at all.
+    """Write a run folder atomically.
 
     Args:
-        out: new or empty (``check_new``).
-        model: goes to ``merged.safetensors``.
-        base: where its weights come from.
-        tokenizer: content of ``tokenizer.json``; must read the phrases of ``inputs``.
+        out: new or empty folder (``check_new``).
+        model: model to write as ``merged.safetensors``.
+        base: source of its weights.
+        tokenizer: content of ``tokenizer.json``; must be able to encode the phrases of ``inputs``.
         inputs: reference inputs.
-        header: what the model file's header says of its origin.
+        header: origin of the model, for the header of its file.
 
     Raises:
-        BadInputError: the tokenizer cannot read a phrase.
+        BadInputError: the tokenizer cannot encode a phrase.
         RSRefSegError: the folder cannot be written.
     """
     with atomic_directory(out) as folder:
@@ -106,13 +106,13 @@ def write_imported_run(
 
 
 def make_random_run(out: Path, config: ModelConfig, seed: int = 0, tokenizer: Path | None = None) -> Run:
-    """Write a run of random weights that can be exported and measured, stamped as random.
+    """Write a run with random weights, marked as random, for export and measurements.
 
     Args:
         out: new or empty folder.
-        config: what to build.
-        seed: decides the weights.
-        tokenizer: SigLIP's; without one, words of rendered scenes.
+        config: configuration of the model.
+        seed: seed of the weights.
+        tokenizer: tokenizer of SigLIP; None to build one from the words of rendered scenes.
 
     Raises:
         BadInputError: the folder is not empty, or the tokenizer does not fit.
@@ -121,7 +121,7 @@ def make_random_run(out: Path, config: ModelConfig, seed: int = 0, tokenizer: Pa
     check_new(out)
     base = random_weights()
     inputs = reference_inputs(None, config.sam.image_size)
-    phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
+    phrases = [referral.phrase for scene in rendered_scenes() for referral in scene.referrals]
     content = tokenizer_bytes(tokenizer, config) if tokenizer else word_tokenizer(phrases, config)
     header = {"random_weights": True, "merge": {"adapters": 0}, "source": {"base": base.to_dict(), "seed": seed}}
     return write_imported_run(out, base.build(config, seed), base, content, inputs, header)

@@ -1,4 +1,4 @@
-"""``merge``: a run's trained weights and its base become one plain model, with proof that nothing was lost."""
+"""``rsrefseg merge``: merges trained weights and base of a run into one model and checks that outputs stay equal."""
 
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from .run import Run
 from .tokenizer import open_tokenizer
 from .trained import load_best
 
-# Folding changes the order of float32 additions, nothing else: a few hundred roundings of 6e-8 deep in the towers.
+# Merging only changes the order of float32 additions: a few hundred roundings of 6e-8 through the towers.
 TOLERANCE = 1e-4
-# Stored in float16, every weight is rounded to 11 significant bits, and the towers add those roundings up.
+# In float16, every weight is rounded to 11 significant bits, and the errors add up through the towers.
 HALF_TOLERANCE = 2e-2
 
 
 class OutputDifference(Record, frozen=True):
-    """How far folding moved one stage output: the largest absolute difference, also as a share of its abs maximum."""
+    """Largest absolute difference of one stage output, and as a fraction (``relative``) of its maximum."""
 
     name: str
     max_abs: float
@@ -35,7 +35,7 @@ class OutputDifference(Record, frozen=True):
 
 
 class MergeResult(Record, frozen=True):
-    """A finished merge: where the model lies, what was folded and how far each output moved."""
+    """Result of a merge: path of the model, number of merged adapters, and differences of the outputs."""
 
     path: Path
     adapters: int
@@ -43,7 +43,7 @@ class MergeResult(Record, frozen=True):
     sha256: str
 
     def render(self) -> Any:
-        """A table for a person."""
+        """Return the differences as a table for a terminal."""
         columns = ("output", "max abs difference", "of its abs maximum")
         table = Table(f"{self.path}: {self.adapters} adapters folded", columns)
         for row in self.differences:
@@ -52,19 +52,19 @@ class MergeResult(Record, frozen=True):
 
 
 def merge(run: Run, *, half: bool = False) -> MergeResult:
-    """Fold a run's best weights and write ``merged.safetensors`` beside them.
+    """Merge a run's best weights and write ``merged.safetensors`` into the run folder.
 
-    All five stages run on the run's reference inputs with the adapters in place and again with the weights as they are
-    stored; the differences go into the file's header.
+    All five stages run on the run's reference inputs, once with the adapters and once with the stored weights. The
+    header of the file records the differences.
 
     Args:
         run: a trained run.
-        half: store float16 instead of float32: half the size, for shipping.
+        half: store float16 instead of float32, which halves the size.
 
     Raises:
-        BadInputError: the run is unfinished or damaged, or its base is gone or another.
-        CheckFailedError: an output moved by more than ``TOLERANCE`` (``HALF_TOLERANCE``) of its absolute
-            maximum; nothing is written.
+        BadInputError: the run is unfinished or damaged, or its base is missing or differs.
+        CheckFailedError: an output changes by more than ``TOLERANCE`` (``HALF_TOLERANCE``) of its absolute
+            maximum. Nothing is written.
     """
     model, tuner, best = load_best(run)
     base = BaseWeights.from_dict(run.read_record()["base"])
@@ -81,7 +81,7 @@ def merge(run: Run, *, half: bool = False) -> MergeResult:
     for difference in differences:
         if not difference.relative <= tolerance:
             raise CheckFailedError(
-                f"merging moved '{difference.name}' by {difference.relative:.1e} of its maximum, more than "
+                f"merging changed '{difference.name}' by {difference.relative:.1e} of its maximum, more than "
                 f"{tolerance:.0e}: nothing was written"
             )
     save_model(
@@ -96,7 +96,7 @@ def merge(run: Run, *, half: bool = False) -> MergeResult:
 
 
 def current_merge(run: Run) -> TensorFile | None:
-    """The run's merged model; None where there is none, or training has gone on since.
+    """Return the run's merged model; None if there is none or the best weights are newer.
 
     Raises:
         BadInputError: the file is damaged.
@@ -109,14 +109,14 @@ def current_merge(run: Run) -> TensorFile | None:
 
 
 def _round_to_half(model: RSRefSeg) -> None:
-    """Give every stored tensor the value that float16 keeps of it."""
+    """Round every floating-point tensor to float16 precision in place."""
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.half())
 
 
 def compare_outputs(before: list[dict[str, Tensor]], after: list[dict[str, Tensor]]) -> tuple[OutputDifference, ...]:
-    """Largest differences of each named output over all inputs; not-a-number counts as infinite."""
+    """Return the largest difference of each output over all inputs; NaN counts as infinite."""
     differences = []
     for name in before[0]:
         pairs = [(left[name].double(), right[name].double()) for left, right in zip(before, after, strict=True)]

@@ -1,4 +1,4 @@
-"""A few real inputs that travel with a run, so that merging and exporting can prove themselves without the data set."""
+"""Stores a few real inputs with a run, so that merging and export can be checked without the data set."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ PHRASES_PER_IMAGE = 4
 
 @dataclass(frozen=True, slots=True)
 class ReferenceInput:
-    """One image as the network takes it, (3, S, S) uint8; its size before stretching, (H, W); phrases asked of it."""
+    """An image at the network's size, (3, S, S) uint8, its original size (H, W), and its phrases."""
 
     image: Tensor
     original_size: tuple[int, int]
@@ -31,19 +31,19 @@ class ReferenceInput:
 
     @classmethod
     def of(cls, image: npt.NDArray[np.uint8], phrases: Iterable[str], image_size: int) -> Self:
-        """Stretch an image, (H, W, 3), to ``image_size``; of equal phrases one stays."""
+        """Resize an image, (H, W, 3) uint8, to a square of ``image_size`` pixels and remove repeated phrases."""
         stretched = torch.from_numpy(stretch(image, image_size))
         return cls(stretched, (image.shape[0], image.shape[1]), tuple(dict.fromkeys(phrases))[:PHRASES_PER_IMAGE])
 
     def tensors(self, tokenizer: Tokenizer) -> dict[str, Tensor]:
-        """What the first stages take, by contract name: image (1, 3, S, S); input_ids and token_mask (P, L)."""
+        """Return the inputs of the first stages by contract name: image (1, 3, S, S); input_ids, token_mask (P, L)."""
         tokens = tokenizer.encode(self.phrases)
         ids, mask = torch.from_numpy(tokens.input_ids), torch.from_numpy(tokens.token_mask)
         return {"image": self.image.unsqueeze(0), "input_ids": ids, "token_mask": mask}
 
 
 def pick_reference_inputs(samples: Sequence[Sample], image_size: int) -> tuple[ReferenceInput, ...]:
-    """The images with the most phrases, first come first taken, with their distinct phrases."""
+    """Return the images with the most phrases, in order of samples, with their distinct phrases."""
     groups = sorted(group_by_image(samples), key=len, reverse=True)[:IMAGES]
     return tuple(
         ReferenceInput.of(read_image(group[0].image_path), (sample.phrase for sample in group), image_size)
@@ -52,14 +52,14 @@ def pick_reference_inputs(samples: Sequence[Sample], image_size: int) -> tuple[R
 
 
 def save_reference_inputs(path: Path, inputs: Sequence[ReferenceInput]) -> None:
-    """Write inputs as safetensors, phrases and sizes in the header."""
+    """Write inputs as safetensors with phrases and sizes in the header."""
     tensors = {f"{index}/image": entry.image for index, entry in enumerate(inputs)}
     header = [{"phrases": entry.phrases, "original_size": entry.original_size} for entry in inputs]
     save_tensors(path, tensors, {"inputs": header})
 
 
 def load_reference_inputs(path: Path) -> tuple[ReferenceInput, ...]:
-    """Read what ``save_reference_inputs`` wrote.
+    """Read the file that ``save_reference_inputs`` writes.
 
     Raises:
         BadInputError: the file is missing or damaged.
@@ -71,4 +71,4 @@ def load_reference_inputs(path: Path) -> tuple[ReferenceInput, ...]:
             for index, entry in enumerate(file.header["inputs"])
         )
     except (KeyError, TypeError) as error:
-        raise BadInputError(f"'{path}' holds no reference inputs: it is another file under this name") from error
+        raise BadInputError(f"'{path}' contains no reference inputs: it is another file with this name") from error

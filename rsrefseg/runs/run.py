@@ -1,4 +1,4 @@
-"""The folder of one training run: what is in it, and how a run is found again."""
+"""Run folders: their files, their records, and how commands find them."""
 
 import platform
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ _SHOWN_DIGITS = 12
 
 
 class _Record(msgspec.Struct):
-    """What every run's record has."""
+    """Fields that every run record has."""
 
     schema_version: Literal[1]
     model: dict[str, Any]
@@ -27,23 +27,23 @@ class _Record(msgspec.Struct):
 
 
 class Run:
-    """A run folder."""
+    """A run folder and the paths of its files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record_path = path / "run.json"  # configuration, base and data; written once
         self.tokenizer_path = path / "tokenizer.json"
-        self.reference_inputs_path = path / "reference_inputs.safetensors"  # for the proofs of merging and exporting
+        self.reference_inputs_path = path / "reference_inputs.safetensors"  # for the checks of merging and export
         self.metrics_path = path / "metrics.jsonl"  # training steps and validations
-        self.last_path = path / "last.safetensors"  # the latest checkpoint: all that resuming needs
+        self.last_path = path / "last.safetensors"  # the latest checkpoint, for resuming
         self.best_path = path / "best.safetensors"  # trained weights at the best validation gIoU
         self.merged_path = path / "merged.safetensors"  # the whole model without adapters
 
     def held(self) -> AbstractContextManager[object]:
-        """Hold the folder for one training; the lock ends with the process, however it ends.
+        """Lock the folder for one training; the lock ends with the process.
 
         Raises:
-            BadInputError: another process trains into it.
+            BadInputError: another process holds the lock.
         """
         try:
             return FileLock(self.path / ".lock", timeout=0).acquire()
@@ -58,28 +58,28 @@ class Run:
         """Read ``run.json``.
 
         Raises:
-            BadInputError: there is none, it is damaged, or of another schema version.
+            BadInputError: the record is missing, damaged, or has another schema version.
         """
         if not self.record_path.is_file():
-            raise BadInputError(f"'{self.path}' is not a run: it has no run.json; make one with `rsrefseg train`")
+            raise BadInputError(f"'{self.path}' is not a run: it has no run.json; create a run with `rsrefseg train`")
         try:
             record: dict[str, Any] = msgspec.json.decode(self.record_path.read_bytes())
             msgspec.convert(record, _Record)
         except (OSError, ValueError) as error:
             raise BadInputError(
-                f"'{self.record_path}' is damaged or of another release ({error}): train again in another --out"
+                f"'{self.record_path}' is damaged or from another release ({error}): train again in another --out"
             ) from error
         return record
 
 
 def versions() -> dict[str, str]:
-    """Versions that a run's result may depend on."""
+    """Return the versions of Python and of the packages that affect a run's result."""
     packages = ("torch", "transformers", "segment-anything", "peft", "accelerate", "numpy", "rsrefseg")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def latest_run(root: Path = Path("runs")) -> Run:
-    """The run under ``root`` whose record is newest.
+    """Return the run under ``root`` with the newest record.
 
     Raises:
         BadInputError: there is no run.
@@ -91,16 +91,16 @@ def latest_run(root: Path = Path("runs")) -> Run:
 
 
 def exported_run(bundle: Path, checkpoint_sha256: str | None, path: Path | None) -> Run:
-    """The run whose merged model a bundle was exported from. Only looks at files.
+    """Return the run whose merged model a bundle was exported from, without loading the model.
 
     Args:
         bundle: the bundle's folder, for the message.
         checkpoint_sha256: digest of the exported model, from the bundle's manifest; None for random weights.
-        path: the run's folder; default is the latest run.
+        path: run folder; default is the latest run.
 
     Raises:
-        MissingPartError: PyTorch, which runs that model, is not installed.
-        BadInputError: there is no such run, it was not merged, or its merged model is another one.
+        MissingPartError: PyTorch is not installed.
+        BadInputError: the run does not exist, is not merged, or its merged model differs from the exported one.
     """
     if find_spec("torch") is None:
         raise MissingPartError("PyTorch is not installed: pip install 'rsrefseg[train]'")
@@ -118,6 +118,6 @@ def exported_run(bundle: Path, checkpoint_sha256: str | None, path: Path | None)
 
 
 def next_run(root: Path = Path("runs")) -> Path:
-    """The next free numbered folder under ``root``; it is not made."""
+    """Return the next free numbered folder under ``root`` without creating it."""
     numbers = [int(folder.name) for folder in root.glob("*") if folder.name.isdecimal()]
     return root / f"{max(numbers, default=0) + 1:03d}"

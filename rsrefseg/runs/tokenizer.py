@@ -1,4 +1,4 @@
-"""The tokenizer of a run: where training takes it from, and how it is opened."""
+"""Selects and opens the tokenizer of a run."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,13 +14,13 @@ from .run import Run
 
 
 def tokenizer_for(base: BaseWeights, given: Path | None, config: ModelConfig, phrases: Iterable[str]) -> bytes:
-    """Content of ``tokenizer.json`` for a training.
+    """Return the content of ``tokenizer.json`` for a training.
 
     Args:
-        base: weights to train from, which may bring a tokenizer.
-        given: the tokenizer to use instead: a file, or a folder with one.
-        config: whose vocabulary it must fit.
-        phrases: to build a tokenizer from where there is no other.
+        base: initial weights, which may include a tokenizer.
+        given: tokenizer file or folder to use instead.
+        config: model whose vocabulary the tokenizer must fit.
+        phrases: phrases to build a tokenizer from if there is no other.
 
     Raises:
         BadInputError: the base's tokenizer is missing, or the tokenizer cannot be read or does not fit.
@@ -32,20 +32,20 @@ def tokenizer_for(base: BaseWeights, given: Path | None, config: ModelConfig, ph
     elif given is None and base.kind is BaseKind.FILE:
         given = Path(base.path or "").with_name("tokenizer.json")
         if not given.is_file():
-            raise BadInputError(f"no tokenizer beside '{base.path}': give one with --tokenizer")
+            raise BadInputError(f"no tokenizer.json in the folder of '{base.path}': give a tokenizer with --tokenizer")
     return tokenizer_bytes(given, config) if given else word_tokenizer(phrases, config)
 
 
 def word_tokenizer(phrases: Iterable[str], config: ModelConfig) -> bytes:
-    """Content of a ``tokenizer.json`` with the words of ``phrases``."""
+    """Return the content of a ``tokenizer.json`` built from the words of ``phrases``."""
     return build_word_tokenizer(phrases, config.siglip.vocab_size).to_str(pretty=True).encode() + b"\n"
 
 
 def open_tokenizer(run: Run, config: ModelConfig) -> Tokenizer:
-    """The run's tokenizer.
+    """Open the run's tokenizer.
 
     Raises:
-        BadInputError: it is missing or damaged, or its vocabulary is larger than the model's.
+        BadInputError: the tokenizer is missing or damaged, or its vocabulary is larger than the model's.
     """
     siglip = config.siglip
     tokenizer = Tokenizer(run.tokenizer_path, siglip.text_length, config.text_padding, siglip.pad_token_id)

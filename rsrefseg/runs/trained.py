@@ -1,4 +1,4 @@
-"""The weights that training changes: a model with adapters, its trained state, and a run's best weights."""
+"""Models with adapters, their trained state, and the best weights of a run."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .run import Run
 
 
 class _Adapters(msgspec.Struct):
-    """The training settings that the structure of a model depends on."""
+    """Training settings that determine the structure of a model."""
 
     lora: LoraSettings | None
     seed: int
@@ -28,10 +28,10 @@ class _Adapters(msgspec.Struct):
 def prepare_model(
     base: BaseWeights, config: ModelConfig, lora: LoraSettings | None, seed: int
 ) -> tuple[RSRefSeg, LoraModel | None]:
-    """Build the model to train and mark what is trained; ``seed`` decides every random weight.
+    """Build the model to train and set ``requires_grad``; ``seed`` determines every random weight.
 
     Returns:
-        The model, and peft's handle of it where ``lora`` is given.
+        The model, and peft's wrapper of it if ``lora`` is given.
     """
     model = base.build(config, seed)
     if lora is None:
@@ -43,24 +43,24 @@ def prepare_model(
 
 
 def load_best(run: Run) -> tuple[RSRefSeg, LoraModel | None, TensorFile]:
-    """A run's model with its best weights, adapters in place, in eval mode.
+    """Load a run's model with its best weights and unmerged adapters, in eval mode.
 
     Returns:
-        The model, peft's handle of it where it has adapters, and the file of the best weights.
+        The model, peft's wrapper of it if it has adapters, and the file of the best weights.
 
     Raises:
-        BadInputError: the run is unfinished or damaged, or its base is gone or another.
+        BadInputError: the run is unfinished or damaged, or its base is missing or differs.
     """
     record = run.read_record()
     base, config = BaseWeights.from_dict(record["base"]), ModelConfig.from_dict(record["model"])
     if not run.best_path.exists():
         if run.merged_path.exists():
-            raise BadInputError(f"'{run.path}' was not trained here and is already merged: export it as it is")
+            raise BadInputError(f"'{run.path}' was not trained by rsrefseg and is already merged: export it directly")
         raise BadInputError(f"'{run.path}' has no trained weights yet: continue with `rsrefseg train --resume`")
     try:
         adapters = msgspec.convert(record["train"], _Adapters)
     except msgspec.ValidationError as error:
-        raise BadInputError(f"'{run.record_path}' has training settings that cannot be read: {error}") from error
+        raise BadInputError(f"'{run.record_path}' has invalid training settings: {error}") from error
     model, tuner = prepare_model(base, config, adapters.lora, adapters.seed)
     best = load_tensors(run.best_path)
     load_trained_state(model, best.tensors, run.best_path)
@@ -68,7 +68,7 @@ def load_best(run: Run) -> tuple[RSRefSeg, LoraModel | None, TensorFile]:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters and batch-norm statistics."""
+    """Return the tensors that training changes, by name: trained parameters and batch-norm statistics."""
     trained: dict[str, Tensor] = {
         name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad
     }
@@ -82,10 +82,10 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trained_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy a ``trained_state`` back; ``path`` is its file, for messages.
+    """Copy a ``trained_state`` into a model; ``path`` is its file, for messages.
 
     Raises:
-        BadInputError: the names or shapes are not this model's.
+        BadInputError: names or shapes differ from the model's.
     """
     target = trained_state(model)
     for pair in match_own(target, tensors, path).pairs:

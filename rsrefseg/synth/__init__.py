@@ -1,4 +1,4 @@
-"""Made overhead scenes with referring expressions: something to train, test and demonstrate on without a download."""
+"""Renders overhead scenes with referring expressions, for training, tests and demos without a download."""
 
 from ..data.rrsisd_writer import Referral
 from .dataset import SynthSummary, synthesize

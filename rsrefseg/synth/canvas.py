@@ -1,4 +1,4 @@
-"""Anti-aliased painting of one object at a time: drawn several times larger, then averaged down."""
+"""Paints objects with anti-aliasing: each one is drawn several times larger and averaged down."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _SHIFT = 4  # fractional bits of OpenCV's fixed-point coordinates
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Where an object lies: centre and length as fractions of the image, angle in radians."""
+    """Position of an object: centre and length as fractions of the image, angle in radians."""
 
     x: float
     y: float
@@ -26,13 +26,13 @@ class Pose:
     angle: float
 
     def to_image(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Object coordinates (x along the length in [-1, 1]), (N, 2), to fractions of the image."""
+        """Convert object coordinates (N, 2), x along the length in [-1, 1], to fractions of the image."""
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         turn = np.array([[cos, sin], [-sin, cos]])
         return np.asarray(points @ turn * (self.length / 2) + np.array([self.x, self.y]), np.float64)
 
     def corners(self, aspect: float, margin: float = 0.0) -> NDArray[np.float64]:
-        """Corners (4, 2) of the object's rectangle, ``aspect`` wide per length, grown by ``margin`` on all sides."""
+        """Return the corners (4, 2) of the object's rectangle with width ``aspect`` per length, plus a margin."""
         grow = 2 * margin / self.length
         hx, hy = 1 + grow, aspect + grow
         return self.to_image(np.array([[-hx, -hy], [hx, -hy], [hx, hy], [-hx, hy]]))
@@ -41,7 +41,7 @@ class Pose:
 class Brush:
     """Draws in object coordinates: x along the length in [-1, 1], y across it in the same unit.
 
-    ``solid`` parts make up the object's silhouette; others only show where the silhouette already is.
+    ``solid`` parts form the silhouette of the object; other parts are clipped to the silhouette.
     """
 
     def __init__(self, pose: Pose, aspect: float, size: int, rgb: RGB) -> None:
@@ -93,7 +93,7 @@ class Brush:
 
 
 class Canvas:
-    """The scene under construction: radiance (size, size, 3) float32 on the 0 to 255 scale."""
+    """Image of a scene while it is painted: radiance (size, size, 3) float32 on the 0 to 255 scale."""
 
     def __init__(self, image: F32, sun: tuple[float, float], shadow: float) -> None:
         self.image = image
@@ -102,7 +102,7 @@ class Canvas:
         self.shadow = shadow
 
     def cast(self, cover: F32, x0: int, y0: int, height: float) -> None:
-        """Darken the ground where an object of this silhouette and ``height`` throws its shadow."""
+        """Darken the ground in the shadow of an object with this silhouette and ``height``."""
         dx, dy = self.sun[0] * height * self.size, self.sun[1] * height * self.size
         reach = math.ceil(max(abs(dx), abs(dy)))
         if reach < 1:
@@ -119,12 +119,12 @@ class Canvas:
         rows = slice(max(top, 0), min(top + swept.shape[0], self.size))
         cols = slice(max(left, 0), min(left + swept.shape[1], self.size))
         part = swept[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
-        # Skylight is blue: shadows lose red first.
+        # Skylight is blue, so shadows lose red first.
         tint = np.array([1.0, 0.95, 0.84], np.float32) * self.shadow
         self.image[rows, cols] *= 1 - part[..., None] * tint
 
     def paint(self, brush: Brush, height: float, texture: F32 | None = None) -> Mask:
-        """Put a drawn object with its shadow on the scene; returns its own pixels, (size, size) bool."""
+        """Paint a drawn object and its shadow; return the mask of the object, (size, size) bool."""
         area = (brush.width, brush.height)
         color = cv2.resize(brush.color, area, interpolation=cv2.INTER_AREA).astype(np.float32)
         cover = cv2.resize(brush.cover, area, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
@@ -142,12 +142,12 @@ class Canvas:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, start: float = 0.0, stop: float = 2 * math.pi) -> F64:
-    """Points (N, 2) on an ellipse or an arc of it."""
+    """Return points (N, 2) on an ellipse or an arc of it."""
     turn = np.linspace(start, stop, 48, endpoint=(stop - start) < 2 * math.pi - 1e-6)
     return np.stack([x + rx * np.cos(turn), y + ry * np.sin(turn)], axis=1)
 
 
 def shade(rgb: RGB, factor: float) -> RGB:
-    """A darker (< 1) or lighter (> 1) tone of a colour."""
+    """Return a darker (``factor`` < 1) or lighter (> 1) tone of a colour."""
     red, green, blue = (min(max(channel * factor, 0.0), 255.0) for channel in rgb)
     return red, green, blue

@@ -1,4 +1,4 @@
-"""What can be referred to: every category's shape, sizes, paints and names."""
+"""Categories of objects: their shapes, sizes, colours and names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,21 +22,21 @@ PAINTS: dict[str, RGB] = {
     "brown": (128, 88, 58),
 }
 
-# Pairs that haze and light may bring too close to each other to be distinguished by name.
+# Pairs of colours that haze and light may make indistinguishable.
 CONFUSABLE = {frozenset(pair) for pair in (("white", "gray"), ("gray", "black"), ("gray", "brown"), ("red", "brown"))}
 
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One class of objects."""
+    """A class of objects."""
 
     name: str
     draw: Draw
     aspect: float  # width per length of the shape's rectangle
     length: Range  # usual length as a fraction of the image
     height: float  # per length, for shadows
-    paints: tuple[str, ...]  # colour words it comes in, empty where colour says nothing about it
-    names: tuple[str, ...]  # how people call it, commonest first
+    paints: tuple[str, ...]  # its colour words; empty if phrases do not use its colour
+    names: tuple[str, ...]  # names in phrases, most common first
     rgb: RGB = (150, 150, 150)
 
 

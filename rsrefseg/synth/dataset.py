@@ -1,4 +1,4 @@
-"""A whole data set of made scenes in the RRSIS-D layout."""
+"""``rsrefseg data synth``: writes a data set of rendered scenes in the RRSIS-D layout."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _SPLITS = ("train", "val", "test")
 
 
 class SynthSummary(Record, frozen=True):
-    """What was written: images and expressions per split, and expressions per class."""
+    """Number of images and expressions per split, and of expressions per class."""
 
     root: Path
     domain: Domain
@@ -28,7 +28,7 @@ class SynthSummary(Record, frozen=True):
     categories: dict[str, int]
 
     def render(self) -> str:
-        """What was written, in two lines."""
+        """Return the summary as two lines of text."""
         splits = ", ".join(f"{name} {self.expressions[name]} on {self.images[name]} images" for name in self.images)
         classes = ", ".join(f"{name} {count}" for name, count in self.categories.items())
         return f"{self.root}: domain {self.domain}, expressions: {splits}\n{len(self.categories)} classes: {classes}"
@@ -47,14 +47,14 @@ def synthesize(
     workers: int = 1,
     overwrite: bool = False,
 ) -> SynthSummary:
-    """Render scenes and write them as an RRSIS-D folder, whole or not at all.
+    """Render scenes and write them as an RRSIS-D folder, atomically.
 
-    The same arguments give the same bytes, whatever the number of workers. No seed is used for two scenes, and a
-    longer split begins with the scenes of a shorter one. ``domain`` is one of ``Domain``; ``train``, ``val`` and
-    ``test`` count images, not expressions; ``overwrite`` replaces an RRSIS-D folder that is there.
+    Equal arguments produce equal bytes for any number of workers. Every scene has another seed, and a longer split
+    begins with the scenes of a shorter one. ``domain`` is one of ``Domain``; ``train``, ``val`` and ``test`` are
+    numbers of images, not of expressions; ``overwrite`` replaces an existing RRSIS-D folder.
 
     Raises:
-        BadInputError: A value out of range, or a folder that already holds something.
+        BadInputError: a value is out of range, or the folder is not empty and may not be replaced.
     """
     if domain not in tuple(Domain):
         raise BadInputError(f"unknown domain '{domain}': choose one of {', '.join(Domain)}")

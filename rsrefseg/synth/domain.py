@@ -1,4 +1,4 @@
-"""The two imaging domains. Everything that tells them apart stands in one frozen ``Look`` per domain."""
+"""The two imaging domains, each defined by a ``Look``."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ Range = tuple[float, float]
 
 
 class Domain(StrEnum):
-    """Where and with what a scene was taken."""
+    """Landscape and sensor of a scene."""
 
     A = "A"
     B = "B"
@@ -16,12 +16,12 @@ class Domain(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Ground, light and sensor of a domain; ranges are drawn from uniformly, once per scene.
+    """Ground, light and sensor of a domain; a scene draws uniformly from each range.
 
-    Lengths are in pixels of a 256-pixel image and grow with the image; amplitudes are on the 0 to 255 scale.
+    Lengths are in pixels of a 256-pixel image and scale with the image; amplitudes are on the 0 to 255 scale.
     """
 
-    ground: dict[str, tuple[RGB, ...]]  # base colours (0 to 255) that each material is drawn from
+    ground: dict[str, tuple[RGB, ...]]  # base colours (0 to 255) of each material
     texture: Range  # contrast of the ground's noise, 1 is natural
     texture_scale: float  # share of the noise that is coarse, 0 to 1
     ripples: float  # amplitude of wind ripples (dunes, snow) on open ground
@@ -43,7 +43,7 @@ class Look:
 
 
 LOOKS = {
-    # A temperate country under a well-behaved RGB aerial camera.
+    # Temperate landscape, RGB aerial camera.
     Domain.A: Look(
         ground={
             "grass": ((96, 122, 70), (84, 112, 66), (110, 130, 78), (78, 104, 60)),
@@ -73,7 +73,7 @@ LOOKS = {
         speckle=(0.0, 0.01),
         stripes=(0.0, 0.0),
     ),
-    # A dry country under a coarser push-broom sensor: warm cast, less contrast, stripes, speckle.
+    # Dry landscape, coarser push-broom sensor: warm cast, less contrast, stripes, speckle.
     Domain.B: Look(
         ground={
             "grass": ((157, 152, 105), (145, 140, 96), (169, 162, 116), (137, 129, 88)),

@@ -1,4 +1,4 @@
-"""Referring expressions: which queries single out an object, and how people would say them."""
+"""Referring expressions: selects queries that identify one object and puts them into words."""
 
 import itertools
 from collections import Counter
@@ -10,8 +10,8 @@ import numpy as np
 from .catalog import CATEGORIES
 from .solver import Item, Query, Relation, comparison_set, solve
 
-# Weight of each kind among those a scene allows. Kinds that few objects allow weigh more, so that phrases come out at
-# about 20 % class, 20 % colour, 20 % place, 15 % size, 15 % relation, 10 % combination.
+# Weight of each kind among those possible in a scene. Kinds that few objects allow have larger weights, so that phrases
+# are about 20 % class, 20 % colour, 20 % place, 15 % size, 15 % relation, 10 % combination.
 _MIX = {"class": 0.62, "color": 0.28, "place": 0.20, "size": 0.30, "relation": 0.12, "combination": 0.07}
 _PLACES = ("left", "right", "upper", "lower", "upper left", "upper right", "lower left", "lower right", "middle")
 _SIDES = ("left", "right", "upper", "lower")
@@ -26,13 +26,13 @@ _RELATION_WORDS = {
     "farthest": ("farthest from",),
     "next": ("next to", "beside"),
 }
-_MIN_AREA = 0.008  # of the image; smaller ones are never asked for
+_MIN_AREA = 0.008  # fraction of the image; smaller objects get no phrases
 _PER_TARGET = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A phrase, what it says, and the index of the one object it means."""
+    """A phrase, its kind and query, and the index of the object it refers to."""
 
     phrase: str
     kind: str
@@ -41,7 +41,7 @@ class Expression:
 
 
 def express(items: Sequence[Item], rng: np.random.Generator, limit: int) -> list[Expression]:
-    """Up to ``limit`` unambiguous phrases about a scene, spread over its objects and the kinds of phrase."""
+    """Return up to ``limit`` unambiguous phrases for a scene, spread over its objects and kinds of phrases."""
     options = _options(items)
     used = [0] * len(items)
     seen: set[tuple[int, str]] = set()
@@ -53,7 +53,7 @@ def express(items: Sequence[Item], rng: np.random.Generator, limit: int) -> list
         weights = np.array([_MIX[kind] for kind in kinds])
         kind = str(rng.choice(kinds, p=weights / weights.sum()))
         ranked = [option for option in pool if option[0] == kind]
-        # Four times as often where the class alone would not do.
+        # Four times as often if the class alone does not identify the object.
         alike = Counter(item.category for item in items)
         needed = np.array([4.0 if alike[query.category] > 1 else 1.0 for _, query, _ in ranked])
         _, query, target = ranked[int(rng.choice(len(ranked), p=needed / needed.sum()))]
@@ -65,7 +65,7 @@ def express(items: Sequence[Item], rng: np.random.Generator, limit: int) -> list
 
 
 def _options(items: Sequence[Item]) -> list[tuple[str, Query, int]]:
-    """All queries with one certain answer: kind, query, target."""
+    """Return all unambiguous queries as (kind, query, target)."""
     found: list[tuple[str, Query, int]] = []
     for name in sorted({item.category for item in items}):
         like = [item for item in items if item.category == name]
@@ -91,7 +91,7 @@ def _options(items: Sequence[Item]) -> list[tuple[str, Query, int]]:
 
 
 def _relations(items: Sequence[Item], name: str, several: bool) -> list[Relation]:
-    """Relations to every object that is named without doubt: by its class if it is the only one, else by its colour."""
+    """Return relations to all objects that a class, or else a class and a colour, identifies."""
     relations = []
     for category, color in sorted({(item.category, item.color) for item in items}, key=str):
         alone = sum(item.category == category for item in items) == 1
@@ -104,7 +104,7 @@ def _relations(items: Sequence[Item], name: str, several: bool) -> list[Relation
 
 
 def _say(items: Sequence[Item], query: Query, rng: np.random.Generator) -> str:
-    """One of the ways to put a query into words."""
+    """Return one wording of a query."""
     words, tail = _rank_words(query.rank, rng) if query.rank is not None else ([], "")
     if query.size is not None:
         words.append(_size_word(query.size, comparison_set(items, query), rng))

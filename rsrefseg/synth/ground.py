@@ -1,4 +1,4 @@
-"""The ground of a scene: noisy materials, patches, roads and trees, described in fractions of the image."""
+"""Paints the ground of a scene: noisy materials, patches, roads and trees, in fractions of the image."""
 
 import math
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ _GRAIN = {"grass": 1.0, "soil": 1.1, "concrete": 0.45, "asphalt": 0.5, "water": 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A polygon (N, 2) of one material; ``rows`` is the angle of plough lines, if it has any."""
+    """A polygon (N, 2) of one material; ``rows`` is the angle of plough lines, if any."""
 
     material: str
     outline: F64
@@ -36,16 +36,16 @@ class Road:
 
 @dataclass(slots=True)
 class GroundPlan:
-    """What lies under the objects, in drawing order."""
+    """Layers below the objects, in drawing order."""
 
     base: str = "grass"
     layers: list[Patch | Road] = field(default_factory=list)
     trees: list[tuple[float, float, float]] = field(default_factory=list)  # centre and radius
-    clutter: list[Pose] = field(default_factory=list)  # small sheds and crates nobody asks for
+    clutter: list[Pose] = field(default_factory=list)  # small sheds and crates without phrases
 
 
 class GroundPainter:
-    """Draws a plan in the colours of a look. The same generator state gives the same ground at every size."""
+    """Draws a plan in the colours of a look. Equal generator states produce the same ground at every size."""
 
     def __init__(self, look: Look, size: int, rng: np.random.Generator) -> None:
         self.look = look
@@ -68,7 +68,7 @@ class GroundPainter:
         return np.asarray(cv2.resize(grid, (self.size, self.size), interpolation=cv2.INTER_CUBIC), np.float32)
 
     def _ripples(self) -> F32:
-        """Wavy parallel ridges, as wind leaves them on sand."""
+        """Return wavy parallel ridges, as on wind-blown sand."""
         y, x = self._along((slice(None), slice(None)))
         turn, pitch = self.rng.uniform(0, math.pi), self.rng.uniform(14, 30)
         phase = x * math.cos(turn) + y * math.sin(turn)
@@ -80,7 +80,7 @@ class GroundPainter:
         return np.asarray(base * self.rng.uniform(0.94, 1.06), np.float32)
 
     def material(self, name: str, window: Window = (slice(None), slice(None))) -> F32:
-        """One material over a window of the image, (h, w, 3)."""
+        """Return one material over a window of the image, (h, w, 3) float32."""
         base = self._pick(name)
         if name == "water":
             pattern = 0.06 * self.smooth[window] + 0.7 * self.fine[window]
@@ -92,7 +92,7 @@ class GroundPainter:
         return np.asarray(image, np.float32)
 
     def paint(self, plan: GroundPlan) -> F32:
-        """The plan's base, patches and roads as radiance (size, size, 3) float32."""
+        """Paint the plan's base, patches and roads as radiance (size, size, 3) float32."""
         image = self.material(plan.base)
         for layer in plan.layers:
             if isinstance(layer, Patch):
@@ -102,7 +102,7 @@ class GroundPainter:
         return image
 
     def _window(self, points: F64, margin: float) -> Window | None:
-        """The part of the image that a shape with a margin can touch; None if it lies outside."""
+        """Return the window of the image that contains a shape and a margin; None if it is outside."""
         low = np.clip(np.floor((points.min(axis=0) - margin) * self.size) - 2, 0, self.size).astype(int)
         high = np.clip(np.ceil((points.max(axis=0) + margin) * self.size) + 2, 0, self.size).astype(int)
         if (high <= low).any():
@@ -110,7 +110,7 @@ class GroundPainter:
         return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
 
     def _coverage(self, points: F64, window: Window, thickness: float | None = None) -> F32:
-        """Anti-aliased coverage of a polygon, or of a polyline with a thickness, inside a window."""
+        """Return the anti-aliased coverage of a polygon, or of a polyline with a thickness, in a window."""
         factor = 2
         rows, cols = window
         height, width = rows.stop - rows.start, cols.stop - cols.start
@@ -154,12 +154,12 @@ class GroundPainter:
             part += (np.float32(214) - part) * (np.float32(0.8) * dashes[..., None])
 
     def _along(self, window: Window) -> tuple[F32, F32]:
-        """Image coordinates of a window's pixels as fractions: a column of y and a row of x."""
+        """Return coordinates of a window's pixels as fractions of the image: a column of y and a row of x."""
         along = (np.arange(self.size, dtype=np.float32) + np.float32(0.5)) / np.float32(self.size)
         return along[window[0], None], along[None, window[1]]
 
     def plant(self, canvas: Canvas, plan: GroundPlan) -> None:
-        """Trees and clutter with their shadows, before any object is drawn."""
+        """Draw trees and clutter with their shadows; call this before drawing objects."""
         crown = self._pick("tree")
         for x, y, radius in plan.trees:
             red, green, blue = map(float, crown * self.rng.uniform(0.8, 1.2))

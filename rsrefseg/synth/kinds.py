@@ -1,4 +1,4 @@
-"""The kinds of scene: what belongs together, and how it is arranged."""
+"""Kinds of scenes: their objects and arrangements."""
 
 import math
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from .domain import Range
 from .ground import Patch, Road
 from .layout import Layout, right_angles, strip, turned
 
-# Places the objects, given the scene's angle and its four quarter turns; returns the polygon that trees are kept to.
+# Places the objects for the scene's angle and its four right angles; returns the polygon for trees.
 Arrange = Callable[[Layout, np.random.Generator, float, tuple[float, ...]], F64 | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How often a kind of scene occurs, and what it is made of; up to ``trees`` trees grow in wooded country."""
+    """A kind of scene: its frequency and content; ``trees`` is the maximum number of trees."""
 
     weight: float
     arrange: Arrange
@@ -28,7 +28,7 @@ class Kind:
 
 
 def compose(layout: Layout, trees: float) -> str:
-    """Draw a kind of scene and lay it out; ``trees`` in [0, 1] is how wooded the country is. Returns the kind."""
+    """Draw a kind of scene, arrange it and return its name; ``trees`` is the density of trees in [0, 1]."""
     rng, weights = layout.rng, np.array([kind.weight for kind in _KINDS.values()])
     name = str(rng.choice(list(_KINDS), p=weights / weights.sum()))
     kind = _KINDS[name]
@@ -52,7 +52,7 @@ def _airport(layout: Layout, rng: np.random.Generator, angle: float, grid: tuple
     for offset in np.arange(-0.6, 0.7, 0.21):  # slab joints
         ends = np.array([turned(angle, offset, -0.24 + shift), turned(angle, offset, 0.6)])
         layout.add(Road(ends, 0.004, "asphalt", marked=False))
-    # Along the apron's far side, so that the stands stay free.
+    # Along the far side of the apron, so that the stands stay free.
     far_side = strip(turned(angle, 0, 0.34), angle, 0.3)
     layout.place("terminal", chance=0.65, within=far_side, angles=(angle + math.pi,), margin=0.03)
     heading = angle + float(rng.choice([math.pi / 2, -math.pi / 2, 0.0]))
@@ -144,7 +144,7 @@ def _river(layout: Layout, rng: np.random.Generator, angle: float, grid: tuple[f
             continue
         reach = np.array([math.cos(turn), math.sin(turn)]) * 1.5
         layout.add(Road(np.stack([center - reach, center + reach]), 0.06))
-        # The deck spans the water; what lies beyond the banks is road.
+        # The deck spans the water; a road continues beyond the banks.
         layout.put("bridge", Pose(*center, width * float(rng.uniform(1.12, 1.35)), turn), margin=0.03)
         layout.reserve(strip(center, turn, 0.09))
     layout.plan.layers.sort(key=lambda layer: isinstance(layer, Patch) and layer.material == "water")
@@ -202,7 +202,7 @@ def _farmland(layout: Layout, rng: np.random.Generator, angle: float, grid: tupl
 
 def _road(layout: Layout, angle: float, across: float, width: float, kept_free: float, material: str = "asphalt",
           marked: bool = True) -> None:  # fmt: skip
-    """A straight road through the whole image, ``across`` from its centre, with a strip free of objects."""
+    """Add a straight road through the image at a distance ``across`` from its centre, and reserve a strip."""
     path = np.array([turned(angle, -1, across), turned(angle, 1, across)])
     layout.add(Road(path, width, material, marked))
     layout.reserve(strip(turned(angle, 0, across), angle, kept_free))

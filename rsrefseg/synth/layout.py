@@ -1,4 +1,4 @@
-"""Placing objects so that they do not overlap, on an occupancy grid over the unit square."""
+"""Places objects without overlaps on an occupancy grid over the unit square."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Grid = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An object in its place; ``seed`` fixes the details of its drawing."""
+    """A placed object; ``seed`` determines the details of its drawing."""
 
     category: Category
     pose: Pose
@@ -29,7 +29,7 @@ class Placed:
 
 
 class Layout:
-    """A composition under construction: what lies where, and which cells are taken."""
+    """Arrangement of a scene: ground plan, placed objects, and occupied cells."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -38,7 +38,7 @@ class Layout:
         self.taken: Grid = np.zeros((_CELLS, _CELLS), np.uint8)
 
     def area(self, outline: F64) -> Grid:
-        """Cells inside a polygon (N, 2) given in fractions of the image, as 0/1."""
+        """Return the grid cells inside a polygon (N, 2), given as fractions of the image, as 0/1."""
         cells = np.zeros((_CELLS, _CELLS), np.uint8)
         cv2.fillPoly(cells, [np.asarray(np.round(outline * _CELLS - 0.5), np.int32)], (1,))
         return cells
@@ -48,7 +48,7 @@ class Layout:
         self.taken |= self.area(outline)
 
     def put(self, name: str, pose: Pose, margin: float = 0.015) -> None:
-        """Add an object at a fixed pose, whatever is there."""
+        """Add an object at a fixed pose, even on occupied cells."""
         category = CATEGORIES[name]
         color = str(self.rng.choice(category.paints)) if category.paints else None
         base = np.array(PAINTS[color] if color else category.rgb, np.float64)
@@ -58,7 +58,7 @@ class Layout:
         self.reserve(pose.corners(category.aspect, margin))
 
     def add(self, layer: Patch | Road) -> None:
-        """Put a patch or road over the ground that is there."""
+        """Add a patch or road on top of the ground plan."""
         self.plan.layers.append(layer)
 
     def place(
@@ -72,10 +72,10 @@ class Layout:
         jitter: float = 0.0,
         margin: float = 0.02,
     ) -> None:
-        """Put an object on a free place, with a probability of ``chance`` and if a place is found.
+        """Place an object on free cells with probability ``chance``; skip it if there is no free position.
 
-        It lies in the polygon ``within``. Its length shrinks a little as tries fail. ``angles`` are those to choose
-        from (any by default), ``jitter`` is the spread around the chosen one in radians.
+        ``within`` is a polygon that contains the object. Failed tries shorten the object slightly. ``angles`` are the
+        possible angles (default: any), ``jitter`` the maximum deviation from the chosen one, in radians.
         """
         if chance < 1 and self.rng.random() >= chance:
             return
@@ -111,20 +111,20 @@ class Layout:
         scale: float = 1.0,
         margin: float = 0.02,
     ) -> None:
-        """Several objects of one category in contrasting sizes; colours repeat now and then."""
+        """Place several objects of one category in contrasting sizes."""
         low, high = CATEGORIES[name].length
         for length in _ladder(self.rng, count, low * scale, high * scale):
             self.place(name, within=within, length=(length, length), angles=angles, jitter=jitter, margin=margin)
 
     def clutter(self, pose: Pose) -> None:
-        """A shed or crate nobody asks for, where there is room."""
+        """Add a shed or crate without phrases, if the cells are free."""
         corners = pose.corners(0.6, 0.02)
         if corners.min() > 0 and corners.max() < 1 and not (self.area(corners) & self.taken).any():
             self.plan.clutter.append(pose)
             self.reserve(corners)
 
     def forest(self, count: int, radius: Range, within: F64 | None = None) -> None:
-        """Plant up to ``count`` trees where nothing else is, some of them in groups."""
+        """Plant up to ``count`` trees on free cells, some of them in groups."""
         allowed = np.ones_like(self.taken) if within is None else self.area(within)
         reach = max(1, math.ceil(radius[1] * 1.3 * _CELLS))
         kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
@@ -139,25 +139,25 @@ class Layout:
 
 
 def strip(center: tuple[float, float], angle: float, width: float, length: float = 3.0) -> F64:
-    """Corners (4, 2) of a straight band centred on a point."""
+    """Return the corners (4, 2) of a straight band centred on a point."""
     along = np.array([math.cos(angle), math.sin(angle)]) * length / 2
     across = np.array([-math.sin(angle), math.cos(angle)]) * width / 2
     return np.array(center) + np.stack([-along - across, along - across, along + across, -along + across])
 
 
 def turned(angle: float, along: float, across: float) -> tuple[float, float]:
-    """A point in a frame centred on the image and turned by ``angle``."""
+    """Return a point given in a frame that is centred on the image and rotated by ``angle``."""
     cos, sin = math.cos(angle), math.sin(angle)
     return 0.5 + along * cos - across * sin, 0.5 + along * sin + across * cos
 
 
 def right_angles(angle: float) -> tuple[float, ...]:
-    """An angle and its three quarter turns."""
+    """Return an angle and its rotations by 90, 180 and 270 degrees."""
     return tuple(angle + quarter * math.pi / 2 for quarter in range(4))
 
 
 def _ladder(rng: np.random.Generator, count: int, low: float, high: float) -> list[float]:
-    """Lengths in falling order. Mostly one stands out as the largest, one as the smallest: size words need that."""
+    """Return lengths in descending order, mostly with a distinct largest and smallest one for size words."""
     if rng.random() < 0.25:
         return sorted(map(float, rng.uniform(low, high, count)), reverse=True)
     ends = [high * rng.uniform(0.94, 1.0), low * rng.uniform(1.0, 1.06)]

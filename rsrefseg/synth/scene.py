@@ -1,4 +1,4 @@
-"""One made scene: an overhead image with referring expressions, from a seed."""
+"""Renders a scene from a seed: an overhead image with referring expressions."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _ATTEMPTS = 20
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """An image (H, W, 3) uint8 RGB and what is asked of it."""
+    """An image (H, W, 3) uint8 RGB and its referring expressions."""
 
     image: NDArray[np.uint8]
     referrals: tuple[Referral, ...]
@@ -31,7 +31,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A scene with everything known about it: all objects, asked for or not, and what each phrase says."""
+    """A scene with its kind, all visible objects, and the query of each phrase."""
 
     scene: Scene
     kind: str
@@ -40,25 +40,25 @@ class Rendering:
 
 
 def render_scene(seed: int, domain: Domain, size: int = 256, max_referrals: int = 6) -> Scene:
-    """Render one scene. A pure function: the same arguments give the same bytes.
+    """Render a scene; equal arguments produce equal bytes.
 
-    ``size`` is the height and width in pixels, 64 to 4096. A scene has 1 to ``max_referrals`` phrases.
+    ``size`` is the height and width in pixels, 64 to 4096. A scene has up to ``max_referrals`` phrases.
 
     Raises:
-        BadInputError: A value out of range.
+        BadInputError: a value is out of range.
     """
     return render(seed, domain, size, max_referrals).scene
 
 
 def render(seed: int, domain: Domain, size: int = 256, max_referrals: int = 6) -> Rendering:
-    """As ``render_scene``, with all that is known of the scene."""
+    """Render a scene and return it with its objects and queries; see ``render_scene``."""
     if seed < 0 or not 64 <= size <= 4096 or max_referrals < 1:
         raise BadInputError(
             f"scene seed {seed}, size {size}, max_referrals {max_referrals}: the seed must not be negative, the size "
-            "must lie in 64 to 4096, and at least one referral must be allowed"
+            "must be 64 to 4096, and max_referrals at least 1"
         )
     for attempt in range(_ATTEMPTS):
-        # Not the same geometry under both domains: a test scene of one must not be a training scene of the other.
+        # The domains use different geometry: a test scene of one must not be a training scene of the other.
         root = np.random.SeedSequence([seed, *domain.encode(), attempt])
         rendering = _render(root, LOOKS[domain], size, max_referrals)
         if len(rendering.scene.referrals) >= min(2, max_referrals) or attempt == _ATTEMPTS - 1:
@@ -67,7 +67,7 @@ def render(seed: int, domain: Domain, size: int = 256, max_referrals: int = 6) -
 
 
 def _render(root: np.random.SeedSequence, look: Look, size: int, limit: int) -> Rendering:
-    # One stream per step, so that no step's draws depend on the image's size.
+    # One generator per step, so that no draw depends on the size of the image.
     arranging, painting, lighting, wording, sensing = (np.random.default_rng(part) for part in root.spawn(5))
     layout = Layout(arranging)
     kind = compose(layout, float(lighting.uniform(*look.tree_density)))
@@ -95,7 +95,7 @@ def _render(root: np.random.SeedSequence, look: Look, size: int, limit: int) -> 
 
 
 def _item(category: str, color: str | None, mask: Mask) -> Item:
-    """Measure a visible object."""
+    """Measure the visible part of an object."""
     size = mask.shape[0]
     step = max(1, size // 64)
     rows, cols = np.nonzero(mask[::step, ::step])

@@ -1,4 +1,4 @@
-"""From radiance to the recorded picture: haze, optics, detector, quantisation."""
+"""Converts radiance to a recorded image: haze, optics, detector, quantisation."""
 
 import cv2
 import numpy as np

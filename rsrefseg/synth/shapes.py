@@ -1,4 +1,4 @@
-"""The shapes of all objects, drawn from above in object coordinates; ``catalog`` says which is what."""
+"""Draws the shapes of all objects from above in object coordinates; ``catalog`` lists them."""
 
 import math
 
@@ -16,7 +16,7 @@ _TARTAN: RGB = (178, 84, 66)
 
 
 def airplane(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """An airliner from above, nose towards +x, wings swept back."""
+    """Draw an airliner from above, nose towards +x, wings swept back."""
     sweep, dark, light = rng.uniform(0.25, 0.5), shade(rgb, 0.82), shade(rgb, 1.08)
     for side in (-1.0, 1.0):
         wing = [[0.30, 0.0], [0.24 - sweep, 0.92], [0.02 - sweep, 0.94], [-0.20, 0.08]]
@@ -32,7 +32,7 @@ def airplane(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def ship(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A freighter, bow towards +x: hull, deck with hatches or containers, bridge at the stern."""
+    """Draw a freighter, bow towards +x: hull, deck with hatches or containers, bridge at the stern."""
     width = 0.26
     hull = [[-1.0, -0.8], [-0.94, -1.0], [0.55, -1.0], [0.82, -0.62], [1.0, 0.0]]
     outline = _mirrored(hull)
@@ -54,7 +54,7 @@ def ship(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def vehicle(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A car, front towards +x."""
+    """Draw a car, front towards +x."""
     outline = [[-1.0, -0.34], [-0.94, -0.43], [0.8, -0.43], [0.97, -0.3], [1.0, 0.0]]
     brush.poly(_mirrored(outline), shade(rgb, 0.88))
     brush.rect(-0.9, -0.36, 0.86, 0.36, rgb, solid=False)
@@ -71,7 +71,7 @@ def vehicle(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def building(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A house with a pitched roof, or a flat-roofed block with a parapet and plant."""
+    """Draw a house with a pitched roof, or a flat-roofed block with a parapet and plant."""
     width = 0.68
     if rng.random() < 0.5:
         brush.rect(-1, -width, 1, 0, shade(rgb, 1.1))
@@ -98,7 +98,7 @@ def building(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def terminal(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A long airport hall with a ribbed roof and piers towards +y."""
+    """Draw a long airport hall with a ribbed roof and piers towards +y."""
     brush.rect(-1, -0.24, 1, 0.12, shade(rgb, 0.86))
     for x in (-0.8, 0.0, 0.8):
         brush.rect(x - 0.13, 0.05, x + 0.13, 0.26, shade(rgb, 0.78))
@@ -110,7 +110,7 @@ def terminal(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def storage_tank(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A cylindrical tank: floating roof in its shell, or a domed one with ribs."""
+    """Draw a cylindrical tank: floating roof in its shell, or a domed one with ribs."""
     brush.disc(0, 0, 1, shade(rgb, 0.7))
     brush.disc(-0.02, -0.02, 0.92, rgb, solid=False)
     if rng.random() < 0.5:
@@ -126,7 +126,7 @@ def storage_tank(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def bridge(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A road deck with parapets and a centre line along x."""
+    """Draw a road deck with parapets and a centre line along x."""
     width = 0.16
     brush.rect(-1, -width, 1, width, shade(rgb, 1.12))
     brush.rect(-1, -width * 0.82, 1, width * 0.82, shade(rgb, 0.88), solid=False)
@@ -138,7 +138,7 @@ def bridge(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def dam(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """An arched wall with spillway piers, its hollow side towards +y."""
+    """Draw an arched wall with spillway piers, its hollow side towards +y."""
     outer = ellipse(0, 0.95, 1.28, 1.15, math.pi * 1.22, math.pi * 1.78)
     inner = ellipse(0, 0.95, 1.10, 0.86, math.pi * 1.22, math.pi * 1.78)
     brush.poly(np.concatenate([outer, inner[::-1]]), rgb)
@@ -148,7 +148,7 @@ def dam(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def runway(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A paved strip with threshold bars and a dashed centre line."""
+    """Draw a paved strip with threshold bars and a dashed centre line."""
     width = 0.115
     brush.rect(-1, -width, 1, width, rgb)
     for side in (-1.0, 1.0):
@@ -163,7 +163,7 @@ def runway(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def roundabout(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A ring road around a planted island."""
+    """Draw a ring road around a planted island."""
     brush.disc(0, 0, 1.0, shade(rgb, 1.18))
     brush.disc(0, 0, 0.96, rgb, solid=False)
     brush.loop(ellipse(0, 0, 0.72, 0.72), 0.022, _PAINT)
@@ -172,7 +172,7 @@ def roundabout(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def pond(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """Still water with an irregular shore."""
+    """Draw still water with an irregular shore."""
     turn = np.linspace(0, 2 * math.pi, 48, endpoint=False)
     radius = np.full_like(turn, 0.81)
     for wave in (2, 3, 5):
@@ -184,7 +184,7 @@ def pond(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def field(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A cropped parcel with rows and tractor lines."""
+    """Draw a cropped parcel with rows and tractor lines."""
     skew = rng.uniform(0.0, 0.16)
     edge = np.array([[-1 + skew, -0.72], [1, -0.72], [1 - skew, 0.72], [-1, 0.72]])
     brush.poly(edge, rgb)
@@ -196,7 +196,7 @@ def field(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def solar_panel(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A block of panel rows on gravel."""
+    """Draw a block of panel rows on gravel."""
     brush.rect(-1, -0.66, 1, 0.66, (148, 146, 138))
     panel: RGB = (34, 46, 84)
     for y in np.arange(-0.6, 0.5, 0.22):
@@ -207,7 +207,7 @@ def solar_panel(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def tennis_court(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A court with its run-off and net."""
+    """Draw a court with its run-off and net."""
     brush.rect(-1, -0.54, 1, 0.54, shade(rgb, 0.78))
     brush.rect(-0.76, -0.36, 0.76, 0.36, rgb, solid=False)
     brush.frame(-0.76, -0.36, 0.76, 0.36, 0.035, _CHALK)
@@ -219,7 +219,7 @@ def tennis_court(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def basketball_court(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A court with keys, three-point arcs and centre circle."""
+    """Draw a court with keys, three-point arcs and centre circle."""
     brush.rect(-1, -0.56, 1, 0.56, rgb)
     brush.frame(-0.9, -0.47, 0.9, 0.47, 0.04, _CHALK)
     brush.line([[0, -0.47], [0, 0.47]], 0.035, _CHALK)
@@ -233,7 +233,7 @@ def basketball_court(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def baseball_field(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A quarter-circle outfield with its clay diamond at -x."""
+    """Draw a quarter-circle outfield with its clay diamond at -x."""
     lawn = shade(_LAWN, rng.uniform(0.9, 1.1))
     home, quarter = -0.69, math.pi / 4
     brush.poly(_wedge(home, 1.39, quarter), _CLAY)
@@ -247,7 +247,7 @@ def baseball_field(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def track_field(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A running track around a football pitch."""
+    """Draw a running track around a football pitch."""
     brush.poly(_oval(1.0, 0.6), shade(_TARTAN, rng.uniform(0.9, 1.1)))
     for lane in (0.95, 0.89):
         brush.loop(_oval(lane, 0.6 * lane - 0.02), 0.012, (214, 170, 156))
@@ -261,7 +261,7 @@ def track_field(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def stadium(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """A bowl of stands, partly roofed, around a pitch."""
+    """Draw a bowl of stands, partly roofed, around a pitch."""
     brush.disc(0, 0, 1.0, rgb, 0.82)
     for ring, tone in ((0.9, 0.8), (0.8, 1.05), (0.7, 0.72)):
         brush.disc(0, 0, ring, shade(rgb, tone), ring * 0.8, solid=False)
@@ -277,7 +277,7 @@ def stadium(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def swimming_pool(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
-    """Bright water with a pale rim: a rectangle, an oval or a kidney."""
+    """Draw bright water with a pale rim: a rectangle, an oval or a kidney."""
     rim: RGB = (216, 212, 200)
     water: RGB = (72, 178, 206)
     kind = rng.integers(3)
@@ -300,17 +300,17 @@ def swimming_pool(brush: Brush, rng: np.random.Generator, rgb: RGB) -> None:
 
 
 def _mirrored(half: list[list[float]]) -> list[list[float]]:
-    """A closed outline from its half, whose ends may lie on the x axis."""
+    """Return a closed outline from its half, whose ends may be on the x axis."""
     return [*half, *[[x, -y] for x, y in reversed(half)]]
 
 
 def _oval(length: float, width: float) -> F64:
-    """A track's outline: two half circles joined by straights."""
+    """Return the outline of a track: two half circles joined by straights."""
     straight = length - width
     right = ellipse(straight, 0, width, width, -math.pi / 2, math.pi / 2)
     return np.concatenate([right, -right])
 
 
 def _wedge(tip: float, radius: float, half_angle: float) -> F64:
-    """A sector of a circle that opens towards +x."""
+    """Return a sector of a circle that opens towards +x."""
     return np.concatenate([[[tip, 0.0]], ellipse(tip, 0, radius, radius, -half_angle, half_angle)])

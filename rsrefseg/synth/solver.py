@@ -1,7 +1,7 @@
-"""Which object a query means, or none where the answer is not beyond doubt.
+"""Finds the object that a query identifies, or none if the query is ambiguous.
 
-Every test is three-valued: clearly yes, clearly no, unclear. One unclear candidate spoils the query, so a phrase
-that is kept has exactly one reading.
+Every test returns yes, no or unclear. One unclear candidate makes the query ambiguous, so that every remaining phrase
+has exactly one reading.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from .catalog import CONFUSABLE
 
 YES, NO, UNCLEAR = 1, 0, -1
-_SIZE_RATIO = 1.35  # "larger" wants at least this many times the area
-_RANK_GAP = 0.07  # "leftmost" wants this lead, as a fraction of the image
-_NEAR_RATIO, _NEAR_GAP = 1.5, 0.04  # "nearest" wants the next one this much farther off
+_SIZE_RATIO = 1.35  # "larger" needs at least this ratio of areas
+_RANK_GAP = 0.07  # "leftmost" needs this lead, as a fraction of the image
+_NEAR_RATIO, _NEAR_GAP = 1.5, 0.04  # "nearest" needs the next object to be this much farther
 
-_AXES: dict[str, tuple[int, int]] = {  # direction: axis and sign of a place, in image coordinates
+_AXES: dict[str, tuple[int, int]] = {  # axis and sign of each direction, in image coordinates
     "left": (0, -1),
     "right": (0, 1),
     "upper": (1, -1),
@@ -39,7 +39,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """How the object lies to another one: left, right, upper, lower, nearest, farthest or next."""
+    """Position relative to another object: left, right, upper, lower, nearest, farthest or next."""
 
     kind: str
     category: str
@@ -48,18 +48,18 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a phrase says."""
+    """Meaning of a phrase."""
 
     category: str
     color: str | None = None
     place: str | None = None  # directions joined by a space ("upper left", "right"), or "middle"
-    size: str | None = None  # "large" or "small" among its like
-    rank: str | None = None  # direction in which it is the outermost of its like
+    size: str | None = None  # "large" or "small" within its class
+    rank: str | None = None  # direction in which it is the outermost of its class
     relation: Relation | None = None
 
 
 def solve(items: Sequence[Item], query: Query) -> int | None:
-    """Index of the one object that a query means; None if there is no such object or any doubt."""
+    """Return the index of the object that a query identifies; None if there is none or the query is ambiguous."""
     kept = _select(items, query.category, query.color)
     if not kept:
         return None
@@ -70,26 +70,26 @@ def solve(items: Sequence[Item], query: Query) -> int | None:
     if query.size is None:
         kept = _placed(items, kept, query.place)
     else:
-        # "the larger tank at the lower left": the larger of several there, or the largest of all, which is there.
+        # "the larger tank at the lower left": the largest of those at the place, and the largest of all that is there.
         largest_there = _by_size(items, _placed(items, kept, query.place), query.size)
         kept = _agree(largest_there, _placed(items, _by_size(items, kept, query.size), query.place))
     return kept[0] if kept is not None and len(kept) == 1 else None
 
 
 def comparison_set(items: Sequence[Item], query: Query) -> int:
-    """How many objects a size word compares: the like-named, like-coloured ones at the place if it has several."""
+    """Return the number of objects a size word compares: those at the place if there are several, else all."""
     kept = _select(items, query.category, query.color) or []
     there = _placed(items, kept, query.place) or []
     return len(there) if len(there) > 1 else len(kept)
 
 
 def _agree(first: list[int] | None, second: list[int] | None) -> list[int] | None:
-    answers = {tuple(answer) for answer in (first, second) if answer}
-    return list(answers.pop()) if len(answers) == 1 else None
+    found = {tuple(indices) for indices in (first, second) if indices}
+    return list(found.pop()) if len(found) == 1 else None
 
 
 def _keep(indices: Sequence[int], test: Callable[[int], int]) -> list[int] | None:
-    """Those that clearly pass; None if any is unclear."""
+    """Return the indices that pass; None if any is unclear."""
     results = {index: test(index) for index in indices}
     if UNCLEAR in results.values():
         return None
@@ -127,7 +127,7 @@ def _at(item: Item, place: str) -> int:
 
 
 def _by_size(items: Sequence[Item], indices: list[int] | None, size: str) -> list[int] | None:
-    if indices is None or len(indices) < 2:  # alone, a thing is neither large nor small
+    if indices is None or len(indices) < 2:  # a single object is neither large nor small
         return None
     ordered = sorted(indices, key=lambda index: items[index].area, reverse=size == "large")
     first, second = items[ordered[0]].area, items[ordered[1]].area
@@ -158,14 +158,14 @@ def _related(items: Sequence[Item], indices: list[int], relation: Relation) -> l
     if len(ordered) < 2:
         return ordered
     near, far = sorted((gaps[ordered[0]], gaps[ordered[1]]))
-    # Centres must tell the same story as outlines, or long objects make the answer a matter of taste.
+    # Centres and outlines must agree, otherwise long objects make the query ambiguous.
     first, second = (np.hypot(items[index].x - anchor.x, items[index].y - anchor.y) for index in ordered[:2])
-    same_story = (first < second) == (relation.kind == "nearest")
-    return [ordered[0]] if far >= _NEAR_RATIO * near + _NEAR_GAP and same_story else None
+    agree = (first < second) == (relation.kind == "nearest")
+    return [ordered[0]] if far >= _NEAR_RATIO * near + _NEAR_GAP and agree else None
 
 
 def _beside(item: Item, anchor: Item, direction: str) -> int:
-    """Whether an item clearly lies to one side: within a right-angled cone, centres well apart."""
+    """Test whether an item is to one side: within a cone around the direction, with distant centres."""
     axis, sign = _AXES[direction]
     offset = (item.x - anchor.x, item.y - anchor.y)
     lead, aside = sign * offset[axis], abs(offset[1 - axis])
@@ -175,6 +175,6 @@ def _beside(item: Item, anchor: Item, direction: str) -> int:
 
 
 def _gap(one: Item, other: Item) -> float:
-    """Smallest distance between two objects' pixels."""
+    """Return the smallest distance between the points of two objects."""
     steps = one.points[:, None, :] - other.points[None, :, :]
     return float(np.sqrt((steps**2).sum(axis=2).min()))

@@ -1,4 +1,4 @@
-"""Batch norm over the phrases of all processes, on any device."""
+"""Batch norm whose statistics cover all processes, on any device."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch norm with the result of one process that has the phrases of all.
+    """Batch norm with statistics over the phrases of all processes.
 
-    PyTorch's ``SyncBatchNorm`` runs on CUDA only and cannot leave a process out. Processes may have different numbers
-    of phrases; one whose ``counted`` is false adds nothing to the statistics but must take part.
+    Unlike ``SyncBatchNorm``, it runs on any device and can exclude a process: if ``counted`` is false, the phrases of
+    the process do not count, but it must still call ``forward``. Processes may have different numbers of phrases.
     """
 
     counted: bool = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """(P, C, H, W) -> (P, C, H, W); statistics in float32 or wider."""
+        """Normalise (P, C, H, W) with statistics in float32 or wider."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -28,7 +28,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         mean = totals[:-1] / count
         centred = wide - mean.view(1, -1, 1, 1)
         variance: Tensor = _Sum.apply(share * centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():  # the running statistics, as nn.BatchNorm2d keeps them
+        with torch.no_grad():  # running statistics as in nn.BatchNorm2d
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.get_buffer("num_batches_tracked").add_(1)
             for name, value in (("running_mean", mean), ("running_var", unbiased)):
@@ -39,7 +39,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes. Every process's loss depends on every summand, so gradients are summed as well."""
+    """Sum over processes. The loss of each process depends on every summand, so gradients are summed too."""
 
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
@@ -53,14 +53,14 @@ class _Sum(torch.autograd.Function):
 
 
 def share_batch_norms(model: nn.Module) -> None:
-    """Make every batch norm of ``model`` a ``SharedBatchNorm``, in place; parameters, buffers and names stay."""
+    """Convert every batch norm of ``model`` to ``SharedBatchNorm`` in place, with the same parameters and names."""
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm
 
 
 def count_phrases(model: nn.Module, counted: bool) -> None:
-    """Set whether this process's next phrases count in the shared statistics."""
+    """Set whether the next phrases of this process count in the shared statistics."""
     for module in model.modules():
         if isinstance(module, SharedBatchNorm):
             module.counted = counted

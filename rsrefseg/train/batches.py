@@ -1,4 +1,4 @@
-"""From samples on disk to training batches, in an order that depends on seed and epoch alone."""
+"""Loads training batches from samples, in an order that depends only on seed and epoch."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ Draw = tuple[int, int]  # (image, epoch)
 
 
 class Example(NamedTuple):
-    """One image with some of its phrases: image (3, S, S) uint8, truth (K, S, S) uint8 in {0, 1}."""
+    """An image with K of its phrases: image (3, S, S) uint8, truth (K, S, S) uint8 in {0, 1}."""
 
     image: Tensor
     phrases: tuple[str, ...]
@@ -29,7 +29,7 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """N images and P phrases.
+    """A batch of N images and P phrases.
 
     image (N, 3, S, S) uint8; input_ids (P, L) int64; token_mask (P, L) bool; image_index (P,) int64;
     truth (P, 1, S, S) float32 in {0, 1}.
@@ -42,15 +42,15 @@ class Batch(NamedTuple):
     truth: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
+        """Copy the batch to a device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class TrainingBatches(TorchDataset[Batch | RSRefSegError]):
-    """Batches by their draws. An image's phrases are drawn again in each epoch, by seed, epoch and image alone.
+    """Batches indexed by draws. The phrases of an image are drawn in each epoch from seed, epoch and image.
 
-    An input that cannot be used gives the error as the item: it reaches the main process with its class, while
-    ``DataLoader`` would raise another one with the worker's traceback as its message.
+    For an input that cannot be used, the item is the error, so that the main process receives its class; ``DataLoader``
+    would raise another error with the worker's traceback as the message.
     """
 
     def __init__(self, data: TrainingData, image_size: int, phrases_per_image: int, seed: int) -> None:
@@ -58,11 +58,11 @@ class TrainingBatches(TorchDataset[Batch | RSRefSegError]):
         self.phrases_per_image, self.seed = phrases_per_image, seed
 
     def count_phrases(self, draws: Sequence[Draw]) -> int:
-        """How many phrases these draws have; nothing is read."""
+        """Return the number of phrases in some draws without reading files."""
         return sum(min(len(self.data.groups[index]), self.phrases_per_image) for index, _ in draws)
 
     def example(self, draw: Draw) -> Example:
-        """Read one image and the masks of its drawn phrases."""
+        """Read an image and the masks of its drawn phrases."""
         index, epoch = draw
         group = self.data.groups[index]
         rng = np.random.default_rng([self.seed, epoch, index])
@@ -96,11 +96,11 @@ class TrainingBatches(TorchDataset[Batch | RSRefSegError]):
 
 
 class EpochBatches(Sampler[list[Draw]]):
-    """One process's batches of draws for one epoch: a seeded permutation, from ``first_batch`` on.
+    """Batches of draws of one process for one epoch: a seeded permutation, starting at ``first_batch``.
 
-    A short last batch is kept. Each of n processes takes every n-th batch, one a round, so that a round has the images
-    that one process would take with n times the batch size. Where the last round has too few batches, it is filled with
-    the first ones, which do not count (``counts``).
+    The last batch may be short. Each of n processes takes every n-th batch, one per round, so that a round has the
+    images of one batch with n times the batch size. If the last round has too few batches, the first batches fill it
+    but do not count (``counts``).
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, process: int = 0, processes: int = 1) -> None:
@@ -111,7 +111,7 @@ class EpochBatches(Sampler[list[Draw]]):
         self.first_batch = 0
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, for one process."""
+        """Return the number of batches per epoch for one process."""
         return -(-self.batches // self.processes)
 
     def __iter__(self) -> Iterator[list[Draw]]:
@@ -121,11 +121,11 @@ class EpochBatches(Sampler[list[Draw]]):
             yield [(index, self.epoch) for index in order[start : start + self.batch_size]]
 
     def counts(self, round_: int) -> bool:
-        """Whether this process's batch of a round is part of the step."""
+        """Return whether this process's batch of a round is part of the step."""
         return round_ * self.processes + self.process < self.batches
 
     def drawn(self, rounds: range) -> list[Draw]:
-        """What all processes together take in some rounds, each image once."""
+        """Return the draws of all processes in some rounds, each image once."""
         images_a_round = self.batch_size * self.processes
         taken = _permutation(self.seed, self.epoch, self.size)[
             rounds.start * images_a_round : rounds.stop * images_a_round
@@ -134,7 +134,7 @@ class EpochBatches(Sampler[list[Draw]]):
 
 
 class BatchLoader:
-    """Loads the batches of one epoch at a time, in ``workers`` processes that live as long as this object.
+    """Loads the batches of one epoch at a time in ``workers`` processes, which exist as long as this object.
 
     Set ``sampler.epoch`` and ``sampler.first_batch`` before each iteration.
     """
@@ -145,7 +145,7 @@ class BatchLoader:
             batch_size=None,  # a draw of the sampler is a whole batch
             sampler=sampler,
             num_workers=workers,
-            # Not forked: this process may have threads that do not survive it.
+            # Not forked: threads of this process do not survive a fork.
             multiprocessing_context="spawn" if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,
@@ -153,7 +153,7 @@ class BatchLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        """Load and yield, in the sampler's order.
+        """Yield the batches in the sampler's order.
 
         Raises:
             RSRefSegError: an image or phrase cannot be used.
@@ -165,12 +165,12 @@ class BatchLoader:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread for each worker; the main process alone answers an interrupt."""
+    """Limit the worker to one thread and ignore interrupts, which the main process handles."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, size: int) -> tuple[int, ...]:
-    """The order of an epoch's images."""
+    """Return the order of images in an epoch."""
     return tuple(np.random.default_rng([seed, epoch]).permutation(size).tolist())

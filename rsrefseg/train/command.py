@@ -1,4 +1,4 @@
-"""``rsrefseg train``: from options to a run, with progress and a report."""
+"""``rsrefseg train``: resolves options, trains a run and reports progress."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 def run_training(
     options: Mapping[str, Any], file: str | None = None, out: Path | None = None, resume: bool = False
 ) -> "TrainResult | None":
-    """Resolve the settings, train; PyTorch is imported once the settings are complete.
+    """Resolve the settings and train. PyTorch is imported after the settings are complete.
 
     Args:
         options: settings by field name.
-        file: TOML file or shipped recipe under the options.
-        out: run folder; the next free one under ``./runs`` by default, or with ``resume`` the latest run.
+        file: TOML file or name of a shipped recipe, which ``options`` override.
+        out: run folder; by default the next free one under ``./runs``, or the latest run with ``resume``.
         resume: continue the run.
 
     Returns:
-        The result; None in all processes of a training but the main one.
+        The result in the main process; None in all other processes.
 
     Raises:
-        RSRefSegError: as ``resolve_settings`` and ``train``; or data or weights are not given.
+        RSRefSegError: see ``resolve_settings`` and ``train``; or data or weights are missing from the settings.
     """
     settings = resolve_settings(file, options)
     _refuse_missing(settings, resume)
@@ -61,19 +61,19 @@ def run_training(
 
 
 def _refuse_missing(settings: Settings, resume: bool) -> None:
-    """Name all that is not given, before anything is read."""
+    """Raise MissingPartError if the settings lack data or weights."""
     missing = [] if settings.data.path else ["a data set (--data)"]
     weights, preset = settings.weights, settings.model.preset
     chosen = weights.from_scratch or weights.random_weights or weights.base or weights.sam
     if preset != Preset.TINY and not chosen and not resume:
-        missing.append(f"weights for preset '{preset}', which has none of its own (--sam and --siglip, or --base)")
+        missing.append(f"weights for preset '{preset}', which ships none (--sam and --siglip, or --base)")
     if missing:
         raise MissingPartError(f"training still needs {' and '.join(missing)} (see --help)")
 
 
 def _base(weights: WeightsSettings, preset: str, model: ModelConfig, progress: ProgressLine | None) -> "BaseWeights":
-    """The weights that the settings name; notes go to ``progress``."""
-    from ..checkpoints.hub import folder_of
+    """Return the weights that the settings name; ``progress`` reports notes."""
+    from ..checkpoints.hub import find_model
     from ..checkpoints.public_files import check_public_files
     from ..checkpoints.sam_file import SAM_FILES
     from ..checkpoints.siglip_folder import SIGLIP_FILES
@@ -89,7 +89,7 @@ def _base(weights: WeightsSettings, preset: str, model: ModelConfig, progress: P
         say("note: the base's weights are random: for measuring only")
         return base.random_weights()
     if weights.sam is not None and weights.siglip is not None:
-        sam, siglip = folder_of(weights.sam, SAM_FILES, say), folder_of(weights.siglip, SIGLIP_FILES, say)
+        sam, siglip = find_model(weights.sam, SAM_FILES, say), find_model(weights.siglip, SIGLIP_FILES, say)
         for note in check_public_files(model, sam, siglip):
             say(f"note: {note}")
         return base.from_public_files(sam, siglip)
@@ -104,7 +104,7 @@ def _watcher(progress: ProgressLine) -> "Watcher":
         progress.say(counts.render())
         processes = this_process().num_processes
         images = config.batch_size * config.gradient_accumulation * processes
-        factors = f"{config.batch_size} at once x {config.gradient_accumulation} accumulated x {processes} processes"
+        factors = f"{config.batch_size} per batch x {config.gradient_accumulation} accumulated x {processes} processes"
         factors = factors.removesuffix(" x 1 processes")
         progress.say(f"effective batch {images} images ({factors}), at most {config.phrases_per_image} phrases each")
 

@@ -1,4 +1,4 @@
-"""How a model is trained: frozen settings that the run records."""
+"""Training settings, which are frozen and recorded by the run."""
 
 import sys
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Precision(StrEnum):
-    """Arithmetic of the forward pass. ``auto`` uses bfloat16 where the device has it, else float32."""
+    """Arithmetic of the forward pass. ``auto`` uses half precision if the device supports it, otherwise float32."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -28,7 +28,7 @@ class Precision(StrEnum):
 
 
 class LossWeights(Record, frozen=True, kw_only=True):
-    """Weights of the loss terms. The paper uses ``bce`` alone; the others help to train from random weights."""
+    """Weights of the loss terms. The paper uses only ``bce``; the others help to train from random weights."""
 
     bce: _AtLeast0 = 5.0
     dice: _AtLeast0 = 0.0
@@ -36,11 +36,11 @@ class LossWeights(Record, frozen=True, kw_only=True):
 
 
 class TrainConfig(Record, frozen=True, kw_only=True):
-    """All that decides the trained weights, besides data and base. ``lora=None`` trains all weights.
+    """Settings of a training besides data and initial weights. ``lora=None`` trains all weights.
 
-    ``batch_size`` is the number of images that one process encodes at once; each image comes with up to
-    ``phrases_per_image`` of its phrases, drawn again in each epoch. A step takes ``gradient_accumulation`` such batches
-    on each process. ``gradient_checkpointing`` trades time for memory and does not change the result.
+    ``batch_size`` is the number of images per batch and process. Each image has up to ``phrases_per_image`` phrases,
+    which are drawn again in each epoch. A step consists of ``gradient_accumulation`` batches per process.
+    ``gradient_checkpointing`` trades time for memory without changing the result.
     """
 
     epochs: _AtLeast1 = 200
@@ -63,7 +63,7 @@ class TrainConfig(Record, frozen=True, kw_only=True):
     checkpoint_every_steps: _AtLeast1 = 200
 
 
-# Defaults for training from random weights, as the shipped tiny base was: all loss terms and a larger step.
+# Defaults for training from random weights, which the shipped tiny base used: all loss terms and larger steps.
 FROM_SCRATCH: Mapping[str, Any] = {
     "epochs": 12,
     "phrases_per_image": 6,

@@ -1,4 +1,4 @@
-"""The samples of a training, checked before the first step."""
+"""Reads and checks the samples of a training before the first step."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from .settings import DataSettings
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What a training reads: training samples by image, validation samples, and the tokenizer."""
+    """Training samples grouped by image, validation samples, and the tokenizer."""
 
     groups: tuple[tuple[Sample, ...], ...]
     validation: tuple[Sample, ...]
@@ -25,10 +25,10 @@ class TrainingData:
 
 
 def read_samples(settings: DataSettings) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Training and validation samples whose images exist and whose masks fit, or may be resized.
+    """Return training and validation samples after a check of their images and masks.
 
     Raises:
-        BadInputError: the data set cannot be used as it is.
+        BadInputError: the data set cannot be used.
     """
     assert settings.path is not None
     splits = [settings.train_split, *([settings.validation_split] if settings.validation_split else [])]
@@ -37,13 +37,13 @@ def read_samples(settings: DataSettings) -> tuple[tuple[Sample, ...], tuple[Samp
 
 
 def check_phrases(samples: Iterable[Sample], tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Check that the tokenizer can read every phrase.
+    """Check that the tokenizer can encode every phrase.
 
     Returns:
-        One line for each phrase that is cut or has unknown words.
+        A line for each phrase that is truncated or has unknown words.
 
     Raises:
-        BadInputError: names the first sample with an empty or overlong phrase, or one without a known word.
+        BadInputError: a phrase is empty, too long or without a known word; the message names its sample.
     """
     warnings: list[str] = []
     for phrase, sample_id in {sample.phrase: sample.sample_id for sample in samples}.items():
@@ -55,7 +55,7 @@ def check_phrases(samples: Iterable[Sample], tokenizer: Tokenizer) -> tuple[str,
 
 
 def samples_digest(samples: Sequence[Sample]) -> str:
-    """SHA-256 over what the annotations say of the samples, in order."""
+    """Return the SHA-256 of ids, image names, phrases and masks of samples, in order."""
     digest = hashlib.sha256()
     for sample in samples:
         facts = [sample.sample_id, sample.image_path.name, sample.phrase, sample.mask_fingerprint]

@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""Loss of the training."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,12 +8,12 @@ from .config import LossWeights
 
 
 def segmentation_loss(prediction: Prediction, truth: Tensor, weights: LossWeights) -> Tensor:
-    """Binary cross-entropy of the mask logits at the network's image size, plus the optional terms.
+    """Compute binary cross-entropy of the mask logits at the network's image size, plus the optional terms.
 
     Args:
-        prediction: mask_logits and mask_prompt, (P, 1, h, w).
+        prediction: mask_logits and mask_prompt, (P, 1, h, w) float32.
         truth: (P, 1, S, S) float32 in {0, 1}.
-        weights: of the terms; a term of weight 0 is not computed.
+        weights: weights of the terms; a term with weight 0 is skipped.
 
     Returns:
         Scalar float32, mean over phrases and pixels.
@@ -29,7 +29,7 @@ def segmentation_loss(prediction: Prediction, truth: Tensor, weights: LossWeight
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """One minus the soft Dice coefficient, mean over phrases (V-Net, eq. 3, with squares left out)."""
+    """Compute one minus the soft Dice coefficient, averaged over phrases (V-Net, eq. 3, without the squares)."""
     probability = logits.sigmoid()
     overlap = (probability * truth).sum(dim=(1, 2, 3))
     total = probability.sum(dim=(1, 2, 3)) + truth.sum(dim=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""The run's JSON-lines log: appended while training, cut back to the checkpoint when a run resumes."""
+"""JSON-lines log of a run: training appends entries, and resuming truncates the log to the checkpoint."""
 
 import json
 from contextlib import suppress
@@ -11,10 +11,10 @@ from .state import Position
 
 
 class MetricsLog:
-    """Appends one JSON object a line; every object carries the optimizer ``step`` it belongs to."""
+    """Appends one JSON object per line; every object has its optimizer ``step``."""
 
     def __init__(self, path: Path, position: Position) -> None:
-        """Keep the lines of steps and validations done before ``position``; a killed process may have written more."""
+        """Keep the entries before ``position``; a killed process may have written more."""
         self.path = path
         kept = [json.dumps(entry) + "\n" for entry in read_metrics(path) if _is_before(entry, position)]
         atomic_write_text(path, "".join(kept))
@@ -26,15 +26,15 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole entries of a log."""
+    """Read all complete entries of a log."""
     entries = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        with suppress(ValueError):  # the last line of a killed process may be cut off
+        with suppress(ValueError):  # the last line of a killed process may be incomplete
             entries.append(json.loads(line))
     return entries
 
 
 def _is_before(entry: dict[str, Any], position: Position) -> bool:
-    """Whether an entry is of the past; an epoch's validation comes after its last step and bears the same number."""
+    """Return whether an entry precedes a position; an epoch's validation has the number of its last step."""
     done: bool = entry["step"] <= position.step and ("validation" not in entry or entry["epoch"] < position.epoch)
     return done

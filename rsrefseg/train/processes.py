@@ -1,4 +1,4 @@
-"""The processes of one training: which one this is, and values that all of them share."""
+"""Processes of a distributed training and values that they share."""
 
 from typing import TypeVar
 
@@ -11,18 +11,18 @@ _Value = TypeVar("_Value")
 
 
 def this_process() -> PartialState:
-    """This process's place in the training, on the kind of device that ``Accelerator`` will choose."""
+    """Return the state of this process, on the kind of device that ``Accelerator`` selects."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def refuse_sharding() -> None:
-    """Raise a MissingPartError where ``accelerate`` is configured to split the model over processes."""
+    """Raise MissingPartError if ``accelerate`` is configured to shard the model."""
     if any(parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM")):
         raise MissingPartError("training keeps the whole model on each GPU: launch with --multi_gpu and no sharding")
 
 
 def agreed(value: _Value) -> _Value:
-    """The main process's ``value``, in all processes."""
+    """Return the main process's ``value`` in all processes."""
     values = [value]
     if this_process().num_processes > 1:
         broadcast_object_list(values)
@@ -30,6 +30,6 @@ def agreed(value: _Value) -> _Value:
 
 
 def gathered(values: list[_Value]) -> list[_Value]:
-    """The ``values`` of all processes, in all processes."""
+    """Return the concatenated ``values`` of all processes in all processes."""
     everyone: list[_Value] = gather_object(values)
     return everyone

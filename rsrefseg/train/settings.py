@@ -1,4 +1,4 @@
-"""The settings of one training: defaults, overlaid by a TOML file or shipped recipe, overlaid by options."""
+"""Resolves training settings: options override a TOML file or shipped recipe, which overrides defaults."""
 
 import tomllib
 from collections.abc import Mapping
@@ -27,19 +27,19 @@ Tables = dict[str, dict[str, Any]]
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What model to train."""
+    """Settings of the model to train."""
 
     preset: Preset = Preset.TINY
     text_padding: Padding = "fixed"
     dense_prompt: bool = True
 
     def config(self) -> ModelConfig:
-        """The model's configuration."""
+        """Return the configuration of the model."""
         return replace(model_config(self.preset), text_padding=self.text_padding, dense_prompt=self.dense_prompt)
 
 
 class DataSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What samples to train on; ``images`` is their folder where it is not the data set's own."""
+    """Settings of the data set; ``images`` is another image folder than that of its format."""
 
     path: Path | None = None
     images: Path | None = None
@@ -49,7 +49,7 @@ class DataSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class WeightsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What weights to start from: at most one of a model file, SAM and SigLIP, nothing, or random weights."""
+    """Settings of the initial weights: at most one of ``base``, ``sam`` and ``siglip``, and the two flags."""
 
     base: Path | None = None
     sam: Path | None = None
@@ -72,7 +72,7 @@ class WeightsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """All settings of a training; ``given`` is what the file and the options say, by table."""
+    """All settings of a training; ``given`` has the values of the file and the options by table."""
 
     model: ModelSettings
     data: DataSettings
@@ -81,21 +81,21 @@ class Settings(Struct, frozen=True, kw_only=True):
     given: Tables
 
     def refuse_changes(self, run: Run, model: ModelConfig) -> None:
-        """Check that what was given is what a run was started with.
+        """Check that the given settings equal those of an existing run.
 
         Args:
-            run: with its record.
-            model: the configuration these settings make.
+            run: run with a record.
+            model: configuration from these settings.
 
         Raises:
-            BadInputError: names the first setting that differs.
+            BadInputError: a setting differs; the message names the first one.
         """
         record = run.read_record()
         recorded = _by_table(TrainConfig.from_dict(record["train"])) | {"model": record["model"]}
-        asked = _by_table(self.training) | {"model": model.to_dict()}
+        wanted = _by_table(self.training) | {"model": model.to_dict()}
         for table, values in self.given.items():
-            for name in values if table in asked else ():
-                before, now = recorded[table].get(name), asked[table][name]
+            for name in values if table in wanted else ():
+                before, now = recorded[table].get(name), wanted[table][name]
                 if before != now:
                     raise BadInputError(
                         f"'{run.path}' was started with {name} {before}, not {now}: leave it out to continue the run, "
@@ -114,14 +114,14 @@ _TABLES: dict[str, type[Struct]] = {
 
 
 def resolve_settings(file: str | None, options: Mapping[str, Any]) -> Settings:
-    """Defaults < file < options.
+    """Merge defaults, file and options; later ones override earlier ones.
 
     Args:
         file: path of a TOML file, or ``b`` or ``l`` for the shipped recipe of that preset.
-        options: values by the names of the fields above; ``rank`` sets ``alpha`` as well.
+        options: values by field name of the settings classes; ``rank`` also sets ``alpha``.
 
     Raises:
-        BadInputError: the file cannot be read, or a value is unknown, of another type, out of range or contradicts
+        BadInputError: the file cannot be read, or a value is unknown, has another type, is out of range or contradicts
             another.
     """
     given: Tables = {}
@@ -144,7 +144,7 @@ def resolve_settings(file: str | None, options: Mapping[str, Any]) -> Settings:
 
 
 def _convert(given: Tables, source: str | None) -> Settings:
-    """Validate tables; ``source`` is the file they come from, for messages."""
+    """Validate tables; ``source`` is their file, for messages."""
     document: dict[str, Any] = {table: given.get(table, {}) for table in ("model", "data", "weights")}
     defaults = FROM_SCRATCH if document["weights"].get("from_scratch") is True else {}
     parts = {name: given[name] for name in ("lora", "loss") if name in given}

@@ -1,6 +1,6 @@
-"""The state of a training in one safetensors file: weights, optimizer moments and position.
+"""Stores the state of a training in a safetensors file: weights, optimizer moments and position.
 
-Random numbers are not part of it: every batch has a seed of its own (see ``trainer``).
+The state has no random number generators, because every batch is seeded (see ``trainer``).
 """
 
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ _WEIGHT, _OPTIMIZER = "weight.", "optimizer."
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where training stands: ``epoch`` and ``batch`` are the next to do, ``step`` counts optimizer steps done."""
+    """Position in a training: ``epoch`` and ``batch`` are the next ones, ``step`` counts finished steps."""
 
     epoch: int = 0
     batch: int = 0
@@ -35,7 +35,7 @@ def save_training_state(
     position: Position,
     scaler: dict[str, Any] | None,
 ) -> None:
-    """Write all that exact resuming needs, atomically; ``scaler`` is the gradient scaler's state, if there is one."""
+    """Write the state for exact resuming, atomically; ``scaler`` is the state of the gradient scaler, if any."""
     tensors = {_WEIGHT + name: tensor for name, tensor in trained_state(model).items()}
     for name, parameter in _optimized(model, optimizer).items():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -46,13 +46,13 @@ def save_training_state(
 def load_training_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Position, dict[str, Any] | None]:
-    """Read a saved state into model and optimizer.
+    """Load a saved state into model and optimizer.
 
     Returns:
-        The position to continue from, and the gradient scaler's state if there is one.
+        The position to continue from, and the state of the gradient scaler, if any.
 
     Raises:
-        BadInputError: the file is damaged or of another model.
+        BadInputError: the file is damaged or belongs to another model.
     """
     file = load_tensors(path)
     try:
@@ -64,9 +64,9 @@ def load_training_state(
     for name, tensor in _under(_OPTIMIZER, file.tensors).items():
         key, _, parameter_name = name.partition(".")
         if parameter_name not in parameters:
-            raise BadInputError(f"'{path}' has the unknown tensor '{parameter_name}': it was not made for this model")
+            raise BadInputError(f"'{path}' has the unknown tensor '{parameter_name}': it belongs to another model")
         parameter = parameters[parameter_name]
-        # Copies, since the file's tensors may be mapped from it. Step counts stay on the CPU, as AdamW keeps them.
+        # Copied, because the tensors may be mapped from the file. AdamW keeps step counts on the CPU.
         device = tensor.device if key == "step" else parameter.device
         optimizer.state[parameter][key] = tensor.to(device, copy=True)
     return position, scaler

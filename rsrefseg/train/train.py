@@ -1,4 +1,4 @@
-"""``train``: from settings to a finished run folder."""
+"""Trains a model from resolved settings into a run folder."""
 
 import shutil
 from contextlib import nullcontext
@@ -31,7 +31,7 @@ _MIN_FREE_MIB = 64
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """A finished training."""
+    """Result of a training."""
 
     run: Run
     position: Position
@@ -43,14 +43,14 @@ class TrainResult:
         return self.position.best_giou if self.position.best_giou >= 0 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a JSON-serialisable dict."""
         counts = {"trained": self.parameters.trained, **asdict(self.parameters)}
         del counts["towers"]
         report = {"run": str(self.run.path), "steps": self.position.step, "best_gIoU": self.best_giou}
         return report | {f"{part}_parameters": count for part, count in counts.items()}
 
     def render(self) -> str:
-        """Two lines for a person."""
+        """Return the result as two lines of text."""
         found = "no validation split" if self.best_giou is None else f"best validation gIoU {self.best_giou:.4f}"
         trained, total = self.parameters.trained, self.parameters.total
         share = f"trained {trained:,} of {total:,} parameters ({trained / total:.1%})"
@@ -68,15 +68,15 @@ def train(
     resume: bool = False,
     watcher: Watcher = Watcher(),  # noqa: B008 (frozen)
 ) -> TrainResult:
-    """Train into the folder ``out``.
+    """Train into the run folder ``out``.
 
-    With ``resume`` an existing run continues exactly where its last checkpoint stands, with the settings of its own
-    record and as many processes as it had. A folder without a record starts a new run.
+    With ``resume``, an existing run continues from its last checkpoint, with the settings of its record and the same
+    number of processes. A folder without a record starts a new run.
 
     Raises:
-        BadInputError: the data, base or folder cannot be used, or ``out`` already holds a run and ``resume`` is not
+        BadInputError: the data, base or folder cannot be used, or ``out`` already contains a run and ``resume`` is not
             set.
-        RSRefSegError: the disk is full, the memory too small, or the loss is no longer finite.
+        RSRefSegError: the disk is full, the device runs out of memory, or the loss is no longer finite.
     """
     refuse_sharding()
     _check_output(out)
@@ -84,13 +84,13 @@ def train(
     is_main = processes.is_main_process
     with run.held() if is_main else nullcontext():
         started = _is_started(run, resume)
-        processes.wait_for_everyone()  # all of them look before one writes
+        processes.wait_for_everyone()  # all processes check before one writes
         if started:
             record = run.read_record()
             if (before := record.get("processes")) not in (None, processes.num_processes):
-                # A position counts what all processes take together.
+                # A position counts the batches of all processes.
                 raise BadInputError(
-                    f"'{out}' was started on {before} processes, these are {processes.num_processes}: continue with "
+                    f"'{out}' was started with {before} processes, not {processes.num_processes}: continue with "
                     f"{before} (accelerate launch --num_processes {before}), or give another --out"
                 )
             model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
@@ -101,7 +101,7 @@ def train(
         assert data.path is not None
         contents = {"sha256": samples_digest([*samples, *validation]), "samples": len(samples)}
         if started and any(record["data"].get(name) != value for name, value in contents.items()):
-            raise BadInputError(f"'{data.path}' is not the data '{out}' was started on: its annotations differ")
+            raise BadInputError(f"'{data.path}' is not the data set of the run '{out}': its annotations differ")
         if is_main and not started:
             phrases = [sample.phrase for sample in samples]
             atomic_write_bytes(run.tokenizer_path, tokenizer_for(base, tokenizer, model_config, phrases))
@@ -115,7 +115,7 @@ def train(
         model, _ = prepare_model(base, model_config, config.lora, config.seed)
         parameters = count_parameters(model)
         if is_main and not started:
-            # Written before any weights: a folder with weights and no record is never taken for a run.
+            # Written before any weights: a folder with weights but no record is never a run.
             run.write_record(
                 {
                     "model": model_config.to_dict(),
@@ -134,7 +134,7 @@ def train(
 
 
 def _check_output(path: Path) -> None:
-    """Refuse a folder that cannot be written or whose disk is nearly full, before any work."""
+    """Raise an error if the folder cannot be written or its disk is nearly full."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         free_mib = shutil.disk_usage(path).free / 2**20
@@ -145,10 +145,10 @@ def _check_output(path: Path) -> None:
 
 
 def _is_started(run: Run, resume: bool) -> bool:
-    """Whether there is a run to continue.
+    """Return whether the folder contains a run to continue.
 
     Raises:
-        BadInputError: there is one and ``resume`` is not set, or there are weights without a record.
+        BadInputError: there is a run and ``resume`` is not set, or there are weights without a record.
     """
     if run.record_path.exists():
         if not resume:

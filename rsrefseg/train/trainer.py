@@ -1,4 +1,4 @@
-"""The training loop: one optimizer, any device through accelerate, exact resuming."""
+"""Training loop with one optimizer, device placement by accelerate, and exact resuming."""
 
 import math
 import time
@@ -34,7 +34,7 @@ from .validation import validate
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimizer step, for progress."""
+    """Progress after an optimizer step; ``loss`` is that of the step."""
 
     epoch: int
     step: int
@@ -54,22 +54,21 @@ class Watcher:
 
 
 class Trainer:
-    """Trains ``model`` (already marked with what is trained) and keeps the run folder.
+    """Trains the parameters of ``model`` with ``requires_grad`` and writes the run folder.
 
-    A step depends on the weights, the moments and its place in training, nothing else: batches and the random numbers
-    of dropout follow from seed, epoch and batch. So a checkpoint of weights, moments and place resumes exactly.
+    A step depends only on the weights, the optimizer moments and its position: seed, epoch and batch determine the
+    batch and the random numbers of dropout. A checkpoint of weights, moments and position therefore resumes exactly.
 
     A step minimises the mean loss over all phrases of its effective batch: ``batch_size`` images times processes times
-    ``gradient_accumulation``. However that product is made up, the step has the same images and phrases, and every
-    phrase the same weight. Two things depend on how it is made up. Batch norm takes its statistics over the batches of
-    one forward pass: over all processes (``SharedBatchNorm``), but not over accumulated batches. And each process draws
-    its own dropout.
+    ``gradient_accumulation``. The images, phrases and weights of phrases in a step depend only on this product. Two
+    things depend on its factors: batch norm computes statistics over one forward pass on all processes
+    (``SharedBatchNorm``), but not over accumulated batches; and each process draws its dropout from a different seed.
     """
 
     def __init__(self, model: RSRefSeg, config: TrainConfig, data: TrainingData, run: Run, watcher: Watcher) -> None:
         self.config, self.data, self.run = config, data, run
         mixed_precision = _mixed_precision(config.precision)
-        AcceleratorState._reset_state()  # else a second training in one process keeps the precision of the first
+        AcceleratorState._reset_state()  # otherwise a second training in one process keeps the first precision
         self.accelerator = Accelerator(mixed_precision=mixed_precision)
         self.is_main = self.accelerator.is_main_process
         self.watcher = watcher if self.is_main else Watcher()
@@ -94,10 +93,10 @@ class Trainer:
         self.position = Position()
 
     def train(self, resume: bool) -> Position:
-        """Run to the last epoch and give its position; ``resume`` continues from ``last.safetensors`` if there is one.
+        """Train to the last epoch and return the position; ``resume`` continues from ``last.safetensors`` if it exists.
 
         Raises:
-            RSRefSegError: data that cannot be read, a full disk, too little memory, or a loss that is no longer finite.
+            RSRefSegError: data cannot be read, the disk is full, memory runs out, or the loss is no longer finite.
         """
         if resume and self.run.last_path.exists():
             self._restore()
@@ -139,15 +138,15 @@ class Trainer:
                 self._checkpoint()
 
     def _seed(self, epoch: int, batch_index: int) -> None:
-        """Seed dropout for one batch; each process draws its own."""
+        """Seed dropout for a batch, with a different seed in each process."""
         place = [self.config.seed, epoch, batch_index, self.accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def _add_gradients(self, batch: Batch, share: float, completes_step: bool) -> Tensor:
-        """Forward and backward; processes exchange gradients only with the batch that ``completes_step``.
+        """Run forward and backward; processes exchange gradients only in the batch that ``completes_step``.
 
         Returns:
-            The batch's part of the step's loss, by its ``share`` of the step's phrases; a scalar on the device.
+            The batch's part of the step's loss, weighted by its ``share`` of the phrases; a scalar on the device.
         """
         count_phrases(self.plain_model, share > 0)
         with nullcontext() if completes_step else self.accelerator.no_sync(self.model):
@@ -155,12 +154,12 @@ class Trainer:
                 prediction = self.model(batch.image, batch.input_ids, batch.token_mask, batch.image_index)
             prediction = type(prediction)(*(tensor.float() for tensor in prediction))
             loss = share * segmentation_loss(prediction, batch.truth, self.config.loss)
-            # Processes exchange the mean of their gradients, not the sum.
+            # Processes average their gradients instead of adding them.
             self.accelerator.backward(loss * self.accelerator.num_processes)
         return loss.detach()
 
     def _whole_loss(self, losses: list[Tensor]) -> float:
-        """The loss of a step from its parts, the same in all processes, so that all of them end if it is not finite."""
+        """Return the loss of a step, equal in all processes, so that all of them stop if it is not finite."""
         loss = float(self.accelerator.reduce(torch.stack(losses).sum(), reduction="sum"))
         if not math.isfinite(loss):
             raise RSRefSegError(
@@ -170,11 +169,11 @@ class Trainer:
         return loss
 
     def _step(self) -> tuple[float, bool]:
-        """One optimizer step on the accumulated gradients.
+        """Run an optimizer step on the accumulated gradients.
 
         Returns:
-            Its learning rate, and whether it was skipped because gradients overflowed in float16. A skipped step counts
-            like any other, for the schedule and for resuming.
+            The learning rate, and whether the step was skipped because gradients overflowed in float16. The schedule
+            and resuming count skipped steps too.
         """
         learning_rate = self.config.learning_rate * self.schedule(self.position.step)
         for group in self.optimizer.param_groups:
@@ -221,17 +220,17 @@ class Trainer:
 
 
 def _mixed_precision(precision: Precision) -> str:
-    """Accelerate's name for a precision; ``auto`` asks the device.
+    """Return accelerate's name of a precision; ``auto`` depends on the device.
 
     Raises:
-        BadInputError: the device does not train in it.
+        BadInputError: the device does not support the precision.
     """
     if precision is Precision.FP16 and not torch.cuda.is_available():
         raise BadInputError("--precision fp16 needs a CUDA device: use auto, fp32 or bf16")
     if precision is Precision.AUTO:
         if torch.cuda.is_available():
             return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        # Where a CPU only emulates bfloat16 it is slower than float32.
+        # On CPUs that only emulate bfloat16 it is slower than float32.
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16" if native else "no"
     return "no" if precision is Precision.FP32 else precision.value

@@ -1,4 +1,4 @@
-"""Accuracy: which model, which phrases, which protocol, one scoring rule for every predictor, and published rows."""
+"""Accuracy: models, phrases, protocols, equal scoring of all predictors, and published rows."""
 
 import json
 import shutil
@@ -20,9 +20,9 @@ from rsrefseg.data.formats import open_dataset
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image
 from rsrefseg.engines.system.files import sha256_file
-from rsrefseg.evaluation.answers import answer_samples, score
 from rsrefseg.evaluation.metrics import PRECISION_THRESHOLDS, MetricsResult, Protocol
 from rsrefseg.evaluation.models import run_model
+from rsrefseg.evaluation.predictions import predict_samples, score
 from tests.support.commands import ENTRY, run_alone
 from tests.support.exported import Exported
 from tests.support.printing import printed
@@ -32,25 +32,25 @@ def evaluate(data: Path, split: str = "val", **options: Any) -> EvaluationReport
     return run_evaluation(EvaluationRequest(data, split, **options))
 
 
-def test_the_truth_scores_1_the_other_object_0_and_an_image_is_asked_once(boxes: Path) -> None:
+def test_the_truth_scores_1_the_other_object_0_and_an_image_is_encoded_once(boxes: Path) -> None:
     samples = open_dataset(boxes).split("val")
     truths = {(read_image(sample.image_path).tobytes(), sample.phrase): sample.mask() for sample in samples}
-    asked: list[int] = []
+    calls: list[int] = []
     done: list[tuple[int, int]] = []
 
-    def ask(image: np.ndarray, phrases: Sequence[str]) -> list[SimpleNamespace]:
-        asked.append(len(phrases))
+    def predict(image: np.ndarray, phrases: Sequence[str]) -> list[SimpleNamespace]:
+        calls.append(len(phrases))
         return [SimpleNamespace(mask=truths[image.tobytes(), phrase], mask_logits=None) for phrase in phrases]
 
-    answers = list(answer_samples(ask, samples, progress=lambda now, total: done.append((now, total))))
-    assert [answer.sample for answer in answers] == list(samples)
-    assert (asked, done) == ([2, 2], [(1, 2), (2, 2)])
-    assert score(answers).gIoU == 1.0
-    shuffled = list(answer_samples(ask, samples, shuffle_phrases=True))  # the two boxes of an image never overlap
+    predictions = list(predict_samples(predict, samples, progress=lambda now, total: done.append((now, total))))
+    assert [prediction.sample for prediction in predictions] == list(samples)
+    assert (calls, done) == ([2, 2], [(1, 2), (2, 2)])
+    assert score(predictions).gIoU == 1.0
+    shuffled = list(predict_samples(predict, samples, shuffle_phrases=True))  # the two boxes of an image never overlap
     assert (score(shuffled).gIoU, len(shuffled)) == (0.0, len(samples))
     for alone in (samples[:1], [samples[0], samples[0]]):
         with pytest.raises(BadInputError, match="nothing to score"):
-            score(answer_samples(ask, alone, shuffle_phrases=True))
+            score(predict_samples(predict, alone, shuffle_phrases=True))
 
 
 @pytest.mark.parametrize("protocol", Protocol)
@@ -161,7 +161,7 @@ def test_json_keeps_them_apart_from_what_was_measured() -> None:
         ({"shuffled": True}, "shuffled"),
     ],
 )
-def test_where_they_do_not_belong_one_line_says_why(changes: dict, fact: str) -> None:
+def test_published_rows_are_omitted_with_a_reason(changes: dict, fact: str) -> None:
     found = context(**changes)
     assert found.rows == {}
     assert fact in found.reason

@@ -1,4 +1,4 @@
-"""The demo: the right commands in the right order, all known to the command line, stopped by the first failure."""
+"""The demo runs existing commands in the right order and stops at the first failure."""
 
 import json
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ DOCUMENTS: dict[str, Any] = {
 
 
 class Runner:
-    """Stands for the command line: makes the scenes, invents everything else, and can fail at a command."""
+    """Double of the command line: renders scenes, invents other results, and can fail at a command."""
 
     def __init__(self, fails_at: str = "", code: int = 0) -> None:
         self.names: list[str] = []

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: predictions that are a data set of their own, and the worst cases to look at."""
+"""Outputs of an evaluation: predictions that open as a data set, and the sheet of worst cases."""
 
 import json
 import shutil
@@ -19,15 +19,15 @@ from rsrefseg.data.masks import decode_rle, encode_mask
 from rsrefseg.data.samples import Sample
 from rsrefseg.engines.errors import BadInputError, RSRefSegError
 from rsrefseg.engines.system.files import sha256_file
-from rsrefseg.evaluation.answers import Answer
 from rsrefseg.evaluation.metrics import Overlap, Protocol
+from rsrefseg.evaluation.predictions import SamplePrediction
 from tests.support.exported import Exported
 from tests.support.small import SIZE
 
 
 @pytest.fixture(scope="module")
 def document(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What is reported of an evaluation that writes all that it can."""
+    """Return the report of an evaluation that writes all outputs."""
     out = tmp_path_factory.mktemp("evaluated")
     places = {"save_predictions": out / "predictions", "worst_cases": out / "new" / "worst.png"}
     report = run_evaluation(EvaluationRequest(exported.data, "val", bundle=exported.bundle, **places))
@@ -43,12 +43,12 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def made_answer(
-    image: Path, truth: np.ndarray, prediction: np.ndarray, phrase: str = "the box", name: str = "1"
-) -> tuple[Answer, Overlap]:
+def made_prediction(
+    image: Path, truth: np.ndarray, mask: np.ndarray, phrase: str = "the box", name: str = "1"
+) -> tuple[SamplePrediction, Overlap]:
     sample = Sample(name, "val", image, phrase, "box", encode_mask(truth), has_target=bool(truth.any()))
     logits = np.zeros((4, 4), np.float32)
-    return Answer(sample, phrase, logits, prediction, truth, False), Protocol.RSREFSEG.overlap(prediction, truth)
+    return SamplePrediction(sample, phrase, logits, mask, truth, False), Protocol.RSREFSEG.overlap(mask, truth)
 
 
 def box(left: int, right: int, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -65,9 +65,9 @@ def test_every_sample_has_a_mask_and_a_line(document: dict, predictions: Path, e
     found = lines(predictions)
     assert [line["sample_id"] for line in found] == [sample.sample_id for sample in samples]
     for line, sample in zip(found, samples, strict=True):
-        with Image.open(predictions / line["mask_file"]) as picture:
-            assert (picture.mode, picture.size) == ("L", SIZE[::-1])
-            pixels = np.array(picture)
+        with Image.open(predictions / line["mask_file"]) as image:
+            assert (image.mode, image.size) == ("L", SIZE[::-1])
+            pixels = np.array(image)
         assert set(np.unique(pixels)) <= {0, 255}
         prediction = pixels > 0
         np.testing.assert_array_equal(decode_rle(line["segmentation"][0]), prediction)
@@ -130,16 +130,16 @@ def test_an_evaluation_that_fails_leaves_nothing(exported: Exported, tmp_path: P
 
 
 def test_memory_does_not_grow_with_the_predictions(tmp_path: Path) -> None:
-    """Of masks of 250 kB each, none is kept; the worst are kept as run lengths. Phrases may hold any bytes."""
+    """Masks of 250 kB are not kept, the worst ones are run lengths. Phrases may have any bytes."""
     size, phrase = (500, 500), "ein Würfel \udce9 左"
-    answer, overlap = made_answer(tmp_path / "a.png", box(3, 40, size), box(20, 90, size), phrase)
+    prediction, overlap = made_prediction(tmp_path / "a.png", box(3, 40, size), box(20, 90, size), phrase)
     worst = WorstCases()
     peaks = []
-    with prediction_folder(tmp_path / "p", [answer.sample]) as folder:
+    with prediction_folder(tmp_path / "p", [prediction.sample]) as folder:
         for rounds in (13, 40):
             tracemalloc.start()
             for _ in range(rounds):
-                fresh = replace(answer, prediction=answer.prediction.copy())
+                fresh = replace(prediction, mask=prediction.mask.copy())
                 folder.add(fresh, overlap)
                 worst.add(fresh, overlap)
             peaks.append(tracemalloc.get_traced_memory()[1])
@@ -156,14 +156,14 @@ def test_the_worst_come_first_and_no_more_than_the_limit(tmp_path: Path) -> None
     worst = WorstCases(limit=3)
     boxes = [box(shift, shift + 20) for shift in (8, 0, 30, 2, 25, 4)]
     for number, prediction in enumerate([*boxes, box(21, 56)]):
-        worst.add(*made_answer(tmp_path / "a.png", box(0, 20), prediction, name=str(number)))
+        worst.add(*made_prediction(tmp_path / "a.png", box(0, 20), prediction, name=str(number)))
     # No overlap at all: those with more wrong pixels first, then those that came first.
     assert [case.sample.sample_id for case in worst.cases] == ["6", "2", "4"]
     assert [case.overlap.iou for case in worst.cases] == [0.0, 0.0, 0.0]
 
 
 def drawn(sheet: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Whether pixels of the image on a sheet of one have a colour."""
+    """Return whether the image on a sheet with one case has pixels of a colour."""
     return np.abs(sheet[-500:].astype(int) - colour).max(axis=2) < 12
 
 
@@ -174,7 +174,7 @@ def test_a_sheet_shows_truth_and_prediction_in_two_colours_and_a_region_of_one_p
     truth[1001, 501] = True
     prediction[200:900, 1100:1900] = True
     worst = WorstCases()
-    worst.add(*made_answer(tmp_path / "a.png", truth, prediction))
+    worst.add(*made_prediction(tmp_path / "a.png", truth, prediction))
     sheet = contact_sheet(worst.cases, "a model on data")
     assert drawn(sheet, (240, 228, 66)).sum() > 50, "a ring shows where it is"
     assert np.flatnonzero(drawn(sheet, (86, 180, 233)).any(axis=0)).size > 50
@@ -186,8 +186,8 @@ def test_a_sheet_takes_any_phrase_and_any_shape(phrase: str, size: tuple[int, in
     Image.new("RGB", size[::-1]).save(tmp_path / "a.png")
     worst = WorstCases()
     truth, prediction = np.zeros(size, np.bool_), np.ones(size, np.bool_)
-    worst.add(*made_answer(tmp_path / "a.png", truth, prediction, phrase))
-    worst.add(*made_answer(tmp_path / "a.png", prediction, truth, phrase, name="n" * 300))
+    worst.add(*made_prediction(tmp_path / "a.png", truth, prediction, phrase))
+    worst.add(*made_prediction(tmp_path / "a.png", prediction, truth, phrase, name="n" * 300))
     sheet = contact_sheet(worst.cases, phrase)
     for edge in (sheet[-10:], sheet[:, -10:]):
         assert (edge == sheet[0, 0]).all(), "something is cut at the lower or right edge"

@@ -1,4 +1,4 @@
-"""The machine and what disturbs it, from made sensor values."""
+"""Machine description and disturbances, from invented sensor values."""
 
 import os
 import sys
@@ -148,7 +148,7 @@ unsupported = Mock(side_effect=RuntimeError)
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A double of ``pynvml`` on a machine whose second GPU is CUDA's first."""
+    """Double of ``pynvml`` on a machine whose second GPU is CUDA's first."""
     mine, other = (SimpleNamespace(pid=pid, usedGpuMemory=512 << 20) for pid in (os.getpid(), 1))
     double = SimpleNamespace(
         NVMLError=RuntimeError,

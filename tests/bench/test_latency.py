@@ -1,4 +1,4 @@
-"""A benchmark from bundle to report. Start-up and peaks are stubbed here, and real in ``tests/slow/test_bench.py``."""
+"""A benchmark from bundle to report, with stubs for start-up and peaks (see ``tests/slow/test_bench.py``)."""
 
 import json
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def test_every_span_of_every_runner_is_measured_with_its_error(report: BenchRepo
     assert any("brackets are their range" in note for note in report.notes)
 
 
-def test_stages_stand_beside_the_roofline_of_the_bundles_graphs(report: BenchReport, exported: Exported) -> None:
+def test_stages_have_the_roofline_of_the_bundles_graphs(report: BenchReport, exported: Exported) -> None:
     for stage, record in Bundle.open(exported.bundle).manifest.stages.items():
         roofline = by_key(report.measurements)["onnxruntime", STAGES.name, stage.value].roofline
         assert roofline is not None
@@ -86,7 +86,7 @@ def test_the_report_on_disk_is_the_one_returned(report: BenchReport, folder: Pat
     assert set(document["runners"][1]["providers"].values()) == {"CPUExecutionProvider"}
 
 
-def test_figures_worked_out_by_hand(exported: Exported) -> None:
+def test_manually_computed_values(exported: Exported) -> None:
     """Ratios and shares are medians over rounds, not ratios of medians; a batch counts its phrases."""
     scenarios = SCENARIOS[:3]
     rounds = {"slow": [20.0, 40.0, 90.0], "fast": [10.0, 10.0, 30.0]}
@@ -108,7 +108,7 @@ def test_figures_worked_out_by_hand(exported: Exported) -> None:
     assert fast.roofline is None, "no peak in FP16"
 
 
-def test_a_fast_wrong_answer_is_marked_and_ends_with_1(exported: Exported, tmp_path: Path, capsys: Capsys) -> None:
+def test_a_fast_wrong_result_is_marked_and_exits_with_1(exported: Exported, tmp_path: Path, capsys: Capsys) -> None:
     weight = "norm_final_attn.weight"
     spoiled = spoiled_bundle(exported.bundle, tmp_path / "bundle", Stage.SAM_DECODER, weight, lambda values: 2 * values)
     options = ("--backends", "onnxruntime", "--rounds", "3", "--scenarios", "stages")

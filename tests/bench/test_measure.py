@@ -1,4 +1,4 @@
-"""How runners are timed: interleaved rounds and start-ups, with runners that record who is asked what; statistics."""
+"""Interleaved rounds and start-ups of recording runners, and statistics."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.support.exported import Exported
 
 
 class Recorder(Runner):
-    """Returns the reference and records who ran what."""
+    """Returns the reference and records its calls."""
 
     open = load = close = Mock()
 
@@ -109,8 +109,8 @@ def test_three_times_within_a_tenth_are_stable(times_ms: list[float], stable: bo
     assert is_stable(times_ms) is stable
 
 
-def test_an_engine_encodes_every_phrase_it_is_asked(bundle: Bundle, workload: Workload) -> None:
-    """None is found in the Segmenter's cache."""
+def test_an_engine_encodes_every_phrase(bundle: Bundle, workload: Workload) -> None:
+    """The Segmenter's cache contains none of them."""
     runner = make_runner("onnxruntime", bundle, None)
     assert isinstance(runner, EngineRunner)
     encoded: list[int] = []
@@ -146,18 +146,18 @@ def test_scenarios_are_chosen_by_name_and_keep_their_order() -> None:
         scenarios.parse_scenarios("next_phrase,nonsense")
 
 
-def test_only_the_first_of_interleaved_starts_answers(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real ones are in ``tests/slow/test_bench.py``."""
+def test_only_the_first_of_interleaved_starts_predicts(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``tests/slow/test_bench.py`` starts real processes."""
     loads_ms = {"a": iter((30.0, 10.0, 20.0)), "b": iter((3.0, 2.0, 1.0))}
     started: list[tuple[str, bool]] = []
     said: list[str] = []
 
-    def start(name: str, bundle: Bundle, run: Path | None, answers: bool) -> Startup:
-        started.append((name, answers))
+    def start(name: str, bundle: Bundle, run: Path | None, predict: bool) -> Startup:
+        started.append((name, predict))
         if name == "bad":
             return Startup(error="no")
         load_ms = next(loads_ms[name])
-        first_answer_ms, memory_mib = (99.0, 500.0) if answers else (None, 400.0)
+        first_answer_ms, memory_mib = (99.0, 500.0) if predict else (None, 400.0)
         return Startup(load_ms + 1, load_ms + 2, load_ms, first_answer_ms=first_answer_ms, peak_memory_mib=memory_mib)
 
     monkeypatch.setattr("rsrefseg.bench.latency.startup.start", start)
@@ -170,7 +170,7 @@ def test_only_the_first_of_interleaved_starts_answers(bundle: Bundle, monkeypatc
 
 
 def drifting_rounds(count: int, seed: int) -> tuple[list[float], list[float]]:
-    """Times of a runner and of one four times as fast, with 5% noise each, on a drift of 20% that slows both alike."""
+    """Return times of a runner and of one four times as fast, with 5% noise each and a common drift of 20%."""
     random = np.random.default_rng(seed)
     drift = np.cumsum(random.normal(0, 0.2 / np.sqrt(count), count))
     slow, fast = np.exp(drift + random.normal(0, 0.05, (2, count)))
@@ -184,7 +184,7 @@ def test_intervals_hold_the_true_ratio_in_spite_of_drift(count: int) -> None:
     assert all(one.low <= one.median <= one.high for one in ratios)
 
 
-def test_statistics_worked_out_by_hand() -> None:
+def test_manually_computed_statistics() -> None:
     summary = summarise([float(value) for value in range(101)])
     assert (summary.p50_ms, summary.p90_ms, summary.p99_ms) == (50, 90, 99)
     assert summary.p50_low_ms < 50 < summary.p50_high_ms

@@ -1,4 +1,4 @@
-"""Parity: a true export holds, a planted fault fails exactly the rows it reaches, no limit lets nonsense through."""
+"""Parity: a correct export passes, an injected fault fails exactly the rows it affects."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def test_a_true_export_holds_on_every_row(exported: Exported, report: ParityRepo
     assert abs(report.data.giou_difference) <= 0.0005
 
 
-def test_the_report_says_everything_in_json_and_in_words(report: ParityReport) -> None:
+def test_the_report_is_complete_in_json_and_text(report: ParityReport) -> None:
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["holds"] is True
     assert document["backend"] == "onnxruntime"
@@ -93,7 +93,7 @@ FAULTS = {
 
 
 def shift_of(bundle: Bundle, output: str, share: float) -> np.ndarray:
-    """What to add to every other element of an output so that it is off by ``share`` of its maximum."""
+    """Return the shift of every other element that changes an output by ``share`` of its maximum."""
     references = [sample.tensors[output] for sample in load_reference(bundle)]
     shift = np.zeros((1, *references[0].shape[1:]), np.float32)
     shift[..., ::2] = share * max(np.abs(reference).max() for reference in references)
@@ -101,7 +101,7 @@ def shift_of(bundle: Bundle, output: str, share: float) -> np.ndarray:
 
 
 def chained_errors(bundle: Bundle, output: str, shift: np.ndarray) -> dict[str, float]:
-    """What a shift does to the outputs of the chain, by running the true graphs on the shifted tensor."""
+    """Return the chained outputs for a shifted tensor, computed with the unchanged graphs."""
     errors: dict[str, float] = {}
     with OnnxRuntimeEngine(bundle, threads=1) as engine:
         for sample in load_reference(bundle):
@@ -119,7 +119,7 @@ def chained_errors(bundle: Bundle, output: str, shift: np.ndarray) -> dict[str, 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_a_fault_fails_only_its_rows(exported: Exported, report: ParityReport, tmp_path: Path, stage: Stage) -> None:
-    """The fault is so large that it is ten times over the limit in every row that it reaches."""
+    """The fault exceeds the limit ten times in every row that it affects."""
     bundle, (output, share, chained) = Bundle.open(exported.bundle), FAULTS[stage]
     shift = shift_of(bundle, output, share)
     expected = chained_errors(bundle, output, shift)
@@ -164,7 +164,7 @@ def test_a_graph_that_gives_not_a_number_fails_and_its_report_is_still_json(expo
     assert (row["max_abs_error"], row["passed"]) == (None, False)
 
 
-def test_a_flipped_pixel_counts_and_is_told_as_a_tie_where_its_logit_is_one(exported: Exported) -> None:
+def test_a_flipped_pixel_counts_and_is_reported_as_a_tie(exported: Exported) -> None:
     with Segmenter.open(exported.bundle, "onnxruntime") as segmenter:
         sample = load_reference(segmenter.bundle)[0]
         logits = sample.tensors["mask_logits"][0, 0]
@@ -245,14 +245,14 @@ def test_the_limits_that_were_promised() -> None:
 
 
 @pytest.mark.parametrize("measure", Measure)
-def test_a_limit_passes_what_lies_on_it_and_never_a_nan(measure: Measure) -> None:
+def test_a_limit_accepts_equality_and_rejects_nan(measure: Measure) -> None:
     limit = replace(TOLERANCES[0], measure=measure, limit=0.5)
     beyond = math.nextafter(0.5, 0 if measure.sign == ">=" else 1)
     verdicts = [judge({measure: value}, (limit,))[0].passed for value in (0.5, beyond, math.nan)]
     assert verdicts == [True, False, False]
 
 
-def test_errors_worked_out_by_hand() -> None:
+def test_manually_computed_errors() -> None:
     error = tensor_error(np.array([3.0, -4.0], np.float32), np.array([3.0, -3.0], np.float32))
     assert (error.max_abs, error.share_of_max) == (1.0, 0.25)
     assert error.relative_l2 == pytest.approx(1 / 5)

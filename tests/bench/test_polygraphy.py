@@ -1,4 +1,4 @@
-"""A second opinion: polygraphy runs the bundle's graphs, and its comparator judges them as ``rsrefseg parity`` does."""
+"""Polygraphy runs the bundle's graphs, and its comparator agrees with ``rsrefseg parity``."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ ROUNDING = 2.0**-23
 
 
 class Opinion(NamedTuple):
-    """What polygraphy says of one output of one reference sample."""
+    """Result of polygraphy for one output of a reference sample."""
 
     passed: bool
     max_abs: float
@@ -27,7 +27,7 @@ class Opinion(NamedTuple):
 
 
 def polygraphy_opinions(root: Path) -> dict[str, list[Opinion]]:
-    """Every stage on PyTorch's inputs against PyTorch's outputs, all of it by polygraphy."""
+    """Compare every stage on PyTorch's inputs with PyTorch's outputs, using polygraphy."""
     bundle = Bundle.open(root)
     opinions: dict[str, list[Opinion]] = {}
     (limit,) = tolerances("fp32", Scope.STAGE)
@@ -59,7 +59,7 @@ def polygraphy_opinions(root: Path) -> dict[str, list[Opinion]]:
     ],
 )
 def test_both_judge_faults_alike(exported: Exported, tmp_path: Path, stage: Stage, output: str, times: float) -> None:
-    """Half the limit passes, twice the limit fails. All other outputs are a true export's."""
+    """Half the limit passes, twice the limit fails. All other outputs are unchanged."""
     (limit,) = tolerances("fp32", Scope.STAGE)
     # The sample with the smallest values is the first to fail.
     scale = min(np.abs(sample.tensors[output]).max() for sample in load_reference(Bundle.open(exported.bundle)))

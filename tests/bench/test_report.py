@@ -1,4 +1,4 @@
-"""A benchmark's report: one set of tables in the terminal and in Markdown, the same figures in JSON and in the plot."""
+"""Report of a benchmark: equal tables in the terminal and in Markdown, equal values in JSON and plot."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def measurement(runner: str, scenario: str, span: str, time_ms: float) -> Measur
 
 @pytest.fixture
 def report() -> BenchReport:
-    """With everything in it: three runners, the last of which is wrong."""
+    """Return a complete report with three runners, the last of which is wrong."""
     spans_ms = {(FIRST_PHRASE.name, TOTAL): 18_000.0, (NEXT_PHRASE.name, TOTAL): 530.0}
     spans_ms |= {(STAGES.name, span): 100.0 * (number + 1) for number, span in enumerate(STAGES.spans)}
     runners = [
@@ -149,7 +149,7 @@ def pixels(report: BenchReport, folder: Path) -> np.ndarray:
 
 
 def blue(image: np.ndarray) -> int:
-    """Pixels of the first series' colour."""
+    """Return the number of pixels with the colour of the first series."""
     return int((image == (0x00, 0x72, 0xB2)).all(-1).sum())
 
 

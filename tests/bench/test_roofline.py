@@ -1,4 +1,4 @@
-"""Rooflines worked out by hand, those of known devices, and peaks that this machine reaches and does not exceed."""
+"""Manually computed rooflines, rooflines of known devices, and measured peaks of this machine."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def roofline(*stages: Stage, peaks: Peaks = HERE, precision: str = "fp32", phras
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_rooflines_of_known_devices_are_those_worked_out_for_them(precision: str) -> None:
-    """Within 3% of figures that are themselves rounded to half a unit of their last digit."""
+    """Within 3% of values that are rounded to half a unit of their last digit."""
     found = expected_rooflines(records(precision))
     assert found.keys() == DEVICES.keys()
     for stage, expected in EXPECTED_MS.items():

@@ -1,4 +1,4 @@
-"""Runners compute what the reference says, use what their users use, and report failures in one line."""
+"""Runners match the reference, use the public engines, and report failures in one line."""
 
 import re
 import shutil
@@ -52,7 +52,7 @@ def test_every_runner_computes_the_reference(name: str, exported: Exported, bund
 
 
 def test_tensors_on_a_device_stay_there_from_stage_to_stage(bundle: Bundle) -> None:
-    """ONNX Runtime's CUDA engine bound to host memory, where there is no GPU."""
+    """Return ONNX Runtime's CUDA engine bound to host memory, for machines without a GPU."""
     runner = EngineRunner(OnnxRuntimeCudaEngine(bundle, device="cpu"))
     assert all(one.failures == () for one in checked(runner).values())
     features = runner.run(Stage.SAM_ENCODER, load_reference(bundle)[0].tensors)
@@ -61,7 +61,7 @@ def test_tensors_on_a_device_stay_there_from_stage_to_stage(bundle: Bundle) -> N
 
 
 def test_pytorch_in_half_precision_is_within_its_tolerance(exported: Exported, bundle: Bundle) -> None:
-    """A GPU's runner on the CPU, the same code under autocast."""
+    """Return a GPU runner on the CPU, with the same code under autocast."""
     runner = TorchRunner(bundle, exported.run, "torch-cuda", device="cpu")
     runner.open()
     found = checked(runner)
@@ -92,11 +92,11 @@ def test_pytorch_runs_the_published_modules_on_weights_in_memory(exported: Expor
     runner.close()
 
 
-def test_an_engine_answers_as_it_does_for_its_users(exported: Exported, bundle: Bundle) -> None:
+def test_an_engine_predicts_what_segmenter_predicts(exported: Exported, bundle: Bundle) -> None:
     workload = workload_of(load_reference(bundle))
     (runner,), _ = open_runners(["onnxruntime"], bundle, None)
     phrases = workload.some_phrases(0, 1)
-    found = runner.ask(runner.encode(workload.image), phrases, workload.size)
+    found = runner.predict(runner.encode(workload.image), phrases, workload.size)
     runner.close()
     with Segmenter.open(exported.bundle, "onnxruntime") as segmenter:
         (wanted,) = segmenter.segment(workload.image, phrases)
@@ -105,7 +105,7 @@ def test_an_engine_answers_as_it_does_for_its_users(exported: Exported, bundle: 
 
 
 def test_opening_an_engine_verifies_its_files(exported: Exported, tmp_path: Path) -> None:
-    """The digests belong to a start-up's second step, as PyTorch's do."""
+    """Digests are part of the second step of a start-up, as for PyTorch."""
     copy = Path(shutil.copytree(exported.bundle, tmp_path / "bundle"))
     graph = copy / "sam_decoder.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"?")

@@ -1,4 +1,4 @@
-"""The folders that commands are run in."""
+"""Working folders for commands."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from tests.support.places import beside_bundle, beside_run
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small made bundle. Not to be changed."""
+    """Create a small hand-written bundle. Read-only."""
     return make_bundle(tmp_path_factory.mktemp("made") / "bundle").root
 
 
 @pytest.fixture
 def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: a made bundle and an image."""
+    """Change to a folder with a hand-written bundle and an image."""
     return beside_bundle(made, tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def demo_place(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: a bundle, its run, their data and an image."""
+    """Change to a folder with a bundle, its run, their data and an image."""
     return beside_run(exported, tmp_path, monkeypatch)

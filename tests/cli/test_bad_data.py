@@ -1,4 +1,4 @@
-"""Data sets, folders, arguments and checkpoints a user may get wrong: one clear line that names it, exit code 2."""
+"""Wrong data sets, folders, arguments and checkpoints raise a one-line error with exit code 2."""
 
 import pickle
 import shutil
@@ -26,7 +26,7 @@ EVALUATE = ("eval", "--data", "data", "--split", "val")
 
 @pytest.fixture
 def data(place: Path, boxes: Path) -> Path:
-    """A data set of one's own, to be spoiled."""
+    """Return a data set that the test may change."""
     shutil.copytree(boxes, "data")
     return Path("data")
 
@@ -137,7 +137,7 @@ def test_data_that_is_refused_only_for_its_sizes_is_taken_resized(data: Path, ca
         ([*EVALUATE, "--run", "a", "--backend", "auto"], "name different models"),
         ([*EVALUATE, "--run", "a", "--base"], "name different models"),
         ([*EVALUATE, "--bundle", "bundle", "--base"], "name different models"),
-        ([*EVALUATE, "--worst-cases", "worst.jpg"], "end it with .png"),
+        ([*EVALUATE, "--worst-cases", "worst.jpg"], "use the suffix .png"),
         ([*EVALUATE, "--images", "nowhere"], "image folder 'nowhere' does not exist"),
         (["merge", "nowhere"], "'nowhere' is not a run"),
         (["merge"], "no run under 'runs'"),
@@ -179,5 +179,5 @@ def test_bases_of_other_formats_are_refused_unread(write: Change, data: Path, sm
     write(Path("base.safetensors"))
     shutil.copy(small_base.with_name("tokenizer.json"), "tokenizer.json")
     ran = run_here(capsys, "train", "--data", "data", "--base", "base.safetensors", "--out", "run")
-    assert_refused(ran, "base.safetensors' is no whole safetensors file")
+    assert_refused(ran, "base.safetensors' is not a complete safetensors file")
     assert not Path("harm").exists()

@@ -1,4 +1,4 @@
-"""Images, phrases and bundles a user may get wrong: one line that names the file, exit code 2. And what must work."""
+"""Wrong images, phrases and bundles raise a one-line error with exit code 2; unusual valid ones work."""
 
 import json
 import struct
@@ -21,7 +21,7 @@ BUNDLE, SCENE = Path("bundle"), Path("scene.png")
 
 
 def claim_size(path: Path, width: int, height: int) -> None:
-    """Let a PNG say that it is larger than it is."""
+    """Declare a larger size in the header of a PNG."""
     data = bytearray(path.read_bytes())
     data[16:24] = struct.pack(">II", width, height)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
@@ -71,7 +71,7 @@ def test_every_command_that_reads_a_bundle_refuses_a_changed_one(place: Path, bo
         assert "Traceback" not in ran.err
 
 
-def test_parity_without_reference_samples_says_so(place: Path, capsys: Capsys) -> None:
+def test_parity_without_reference_samples_is_an_error(place: Path, capsys: Capsys) -> None:
     change_manifest(BUNDLE, lambda value: value.update(reference=None))
     assert_refused(run_here(capsys, "parity"), "has no reference samples")
 

@@ -1,4 +1,4 @@
-"""The command line: help, one JSON document when asked, text for a person otherwise, defaults that need no options."""
+"""The command line: help, JSON output, text output, and defaults without options."""
 
 import json
 import re
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def quick_export(tmp_path_factory: pytest.TempPathFactory, demo_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are copied from the bundle that is there."""
+    """Copy graphs from the existing bundle instead of exporting them."""
     from rsrefseg.export import export
 
     graphs = shutil.copytree(demo_place / "bundle", tmp_path_factory.mktemp("graphs") / "bundle")
@@ -100,8 +100,8 @@ def test_a_person_gets_text(demo_place: Path, capsys: Capsys) -> None:
     assert "24 expressions" in run_here(capsys, "data", "convert", "boxes", "boxes.jsonl").out
 
 
-def test_results_are_where_the_report_says(demo_place: Path, capsys: Capsys) -> None:
-    """In a folder of one's own, one mask a phrase, whatever the phrases have in common."""
+def test_results_are_at_the_reported_paths(demo_place: Path, capsys: Capsys) -> None:
+    """``infer`` writes one mask per phrase, also for similar phrases."""
     phrases = ["the red box", "The Red Box!", "the blue box"]
     ran = run_here(capsys, "infer", "scene.jpg", *phrases, "--out", "my/results", "--json")
     files = [Path(file) for file in ran.result["files"]]
@@ -114,7 +114,7 @@ def test_results_are_where_the_report_says(demo_place: Path, capsys: Capsys) -> 
 
 
 def test_nothing_a_user_names_is_taken_for_markup_or_cut(demo_place: Path, capsys: Capsys) -> None:
-    """Where there is no terminal, there is no width to fit into."""
+    """Without a terminal, lines are not wrapped."""
     image = Path("scene.jpg").rename(f"{MARKED}.jpg")
     ran = run_here(capsys, "infer", image, f"the red box {MARKED}")
     assert ran.code == 0, ran.err

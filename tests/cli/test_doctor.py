@@ -1,4 +1,4 @@
-"""What ``rsrefseg doctor`` says of a machine, and how commands show progress."""
+"""``rsrefseg doctor``, and the progress lines of commands."""
 
 import io
 import re
@@ -49,7 +49,7 @@ def test_doctor_never_contradicts_the_engine(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Let standard error be a terminal. Not a fixture: pytest sets the stream again before the test."""
+    """Replace standard error by a terminal. Not a fixture, because pytest resets the stream before the test."""
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stderr", stream)
@@ -76,7 +76,7 @@ def test_progress_on_a_terminal_is_a_bar_with_the_title_as_it_is(monkeypatch: py
 
 
 def test_a_bar_that_is_not_live_draws_when_updated_and_has_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that draws ten times a second would take its time from what is measured."""
+    """A thread that redraws ten times a second would disturb measurements."""
     terminal = on_terminal(monkeypatch)
     before = set(threading.enumerate())
     with ProgressLine("measuring", live=False) as progress:

@@ -1,4 +1,4 @@
-"""Exit codes that scripts can trust: 1 for a check that fails, 2 and one line for an error, 130 for Ctrl-C."""
+"""Exit codes: 1 for a failed check, 2 and one line for an error, 130 for Ctrl-C."""
 
 import errno
 import json
@@ -60,7 +60,7 @@ def test_a_check_that_does_not_hold_ends_with_1(demo_place: Path, capsys: Capsys
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``rsrefseg doctor`` raise an error."""
+    """Make ``rsrefseg doctor`` raise an error."""
     monkeypatch.delenv("RSREFSEG_DEBUG", raising=False)
     monkeypatch.setattr(doctor, "examine", Mock(side_effect=error))
 
@@ -94,7 +94,7 @@ def test_an_interruption_hidden_in_another_error_is_one(capsys: Capsys, monkeypa
 @pytest.mark.parametrize(
     "error", [RuntimeError("a bug"), ModuleNotFoundError("No module named 'x'", name="x"), KeyError(1)]
 )
-def test_what_nobody_expected_is_not_hidden(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_are_not_hidden(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(error, monkeypatch)
     with pytest.raises(type(error)):
         cli.run_command(["doctor"])

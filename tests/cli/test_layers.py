@@ -1,4 +1,4 @@
-"""Who may import whom: every import of every module, also those inside functions and those by name."""
+"""Allowed imports between packages, for every import of every module, also in functions and by name."""
 
 import ast
 import sys
@@ -38,14 +38,14 @@ HEAVY = {"torch", "torchvision", "transformers", "segment_anything", "peft", "ac
 
 
 class Where(Enum):
-    """When an import happens: with its module, when a function runs, or never (for type checkers only)."""
+    """Time of an import: with its module, when a function runs, or never (for type checkers only)."""
 
     MODULE, FUNCTION, TYPING = range(3)
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """One import. ``target`` is a file of ours without its suffix, another package, or ``?`` for a computed name."""
+    """An import. ``target`` is a file of this project without suffix, a package, or ``?`` for a computed name."""
 
     importer: str
     target: str
@@ -53,7 +53,7 @@ class Arrow:
 
 
 def arrows(root: Path) -> Iterator[Arrow]:
-    """Every import below ``root``, between files as they lie there: ``engines/`` is ``rsrefseg.engines``."""
+    """Return every import below ``root``, where ``engines/`` is ``rsrefseg.engines``."""
     for path in sorted(root.rglob("*.py")):
         file = path.relative_to(root).with_suffix("")
         if file.parts[0] in LAYERS and not path.is_symlink():
@@ -63,7 +63,7 @@ def arrows(root: Path) -> Iterator[Arrow]:
 
 
 def _imports(node: ast.AST, package: list[str], where: Where) -> Iterator[tuple[str, Where]]:
-    """Dotted names of what a piece of code imports, with the names that are taken out of them."""
+    """Return the dotted names of modules that code imports, with the names it imports from them."""
     if isinstance(node, ast.Import):
         yield from ((alias.name, where) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -91,7 +91,7 @@ def _called(node: ast.Call) -> str:
 
 
 def _constant_head(node: ast.expr) -> str:
-    """The name in ``import_module("a.b")``, the package in ``import_module(f"a.{b}")``, else ``?``."""
+    """Return the name in ``import_module("a.b")``, the package in ``import_module(f"a.{b}")``, else ``?``."""
     if isinstance(node, ast.JoinedStr):
         head = node.values[0]
         text = head.value if isinstance(head, ast.Constant) else ""
@@ -100,7 +100,7 @@ def _constant_head(node: ast.expr) -> str:
 
 
 def _file_of(root: Path, target: str) -> str:
-    """The longest beginning of a dotted name that is a file or folder of ours; of other names the first part."""
+    """Return the longest prefix that is a file or folder of this project, or else the first part."""
     first, *rest = target.split(".")
     if first != "rsrefseg":
         return f"top-level {first}" if first in LAYERS else first
@@ -111,7 +111,7 @@ def _file_of(root: Path, target: str) -> str:
 
 
 def violation(arrow: Arrow) -> bool:
-    """Whether an import is not allowed."""
+    """Return whether an import is not allowed."""
     layer, target = arrow.importer.partition("/")[0], arrow.target.partition("/")[0]
     if target == "?":
         return arrow.importer != "rsrefseg"  # the public names: they are checked where they run
@@ -129,7 +129,7 @@ def violation(arrow: Arrow) -> bool:
 
 
 def _may_import(arrow: Arrow, layer: str, target: str) -> bool:
-    """The arrows between the layers."""
+    """Return the imports between layers."""
     name = arrow.target.partition("/")[2].replace("/", ".")
     if layer == target:
         leaf = arrow.importer.removeprefix("engines/").replace("/", ".") in LEAVES | BEHIND_LEAVES
@@ -155,7 +155,7 @@ def test_every_import_follows_the_layers() -> None:
 
 
 def test_no_import_circle() -> None:
-    """Neither at module level nor inside functions. The public names are imported by name, when they are used."""
+    """Neither at module level nor in functions. Public names are imported by name on first use."""
     imports: dict[str, set[str]] = {}
     for arrow in arrows(ROOT):
         if arrow.where is not Where.TYPING and arrow.importer not in ("rsrefseg", arrow.target):
@@ -215,7 +215,7 @@ def test_the_public_names_are_all_there_and_load_nothing() -> None:
 
 
 def test_types_and_names_of_the_public_face_agree() -> None:
-    """What type checkers see under TYPE_CHECKING is what is found at run time."""
+    """Names under TYPE_CHECKING equal those available at run time."""
     tree = ast.parse((ROOT / "rsrefseg" / "__init__.py").read_text(encoding="utf-8"))
     nodes = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1)
     seen = {alias.name: f".{node.module}" for node in nodes for alias in node.names}

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment, closed pipes, broken packages, other locales: one line, never a traceback."""
+"""Ctrl-C, closed pipes, broken packages and other locales print one line, never a traceback."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *facts: str) -> None
 
 
 def with_fake(package: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command with a module of that name found before the real one."""
+    """Run a command with a module of that name in front of the real one."""
     folder = Path("fake")
     folder.mkdir()
     (folder / f"{package}.py").write_text(code.format(package))
@@ -118,8 +118,8 @@ def test_output_that_cannot_be_written_is_one_line(arguments: list[str]) -> None
         assert_one_line(run_alone(*arguments, stdout=full), "standard output: No space left on device")
 
 
-def test_without_standard_streams_a_command_still_does_its_work(place: Path) -> None:
-    """As a service may start it."""
+def test_a_command_works_without_standard_streams(place: Path) -> None:
+    """Start the command as a service does."""
     command = f"exec '{sys.executable}' -c '{ENTRY}' infer scene.png 'the red square'"
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
     for options, code in (("", 0), ("--bundle none", 2)):
@@ -143,7 +143,7 @@ def test_ctrl_c_at_any_moment_is_one_line_and_leaves_no_part_of_a_file(moment: s
 
 
 def test_ctrl_c_with_worker_processes_is_one_line(tmp_path: Path) -> None:
-    """A terminal sends it to all processes of the command."""
+    """A terminal sends the signal to all processes of the command."""
     arguments = ["data", "synth", "scenes", "--train", "40", "--val", "0", "--test", "0", "--workers", "2"]
     done = run_alone("open:.partial.:all", *arguments, folder=tmp_path, script=INTERRUPTED, start_new_session=True)
     assert (done.returncode, done.stderr) == (130, "rsrefseg: interrupted\n")

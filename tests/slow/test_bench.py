@@ -1,4 +1,4 @@
-"""Benchmarks with nothing stubbed: processes of their own, compiled PyTorch, naive graphs, the command itself."""
+"""Benchmarks without stubs: new processes, compiled PyTorch, naive graphs, the command."""
 
 import json
 from collections.abc import Iterator
@@ -62,10 +62,10 @@ def test_memory_is_that_of_the_runner_alone(bundle: Bundle) -> None:
     assert own_mib > ballast.nbytes / 2**20 > startup.peak_memory_mib
 
 
-def test_a_process_that_fails_is_reported_and_one_that_only_loads_answers_nothing(bundle: Bundle) -> None:
+def test_a_process_that_fails_is_reported_and_one_that_only_loads_predicts_nothing(bundle: Bundle) -> None:
     failed = start("nonsense", bundle, None)
     assert "unknown backend 'nonsense'" in (failed.error or "")
-    loaded = start("onnxruntime", bundle, None, answers=False)
+    loaded = start("onnxruntime", bundle, None, predict=False)
     assert (loaded.error, loaded.first_answer_ms) == (None, None)
     assert loaded.load_ms is not None
 

@@ -1,4 +1,4 @@
-"""How long a user waits for a command that starts cold."""
+"""Duration of commands that start cold."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.support.places import beside_run
 def test_a_command_is_quick_from_a_cold_start(
     arguments: list[str], seconds: float, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fastest of several runs: how long it takes when nothing else holds the machine up."""
+    """Return the fastest of several runs."""
     beside_run(exported, tmp_path, monkeypatch)
     times = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Kill -9 in an export: the place has no bundle, the whole old one or the whole new one, and the next export works."""
+"""A killed export leaves no bundle, the old one or the new one, and the next export works."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.runs import contents
 
 
 def test_killed_at_any_moment_the_old_bundle_or_the_new_one_is_whole(exported: Exported, tmp_path: Path) -> None:
-    """Graphs are copies of graphs exported before; all files and moves are real."""
+    """Graphs are copies of exported graphs; all files and moves are real."""
     old, new = Path(shutil.copytree(exported.bundle, tmp_path / "old")), contents(exported.bundle)
     Bundle.write_manifest(old, replace(Bundle.open(old).manifest, preset="old"))
     place = tmp_path / "place"
@@ -37,7 +37,7 @@ def test_killed_at_any_moment_the_old_bundle_or_the_new_one_is_whole(exported: E
 
 
 def test_the_real_exporter_killed_leaves_nothing_behind(exported: Exported, tmp_path: Path) -> None:
-    """Another process than the one that made the fixture: whole, it writes the very same bytes."""
+    """An uninterrupted export in another process writes the same bytes."""
     place = tmp_path / "place"
     place.mkdir()
     out, new = place / "bundle", contents(exported.bundle)

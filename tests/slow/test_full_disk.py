@@ -1,4 +1,4 @@
-"""A disk without room: commands that write to it end with one line that says so."""
+"""Commands that write to a full disk print a one-line error."""
 
 import shlex
 import shutil

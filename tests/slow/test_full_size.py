@@ -30,7 +30,7 @@ EXPORT_S, EXPORT_GIB, INFER_GIB = {"b": 300, "l": 600}, {"b": 10, "l": 14}, {"b"
 
 
 class Measured(NamedTuple):
-    """A command that has ended well: its JSON, seconds and the peak of its memory."""
+    """A successful command: its JSON, duration in s and peak memory."""
 
     document: Any
     wall_s: float
@@ -38,7 +38,7 @@ class Measured(NamedTuple):
 
 
 class Full(NamedTuple):
-    """One size on disk."""
+    """A preset with its run and bundle on disk."""
 
     preset: str
     folder: Path
@@ -46,7 +46,7 @@ class Full(NamedTuple):
 
 
 def measured(folder: Path, *arguments: str) -> Measured:
-    """Run a command with ``--json`` in a process of its own and watch it."""
+    """Run a command with ``--json`` in a new process and measure it."""
     with tempfile.TemporaryFile() as out:
         start = time.perf_counter()
         child = subprocess.Popen([sys.executable, "-P", "-c", ENTRY, *arguments, "--json"], cwd=folder, stdout=out)
@@ -63,7 +63,7 @@ def size_of(bundle: Path) -> int:
 
 @pytest.fixture
 def say(full: Full, capsys: pytest.CaptureFixture[str]) -> Say:
-    """Figures are the point of these tests: they go to the terminal whatever pytest catches."""
+    """Print measurements to the terminal, even if pytest captures output."""
 
     def print_to_terminal(text: str) -> None:
         with capsys.disabled():
@@ -74,7 +74,7 @@ def say(full: Full, capsys: pytest.CaptureFixture[str]) -> Say:
 
 @pytest.fixture(scope="module", params=list(GFLOP))
 def full(request: pytest.FixtureRequest) -> Iterator[Full]:
-    """A run of random weights and its bundle, both made by one command; gone when its tests are through."""
+    """Create a run of random weights and its bundle with one command; removed after its tests."""
     with tempfile.TemporaryDirectory(prefix="rsrefseg-full-") as name:
         folder = Path(name)
         exporting = measured(folder, "export", "run", "--random-weights", request.param, "--out", "bundle")
@@ -113,7 +113,7 @@ def test_every_stage_and_the_whole_equal_pytorch(full: Full, say: Say) -> None:
     assert logits <= 1e-3
 
 
-def test_infer_answers_within_its_memory(full: Full, say: Say) -> None:
+def test_infer_stays_within_its_memory(full: Full, say: Say) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(full.folder / "image.png")
     found = measured(full.folder, "infer", "image.png", "the building", "the road", "--bundle", "bundle")

@@ -1,4 +1,4 @@
-"""What gets installed: one import name, without torch on an edge device, on every Python the runtime is for."""
+"""Installation: one import name, no torch on an edge device, all supported versions of Python."""
 
 import json
 import os
@@ -29,7 +29,7 @@ GENERIC = ("cli.py", "bench.py", "export.py", "tests.py", "engines/__init__.py")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, exported: Exported) -> Path:
-    """A folder with an image, a bundle, the run it came from and its data, and with modules of generic names."""
+    """Create a folder with an image, a bundle, its run and data, and modules with generic names."""
     root = tmp_path_factory.mktemp("folder")
     shutil.copytree(exported.bundle, root / "bundle")
     shutil.copytree(exported.run, root / "runs" / "001")
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, exported: Exported) -> Path
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy of this checkout, without the network."""
+    """Build a wheel from a copy of this checkout, without the network."""
     root = tmp_path_factory.mktemp("wheel")
     (checkout := root / "checkout").mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "cli.py"):
@@ -57,7 +57,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Edge:
-    """The packages that `pip install rsrefseg[cpu]` would bring, linked from here, and our wheel."""
+    """Link the packages of `pip install rsrefseg[cpu]` and install our wheel."""
 
     def __init__(self, root: Path, wheel: Path, folder: Path) -> None:
         self.folder, self.venv = folder, root / "venv"
@@ -77,7 +77,7 @@ class Edge:
         )
 
     def json(self, *arguments: str) -> dict:
-        """What a command reports."""
+        """Return the JSON report of a command."""
         done = self.run(*arguments, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -91,12 +91,12 @@ def edge(tmp_path_factory: pytest.TempPathFactory, wheel: Path, folder: Path) ->
 
 
 def outside() -> dict[str, str]:
-    """The environment variables without those of this Python."""
+    """Return the environment variables without those of this Python."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
 
 def distributions(extra: str) -> set[str]:
-    """Every distribution that our requirements with an extra ask for on this machine, by normalised name."""
+    """Return all distributions required by an extra on this machine, by normalised name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     to_do = [Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"][extra])]
     found: set[tuple[str, str]] = set()
@@ -128,7 +128,7 @@ def test_a_wheel_holds_one_name_and_every_module(wheel: Path) -> None:
     ids=lambda command: command[0],
 )
 def test_generic_names_disturb_no_process(wheel: Path, folder: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
-    """They lie on PYTHONPATH, before the packages of the wheel."""
+    """The modules are on PYTHONPATH, in front of the packages of the wheel."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
     path = os.pathsep.join((str(folder), str(tmp_path)))
     done = run_alone(*command, folder=folder, environment={"PYTHONPATH": path})
@@ -137,7 +137,7 @@ def test_generic_names_disturb_no_process(wheel: Path, folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("version", RUNTIME_VERSIONS)
 def test_the_runtime_installs_and_runs_on(version: str, wheel: Path, folder: Path, tmp_path: Path) -> None:
-    """``pip install rsrefseg[cpu]`` with our pins, then ``infer``; the first part of it needs a package index."""
+    """Run ``pip install rsrefseg[cpu]`` with our pins, then ``infer``; installing needs a package index."""
     python = interpreter(version)
     if python is None:
         pytest.skip(f"this machine has no Python {version}")
@@ -153,7 +153,7 @@ def test_the_runtime_installs_and_runs_on(version: str, wheel: Path, folder: Pat
 
 
 def interpreter(version: str) -> Path | None:
-    """A Python of this version: on PATH, or installed by pyenv."""
+    """Return a Python of this version from PATH or pyenv."""
     found = shutil.which(f"python{version}")
     if found is not None and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
         return Path(found)

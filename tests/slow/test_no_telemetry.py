@@ -57,7 +57,7 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def watched(recorder: Path, folder: Path, code: str, *arguments: str) -> tuple[list[str], list[str]]:
-    """Run Python in a fresh home folder: the files that it left there, and its network calls."""
+    """Run Python in a new home folder; return its files and network calls."""
     home, log = folder / "home", folder / "network.log"
     (home / "tmp").mkdir(parents=True)
     before = files_of(folder)

@@ -1,4 +1,4 @@
-"""The engines type-check against TensorRT's API of both majors, and the double of CUDA agrees with cuda-python."""
+"""Engines type-check against both major versions of TensorRT, and the CUDA double matches cuda-python."""
 
 import inspect
 import os
@@ -33,7 +33,7 @@ def test_the_engines_type_check_against_both_majors(stubs: Path) -> None:
 
 
 def test_the_double_of_cuda_is_a_part_of_the_real_bindings() -> None:
-    """Names, numbers of arguments, and values of enums, where cuda-python is installed."""
+    """Compare names, numbers of arguments and values of enums, if cuda-python is installed."""
     real = pytest.importorskip("cuda.bindings.runtime")
     double = CudaDouble().module()
     for name in (name for name in vars(double) if name.startswith("cuda")):

@@ -1,4 +1,4 @@
-"""Training or merging that fails or is killed at any write leaves whole files, and the next run ends the same."""
+"""Training or merging that fails at any write leaves complete files, and the next run has the same result."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def assert_all_files_are_whole(run: Run) -> None:
-    """Every file under its final name can be read; the log may only lack its last lines."""
+    """Check that every file under its final name is complete, except for the last lines of the log."""
     if run.record_path.exists():
         run.read_record()
         assert run.tokenizer_path.exists()

@@ -1,4 +1,4 @@
-"""Training on two processes is training on one: same images, same phrases, same losses, same statistics."""
+"""Training on two processes equals training on one: images, phrases, losses and statistics."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two_processes(uneven: Path, small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the runs that ``tests.support.two_processes`` made."""
+    """Return the folder of the runs of ``tests.support.two_processes``."""
     root = tmp_path_factory.mktemp("two_processes")
     ran = launch("tests.support.two_processes", uneven, small_base, root)
     assert ran.returncode == 0, ran.stderr
@@ -39,7 +39,7 @@ def trained(run: Path) -> dict[str, torch.Tensor]:
 def test_two_processes_have_the_losses_of_one_at_the_same_effective_batch(
     two_processes: Path, uneven: Path, base: BaseWeights, tmp_path: Path
 ) -> None:
-    """The last step of an epoch has two of its four images: one process has none of them, and does not count."""
+    """The last step of an epoch has two of four images: one process has none and does not count."""
     train_small(uneven, tmp_path / "one", base, **STEADY | {"batch_size": 4})
     found, expected = losses(two_processes / "steady"), losses(tmp_path / "one")
     assert len(found) == 6
@@ -53,7 +53,7 @@ def test_two_processes_have_the_losses_of_one_at_the_same_effective_batch(
 
 
 def test_the_main_process_decides_what_is_best(two_processes: Path) -> None:
-    """The other process was given a gIoU that no later one exceeds: both still save and continue as one."""
+    """The other process has a gIoU that no later one exceeds: both still save and continue together."""
     assert (two_processes / "finished.0").read_text() == (two_processes / "finished.1").read_text()
     assert_same_run(two_processes / "disagreeing", two_processes / "steady")
 

@@ -1,4 +1,4 @@
-"""Helpers of the tests: small models and data sets, made bundles, doubles of hardware that most machines lack."""
+"""Test helpers: small models and data sets, hand-written bundles, doubles of hardware."""
 
 from pathlib import Path
 

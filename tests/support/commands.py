@@ -1,4 +1,4 @@
-"""Running commands: in this process, or as a user does, in one of their own."""
+"""Runs commands in this process or in a new one."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ ENTRY = "from rsrefseg.__main__ import main; main()"  # what the console script 
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command ended, what it returned and what it wrote."""
+    """Exit code, result and output of a command."""
 
     code: int
     result: Any
@@ -27,7 +27,7 @@ class Ran:
 
 
 def run_here(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Ran:
-    """A command in this process."""
+    """Run a command in this process."""
     capsys.readouterr()
     code, result = cli.run_command([str(argument) for argument in arguments])
     written = capsys.readouterr()
@@ -41,7 +41,7 @@ def run_alone(
     script: str = ENTRY,
     **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """A command, or another script, in a process of its own, in ``folder``."""
+    """Run a command or another script in a new process in ``folder``."""
     command: Sequence[str | bytes | Path] = [sys.executable, "-P", "-c", script, *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     variables = os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {})
@@ -49,7 +49,7 @@ def run_alone(
 
 
 def assert_refused(ran: Ran, *facts: str) -> None:
-    """Exit code 2 and one clear line on standard error, nothing else, which holds all of ``facts``."""
+    """Assert exit code 2 and a single line on standard error that contains all ``facts``."""
     assert ran.code == 2, ran.err
     assert ran.out == ""
     assert ran.err.startswith("rsrefseg: ")

@@ -1,4 +1,4 @@
-"""Inputs for engines, what they make of them, and how far two engines' outputs are apart."""
+"""Inputs of engines, their outputs, and differences between engines."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def random_image(bundle: Bundle, seed: int = 0) -> np.ndarray:
 
 
 def asked(engine: Engine, image: np.ndarray, phrases: tuple[str, ...]) -> Arrays:
-    """What an engine makes of an image and phrases."""
+    """Return the outputs of an engine for an image and phrases."""
     tokens = engine.bundle.tokenizer().encode(phrases)
     encoded = engine.encode_image(image)
     logits = engine.predict(encoded, engine.encode_text(tokens.input_ids, tokens.token_mask))
@@ -31,12 +31,12 @@ def asked(engine: Engine, image: np.ndarray, phrases: tuple[str, ...]) -> Arrays
 
 
 def share_of_max(wanted: Arrays, found: Arrays) -> float:
-    """The largest error of an array, as a share of its largest value."""
+    """Return the largest error of an array as a fraction of its maximum."""
     return max(float(np.abs(found[name] - wanted[name]).max() / np.abs(wanted[name]).max()) for name in wanted)
 
 
 def assert_fault_is_found(exported: Exported, folder: Path, stage: Stage, backend: str) -> None:
-    """Parity fails for a stage with a fault in its largest weight, and for no other."""
+    """Assert that parity fails only for the stage with a fault in its largest weight."""
 
     def nudge(values: np.ndarray) -> np.ndarray:
         values[1:] += 0.05 * np.abs(values).max()

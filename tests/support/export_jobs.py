@@ -1,4 +1,4 @@
-"""Exports for tests of what lies around the exporter itself."""
+"""Exports for tests of the code around the exporter."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from rsrefseg.export import export
 
 
 class Shortcut:
-    """Stands in for the exporter: copies graphs that it wrote before, and remembers for which stages it was asked."""
+    """Double of the exporter: copies existing graphs and records the requested stages."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
@@ -24,7 +24,7 @@ class Shortcut:
 
 
 def export_job(run: str, out: str, graphs: str | None = None) -> None:
-    """Export a run in a process of its own; with ``graphs`` by ``Shortcut`` from there."""
+    """Export a run in a new process; with ``graphs``, ``Shortcut`` copies graphs from there."""
     torch.set_num_threads(1)
     if graphs is not None:
         export.export_graph = Shortcut(Path(graphs))

@@ -1,6 +1,6 @@
-"""A small trained run and the bundle exported from it, and ways to spoil such a bundle.
+"""A small trained run, its exported bundle, and functions that damage such a bundle.
 
-The run is stored in ``small_run/``, with the base it adapts, so that no result depends on where it was trained:
+``small_run/`` stores the run and its base, so that no result depends on the machine of the training.
 ``python -m tests.support.exported`` trains it again and replaces the folder.
 """
 
@@ -34,7 +34,7 @@ BASE = "base.safetensors"
 
 @dataclass(frozen=True)
 class Exported:
-    """A run trained until its masks are not empty, the bundle of it, and the data set both know."""
+    """A run trained until its masks are not empty, its bundle, and its data set."""
 
     run: Path
     bundle: Path
@@ -51,7 +51,7 @@ def export_small(folder: Path, data: Path, base: Path) -> Exported:
 
 
 def copy_base(folder: Path) -> Path:
-    """Copy the stored run's base, an untrained model, and the tokenizer beside it to ``folder``."""
+    """Copy the stored run's base, an untrained model, and its tokenizer to ``folder``."""
     for name in (BASE, "tokenizer.json"):
         shutil.copyfile(SMALL_RUN / name, folder / name)
     return folder / BASE
@@ -83,7 +83,7 @@ def _train(folder: Path) -> None:
 def spoiled_bundle(
     source: Path, target: Path, stage: Stage, weight: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> Path:
-    """A copy of a bundle with one weight changed, the first whose name ends with ``weight``, and a digest that fits."""
+    """Copy a bundle, change the first weight whose name ends with ``weight``, and update the digest."""
 
     def change_weight(graph: onnx.GraphProto) -> None:
         tensor = next(tensor for tensor in graph.initializer if tensor.name.endswith(weight))
@@ -94,7 +94,7 @@ def spoiled_bundle(
 
 
 def shifted_bundle(source: Path, target: Path, stage: Stage, output: str, shift: np.ndarray) -> Path:
-    """A copy of a bundle whose graph adds ``shift`` to one of its outputs: a fault of known size."""
+    """Copy a bundle and add ``shift`` to an output of a graph."""
 
     def add_shift(graph: onnx.GraphProto) -> None:
         true, name = f"{output}/true", f"{output}/shift"
@@ -108,7 +108,7 @@ def shifted_bundle(source: Path, target: Path, stage: Stage, output: str, shift:
 
 
 def changed_bundle(source: Path, target: Path, stage: Stage, change: Callable[[onnx.GraphProto], None]) -> Path:
-    """A copy of a bundle with one graph changed and every digest made to fit."""
+    """Copy a bundle, change one graph and update all digests."""
     shutil.copytree(source, target)
     path = target / f"{stage}.onnx"
     model = onnx.load(path)

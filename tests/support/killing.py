@@ -1,4 +1,4 @@
-"""Fails or kills work on a folder at its n-th change: a file opened for writing, a rename, a removal and the like."""
+"""Makes work on a folder fail at its n-th change, e.g. opening a file for writing, a rename or a removal."""
 
 import multiprocessing
 import os
@@ -20,14 +20,14 @@ _FORKSERVER = multiprocessing.get_context("forkserver")  # imports the heavy lib
 
 @dataclass(frozen=True)
 class Moment:
-    """When to die: at the n-th change (from 1), or after it while a file grows by more than ``torn_after`` bytes."""
+    """Point of failure: the n-th change (from 1), or later growth of a file by more than ``torn_after`` bytes."""
 
     change: int
     torn_after: int | None = None
 
 
 class InjectedError(Exception):
-    """What ``fail`` raises."""
+    """Error that ``fail`` raises."""
 
 
 def fail(path: Path) -> None:
@@ -36,10 +36,10 @@ def fail(path: Path) -> None:
 
 
 class Changes:
-    """Counts this process's changes under a folder, and calls ``act`` with the path before the n-th.
+    """Counts this process's changes under a folder and calls ``act`` with the path before the n-th.
 
     Attributes:
-        names: what was changed, in order, as ``event name``.
+        names: changes in order, as ``event name``.
     """
 
     _current: "Changes | None" = None
@@ -60,7 +60,7 @@ class Changes:
         Changes._current = None
 
     def distinct(self) -> list[int]:
-        """Numbers of the first and the last change of each kind and name."""
+        """Return the numbers of the first and the last change of each kind and name."""
         kinds = [re.sub("[0-9a-f]{32}", "", name) for name in self.names]
         first = {kind: number for number, kind in reversed(list(enumerate(kinds, start=1)))}
         last = {kind: number for number, kind in enumerate(kinds, start=1)}
@@ -81,12 +81,12 @@ class Changes:
 def run_job(
     job: Callable[..., None], arguments: dict[str, Any], watched: Path, moment: Moment | None = None
 ) -> int | None:
-    """Run a job, a function of a module, in a process of its own, to its end or its death.
+    """Run a job, a module-level function, in a new process until it ends or is killed.
 
-    ``moment`` kills the process as hard as kill -9 or a power switch.
+    ``moment`` kills the process like kill -9 or a power failure.
 
     Returns:
-        How many changes it made under ``watched``; None where it was killed.
+        Number of changes under ``watched``; None if the process was killed.
     """
     _FORKSERVER.set_forkserver_preload([job.__module__])
     made: SimpleQueue[int] = _FORKSERVER.SimpleQueue()

@@ -1,4 +1,4 @@
-"""A real bundle, made by hand: five small ONNX graphs that find the colour a phrase names."""
+"""A hand-written bundle of five small ONNX graphs that find the colour a phrase names."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ NODES = {
 
 
 def weights() -> dict[Stage, dict[str, Any]]:
-    """The constants of every stage by name."""
+    """Return the constants of every stage by name."""
     random = np.random.default_rng(1)
     table = random.normal(scale=0.01, size=(40, 6)).astype(np.float32)
     for word, colour in COLOURS.items():
@@ -127,7 +127,7 @@ def graph_of(contract: StageContract) -> onnx.ModelProto:
 
 
 def write_graph(folder: Path, stage: Stage) -> StageRecord:
-    """Write a stage; the text tower's weights lie beside its graph."""
+    """Write a stage; the weights of the text tower are in a separate file."""
     model, path = graph_of(CONTRACTS[stage]), folder / f"{stage}.onnx"
     data: tuple = ()
     if stage is Stage.SIGLIP_TEXT:
@@ -143,7 +143,7 @@ def write_graph(folder: Path, stage: Stage) -> StageRecord:
 
 
 def make_bundle(folder: Path) -> Bundle:
-    """A whole bundle with one reference sample."""
+    """Write a complete bundle with one reference sample."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer().save(str(folder / TOKENIZER_NAME))
     stages = {stage: write_graph(folder, stage) for stage in Stage}
@@ -164,7 +164,7 @@ def make_bundle(folder: Path) -> Bundle:
 
 
 def made_sample(bundle: Bundle) -> ReferenceSample:
-    """Two phrases on one image, every stage run once."""
+    """Run every stage on one image and two phrases."""
     tokens = bundle.tokenizer().encode(PHRASES[:2])
     image = np.zeros((1, 3, 32, 32), np.uint8)
     image[:, 0, :16, :16] = 255
@@ -177,7 +177,7 @@ def made_sample(bundle: Bundle) -> ReferenceSample:
 
 
 def changed_graph(folder: Path, tmp_path: Path, stage: Stage, change: Callable[[onnx.ModelProto], None]) -> Bundle:
-    """A copy of the bundle in ``tmp_path`` with one graph changed and its record made to fit."""
+    """Copy the bundle to ``tmp_path``, change one graph and update its record."""
     copy = Path(shutil.copytree(folder, tmp_path / "bundle"))
     model = onnx.load(copy / f"{stage}.onnx", load_external_data=False)
     change(model)
@@ -186,7 +186,7 @@ def changed_graph(folder: Path, tmp_path: Path, stage: Stage, change: Callable[[
 
 
 def change_stage(folder: Path, stage: Stage, model: onnx.ModelProto | None = None, **fields: Any) -> None:
-    """Another graph of a stage, or other fields of its record, in a manifest that fits."""
+    """Replace the graph of a stage or fields of its record, and update the manifest."""
     path = folder / f"{stage}.onnx"
     if model is not None:
         onnx.save(model, path)
@@ -195,7 +195,7 @@ def change_stage(folder: Path, stage: Stage, model: onnx.ModelProto | None = Non
 
 
 def change_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change the JSON values of ``bundle.json``, its digest made to fit, as a faulty writer would."""
+    """Change JSON values of ``bundle.json`` and update its digest, as a faulty writer would."""
     path = folder / "bundle.json"
     value = json.loads(path.read_text(encoding="utf-8"))
     change(value)

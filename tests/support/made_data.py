@@ -1,4 +1,4 @@
-"""Small data sets in the RRSIS-D layout for the tests of data, and ways to spoil them."""
+"""Small data sets in the RRSIS-D layout, and functions that damage them."""
 
 import json
 import os
@@ -20,7 +20,7 @@ HEIGHT, WIDTH = 40, 56
 
 
 class Bomb:
-    """Makes a folder when it is unpickled carelessly."""
+    """Creates a folder if it is unpickled unsafely."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
@@ -30,14 +30,14 @@ class Bomb:
 
 
 def referral(phrase: str = "the ship") -> Referral:
-    """A ship of 17x25 pixels."""
+    """Return a referral of a ship of 17x25 pixels."""
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
     mask[5:30, 3:20] = True
     return Referral(phrase, "ship", mask)
 
 
 def write_scenes(root: Path) -> list[Referral]:
-    """Four images, two expressions each, classes in an order that is not the alphabet's; gives the referrals back."""
+    """Write four images with two expressions each and classes in unsorted order; return the referrals."""
     noise = np.random.default_rng(7)
     scenes = []
     for number, split in enumerate(SPLITS):
@@ -78,7 +78,7 @@ def respell(number: int, text: str) -> Callable[[Path], None]:
 
 
 def refusal(action: Callable[[], object]) -> str:
-    """The line with which bad input is refused."""
+    """Return the message of a BadInputError."""
     with pytest.raises(BadInputError) as caught:
         action()
     line = str(caught.value)

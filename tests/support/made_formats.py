@@ -1,4 +1,4 @@
-"""Tiny data sets in every layout; those with masks as files or polygons hold three images of 24x32."""
+"""Tiny data sets in every layout; those with mask files or polygons have three images of 24x32."""
 
 import json
 import pickle
@@ -27,14 +27,14 @@ def picture(number: int) -> Image.Image:
 
 
 def mask_of(number: int) -> np.ndarray:
-    """What the mask file of an image shows."""
+    """Return the content of the mask file of an image."""
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
     mask[number : number + 6, 2:20] = True
     return mask
 
 
 def write_lists(root: Path, images: str, masks: str, suffix: str, named: str = "") -> Path:
-    """RefSegRS or RISBench; ``named`` is what follows the names in the lists."""
+    """Write RefSegRS or RISBench; ``named`` is the suffix of names in the lists."""
     (root / images).mkdir(parents=True)
     (root / masks).mkdir(exist_ok=True)
     for number in {int(name) for _, name, _ in LINES}:

@@ -1,4 +1,4 @@
-"""The folders a user stands in: beside a bundle and an image, or beside all that a demo leaves."""
+"""Working folders with a bundle and an image, or with all files of a demo."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ Capsys = pytest.CaptureFixture[str]
 
 
 def beside_bundle(made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Go to a folder with a bundle and an image."""
+    """Change to a folder with a bundle and an image."""
     _enter(folder, monkeypatch)
     shutil.copytree(made, "bundle")
     picture().save("scene.png")
@@ -22,7 +22,7 @@ def beside_bundle(made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def beside_run(exported: Exported, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Go to a folder with a bundle, the run it came from, its data and an image, all under default names."""
+    """Change to a folder with a bundle, its run, its data and an image under default names."""
     _enter(folder, monkeypatch)
     shutil.copytree(exported.bundle, "bundle")
     shutil.copytree(exported.run, "runs/001")

@@ -1,4 +1,4 @@
-"""A small SigLIP with massive activations, as large ones have them: one token, one channel, far beyond the rest."""
+"""A small SigLIP with massive activations in one token and channel, as large models have."""
 
 import copy
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ RESIDUAL = {4: 40_000.0, 7: 40_000.0}
 
 
 def planted_model(writes: Mapping[int, float], layers: int = 12) -> RSRefSeg:
-    """A model whose vision MLPs add these amounts, by block, to one channel of one token of the residual stream."""
+    """Return a model whose vision MLPs add these values, by block, to a channel of one token."""
     config = small_config()
     vision = replace(config.siglip.vision, num_hidden_layers=layers)  # two half blocks each
     model = build_model(replace(config, siglip=replace(config.siglip, vision=vision)), seed=3)
@@ -44,7 +44,7 @@ def planted_model(writes: Mapping[int, float], layers: int = 12) -> RSRefSeg:
 
 
 def vision_model(model: RSRefSeg, plan: PrecisionPlan | None = None, samples: int = 2) -> HalfModel:
-    """The vision stage of a model on noise images."""
+    """Run the vision stage of a model on noise images."""
     contract = model_contracts(model)[VISION]
     return HalfModel(
         run=Path("planted"),

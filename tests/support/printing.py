@@ -1,4 +1,4 @@
-"""What a person sees of a report."""
+"""Renders reports as text."""
 
 import io
 from typing import Any
@@ -7,7 +7,7 @@ from rich.console import Console
 
 
 def printed(report: Any, width: int = 120) -> str:
-    """The rendered report as text, without a terminal's codes."""
+    """Render a report as text without control codes."""
     stream = io.StringIO()
     Console(width=width, color_system=None, file=stream).print(report.render(), highlight=False)
     return stream.getvalue()

@@ -44,7 +44,7 @@ class StoppedError(Exception):
 
 
 def interrupt_at(step: int) -> Watcher:
-    """After the optimizer step and its line in the log, before a checkpoint."""
+    """Interrupt after the optimizer step and its log line, before a checkpoint."""
 
     def on_step(report: Any) -> None:
         if report.step == step:
@@ -54,7 +54,7 @@ def interrupt_at(step: int) -> Watcher:
 
 
 def interrupt_at_validation(epoch: int) -> Watcher:
-    """After the epoch's last step and validation, before its best weights and checkpoint."""
+    """Interrupt after the epoch's last step and validation, before best weights and checkpoint."""
 
     def on_validation(done: int, result: Any) -> None:
         if done == epoch:
@@ -68,7 +68,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
-    """Weights, moments, place in training, log and record: every byte of the folder."""
+    """Assert that two run folders are equal in every byte."""
     left, right = contents(found), contents(expected)
     assert left.keys() == right.keys() == RUN_FILES
     assert [name for name in left if left[name] != right[name]] == []
@@ -80,7 +80,7 @@ def losses(run: Path) -> list[float]:
 
 @contextmanager
 def refused(*facts: str, kind: type[RSRefSegError] = BadInputError) -> Iterator[None]:
-    """A one-line error of this class that names all ``facts``."""
+    """Assert a one-line error of this class that contains all ``facts``."""
     with pytest.raises(kind) as refusal:
         yield
     for fact in facts:
@@ -89,7 +89,7 @@ def refused(*facts: str, kind: type[RSRefSegError] = BadInputError) -> Iterator[
 
 
 def write_uneven_boxes(root: Path) -> Path:
-    """Ten training images: seven with two phrases, three with one, so that equal batches have unequal phrases."""
+    """Write ten training images, seven with two phrases and three with one, so that batches have unequal phrases."""
     data = write_boxes(root)
     path = data / "rrsisd" / "refs(unc).p"
     refs = pickle.loads(path.read_bytes())

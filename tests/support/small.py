@@ -1,4 +1,4 @@
-"""A very small RSRefSeg and a data set of coloured boxes: everything training does, in about a second."""
+"""A very small RSRefSeg and a data set of coloured boxes, for fast training."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ SIZE = (48, 56)  # unlike the network's square, so that nothing passes unstretch
 
 
 def small_config(**overrides: Any) -> ModelConfig:
-    """All parts of the real thing (windowed and global blocks, both neck convolutions), a few thousand weights each."""
+    """Return a small model with all parts of the real one (windowed and global blocks, both neck convolutions)."""
     tower = TransformerConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     siglip = SiglipConfig(image_size=64, patch_size=8, vision=tower, text=tower, vocab_size=32, text_length=12)
     sam = SamConfig(
@@ -41,9 +41,9 @@ def small_config(**overrides: Any) -> ModelConfig:
 
 
 def small_training(**overrides: Any) -> TrainConfig:
-    """LoRA with much dropout, two epochs of 5 steps on ``write_boxes``, a checkpoint every other step.
+    """Return settings: LoRA with high dropout, two epochs of 5 steps on ``write_boxes``, a checkpoint every other step.
 
-    Both epochs' validations come out above 0 and the second above the first, so each writes a best checkpoint.
+    Both validations have scores above 0 and the second exceeds the first, so each writes a best checkpoint.
     """
     settings: dict[str, Any] = {
         "epochs": 2,
@@ -60,7 +60,7 @@ def small_training(**overrides: Any) -> TrainConfig:
 
 
 def write_boxes(root: Path, train: int = 10, val: int = 2, seed: int = 0) -> Path:
-    """An RRSIS-D folder of dark pictures, each with two boxes of different colours."""
+    """Write an RRSIS-D folder of dark images, each with two boxes of different colours."""
     noise = np.random.default_rng(seed)
     scenes = []
     for split in ["train"] * train + ["val"] * val:

@@ -11,7 +11,7 @@ from rsrefseg.model.stages import model_contracts
 def stage_inputs(
     model: RSRefSeg, stage: Stage, phrases: int = 3, images: int = 1, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, ...]:
-    """What a stage takes, in its contract's order; phrases have 5, 3, 2 or 4 tokens."""
+    """Return inputs of a stage in contract order; phrases have 5, 3, 2 or 4 tokens."""
     noise = torch.Generator().manual_seed(4)
     inputs = []
     for spec in model_contracts(model)[stage].inputs:
@@ -28,5 +28,5 @@ def stage_inputs(
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A stage's outputs, one or several."""
+    """Return the outputs of a stage as a tuple."""
     return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -1,4 +1,4 @@
-"""Program for ``torchrun``: trains the same run twice, once with a second process that measures other scores."""
+"""Program for ``torchrun``: trains a run twice, once with other scores in the second process."""
 
 import sys
 from dataclasses import replace
@@ -14,7 +14,7 @@ from tests.support.small import train_small
 
 
 def main(data: Path, base: Path, root: Path) -> None:
-    """Train into ``steady`` and ``disagreeing``; each process writes what it ended with to ``finished.N``."""
+    """Train into ``steady`` and ``disagreeing``; each process writes its result to ``finished.N``."""
     torch.set_num_threads(1)
     train_small(data, root / "steady", from_file(base), **STEADY)
     result, process = ReferringMetrics.result, this_process().process_index

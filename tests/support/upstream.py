@@ -1,4 +1,4 @@
-"""Weights as users bring them, made small: SAM in both layouts, SigLIP, and the public RSRefSeg rebuilt."""
+"""Small checkpoints in public layouts: SAM in both layouts, SigLIP, and a rebuilt public RSRefSeg."""
 
 import json
 from collections import OrderedDict
@@ -25,13 +25,13 @@ PHRASES = ("the red box", "the white box on the left", "the blue box")
 
 
 def brought_config(**overrides: Any) -> ModelConfig:
-    """As the small model, but no two grids alike: SigLIP sees 7 x 7 patches of a resized picture, SAM 4 x 4."""
+    """Return the small model with different grids: 7 x 7 patches for SigLIP, 4 x 4 for SAM."""
     config = small_config()
     return replace(config, siglip=replace(config.siglip, image_size=56), **overrides)
 
 
 def randomize(module: nn.Module, seed: int = 0) -> Any:
-    """Give every number of a module a value of its own, in a range that keeps activations alive."""
+    """Set distinct values for all weights of a module, in a range that keeps activations alive."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in module.state_dict().values():
         if tensor.is_floating_point():
@@ -47,7 +47,7 @@ def randomize(module: nn.Module, seed: int = 0) -> Any:
 
 
 def segment_anything_sam(config: ModelConfig, seed: int = 1) -> Sam:
-    """segment-anything's own model of a configuration's sizes."""
+    """Return segment-anything's model with the sizes of a configuration."""
     sam = config.sam
     grid = (sam.grid_size, sam.grid_size)
     transformer = TwoWayTransformer(
@@ -75,7 +75,7 @@ def segment_anything_sam(config: ModelConfig, seed: int = 1) -> Sam:
 
 
 def port_sam(config: ModelConfig, seed: int = 1) -> SamModel:
-    """The Hugging Face SAM of a configuration's sizes, its shared encoding shared."""
+    """Return the Hugging Face SAM with the sizes of a configuration and a shared encoding."""
     sam = config.sam
     vision = {
         "hidden_size": sam.embed_dim,
@@ -104,7 +104,7 @@ def port_sam(config: ModelConfig, seed: int = 1) -> SamModel:
 
 
 def siglip_config(config: ModelConfig) -> SiglipConfig:
-    """The Hugging Face configuration of the same SigLIP."""
+    """Return the Hugging Face configuration of the same SigLIP."""
     siglip = config.siglip
     vision = asdict(siglip.vision) | {"image_size": siglip.image_size, "patch_size": siglip.patch_size}
     text = asdict(siglip.text) | {"vocab_size": siglip.vocab_size, "max_position_embeddings": siglip.text_length}
@@ -112,7 +112,7 @@ def siglip_config(config: ModelConfig) -> SiglipConfig:
 
 
 def siglip_model(config: ModelConfig, seed: int = 2) -> SiglipModel:
-    """SigLIP of a configuration's sizes."""
+    """Return a SigLIP with the sizes of a configuration."""
     model = randomize(SiglipModel(siglip_config(config)), seed)
     model.logit_scale.data.fill_(1.5)
     model.logit_bias.data.fill_(-1.0)
@@ -120,7 +120,7 @@ def siglip_model(config: ModelConfig, seed: int = 2) -> SiglipModel:
 
 
 def write_siglip_folder(folder: Path, config: ModelConfig, seed: int = 2) -> Path:
-    """A SigLIP folder as the hub has it: configuration, weights, tokenizer."""
+    """Write a SigLIP folder as on the hub: configuration, weights, tokenizer."""
     folder.mkdir()
     save_file(siglip_model(config, seed).state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(siglip_config(config).to_dict()))
@@ -135,10 +135,10 @@ def conv_unit(channels: tuple[int, int], kernel: int, stride: int = 1) -> nn.Seq
 
 
 class PublicRSRefSeg(nn.Module):
-    """The published model from transformers' and peft's parts, written from its description, sharing no code of ours.
+    """The published model, rebuilt from transformers and peft by its description, without our code.
 
-    One image and one phrase at a time, the phrase not padded: what the published padding ("longest") gives a phrase
-    that stands alone.
+    It takes one image and one phrase without padding, which equals the published padding ("longest") of a single
+    phrase.
     """
 
     def __init__(self, config: ModelConfig, rank: int = 4, alpha: int = 4, seed: int = 3) -> None:
@@ -172,7 +172,7 @@ class PublicRSRefSeg(nn.Module):
         text.logit_bias.data.fill_(-1.0)
 
     def merged(self) -> "PublicRSRefSeg":
-        """The adapters folded by peft, its wrappers gone."""
+        """Return the model with adapters merged by peft, without wrappers."""
         for name in ("backbone", "clip_vision_encoder", "clip_text_encoder"):
             setattr(self, name, getattr(self, name).merge_and_unload())
         return self
@@ -217,12 +217,12 @@ class PublicRSRefSeg(nn.Module):
 
 
 def without(*parts: str) -> Callable[[State], State]:
-    """A state without the tensors whose names hold one of ``parts``."""
+    """Return a state without tensors whose names contain one of ``parts``."""
     return lambda state: {name: tensor for name, tensor in state.items() if not any(part in name for part in parts)}
 
 
 def with_one(name: str, tensor: Tensor) -> Callable[[State], State]:
-    """A state with a tensor added or replaced."""
+    """Return a state with an added or replaced tensor."""
     return lambda state: state | {name: tensor}
 
 
@@ -231,7 +231,7 @@ def _inner(module: nn.Module) -> Any:
 
 
 def _grid_encoding(embedding: nn.Module, side: int) -> Tensor:
-    """SAM's positional encoding at the centres of a grid's cells, (1, D, side, side)."""
+    """Return SAM's positional encoding at the centres of a grid's cells, (1, D, side, side)."""
     centres = (torch.arange(side) + 0.5) / side
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return embedding(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]

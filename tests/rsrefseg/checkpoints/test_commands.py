@@ -1,4 +1,4 @@
-"""The commands that bring weights in: train --sam --siglip, convert, export --random-weights."""
+"""Commands that import weights: train --sam --siglip, convert, export --random-weights."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.manifest import RANDOM_WEIGHTS_NOTE
 from rsrefseg.export.export import export_run
 from rsrefseg.runs.convert import convert_checkpoint
-from rsrefseg.runs.imported_run import made_scenes
+from rsrefseg.runs.imported_run import rendered_scenes
 from tests.support.commands import assert_refused, run_here
 from tests.support.export_jobs import Shortcut
 from tests.support.upstream import PHRASES, PublicRSRefSeg, brought_config, segment_anything_sam, write_siglip_folder
@@ -29,7 +29,7 @@ TRAIN = ("--epochs", "1", "--warmup-epochs", "0", "--precision", "fp32", "--rank
 
 @pytest.fixture(autouse=True)
 def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every preset is the small model."""
+    """Replace every preset by the small model."""
     torch.set_num_threads(1)
     for module in ("rsrefseg.model.config", "rsrefseg.train.settings", "rsrefseg.export.export"):
         monkeypatch.setattr(f"{module}.model_config", lambda preset: CONFIG)
@@ -38,11 +38,11 @@ def _small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a public checkpoint, the run made of it and the bundle exported from that. Not to be changed."""
+    """Create a folder with a public checkpoint, its converted run and its bundle. Read-only."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("converted")
     torch.save({"module": PublicRSRefSeg(CONFIG).state_dict()}, root / "public.pth")
-    phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
+    phrases = [referral.phrase for scene in rendered_scenes() for referral in scene.referrals]
     write_word_tokenizer(root / "tokenizer.json", [*PHRASES, *phrases], CONFIG.siglip.vocab_size)
     convert_checkpoint(root / "public.pth", root / "run", CONFIG, root / "tokenizer.json")
     export_run(root / "run", root / "bundle")
@@ -51,7 +51,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a user stands, with SAM's file and SigLIP's folder."""
+    """Change to a folder with SAM's file and SigLIP's folder."""
     monkeypatch.chdir(tmp_path)
     torch.save(segment_anything_sam(CONFIG).state_dict(), "sam.pth")
     write_siglip_folder(tmp_path / "siglip", CONFIG)
@@ -62,7 +62,7 @@ def test_a_run_on_public_files_records_them_and_merges(files: Path, boxes: Path,
     given = ("train", "--data", boxes, "--sam", "sam.pth", "--siglip", "siglip", "--out", "run", *TRAIN)
     ran = run_here(capsys, *given)
     assert ran.code == 0, ran.err
-    assert "note: 'siglip': left out what RSRefSeg does not use: vision_model.head." in ran.err
+    assert "note: 'siglip': left out tensors that RSRefSeg does not use: vision_model.head." in ran.err
     base = json.loads(Path("run/run.json").read_text())["base"]
     assert base["kind"] == "files"
     assert base["files"]["sam"]["path"] == str(files / "sam.pth")
@@ -113,7 +113,7 @@ def test_convert_reports_what_it_took_and_what_it_left(converted: Path, tmp_path
     assert "clip_vision_encoder.model.head." in ran.out
     document = run_here(capsys, *given[:3], tmp_path / "other", "--preset", "b", "--tokenizer", converted, "--json")
     assert json.loads(document.out)["adapters"] == 19
-    assert_refused(run_here(capsys, "merge", tmp_path / "run"), "export it as it is")
+    assert_refused(run_here(capsys, "merge", tmp_path / "run"), "export it directly")
 
 
 def test_a_converted_run_is_exported_with_proof(converted: Path, capsys: Capture) -> None:
@@ -132,7 +132,7 @@ def test_a_converted_model_is_a_base(converted: Path, boxes: Path, tmp_path: Pat
     assert run_here(capsys, *given).code == 0
 
 
-def test_a_bundle_of_random_weights_says_so(converted: Path, files: Path, boxes: Path, capsys: Capture) -> None:
+def test_a_bundle_of_random_weights_is_marked(converted: Path, files: Path, boxes: Path, capsys: Capture) -> None:
     # The graphs are the converted model's; only the stamp matters here.
     with patch("rsrefseg.export.export.export_graph", Shortcut(converted / "bundle")):
         ran = run_here(capsys, "export", "--random-weights", "b")
@@ -140,7 +140,7 @@ def test_a_bundle_of_random_weights_says_so(converted: Path, files: Path, boxes:
     assert is_random(Path("runs/001/merged.safetensors"))
     assert Bundle.open(Path("bundle")).manifest.provenance.random_weights
     image = next(boxes.rglob("*.jpg"))
-    phrase = made_scenes()[0].referrals[0].phrase
+    phrase = rendered_scenes()[0].referrals[0].phrase
     assert RANDOM_WEIGHTS_NOTE in run_here(capsys, "infer", image, phrase).out
     assert run_here(capsys, "infer", image, phrase, "--json").result["notes"] == [RANDOM_WEIGHTS_NOTE]
     assert RANDOM_WEIGHTS_NOTE in run_here(capsys, "parity").out

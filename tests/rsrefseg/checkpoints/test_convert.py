@@ -1,4 +1,4 @@
-"""A public RSRefSeg, built in the tests from transformers and peft, becomes a run that answers alike."""
+"""A public RSRefSeg, rebuilt from transformers and peft, converts to a run with equal predictions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from rsrefseg.model.model import build_model
 from rsrefseg.runs import imported_run
 from rsrefseg.runs.base import BaseWeights, from_file
 from rsrefseg.runs.convert import ConvertReport, convert_checkpoint
-from rsrefseg.runs.imported_run import made_scenes, make_random_run
+from rsrefseg.runs.imported_run import make_random_run, rendered_scenes
 from rsrefseg.runs.reference_inputs import load_reference_inputs
 from rsrefseg.runs.run import Run
 from tests.support.upstream import PHRASES, PublicRSRefSeg, State, brought_config, with_one, without
@@ -39,7 +39,7 @@ def public() -> PublicRSRefSeg:
 
 @pytest.fixture
 def file(public: PublicRSRefSeg, tmp_path: Path) -> Path:
-    """A public checkpoint of one's own."""
+    """Return a copy of a public checkpoint."""
     torch.save(public.state_dict(), tmp_path / "public.pth")
     return tmp_path / "public.pth"
 
@@ -48,7 +48,7 @@ def file(public: PublicRSRefSeg, tmp_path: Path) -> Path:
 def tokenizer(tmp_path: Path) -> Path:
     path = tmp_path / "words" / "tokenizer.json"
     path.parent.mkdir()
-    phrases = [referral.phrase for scene in made_scenes() for referral in scene.referrals]
+    phrases = [referral.phrase for scene in rendered_scenes() for referral in scene.referrals]
     write_word_tokenizer(path, [*PHRASES * 100, *phrases], CONFIG.siglip.vocab_size)
     return path
 
@@ -58,7 +58,7 @@ def convert(file: Path, words: Path, **options: Any) -> ConvertReport:
 
 
 def assert_alike(public: PublicRSRefSeg, run: Run) -> None:
-    """On pictures of noise, every phrase asked alone there and all at once here."""
+    """On noise images; the public model gets one phrase per call, the converted one all phrases."""
     model = load_model(run.merged_path)
     words = Tokenizer(run.tokenizer_path, CONFIG.siglip.text_length, "longest", CONFIG.siglip.pad_token_id)
     tokens = words.encode(PHRASES)
@@ -81,7 +81,7 @@ ENCODING = "sam_prompt_encoder.model.shared_embedding.positional_embedding"
 
 
 def older(state: State) -> State:
-    """Older transformers have one level more in both SigLIP towers."""
+    """Older releases of transformers have an additional level in both SigLIP towers."""
     for tower in ("vision", "text"):
         prefix = f"clip_{tower}_encoder.base_model.model.model."
         state = {name.replace(prefix, f"{prefix}{tower}_model."): tensor for name, tensor in state.items()}
@@ -97,7 +97,9 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_converted_checkpoint_answers_alike(public: PublicRSRefSeg, file: Path, tokenizer: Path, layout: str) -> None:
+def test_a_converted_checkpoint_predicts_the_same(
+    public: PublicRSRefSeg, file: Path, tokenizer: Path, layout: str
+) -> None:
     torch.save(LAYOUTS[layout](public.state_dict()), file)
     report = convert(file, tokenizer)
     assert report.adapters == ADAPTERS
@@ -125,7 +127,7 @@ def test_the_public_model_of_the_tests_has_the_published_names(public: PublicRSR
     }
 
 
-def test_a_checkpoint_with_merged_adapters_answers_alike(tokenizer: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_merged_adapters_predicts_the_same(tokenizer: Path, tmp_path: Path) -> None:
     merged = PublicRSRefSeg(CONFIG).merged()
     assert not any("lora" in name or "base_model" in name for name in merged.state_dict())
     save_file({name: tensor.clone() for name, tensor in merged.state_dict().items()}, tmp_path / "public.safetensors")
@@ -221,7 +223,7 @@ def test_what_cannot_be_used_is_refused_before_the_work(file: Path, tokenizer: P
 
 @pytest.mark.parametrize("preset", ["b", "l"])
 def test_the_preset_shows_in_the_width_of_sam(preset: str) -> None:
-    """At full size, without the memory: every name and shape of the real thing is matched too."""
+    """At full size on the meta device, every name and shape matches too."""
     state = build_model(model_config(preset), device="meta").state_dict()
     public = {published_name(name): tensor for name, tensor in state.items()}
     checkpoint = plain_checkpoint(public, None, Path("public.pth"))

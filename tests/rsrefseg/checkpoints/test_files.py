@@ -1,4 +1,4 @@
-"""SAM's and SigLIP's published files become the towers of our model, tensor for tensor, or are refused by name."""
+"""Published files of SAM and SigLIP fill the towers exactly, or an error names the file."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ CONFIG = upstream.brought_config()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All files, not to be changed."""
+    """Create all files. Read-only."""
     root = tmp_path_factory.mktemp("brought")
     torch.save(segment_anything_sam(CONFIG).state_dict(), root / "sam.pth")
     save_file(segment_anything_sam(CONFIG).state_dict(), root / "sam.safetensors")
@@ -62,7 +62,7 @@ def test_segment_anything_names_are_taken_as_they_are(folder: Path, name: str) -
 @pytest.mark.parametrize("name", ["port", "port/model.safetensors"])
 @torch.no_grad()
 def test_the_hugging_face_port_gives_the_same_sam(folder: Path, name: str) -> None:
-    """Through every part, those that RSRefSeg does not use too: a mix-up of two tensors would show in an output."""
+    """Run all parts, including those RSRefSeg does not use, so that swapped tensors change an output."""
     model, port = sam_model(folder / name), port_sam(CONFIG)
     generator = torch.Generator().manual_seed(5)
     pixels = torch.randn(1, 3, 64, 64, generator=generator)
@@ -219,7 +219,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Pat
     ],
 )
 def test_a_siglip_of_another_configuration_is_refused(tmp_path: Path, part: str, field: str, value: Any) -> None:
-    """Some of these no tensor shows."""
+    """Some of these values do not affect tensor shapes."""
     target = upstream.write_siglip_folder(tmp_path / "siglip", CONFIG)
     config = json.loads((target / "config.json").read_text())
     config[part][field] = value

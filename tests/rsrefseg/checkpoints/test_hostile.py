@@ -1,4 +1,4 @@
-"""Files made to do harm: one clear line, no code run, no memory out of proportion to the file."""
+"""Hostile files raise a one-line error without running code or using excessive memory."""
 
 import json
 import os
@@ -29,7 +29,7 @@ Change = Callable[[zipfile.ZipFile, str, bytes], object]
 
 
 class Allocates:
-    """Unpickling it asks for 10 GiB; PyTorch's own weights-only loading allows it."""
+    """Requests 10 GiB when unpickled, which PyTorch's weights-only loading allows."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return bytearray, (10 * GIB,)
@@ -48,7 +48,7 @@ def sound(path: Path) -> None:
 
 
 def rewritten(change: Change) -> Make:
-    """A sound archive, each entry of which ``change`` writes."""
+    """Write a valid archive with ``change`` applied to each entry."""
 
     def make(path: Path) -> None:
         sound(path)
@@ -62,7 +62,7 @@ def rewritten(change: Change) -> Make:
 
 
 def changed(end: str, change: Callable[[bytes], bytes]) -> Make:
-    """A sound archive with one entry changed."""
+    """Write a valid archive with one changed entry."""
     return rewritten(lambda new, name, data: new.writestr(name, change(data) if name.endswith(end) else data))
 
 
@@ -72,7 +72,7 @@ def safetensors_header(header: object, data: bytes = b"", length: int | None = N
 
 
 def index(text: str) -> Make:
-    """A sharded folder whose shards are one small file and a folder."""
+    """Create a sharded folder whose shards are a small file and a folder."""
 
     def make(path: Path) -> None:
         (path / "y").mkdir(parents=True)
@@ -83,13 +83,13 @@ def index(text: str) -> Make:
 
 
 def beyond_storage(data: bytes) -> bytes:
-    """Sizes that say 30 GiB over a storage of 40 kB: its number of elements (10000) and its sizes (100, twice)."""
+    """Declare 30 GiB over a storage of 40 kB: change the element count (10000) and the sizes (100, twice)."""
     large = b"J" + struct.pack("<i", 90_000)
     return data.replace(b"M\x10\x27", b"J" + struct.pack("<i", 2**31 - 1)).replace(b"KdKd", large + large)
 
 
 def inflate(new: zipfile.ZipFile, name: str, data: bytes) -> None:
-    """A gigabyte of zeros in a megabyte instead of the first tensor."""
+    """Compress a gigabyte of zeros into a megabyte in place of the first tensor."""
     bomb = name.endswith("/data/0")
     entry = zipfile.ZipInfo(name)
     entry.compress_type = zipfile.ZIP_DEFLATED if bomb else zipfile.ZIP_STORED
@@ -99,7 +99,7 @@ def inflate(new: zipfile.ZipFile, name: str, data: bytes) -> None:
 
 
 def overlapping_zip(path: Path) -> None:
-    """Many entries over the same bytes."""
+    """Write many entries over the same bytes."""
     sound(path)
     with zipfile.ZipFile(path, "a") as archive:
         shared = archive.getinfo(f"{path.stem}/data/0")
@@ -180,7 +180,7 @@ def test_wrapped_state_dicts_are_unwrapped(tmp_path: Path, wrapping: str | None)
 
 
 def test_any_single_spoiled_byte_is_an_error_of_ours_or_none(tmp_path: Path) -> None:
-    """Never a crash: what is read is read, what is not is refused in one line."""
+    """Random changes are either read or raise a one-line error."""
     generator = torch.Generator().manual_seed(0)
     torch.save({"a": torch.ones(5, 5), "b": torch.ones(3)}, tmp_path / "good.pth")
     save_file({"a": torch.ones(5, 5), "b": torch.ones(3)}, tmp_path / "good.safetensors")

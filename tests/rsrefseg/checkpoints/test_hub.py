@@ -1,4 +1,4 @@
-"""Weights by their name on the hub: from the local cache, or refused quickly where it lacks them."""
+"""Models of the hub are found in the local cache, or an error is raised quickly."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from rsrefseg.checkpoints.hub import folder_of
+from rsrefseg.checkpoints.hub import find_model
 from rsrefseg.checkpoints.sam_file import SAM_FILES
 from rsrefseg.checkpoints.siglip_folder import SIGLIP_FILES
 from rsrefseg.engines.errors import MissingPartError
@@ -27,7 +27,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def put_in_cache(cache: Path, name: str, folder: Path) -> None:
-    """As the hub's own client stores a model: blobs, a snapshot of links to them, a reference to the snapshot."""
+    """Store a model as the hub's client does: blobs, a snapshot of links, a reference to the snapshot."""
     root, commit = cache / f"models--{name.replace('/', '--')}", "0123456789abcdef0123456789abcdef01234567"
     for made in ("refs", f"snapshots/{commit}"):
         (root / made).mkdir(parents=True)
@@ -38,7 +38,7 @@ def put_in_cache(cache: Path, name: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ``$HF_HOME`` whose cache holds a small SigLIP and a small SAM. Not to be changed."""
+    """Create a ``$HF_HOME`` whose cache has a small SigLIP and a small SAM. Read-only."""
     root = tmp_path_factory.mktemp("home")
     write_siglip_folder(root / "siglip", CONFIG)
     port_sam(CONFIG).save_pretrained(root / "sam")
@@ -49,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a user stands: that cache, a hub that refuses every connection, every preset the small model."""
+    """Use that cache, a hub that refuses every connection, and the small model for every preset."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -83,7 +83,7 @@ def test_a_cache_that_lacks_a_file_is_no_model(place: Path, home: Path, monkeypa
     put_in_cache(place / "hub", SIGLIP, folder)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
     with refused(SIGLIP, "the cache lacks its model.safetensors", kind=MissingPartError):
-        folder_of(Path(SIGLIP), SIGLIP_FILES, print)
+        find_model(Path(SIGLIP), SIGLIP_FILES, print)
 
 
 PATHS = ("siglip", "a/b/c", "./siglip", f"/{SIGLIP}", "made/sam.pth", "weights/siglip", "made/..", "made/", "my/own")
@@ -93,12 +93,12 @@ PATHS = ("siglip", "a/b/c", "./siglip", f"/{SIGLIP}", "made/sam.pth", "weights/s
 def test_what_is_no_name_or_exists_stays_a_path(place: Path, path: str) -> None:
     Path("weights").mkdir()
     Path("my/own").mkdir(parents=True)
-    assert folder_of(Path(path), SIGLIP_FILES, print) == Path(path)
+    assert find_model(Path(path), SIGLIP_FILES, print) == Path(path)
 
 
 @dataclass
 class HubDouble:
-    """Stands for the hub: knows the model 'made/new', gives its files in a folder and records what is fetched."""
+    """Double of the hub that has the model 'made/new' and records downloads."""
 
     folder: Path
     fetched: list[str] = field(default_factory=list)
@@ -121,12 +121,12 @@ def test_a_download_takes_only_what_is_needed(place: Path, home: Path, monkeypat
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", double.ask)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", double.snapshot_download)
     reported: list[str] = []
-    assert folder_of(Path("made/new"), SIGLIP_FILES, reported.append) == home / "siglip"
+    assert find_model(Path("made/new"), SIGLIP_FILES, reported.append) == home / "siglip"
     assert sorted(double.fetched) == ["config.json", "model.safetensors", "spiece.model", "tokenizer.json"]
     (line,) = reported
     assert "'made/new'" in line
     with refused("'made/tpyo'", "no such public model"):
-        folder_of(Path("made/tpyo"), SIGLIP_FILES, print)
+        find_model(Path("made/tpyo"), SIGLIP_FILES, print)
     double.folder = place
     with refused("'made/new'", "has no config.json"):
-        folder_of(Path("made/new"), SAM_FILES, print)
+        find_model(Path("made/new"), SAM_FILES, print)

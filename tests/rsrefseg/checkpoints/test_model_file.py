@@ -1,4 +1,4 @@
-"""A model file gives its model back, or says in one line why it cannot."""
+"""Model files load the saved model or raise a one-line error."""
 
 from pathlib import Path
 from typing import Any

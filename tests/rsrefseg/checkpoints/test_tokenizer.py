@@ -1,4 +1,4 @@
-"""SigLIP's spiece.model becomes a tokenizer.json that reads every phrase as the published tokenizer does."""
+"""A converted spiece.model encodes every phrase as the published tokenizer does."""
 
 import json
 import random
@@ -42,7 +42,7 @@ TEXTS = (
 
 
 def made_model(path: Path, **changes: Any) -> Path:
-    """A unigram model put together by hand: no trainer needed."""
+    """Build a unigram model without a trainer."""
     model = import_protobuf().ModelProto()
     pieces = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]
     pieces += [("▁the", -2.0, 1), ("▁sh", -3.0, 1), ("ip", -3.0, 1), ("▁ship", -5.0, 1), ("▁", -4.0, 1)]

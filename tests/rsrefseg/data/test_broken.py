@@ -1,4 +1,4 @@
-"""Annotations that are broken or hostile: refused in one line that names them."""
+"""Broken or hostile annotations raise a one-line error that names them."""
 
 import shutil
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def json_line(line: str) -> Spoil:
 
 
 def mixed_pair(root: Path) -> None:
-    """Half of the corrected NWPU-Refer pair beside a whole pair of the first release."""
+    """Keep one file of the corrected NWPU-Refer pair and both files of the first release."""
     nwpu(lambda content: None)(root)
     for name in ("refs(unc).p", "instances.json"):
         shutil.copy(root / f"new_{name}", root / name)
@@ -68,8 +68,8 @@ BROKEN: list[tuple[Spoil, str]] = [
     (lambda root: instances_path(root).unlink(), "instances.json' is missing"),
     *((lambda root, text=text: instances_path(root).write_bytes(text), "instances.json'")
       for text in (b"", b"{", b"[1, 2]", b"[" * 200_000, b"\xff")),
-    (instances(lambda content: content["images"].pop(0)), "points at image 1"),
-    (instances(lambda content: content["annotations"].pop(0)), "points at annotation 1"),
+    (instances(lambda content: content["images"].pop(0)), "refers to image 1"),
+    (instances(lambda content: content["annotations"].pop(0)), "refers to annotation 1"),
     (instances(lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3, 4]])), "annotation 1"),
     (instances(lambda content: content["annotations"][0].pop("segmentation")), "annotation 1"),
     (instances(lambda content: content.pop("annotations")), "'annotations'"),
@@ -83,7 +83,7 @@ BROKEN: list[tuple[Spoil, str]] = [
     (refs(lambda entries: entries.insert(3, "x")), "expression 3"),
     (refs(lambda entries: entries.clear()), "no sample"),
     (nwpu(lambda made: made["images"].pop(0)), "expression 1 of"),
-    (nwpu(lambda made: made["annotations"].pop(0)), "points at annotation 1"),
+    (nwpu(lambda made: made["annotations"].pop(0)), "refers to annotation 1"),
     (nwpu(lambda made: made["annotations"][0].pop("segmentation")), "annotation 1"),
     (nwpu(lambda made: made["annotations"][0].update(segmentation=[1, 2, 3])), "annotation 1"),
     (nwpu(lambda made: made["annotations"][0].update(segmentation=[{"counts": ""}, [1]])), "annotation 1"),

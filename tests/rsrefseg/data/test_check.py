@@ -1,4 +1,4 @@
-"""``data check``: everything that is wrong with a data set, in one pass, by one process or several."""
+"""``data check`` reports all problems of a data set in one pass, with one process or several."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_sound_data_set_of_every_format_has_no_faults(tmp_path: Path, capsys: 
 
 
 def copy_image(source: int, target: int) -> Spoil:
-    """Other bytes, the same pixels."""
+    """Write other bytes with the same pixels."""
     return lambda root: Image.open(image_path(root, source)).save(image_path(root, target), format="PNG")
 
 
@@ -183,7 +183,7 @@ def test_a_process_that_is_killed_ends_the_work_in_one_line() -> None:
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
-    """Each image takes 7 kB and its mask 2 kB; what is kept of it is its digest and its annotation."""
+    """Memory holds only the digest and the annotation of each image (7 kB, mask 2 kB)."""
     peaks = []
     noise = np.random.default_rng(0)
     for images in (20, 120):

@@ -1,4 +1,4 @@
-"""Every data set format: recognised, read in full against known masks, equal as JSON lines, refused if broken."""
+"""Every format is detected, read with known masks, equal as JSON lines, and checked for faults."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ ALL_SPLITS = ("train", "val", "test")
 
 
 def drawn(*polygons: list[float]) -> np.ndarray:
-    """As the COCO API draws them."""
+    """Draw polygons with the COCO API."""
     return coco.decode(coco.merge(coco.frPyObjects(list(polygons), HEIGHT, WIDTH))).astype(bool)
 
 
@@ -122,7 +122,7 @@ def test_every_format_is_equal_as_json_lines_and_in_other_processes(tmp_path: Pa
         assert box == known
 
 
-def test_annotation_files_of_the_same_names_are_told_apart_by_the_image_folder(tmp_path: Path) -> None:
+def test_the_image_folder_distinguishes_annotation_files_of_the_same_names(tmp_path: Path) -> None:
     root = made.write_nwpu(tmp_path / "set", prefix="")
     assert open_dataset(root).name == "NWPU-Refer"
     moved = (root / "image").rename(tmp_path / "elsewhere")
@@ -229,7 +229,7 @@ def test_lists_come_with_windows_line_ends_marks_and_blank_lines(tmp_path: Path)
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_images_that_lie_elsewhere_are_named_with_an_option(tmp_path: Path, write: Writer) -> None:
+def test_an_option_names_another_image_folder(tmp_path: Path, write: Writer) -> None:
     write(tmp_path / "set")
     dataset = open_dataset(tmp_path / "set")
     export_jsonl(dataset, tmp_path / "all.jsonl")

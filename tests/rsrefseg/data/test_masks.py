@@ -1,4 +1,4 @@
-"""Masks: every form they come in, and every way they break."""
+"""All forms of masks, valid and broken."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_every_pixel_of_a_mask_file_that_is_not_black_is_foreground(tmp_path: Pa
     np.testing.assert_array_equal(open_dataset(root).samples[0].mask(), mask)
 
 
-def test_a_mask_of_another_size_is_refused_or_resized_as_asked(tmp_path: Path) -> None:
+def test_a_mask_of_another_size_is_refused_or_resized(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes")
     sample = open_dataset(tmp_path / "scenes").samples[0]
     line = refusal(lambda: sample.mask_at((2 * HEIGHT, 2 * WIDTH), resize=False))

@@ -1,4 +1,4 @@
-"""Pickles of annotations: plain values are read, code never runs."""
+"""Pickles of annotations yield plain values and never run code."""
 
 import pickle
 from pathlib import Path

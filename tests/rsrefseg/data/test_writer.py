@@ -1,4 +1,4 @@
-"""Made scenes written in the RRSIS-D layout."""
+"""Rendered scenes in the RRSIS-D layout."""
 
 import json
 import pickle
@@ -61,7 +61,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_a_data_set_is_replaced_and_only_when_asked(tmp_path: Path) -> None:
+def test_overwrite_replaces_only_a_data_set(tmp_path: Path) -> None:
     scenes = [("train", IMAGE, [referral()])]
     write_scenes(tmp_path / "scenes")
     refusal(lambda: write_rrsisd(tmp_path / "scenes", scenes))

@@ -1,4 +1,4 @@
-"""All forms of SAM's attention are the same function in float64; none holds more at a time than it must."""
+"""All forms of SAM's attention are equal in float64 and limit their intermediate values."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ from tests.support.upstream import randomize
 
 
 def published(grid_size: int, channels: int = 24, heads: int = 2) -> Attention:
-    """segment-anything's own attention in float64, with position embeddings that matter (they start as zeros)."""
+    """Return segment-anything's attention in float64 with random position embeddings (initialised to zero)."""
     return randomize(Attention(channels, heads, use_rel_pos=True, input_size=(grid_size, grid_size))).double()
 
 
@@ -51,7 +51,7 @@ CHANNELS, HEADS, GRID, WINDOW = 48, 4, 16, 6
 
 
 class Sizes(TorchDispatchMode):
-    """Records how many numbers every result has."""
+    """Records the number of elements of every result."""
 
     def __init__(self) -> None:
         super().__init__()

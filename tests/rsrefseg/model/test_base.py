@@ -1,12 +1,12 @@
-"""The shipped tiny base: small, able on its own domain, at a loss on the other, and it knows the words of both."""
+"""The shipped tiny base is small, works on its domain, fails on the other, and knows the words of both."""
 
 import pytest
 
 from rsrefseg.checkpoints.model_file import load_model
 from rsrefseg.data.formats import open_dataset
 from rsrefseg.engines.text import Tokenizer
-from rsrefseg.evaluation.answers import answer_samples, score
-from rsrefseg.evaluation.evaluate import asker
+from rsrefseg.evaluation.evaluate import predict_with
+from rsrefseg.evaluation.predictions import predict_samples, score
 from rsrefseg.runs.base import shipped_base, shipped_tokenizer
 from rsrefseg.synth import Domain, render_scene, synthesize
 
@@ -17,14 +17,14 @@ IMAGES = 12
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[Domain, tuple[float, float]]:
-    """gIoU of the base on new scenes of each domain: asked with their own phrases, and with shuffled ones."""
-    ask = asker(load_model(shipped_base()), Tokenizer(shipped_tokenizer()))
+    """Return gIoU of the base on new scenes of each domain, with their phrases and with shuffled ones."""
+    predict = predict_with(load_model(shipped_base()), Tokenizer(shipped_tokenizer()))
     found = {}
     for domain in Domain:
         folder = tmp_path_factory.mktemp("scenes") / domain
         synthesize(folder, domain=domain, train=0, val=0, test=IMAGES, seed=SEED)
         samples = open_dataset(folder).split("test")
-        own, shuffled = (score(answer_samples(ask, samples, shuffle_phrases=shuffle)) for shuffle in (False, True))
+        own, shuffled = (score(predict_samples(predict, samples, shuffle_phrases=shuffle)) for shuffle in (False, True))
         found[domain] = (own.gIoU, shuffled.gIoU)
     return found
 

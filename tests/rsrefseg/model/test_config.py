@@ -1,4 +1,4 @@
-"""The presets have the published sizes; a configuration that cannot work is refused at once."""
+"""Presets have the published sizes; invalid configurations raise errors at construction."""
 
 from collections.abc import Callable
 

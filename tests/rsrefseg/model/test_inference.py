@@ -1,4 +1,4 @@
-"""What is exported is the published arithmetic with everything folded: in float64 both give the same."""
+"""Folded stages equal the published ones in float64."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.support.upstream import randomize
 
 
 def awkward_model(**overrides: object) -> RSRefSeg:
-    """A model in float64 in which nothing is zero or one by chance: biases, norms, position embeddings."""
+    """Return a model in float64 with random biases, norms and position embeddings."""
     return randomize(build_model(small_config(**overrides)), seed=3).double()
 
 

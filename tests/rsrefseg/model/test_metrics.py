@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand, under both protocols."""
+"""Metrics equal manually computed values under both protocols."""
 
 import json
 
@@ -11,7 +11,7 @@ from rsrefseg.evaluation.metrics import PRECISION_THRESHOLDS, RMSIN_SIZE, Protoc
 
 
 def row(start: int, stop: int, width: int = 20) -> np.ndarray:
-    """A mask, (1, width), set from start to stop."""
+    """Return a mask, (1, width), set from start to stop."""
     mask = np.zeros((1, width), dtype=bool)
     mask[:, start:stop] = True
     return mask
@@ -20,7 +20,7 @@ def row(start: int, stop: int, width: int = 20) -> np.ndarray:
 EMPTY = row(0, 0)
 
 
-def test_scores_worked_out_by_hand() -> None:
+def test_manually_computed_scores() -> None:
     metrics = ReferringMetrics(Protocol.RSREFSEG)
     ious = [
         metrics.update(row(0, 10), row(0, 10), "ship"),  # 10 / 10
@@ -90,7 +90,7 @@ def test_a_centre_between_two_pixels_takes_the_later() -> None:
     np.testing.assert_array_equal(resize_nearest(ramp, RMSIN_SIZE, RMSIN_SIZE), expected)
 
 
-def test_the_result_says_its_protocol_and_is_plain_json() -> None:
+def test_the_result_has_its_protocol_and_is_plain_json() -> None:
     metrics = ReferringMetrics(Protocol.RMSIN)
     metrics.update(row(0, 4), row(0, 4), "ship")
     metrics.update(row(0, 4), row(0, 4))  # without a class: in the total only

@@ -1,4 +1,4 @@
-"""The forward pass is the published one: every stage against a plain re-computation or the original library."""
+"""The forward pass equals a plain re-computation or the original library, stage by stage."""
 
 import math
 from copy import deepcopy
@@ -28,7 +28,7 @@ WORDS_PER_PHRASE = (3, 1, 7)
 
 
 def awake(**overrides: Any) -> RSRefSeg:
-    """No weight left at a start value that hides a fault: norms at 1, biases at 0, batch statistics of nothing."""
+    """Return a model without initial values that hide faults: norms at 1, biases at 0, batch statistics."""
     model = randomize(build_model(small_config(**overrides)), seed=5)
     # Around the turning point of the sigmoid, where it is not flat.
     model.attn_prompter.logit_scale.data.fill_(math.log(10))
@@ -42,13 +42,13 @@ def model() -> RSRefSeg:
     return awake()
 
 
-def pictures(config: ModelConfig, count: int = 1) -> Tensor:
+def noise_images(config: ModelConfig, count: int = 1) -> Tensor:
     shape = (count, 3, config.sam.image_size, config.sam.image_size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def phrases(config: ModelConfig, words: tuple[int, ...] = WORDS_PER_PHRASE, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of made-up phrases, as the tokenizer gives them under the config's padding."""
+    """Return token ids and mask of invented phrases under the config's padding."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.full((len(words), config.siglip.text_length), END)
     mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -59,7 +59,7 @@ def phrases(config: ModelConfig, words: tuple[int, ...] = WORDS_PER_PHRASE, seed
 
 
 def original_text_tower(model: RSRefSeg) -> SiglipTextModel:
-    """The library's own text model with our weights."""
+    """Return the library's text model with our weights."""
     tower = SiglipTextModel(siglip_config(model.config).text_config)
     getattr(tower, "text_model", tower).load_state_dict(model.siglip_text.state_dict())
     return tower.eval()
@@ -72,7 +72,7 @@ def test_siglip_vision_is_the_library_tower_after_its_last_norm(model: RSRefSeg)
     tower = SiglipVisionModel(config).eval()
     getattr(tower, "vision_model", tower).load_state_dict(model.siglip_vision.state_dict())
     larger = replace(model.config, sam=replace(model.config.sam, image_size=80))
-    image = pictures(larger, count=2)  # 80 px, so that SigLIP's 64 px are a true resize
+    image = noise_images(larger, count=2)  # 80 px, so that SigLIP's 64 px are a true resize
     pixels = F.interpolate(image / 255, size=(64, 64), mode="bilinear", align_corners=False, antialias=False)
     expected = tower(pixel_values=(pixels - 0.5) / 0.5).last_hidden_state
     torch.testing.assert_close(model.siglip_vision(image), expected, **CLOSE)
@@ -91,7 +91,7 @@ def test_siglip_text_is_the_library_tower_under_its_own_padding(model: RSRefSeg)
 @torch.no_grad()
 def test_longest_padding_reads_a_phrase_as_if_it_stood_alone() -> None:
     model = awake(text_padding="longest")
-    image = pictures(model.config)
+    image = noise_images(model.config)
     tower = original_text_tower(model)
     word_counts = (*WORDS_PER_PHRASE, model.config.siglip.text_length - 1)  # the last fills all places
     ids, mask = phrases(model.config, word_counts)
@@ -114,7 +114,7 @@ def test_longest_padding_reads_a_phrase_as_if_it_stood_alone() -> None:
 @pytest.mark.parametrize("dense_prompt", [True, False])
 def test_a_mask_depends_on_its_own_image_and_phrase_only(padding: Padding, dense_prompt: bool) -> None:
     model = awake(text_padding=padding, dense_prompt=dense_prompt)
-    images = pictures(model.config, count=2)
+    images = noise_images(model.config, count=2)
     ids, mask = phrases(model.config)
     for index in ([0, 0, 0], [1, 0, 1]):
         together = model(images, ids, mask, torch.tensor(index))
@@ -127,10 +127,10 @@ def test_a_mask_depends_on_its_own_image_and_phrase_only(padding: Padding, dense
 
 @torch.no_grad()
 def test_prompts_follow_equations_3_and_4(model: RSRefSeg) -> None:
-    """Word by word with the whole (P, L, T, C) tensor, in double precision."""
+    """Compute word by word with the whole (P, L, T, C) tensor, in double precision."""
     prompter, grid = deepcopy(model.attn_prompter).double(), model.config.siglip.grid_size
     ids, mask = phrases(model.config)
-    v = model.siglip_vision(pictures(model.config))
+    v = model.siglip_vision(noise_images(model.config))
     words, g = model.siglip_text(ids, mask)
     sparse, dense = model.attn_prompter(v, words, g, mask)
 
@@ -144,9 +144,9 @@ def test_prompts_follow_equations_3_and_4(model: RSRefSeg) -> None:
         local = (activation.T[:, :, None] * v[0][None]).mean(dim=0)  # mean over words of A_l * v
         logits = scale * unit @ (g[row] / g[row].norm()) + bias  # (T,)
         attended = torch.cat([(v[0] + local) / 2, torch.sigmoid(logits)[:, None] * v[0], v[0]], dim=1)
-        picture = attended.T.reshape(1, -1, grid, grid)
+        attended_grid = attended.T.reshape(1, -1, grid, grid)
         # Their layers are compared where a public checkpoint is converted.
-        features = prompter.down_channel(picture) + model.sam_decoder.prompt_encoder.pe_layer((grid, grid))[None]
+        features = prompter.down_channel(attended_grid) + model.sam_decoder.prompt_encoder.pe_layer((grid, grid))[None]
         expected_sparse.append(prompter.down_spatial(features)[0].flatten(1).T)
         coarse, side = logits.reshape(1, 1, grid, grid), model.config.sam.mask_size
         expected_dense.append(F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=False)[0])
@@ -158,7 +158,7 @@ def test_prompts_follow_equations_3_and_4(model: RSRefSeg) -> None:
 def test_sam_encoder_is_the_original_on_normalised_pixels(model: RSRefSeg) -> None:
     original = segment_anything_sam(model.config).image_encoder
     original.load_state_dict(model.sam_encoder.image_encoder.state_dict())
-    image = pictures(model.config, count=2)
+    image = noise_images(model.config, count=2)
     # As published: scaled to [0, 1], then ImageNet's mean and deviation.
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = (image / 255 - mean[:, None, None]) / deviation[:, None, None]
@@ -170,7 +170,7 @@ def test_sam_encoder_is_the_original_on_normalised_pixels(model: RSRefSeg) -> No
 def test_sam_decoder_gives_the_originals_first_mask(dense_prompt: bool) -> None:
     model = awake(dense_prompt=dense_prompt)
     ids, mask = phrases(model.config)
-    stages = run_stages(model, pictures(model.config), ids, mask)
+    stages = run_stages(model, noise_images(model.config), ids, mask)
     sam = segment_anything_sam(model.config)
     prompts, decoder = sam.prompt_encoder, sam.mask_decoder
     prompts.load_state_dict(model.sam_decoder.prompt_encoder.state_dict())
@@ -186,8 +186,8 @@ def test_no_layer_norm_is_left_that_overflows_in_half_precision() -> None:
     assert not any(isinstance(module, LayerNorm2d) for module in build_model(small_config()).modules())
 
 
-def test_gradients_of_an_image_asked_twice_are_the_same_bits_on_many_threads(model: RSRefSeg) -> None:
-    """Where threads race to add up, two runs of one training part ways."""
+def test_gradients_of_an_image_with_two_phrases_are_deterministic_on_many_threads(model: RSRefSeg) -> None:
+    """Sums in random order would make two runs of one training differ."""
     clip_features = torch.randn(8, 64, 24, requires_grad=True)
     image_embedding = torch.randn(8, 32, 4, 4, requires_grad=True)
     ids, mask = phrases(model.config, words=(3,) * 37)  # 37: a share of the threads ends inside an image's phrases
@@ -203,7 +203,7 @@ def test_gradients_of_an_image_asked_twice_are_the_same_bits_on_many_threads(mod
 
 @torch.no_grad()
 def test_stages_composed_by_their_contracts_are_the_model(model: RSRefSeg) -> None:
-    image = pictures(model.config)
+    image = noise_images(model.config)
     ids, mask = phrases(model.config)
     outputs = run_stages(model, image, ids, mask)
     whole = model(image, ids, mask)

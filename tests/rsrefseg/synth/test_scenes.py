@@ -1,4 +1,4 @@
-"""Made scenes: the same bytes from the same seed, phrases that mean exactly one object, two domains that differ."""
+"""Rendered scenes: equal seeds yield equal bytes, phrases are unambiguous, and the domains differ."""
 
 import re
 from collections import Counter
@@ -69,7 +69,7 @@ def test_every_phrase_has_exactly_one_reading(phrases: Phrases) -> None:
 
 
 def test_phrases_are_true_of_what_is_seen(phrases: Phrases) -> None:
-    """Not by the solver: plain facts about the objects, for the simple kinds of phrase."""
+    """Check simple phrases against plain facts about the objects, without the solver."""
     checked = dict.fromkeys(("class", "color", "size", "rank", "side"), 0)
     for rendering, expression, referral in phrases:
         query, target, phrase = expression.query, rendering.items[expression.target], referral.phrase.lower()
@@ -146,7 +146,7 @@ SHIP, DAM = "ship", "dam"
         ([item(x=0.3), item(x=0.7), item(DAM)], Query(SHIP, relation=Relation("nearest", DAM)), None),
     ],
 )
-def test_a_query_in_doubt_has_no_answer(items: list[Item], query: Query, wanted: int | None) -> None:
+def test_an_ambiguous_query_has_no_target(items: list[Item], query: Query, wanted: int | None) -> None:
     assert solve(items, query) == wanted
 
 

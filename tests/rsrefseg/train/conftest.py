@@ -14,4 +14,4 @@ def base(small_base: Path) -> BaseWeights:
 
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread: None) -> None:
-    """Every test of this folder trains small models."""
+    """All tests of this folder train small models."""

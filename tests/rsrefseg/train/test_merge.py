@@ -1,4 +1,4 @@
-"""Merging folds every adapter, proves it on all stage outputs, and writes a plain model or nothing."""
+"""Merging folds every adapter, checks all stage outputs, and writes a plain model or nothing."""
 
 import json
 import math
@@ -35,7 +35,7 @@ ADAPTERS = 19  # 2 towers x 4 projections + the text head + 2 SAM blocks x 4 lin
 
 @pytest.fixture(scope="module")
 def trained(boxes: Path, small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run whose adapters weigh as much as the weights they adapt, the convolutions' too."""
+    """Create a finished run whose adapters are as large as the weights they adapt."""
     run = train_small(boxes, tmp_path_factory.mktemp("trained") / "run", from_file(small_base)).run
     best = load_tensors(run.best_path)
     generator = torch.Generator().manual_seed(0)
@@ -53,7 +53,7 @@ def run(trained: Run, tmp_path: Path) -> Run:
 
 
 def outputs(model: RSRefSeg, run: Run) -> dict[str, torch.Tensor]:
-    """Of the run's first reference input."""
+    """Return the outputs for the run's first reference input."""
     entry = load_reference_inputs(run.reference_inputs_path)[0]
     tokens = Tokenizer(run.tokenizer_path, length=model.config.siglip.text_length).encode(entry.phrases)
     given = (torch.from_numpy(tokens.input_ids), torch.from_numpy(tokens.token_mask))
@@ -86,7 +86,7 @@ def test_merging_proves_itself_and_writes_a_plain_model(run: Run, small_base: Pa
     assert all(torch.equal(state[name], best[name]) for name in plain)
 
 
-def test_the_merged_model_answers_as_the_adapted_one(run: Run, small_base: Path) -> None:
+def test_the_merged_model_predicts_as_the_adapted_one(run: Run, small_base: Path) -> None:
     merge(run)
     adapted = load_model(small_base)
     add_lora(adapted, LoraSettings(rank=4, alpha=4))
@@ -102,7 +102,7 @@ def test_the_merged_model_answers_as_the_adapted_one(run: Run, small_base: Path)
 
 @pytest.mark.parametrize("module", ["siglip_text.head", f"{ENCODER}.neck.2", f"{ENCODER}.blocks.1.attn.qkv", None])
 def test_a_wrong_fold_is_refused_and_nothing_is_written(run: Run, module: str | None) -> None:
-    """One weight is off; or, without a name, no adapter is folded."""
+    """Merge with one wrong weight or, without a name, without folding adapters."""
     before = {path.name for path in run.path.iterdir()}
 
     def fold(tuner: LoraModel) -> RSRefSeg:

@@ -1,4 +1,4 @@
-"""A training run is what its seed makes it, however often it is interrupted; its folder says what it was."""
+"""The seed determines a training, also after interruptions; its folder records the settings."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ SCRATCH = {"base": from_scratch(), "lora": None, "learning_rate": 1e-3, "workers
 def test_an_interrupted_run_ends_with_the_same_bytes(
     boxes: Path, base: BaseWeights, tmp_path: Path, options: dict[str, Any], interruptions: list[Watcher]
 ) -> None:
-    """It keeps the settings of its record. To resume a folder that does not exist starts a run."""
+    """A resumed run keeps the settings of its record; resuming a new folder starts a run."""
     options = {"base": base} | options
     train_small(boxes, tmp_path / "whole", **options)
     for watcher in interruptions:
@@ -73,7 +73,7 @@ def test_the_seed_decides(boxes: Path, base: BaseWeights, tmp_path: Path) -> Non
 
 
 def test_dropout_is_on(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
-    """Otherwise the tests of exact resuming would not see a wrong random state."""
+    """Without this, the tests of exact resuming could not detect a wrong random state."""
     for name, dropout in (("with", 0.3), ("without", 0.0)):
         train_small(boxes, tmp_path / name, base, lora=LoraSettings(rank=4, alpha=4, dropout=dropout))
     assert contents(tmp_path / "with")["last.safetensors"] != contents(tmp_path / "without")["last.safetensors"]
@@ -91,7 +91,7 @@ def test_best_is_of_the_best_validation_and_last_of_the_end(boxes: Path, base: B
     assert not torch.equal(load_tensors(result.run.best_path).tensors[name], last.tensors["weight." + name])
 
 
-def test_validation_comes_when_asked_and_at_the_end(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
+def test_validation_runs_at_its_interval_and_at_the_end(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
     run = train_small(boxes, tmp_path / "run", base, epochs=3, validate_every_epochs=2).run
     validations = [entry for entry in read_metrics(run.metrics_path) if "validation" in entry]
     assert [entry["epoch"] for entry in validations] == [1, 2]
@@ -115,7 +115,7 @@ def test_the_log_is_cut_back_to_the_checkpoint(boxes: Path, base: BaseWeights, t
             stream.write('{"step": 3, "lo')  # cut off in the middle of a line
 
 
-def test_the_folder_says_how_the_run_was_made(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
+def test_the_folder_records_the_settings_of_the_run(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
     result = train_small(boxes, tmp_path / "run", base)
     record, counts = result.run.read_record(), result.parameters
     assert TrainConfig.from_dict(record["train"]) == small_training()

@@ -1,4 +1,4 @@
-"""Less memory for the same step: gradient checkpointing, accumulation, half precision with its scaler."""
+"""Gradient checkpointing, accumulation and half precision need less memory for the same step."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests.support.upstream import randomize
 
 
 def deep_model(checkpointed: bool) -> RSRefSeg:
-    """Narrow, with eight layers a tower, and adapters with dropout."""
+    """Return a narrow model with eight layers per tower and adapters with dropout."""
     tower = TransformerConfig(24, 48, num_hidden_layers=8, num_attention_heads=2)
     small = small_config()
     siglip = replace(small.siglip, vision=tower, text=tower)
@@ -42,7 +42,7 @@ def deep_model(checkpointed: bool) -> RSRefSeg:
 
 
 def kept_bytes(work: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """The result of ``work``, and the bytes of the tensors that it keeps for the backward pass."""
+    """Return the result of ``work`` and the bytes of tensors saved for the backward pass."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def fixed_statistics(norm: torch.nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def test_two_accumulated_batches_are_one_large_but_for_batch_statistics(base: BaseWeights, tmp_path: Path) -> None:
-    """Batches hold three or four phrases: each phrase has the same weight. Only batch norm sees the difference."""
+    """Each phrase has the same weight in batches of three or four phrases. Only batch norm differs."""
     data = write_uneven_boxes(tmp_path / "data")
 
     def found(name: str, **batches: int) -> list[float]:
@@ -104,7 +104,7 @@ def test_two_accumulated_batches_are_one_large_but_for_batch_statistics(base: Ba
 
 
 class ScaledOnCpu(trainer_module.Accelerator):
-    """A double for a CUDA device: float32 arithmetic with float16's loss scaler, whose first factors overflow."""
+    """Double of a CUDA device: float32 arithmetic with a float16 loss scaler whose first factors overflow."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -1,4 +1,4 @@
-"""What is trained, by which rates, on which loss and in which batches: the published recipe."""
+"""Trained parameters, learning rates, loss and batches follow the published recipe."""
 
 import math
 import multiprocessing
@@ -86,7 +86,7 @@ def test_from_scratch_everything_a_mask_depends_on_is_trained() -> None:
 @pytest.mark.parametrize("dense_prompt", [True, False])
 @pytest.mark.parametrize("from_nothing", [True, False])
 def test_gradients_reach_all_that_is_trained(dense_prompt: bool, from_nothing: bool) -> None:
-    """A trained weight without gradient would break training on several processes; one left out would never learn."""
+    """A trained weight without gradient breaks training on several processes; an excluded one never learns."""
     model = build_model(small_config(dense_prompt=dense_prompt))
     if from_nothing:
         train_everything(model)
@@ -151,7 +151,7 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
         TrainConfig.from_dict(TrainConfig().to_dict() | {name: WRONG[name]})
 
 
-def test_an_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
+def test_an_epoch_has_every_image_once_in_another_order() -> None:
     batches = EpochBatches(size=10, batch_size=4, seed=1)
     orders = []
     for epoch in range(2):
@@ -226,7 +226,7 @@ def test_workers_stay_from_epoch_to_epoch_and_give_the_same_batches(batches: Tra
 
 
 class Unreadable(TrainingBatches):
-    """Fails as a broken image does, with a message of two lines."""
+    """Batches that raise a two-line error, like a broken image."""
 
     def example(self, draw: tuple[int, int]) -> Example:
         raise MissingPartError(f"BadInputError: other\n{cv2.getNumThreads()} threads of OpenCV")

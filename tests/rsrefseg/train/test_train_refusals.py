@@ -1,4 +1,4 @@
-"""What training cannot do well it refuses, by name, in one line, before the first step where that is possible."""
+"""Training raises one-line errors for unusable input, before the first step if possible."""
 
 import resource
 import shutil
@@ -32,7 +32,7 @@ Spoil = Callable[[Path], object]
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A data set of one's own, to be spoiled."""
+    """Return a data set that the test may change."""
     return write_boxes(tmp_path / "data")
 
 
@@ -117,7 +117,7 @@ def shrink(data: Path) -> None:
     ("spoil", "facts"),
     [
         (shrink, ("00002.jpg", "48x56", "24x28", "--resize-masks")),
-        (lambda data: image_path(data, 2).write_bytes(b"no picture"), ("00002.jpg",)),
+        (lambda data: image_path(data, 2).write_bytes(b"not an image"), ("00002.jpg",)),
         (lambda data: image_path(data, 2).unlink(), ("00002.jpg", "missing")),
         (respell(0, "zzz 123 qqq"), ("sample", "no known word")),
     ],
@@ -139,7 +139,7 @@ def test_a_run_records_that_masks_are_resized(data: Path, base: BaseWeights, tmp
     train_small(data, tmp_path / "run", base, resume=True)
 
 
-def test_a_rotated_image_is_compared_as_its_exif_tag_says(data: Path) -> None:
+def test_a_rotated_image_is_compared_after_its_exif_rotation(data: Path) -> None:
     path = image_path(data, 1)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it
@@ -149,10 +149,10 @@ def test_a_rotated_image_is_compared_as_its_exif_tag_says(data: Path) -> None:
     assert train[0].mask_size == (48, 56)
 
 
-def test_images_may_lie_elsewhere(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = (data / IMAGE_FOLDER).rename(data.with_name("pictures"))
-    train, _ = read_samples(DataSettings(path=data, images=pictures))
-    assert train[0].image_path.parent == pictures
+def test_images_may_be_in_another_folder(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = (data / IMAGE_FOLDER).rename(data.with_name("photos"))
+    train, _ = read_samples(DataSettings(path=data, images=photos))
+    assert train[0].image_path.parent == photos
     command = ("train", "--data", data, "--images", data / "nowhere", "--out", data / "run", "--from-scratch")
     assert_refused(run_here(capsys, *command), "nowhere")
 

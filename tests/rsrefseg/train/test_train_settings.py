@@ -1,4 +1,4 @@
-"""Settings from a file, a shipped recipe or the command line: who wins, what is recorded, what is refused."""
+"""Settings from files, recipes and options: priority, record and errors."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ dice = 0.5
 
 @pytest.fixture
 def settings(tmp_path: Path, boxes: Path, small_base: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A file of settings for a small run; every preset is the small model."""
+    """Write a settings file for a small run; every preset is the small model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(settings_module, "model_config", lambda preset: small_config())
     Path("my.toml").write_text(SETTINGS.format(data=boxes, base=small_base))
@@ -62,7 +62,7 @@ def test_the_shipped_recipes_state_the_published_values(preset: str) -> None:
     assert config.gradient_checkpointing
 
 
-def test_a_recipe_without_weights_says_all_that_is_missing(tmp_path: Path, capsys: Capture) -> None:
+def test_a_recipe_without_weights_lists_all_missing_settings(tmp_path: Path, capsys: Capture) -> None:
     assert_refused(run_here(capsys, "train", "--config", "b"), "--data", "preset 'b'", "--sam and --siglip", "--base")
     assert_refused(run_here(capsys, "train", "--preset", "l", "--data", tmp_path), "preset 'l'", "--sam and --siglip")
 
@@ -78,7 +78,7 @@ def test_a_file_settles_what_no_option_does(settings: str, capsys: Capture) -> N
     assert config.weight_decay == TrainConfig().weight_decay
 
 
-def test_options_replace_what_the_file_says(settings: str, capsys: Capture) -> None:
+def test_options_override_the_file(settings: str, capsys: Capture) -> None:
     given = ("--random-weights", "--rank", "4", "--accumulation-steps", "1")
     ran = run_here(capsys, "train", "--config", settings, "--out", "run", *given)
     assert ran.code == 0, ran.err
@@ -141,7 +141,7 @@ def test_an_option_with_a_fault_is_refused_by_name() -> None:
         resolve_settings("nowhere.toml", {})
 
 
-def test_training_says_first_what_it_trains(settings: str, capsys: Capture) -> None:
+def test_training_first_reports_trained_parameters(settings: str, capsys: Capture) -> None:
     ran = run_here(capsys, "train", "--config", settings, "--out", "run", "--json")
     report = json.loads(ran.out)
     parts = ("lora_parameters", "attn_prompter_parameters", "sam_decoder_parameters")

@@ -1,9 +1,9 @@
-"""A double of the CUDA runtime's Python face (``cuda.bindings.runtime``): no GPU, but a GPU's rules.
+"""A double of the CUDA runtime's Python bindings (``cuda.bindings.runtime``), which enforces the rules of a GPU.
 
-Work that is given to a stream happens when somebody waits for it, not before. Memory that was never written, or was
-freed, holds poison or is gone. Two streams that touch the same memory, one of them writing, without an event between
-them break a rule; so does a copy from or to host memory that is not pinned. Broken rules raise ``RuleBroken``,
-which no product code catches; planted faults come back as the status that CUDA would give.
+Work on a stream runs when the host waits for it, not earlier. Memory that was never written contains poison, and freed
+memory is inaccessible. Two streams break a rule if they access the same memory, one of them writing, without an event
+in between; so does a copy from or to host memory that is not pinned. Broken rules raise ``RuleBroken``, which no
+product code catches; injected faults return the status of CUDA.
 """
 
 import ctypes
@@ -55,18 +55,18 @@ class CudaDouble:
 
     @property
     def held(self) -> dict[str, int]:
-        """What was allocated and not freed."""
+        """Return allocations that are not freed."""
         return {"device": len(self._memory), "pinned": len(self._pinned), "streams": len(self._streams)}
 
     def view(self, address: int, size: int) -> np.ndarray:
-        """Bytes of the GPU's memory, for work that runs on it."""
+        """Return bytes of the GPU's memory, for work that runs on it."""
         for base, data in self._memory.items():
             if base <= address and address + size <= base + data.size:
                 return data[address - base : address - base + size]
         raise DeviceFault(cudaError_t.cudaErrorIllegalAddress)
 
     def give(self, stream_number: int, operation: Operation) -> None:
-        """Give work to a stream."""
+        """Add work to a stream."""
         stream = self._streams[stream_number]
         if stream.captured is not None:
             stream.captured.append(operation)
@@ -84,7 +84,7 @@ class CudaDouble:
         self._log += [(stream_number, index, access, operation.name) for access in operation.accesses]
 
     def module(self) -> ModuleType:
-        """The double as the module ``cuda.bindings.runtime``."""
+        """Return the double as the module ``cuda.bindings.runtime``."""
         module = ModuleType("cuda.bindings.runtime", "A double: no GPU.")
         for name in dir(self):
             if name.startswith("cuda"):
@@ -258,7 +258,7 @@ class CudaDouble:
         self._forget()
 
     def _forget(self) -> None:
-        """Drop what the host knows to be done."""
+        """Remove work that the host knows to be finished."""
         self._log = [entry for entry in self._log if self._host.get(entry[0], 0) < entry[1]]
 
     def _spoils_capture(self) -> bool:

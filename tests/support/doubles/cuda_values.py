@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class RuleBroken(AssertionError):
-    """The product did what real hardware would answer with wrong results."""
+    """The product made a call that leads to wrong results on real hardware."""
 
 
 class DeviceFault(Exception):
@@ -33,7 +33,7 @@ Clock = dict[int, int]  # how far each stream is known to be done, by number of 
 
 @dataclass(frozen=True)
 class Access:
-    """A stretch of memory that an operation reads or writes."""
+    """A range of memory that an operation reads or writes."""
 
     start: int
     end: int
@@ -42,7 +42,7 @@ class Access:
 
 @dataclass
 class Operation:
-    """Work for the GPU. ``check`` runs when a graph that holds it is launched."""
+    """Work for the GPU. ``check`` runs when a graph that contains it is launched."""
 
     name: str
     do: Callable[[], None]

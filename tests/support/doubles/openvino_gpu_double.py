@@ -1,7 +1,7 @@
-"""A double of OpenVINO's GPU plugin, for machines without an Intel GPU: its CPU plugin under that name.
+"""A double of OpenVINO's GPU plugin for machines without an Intel GPU, based on the CPU plugin.
 
-It takes the properties that the GPU's plugin takes and refuses others. What is asked for in FP16 gets weights that were
-rounded to FP16 and computes in FP32, on which it says that it computes in FP16; sums are not rounded.
+It accepts the properties of the GPU plugin only. Models in FP16 have weights rounded to FP16 and compute in FP32,
+but report FP16; sums are not rounded.
 """
 
 import itertools
@@ -18,11 +18,11 @@ DeviceType = Enum("DeviceType", ["INTEGRATED", "DISCRETE"])  # as OpenVINO's own
 
 
 class IntelGpuDouble:
-    """An ``openvino.Core`` that sees a GPU; ``precisions`` are those requested, model by model.
+    """An ``openvino.Core`` with a GPU; ``precisions`` has the requested precision of each model.
 
     Args:
-        core: the real one.
-        folder: for files of rounded weights, which stay mapped.
+        core: the real core.
+        folder: folder for files of rounded weights, which stay mapped.
     """
 
     def __init__(self, core: Any, folder: Path) -> None:
@@ -34,7 +34,7 @@ class IntelGpuDouble:
         self.precisions: list[str] = []
 
     def get_property(self, device: str, name: str) -> Any:
-        """Of a GPU, or of the real CPU."""
+        """Return a property of the GPU, or of the real CPU."""
         if device == CPU:
             return self._core.get_property(device, name)
         assert device in self.available_devices
@@ -45,11 +45,11 @@ class IntelGpuDouble:
         }[name]
 
     def read_model(self, path: Path) -> Any:
-        """A real model."""
+        """Read a model."""
         return self._core.read_model(path)
 
     def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
-        """A model that says what the GPU's would."""
+        """Compile a model that reports the properties of a model on a GPU."""
         if device == CPU:
             return self._core.compile_model(model, device, settings)
         assert device in self.available_devices

@@ -1,4 +1,4 @@
-"""The half of the double of TensorRT that parses and builds. A plan is the graph itself and what it was built with."""
+"""Parser and builder of the double of TensorRT. A plan is the graph and its build options."""
 
 import hashlib
 import json
@@ -177,7 +177,7 @@ class OnnxParser:
 
 
 def _shown(monitor: Any) -> bool:
-    """Two nested phases; ``False`` once the monitor wants to stop."""
+    """Report two nested phases; return ``False`` if the monitor requests a stop."""
     monitor.phase_start("Building Engine", "", 2)
     monitor.phase_start("Timing Runners", "Building Engine", 3)
     steps = [monitor.step_complete("Timing Runners", step) for step in range(3)]

@@ -1,9 +1,9 @@
-"""A double of TensorRT's Python bindings, of 10.9 or 11.4: it runs the stored graph with ONNX Runtime, on no GPU.
+"""A double of the Python bindings of TensorRT 10.9 or 11.4, which runs graphs with ONNX Runtime, without a GPU.
 
-It keeps the documented rules: networks are strongly typed (11 knows no other), shapes lie within the profile, every
-address is set before a run, activation memory comes from outside where that was agreed, a plan loads only in the
-version that made it, and work happens on a stream of ``cuda_double``. Where the real one answers ``None``,
-``False`` or -1 and tells the logger why, so does this one; tests plant such answers by name in ``faults``.
+It enforces the documented rules: networks are strongly typed (11 supports no others), shapes are within the profile,
+every address is set before a run, activation memory comes from outside if so configured, a plan loads only in the
+version that built it, and work runs on a stream of ``cuda_double``. Where the real library returns ``None``, ``False``
+or -1 and logs the reason, the double does the same; tests inject such failures by name in ``faults``.
 """
 
 import sys
@@ -29,7 +29,7 @@ CLASSES = {
 
 @contextmanager
 def doubled(version: str = VERSIONS[0]) -> Iterator[State]:
-    """Put both doubles in the place of ``tensorrt`` and ``cuda.bindings.runtime``."""
+    """Replace ``tensorrt`` and ``cuda.bindings.runtime`` by the doubles."""
     state = State(version)
     CURRENT[:] = [state]
     tensorrt, cuda, bindings = ModuleType("tensorrt"), ModuleType("cuda"), ModuleType("cuda.bindings")

@@ -1,4 +1,4 @@
-"""The half of the double of TensorRT that loads and runs plans, with ONNX Runtime, in the order of CUDA's streams."""
+"""Runtime of the double of TensorRT: runs plans with ONNX Runtime in the order of CUDA's streams."""
 
 import json
 from collections.abc import Iterator
@@ -90,7 +90,7 @@ class ICudaEngine:
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.tensors[name].type.tensor_type.elem_type))
 
     def layers(self) -> Iterator[Any]:
-        """As the inspector of this version writes them."""
+        """Yield layers as the inspector of this version writes them."""
         typed = onnx.shape_inference.infer_shapes(self.model)
         specs = (*typed.graph.value_info, *self.tensors.values())
         found = {spec.name: spec.type.tensor_type.elem_type for spec in specs}

@@ -1,4 +1,4 @@
-"""The state of the double of TensorRT, which tests set and look at, its enums, and its small values."""
+"""State, enums and small values of the double of TensorRT."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ ExecutionContextAllocationStrategy = IntEnum("ExecutionContextAllocationStrategy
 
 
 def NetworkDefinitionCreationFlag() -> Any:
-    """The enum of this version: the bit's number moved from 1 to 0."""
+    """Return the enum of this version: the number of the bit changed from 1 to 0."""
     members = {
         10: {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
         11: {"STRONGLY_TYPED": 0, "PREFER_JIT_PYTHON_PLUGINS": 1},
@@ -48,7 +48,7 @@ class IHostMemory(bytes):
 
 @dataclass
 class State:
-    """What tests set and look at."""
+    """State that tests set and read."""
 
     version: str
     cuda: CudaDouble = field(default_factory=CudaDouble)
@@ -64,25 +64,25 @@ class State:
         return int(self.version.partition(".")[0])
 
     def refuse(self, message: str, answer: Any = None) -> Any:
-        """Tell the logger an error, and give the answer that goes with it."""
+        """Log an error and return the matching result."""
         if self.logger is not None:
             self.logger.log(ILogger.Severity.ERROR, message)
         return answer
 
     def keep_logger(self, logger: Any) -> None:
-        """The real one keeps the first logger and ignores later ones."""
+        """Set the logger; raise RuleBroken for a second one, which TensorRT would ignore."""
         if self.logger not in (None, logger):
             raise RuleBroken("a second logger, which TensorRT would ignore")
         self.logger = logger
 
 
 def state() -> State:
-    """Of the double in use."""
+    """Return the state of the current double."""
     return CURRENT[-1]
 
 
 def fallible(answer: Any) -> Callable[[Callable[..., Any]], Any]:
-    """A call that tests may plant to answer with failure, or to raise it, as the real one does."""
+    """Decorate a call that tests can make fail or raise, as the real one does."""
 
     def decorate(call: Callable[..., Any]) -> Any:
         def guarded(*arguments: Any, **named: Any) -> Any:
