@@ -109,7 +109,7 @@ def data_check(
     ] = None,
     split: Annotated[list[str] | None, Option(help="Check this split alone (repeatable); all by default.")] = None,
     resize_masks: ResizeFlag = False,
-    workers: Annotated[int, Option(min=1, help="Processes that read.")] = os.cpu_count() or 1,
+    workers: Annotated[int, Option(min=1, show_default="all cores", help="Processes.")] = os.cpu_count() or 1,
     as_json: JsonFlag = False,
 ) -> Any:
     """Read every image and mask once and report what would spoil training or evaluation."""

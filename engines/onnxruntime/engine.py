@@ -34,7 +34,7 @@ def unavailable_reason(device: str) -> str | None:
         return None
     return (
         f"this onnxruntime {onnxruntime.__version__} has no {PROVIDERS[device]}:"
-        " pip uninstall onnxruntime, then pip install 'rsrefseg[cuda]'"
+        " pip uninstall onnxruntime onnxruntime-gpu, then pip install 'rsrefseg[cuda]'"
     )
 
 

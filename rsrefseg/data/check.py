@@ -82,7 +82,7 @@ class DatasetReport(Record, frozen=True):
     @property
     def failure(self) -> str:
         """One line if there are faults, otherwise empty."""
-        return f"'{self.root}' has {len(self.faults)} kinds of faults that would spoil training" if self.faults else ""
+        return f"'{self.root}' has {len(self.faults)} kind(s) of faults that would spoil training" if self.faults else ""
 
     def render(self) -> str:
         """Return counts, faults and notes as lines of text."""
@@ -95,7 +95,7 @@ class DatasetReport(Record, frozen=True):
                 f"  longest phrase: {lengths.longest} of {lengths.limit} ({lengths.counted})",
                 *(f"FAULT  {finding}" for finding in self.faults),
                 *(f"note   {finding}" for finding in self.notes),
-                f"{len(self.faults)} kinds of faults" if self.faults else "no faults",
+                f"{len(self.faults)} kind(s) of faults" if self.faults else "no faults",
             ]
         )
 

@@ -54,7 +54,7 @@ def test_a_check_that_does_not_hold_ends_with_1(demo_place: Path, capsys: Capsys
     next(Path("boxes/images/rrsisd/JPEGImages").iterdir()).unlink()
     ran = run_here(capsys, "data", "check", "boxes", "--json")
     assert ran.code == 1
-    assert ran.err.splitlines()[-1].startswith("rsrefseg: 'boxes' has 1 kinds of faults")
+    assert ran.err.splitlines()[-1].startswith("rsrefseg: 'boxes' has 1 kind(s) of faults")
     assert json.loads(ran.out)["faults"][0]["count"] == 1
     assert run_alone("data", "check", "boxes").returncode == 1
 

@@ -213,7 +213,7 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @without_cuda
 def test_a_package_without_the_provider_is_reported_with_a_hint() -> None:
-    hint = "pip uninstall onnxruntime, then pip install 'rsrefseg[cuda]'"
+    hint = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'rsrefseg[cuda]'"
     assert f"has no CUDAExecutionProvider: {hint}" in str(onnxruntime_cuda.cuda_unavailable_reason())
 
 
