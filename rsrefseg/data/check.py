@@ -82,7 +82,7 @@ class DatasetReport(Record, frozen=True):
     @property
     def failure(self) -> str:
         """One line if there are faults, otherwise empty."""
-        return f"'{self.root}' has {len(self.faults)} kind(s) of faults that would spoil training" if self.faults else ""
+        return f"'{self.root}' has {len(self.faults)} kind(s) of faults that spoil training" if self.faults else ""
 
     def render(self) -> str:
         """Return counts, faults and notes as lines of text."""
