@@ -73,7 +73,7 @@ def demo(
     quick: Annotated[bool, Option("--quick", help="10% of the work, for the commands alone.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Do the whole job on made scenes with the tiny preset, on any machine, in minutes."""
+    """Do the whole job on rendered scenes with the tiny preset, on any machine, in minutes."""
     from rsrefseg.bench.demo import run_demo
 
     return print_report(run_demo(out, quick, run_command), as_json)
@@ -222,7 +222,7 @@ def convert(
     out: Annotated[Path, Option(help="Run folder to make.")],
     preset: Annotated[str | None, Option(help="b or l; by default by the width of its SAM.")] = None,
     tokenizer: Annotated[Path | None, Option(help="Its tokenizer.json or spiece.model, or their folder.")] = None,
-    data: Annotated[Path | None, Option(help="Data set for reference inputs; made scenes by default.")] = None,
+    data: Annotated[Path | None, Option(help="Data set for reference inputs; rendered scenes by default.")] = None,
     lora_alpha: Annotated[float | None, Option(help="LoRA alpha it was trained with; its rank by default.")] = None,
     text_padding: Annotated[str, Option(help="longest (as published) or fixed (64 tokens).")] = "longest",
     dense_prompt: Annotated[bool, Option(help="Whether it was trained with SAM's mask prompt.")] = True,

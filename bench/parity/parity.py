@@ -181,13 +181,14 @@ def _precision(engine: Engine, stages: Iterable[Stage]) -> str:
 
 def _open_data(bundle: Bundle, data: Path, split: str, run: Path | None) -> "tuple[TorchModel, tuple[Sample, ...]]":
     """Open the model that the bundle was exported from, and the checked samples of a split."""
+    from rsrefseg.checkpoints.model_file import load_tensors
     from rsrefseg.data.formats import open_dataset
     from rsrefseg.data.verify import verify_samples
     from rsrefseg.evaluation.models import file_model
     from rsrefseg.runs.run import exported_run
 
     exported = exported_run(bundle.root, bundle.manifest.provenance.checkpoint_sha256, run)
-    torch = file_model(exported.merged_path, f"run {exported.path}, merged")
+    torch = file_model(load_tensors(exported.merged_path), f"run {exported.path}, merged")
     (samples,) = verify_samples(open_dataset(data), [split], resize_masks=True)
     return torch, samples
 

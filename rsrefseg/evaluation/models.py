@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from rsrefseg.engines.text import Tokenizer
 
-from ..checkpoints.model_file import load_tensors, model_from
+from ..checkpoints.model_file import TensorFile, load_tensors, model_from
 from ..model.lora import fold_lora
 from ..model.model import RSRefSeg
 from ..runs.base import shipped_base
@@ -30,7 +30,7 @@ def base_model() -> TorchModel:
     Raises:
         MissingPartError: its files are missing from the installation.
     """
-    return file_model(shipped_base(), "the shipped base")
+    return file_model(load_tensors(shipped_base()), "the shipped base")
 
 
 def run_model(path: Path | None) -> TorchModel:
@@ -43,22 +43,21 @@ def run_model(path: Path | None) -> TorchModel:
         BadInputError: the model or run does not exist, is unfinished or is damaged.
     """
     if path is not None and path.is_file():
-        return file_model(path, f"model {path}")
+        return file_model(load_tensors(path), f"model {path}")
     run = Run(path) if path is not None else latest_run()
-    if current_merge(run) is not None:
-        return file_model(run.merged_path, f"run {run.path}, merged")
+    if (merged := current_merge(run)) is not None:
+        return file_model(merged, f"run {run.path}, merged")
     model, tuner, _ = load_best(run)
     model = fold_lora(tuner).eval() if tuner is not None else model
     return TorchModel(model, open_tokenizer(run, model.config), f"run {run.path}", run.best_path)
 
 
-def file_model(path: Path, source: str) -> TorchModel:
-    """Open a merged model and the ``tokenizer.json`` in its folder.
+def file_model(file: TensorFile, source: str) -> TorchModel:
+    """Open the merged model in a file and the ``tokenizer.json`` in its folder.
 
     Raises:
-        BadInputError: the model or the tokenizer is missing or damaged.
+        BadInputError: the model is damaged, or the tokenizer is missing or damaged.
     """
-    file = load_tensors(path)
     model = model_from(file)
     stamp = ", random weights" if file.header.get("random_weights") is True else ""
-    return TorchModel(model, open_tokenizer(Run(path.parent), model.config), f"{source}{stamp}", path)
+    return TorchModel(model, open_tokenizer(Run(file.path.parent), model.config), f"{source}{stamp}", file.path)
