@@ -130,11 +130,11 @@ def _bundle(targets: Sequence[str]) -> tuple[Ability, ...]:
     from .bundle.bundle import Bundle, default_bundle_path
 
     def check() -> str:
-        _require(Bundle.open().manifest.note_for(*targets))
-        return f"its attention suits {targets[0]}"
+        bundle = Bundle.open()
+        _require(bundle.manifest.note_for(*targets))
+        return f"'{bundle.root}' was exported for it"
 
-    path = default_bundle_path()
-    return (_ability(f"run '{path}' at the speed of this machine", check),) if path.exists() else ()
+    return (_ability("run the default bundle at full speed", check),) if default_bundle_path().exists() else ()
 
 
 def _training() -> str:
