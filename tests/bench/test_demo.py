@@ -16,8 +16,8 @@ from rsrefseg.synth import Domain, synthesize
 from tests.support.printing import printed
 
 FIRST_MASK = ["data synth", "export", "infer"]
-ADAPTATION = ["data synth", "data check", "eval", "train", "eval", "eval", "merge", "export", "parity", "bench", "infer"]
-STEPS = FIRST_MASK + ADAPTATION
+ADAPTATION = ["data synth", "data check", "eval", "train", "eval", "eval", "merge", "export", "parity", "bench"]
+STEPS = [*FIRST_MASK, *ADAPTATION, "infer"]
 DOCUMENTS: dict[str, Any] = {
     "data": {},
     "train": {"run": "runs/003"},
