@@ -285,15 +285,10 @@ def export(
         str | None, Option(metavar="PRESET", help="Make a run of random weights to measure with.")
     ] = None,
     target: Annotated[
-        str | None,
-        _graphs(
-            show_default="onnxruntime; tensorrt with --fp16",
-            help="onnxruntime, onnxruntime-cuda, openvino or tensorrt.",
-        ),
+        str | None, _graphs(help="onnxruntime, onnxruntime-cuda, openvino or tensorrt (default with --fp16).")
     ] = None,
     attention: Annotated[
-        str | None,
-        _graphs(metavar="windowed=FORM,global=FORM:PARTS,mlp=PARTS", help="Published, additive, folded or padded."),
+        str | None, _graphs(metavar="windowed=FORM,global=FORM:N,mlp=N", help="Published, additive, folded or padded.")
     ] = None,
     opset: Annotated[int, _graphs(help="18, or 23 for Attention nodes (ONNX Runtime from 1.23 on).")] = 18,
     as_json: JsonFlag = False,
@@ -303,8 +298,7 @@ def export(
     from rsrefseg.export.precision.plan import choose_plan
     from rsrefseg.export.settings import ExportSettings, parse_target
 
-    chosen = None if target is None else parse_target(target)
-    settings = ExportSettings(choose_plan(fp16, plan), chosen, attention, opset)
+    settings = ExportSettings(choose_plan(fp16, plan), parse_target(target), attention, opset)
     return print_report(export_run(run, out, settings, preset=random_weights, base=base), as_json)
 
 

@@ -130,12 +130,14 @@ def _fewest_parts(rows: int, whole_bytes: int, limit_bytes: int) -> int:
     return next(fits, rows)
 
 
-def parse_target(text: str) -> Target:
-    """Return the target called ``text``.
+def parse_target(text: str | None) -> Target | None:
+    """Return the target called ``text``, or None without a text.
 
     Raises:
         BadInputError: no target has that name.
     """
+    if text is None:
+        return None
     if text not in tuple(Target):
         raise BadInputError(f"--target '{text}' is unknown: choose one of {', '.join(Target)}")
     return Target(text)
