@@ -268,15 +268,20 @@ def export(
 def build(
     bundle: BundleOption = None,
     stages: Annotated[str | None, Option(help="Comma-separated stages; all by default.")] = None,
+    check: Annotated[bool, Option("--check", help="Build nothing: check that all compiles and fuses.")] = False,
+    runtime: Annotated[str, Option(help="tensorrt: for this GPU; tensorrt-rtx: for named ones.")] = "tensorrt",
+    gpus: Annotated[str | None, Option(help="With tensorrt-rtx or --check: e.g. sm86,rtx-4090.")] = None,
+    out: Annotated[Path | None, Option(help="With tensorrt-rtx: folder to make; ./engines by default.")] = None,
     workspace_mib: Annotated[int | None, Option(help="Scratch memory of a layer, MiB; as before, or 4096.")] = None,
     optimization_level: Annotated[int | None, Option(help="0 (quick to build) to 5; as before, or 3.")] = None,
     force: Annotated[bool, Option("--force", help="Build current engines again as well.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Build TensorRT engines for this GPU; those that are current stay, and a reason is given for each stale one."""
-    from rsrefseg.engines.tensorrt.store import build_bundle
+    """Build TensorRT engines for this GPU, or on any machine for named ones; or check that a bundle compiles."""
+    options = _options(locals())
+    from rsrefseg.engines.tensorrt.command import BuildRequest, run_build
 
-    return print_report(build_bundle(bundle, stages, workspace_mib, optimization_level, force), as_json)
+    return print_report(run_build(BuildRequest(**options)), as_json)
 
 
 @app.command()

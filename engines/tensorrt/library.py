@@ -4,8 +4,7 @@ import logging
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingPartError
 from .cuda import EXTRA, Cuda, Gpu, cannot_import
@@ -66,7 +65,7 @@ class Library:
             raise MissingPartError(f"TensorRT {version} is too old, {oldest} is needed: {EXTRA}")
         self.cuda = Cuda()
         self.platform = Platform(version, self.cuda.gpu)
-        self.logger, self.error_log = _logger(tensorrt)
+        self.logger, self.error_log = make_logger(tensorrt)
         self._runtime: trt.Runtime | None = None
 
     def runtime(self) -> "trt.Runtime":
@@ -78,21 +77,21 @@ class Library:
         return self._runtime
 
 
-@lru_cache(maxsize=1)
-def _logger(module: ModuleType) -> tuple["trt.ILogger", ErrorLog]:
-    """Create the logger of the process: TensorRT keeps the first logger it receives and ignores later ones."""
-    import tensorrt as trt
-
+@lru_cache
+def make_logger(module: Any) -> tuple[Any, ErrorLog]:
+    """Create the logger of a module of TensorRT, once: it keeps the first logger it receives and ignores later ones."""
     error_log = ErrorLog()
-    errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+    severity = module.ILogger.Severity
 
-    class Logger(trt.ILogger):
+    class Logger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            module.ILogger.__init__(self)
 
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity in errors:
+        def log(self, level: Any, msg: str) -> None:
+            if level in (severity.INTERNAL_ERROR, severity.ERROR):
                 error_log.add(msg)
+            elif level == severity.WARNING:
+                error_log.warn(msg)
             else:
                 _LOG.debug("%s", msg)
 

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..bundle.manifest import FileRecord
-from ..errors import BadInputError, BundleError, MissingPartError
+from ..errors import BadInputError, BundleError
 from ..system.files import private_folder, unwritable
 from ..system.progress import ProgressLine
 from .build import build_engine
@@ -34,7 +34,6 @@ from .records import (
 from .timing import timing_cache_path
 
 _NO_ENGINE = "it has no engine yet"
-_MAX_OPSET = 20  # the newest that TensorRT 10.3 reads
 
 
 class Found(Struct, frozen=True):
@@ -147,14 +146,7 @@ def find_engine(bundle: Bundle, stage: Stage, platform: Platform, requested: dic
         stage: the stage.
         platform: platform of this machine.
         requested: options that the engine must have; by default any.
-
-    Raises:
-        MissingPartError: the stage's graph is of an opset that TensorRT does not read.
     """
-    if (opset := bundle.manifest.stages[stage].opset) > _MAX_OPSET:
-        raise MissingPartError(
-            f"TensorRT does not read opset {opset} of '{stage}': export the bundle again without --opset {opset}"
-        )
     stale: list[Found] = []
     for stored in stored_engines():
         found = stored.record.fingerprint
