@@ -13,7 +13,7 @@ from ..errors import RSRefSegError
 from ..system.progress import ProgressLine
 from .errors import TrtCalls, host_bytes, parser_errors, unparsable
 from .inspect import check_precision
-from .library import Library
+from .library import Library, Platform
 from .records import BuildOptions
 from .timing import attach, keep
 
@@ -39,6 +39,22 @@ class BuiltEngine:
     layers: str
     heavy_layers: str
     activation_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GpuCompiler:
+    """Builds engines with TensorRT 10 or 11 for the GPU of this machine."""
+
+    library: Library
+
+    @property
+    def platform(self) -> Platform:
+        """What the engines depend on besides graph and options."""
+        return self.library.platform
+
+    def build(self, bundle: Bundle, stage: Stage, options: BuildOptions, progress: ProgressLine) -> BuiltEngine:
+        """Build the engine of a stage; see ``build_engine``."""
+        return build_engine(self.library, bundle, stage, options, progress)
 
 
 def build_engine(

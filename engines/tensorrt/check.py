@@ -8,6 +8,7 @@ from ..bundle.contracts import Stage
 from ..errors import RSRefSegError
 from ..records import Record
 from ..system.progress import ProgressLine
+from .float64 import float64_node
 from .rtx import NAME, Rtx, compile_stage, open_rtx, parse_stage
 
 # Compiles for the smallest shared memory and the oldest kernels of the GPUs with fused attention. It is also the
@@ -105,7 +106,7 @@ def check_stage(rtx: Rtx, bundle: Bundle, stage: Stage, gpus: tuple[str, ...]) -
     layers = attentions = half = fused = size_bytes = 0
     warnings: tuple[str, ...] = ()
     fault = None
-    bundle.graph_path(stage)  # a changed file is an error of the bundle, not a finding
+    graph = bundle.graph_path(stage)  # a changed file is an error of the bundle, not a finding
     try:
         parsed = parse_stage(rtx, bundle, stage)
         layers, attentions, warnings = parsed.network.num_layers, len(parsed.attentions), parsed.warnings
@@ -114,6 +115,8 @@ def check_stage(rtx: Rtx, bundle: Bundle, stage: Stage, gpus: tuple[str, ...]) -
         compiled = compile_stage(rtx, parsed, record.contract, gpus)
         size_bytes, warnings = len(compiled.engine), warnings + compiled.warnings
         fused = sum(attention.node in compiled.fused for attention in parsed.attentions)
+        if (node := float64_node(graph)) is not None:
+            fault = f"stage '{stage}': node '{node}' is in float64, which TensorRT computes in float32: export it again"
         if apart := [node for node in halves if node not in compiled.fused]:
             fault = (
                 f"stage '{stage}': {len(apart)} of {half} attentions in half precision are not one kernel, the first"

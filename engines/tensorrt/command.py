@@ -7,7 +7,7 @@ from ..bundle.bundle import Bundle
 from ..errors import BadInputError
 from .check import DEFAULT_GPUS, CompileReport, check_compilation
 from .gpus import parse_gpus
-from .portable import PortableBuild, build_portable
+from .portable import build_portable
 from .store import BuildReport, build_bundle, parse_stages
 
 _RUNTIMES = ("tensorrt", "tensorrt-rtx")
@@ -40,7 +40,7 @@ class BuildRequest(NamedTuple):
     force: bool = False
 
 
-def run_build(request: BuildRequest) -> BuildReport | CompileReport | PortableBuild:
+def run_build(request: BuildRequest) -> BuildReport | CompileReport:
     """Do what a request asks for.
 
     Raises:
@@ -60,7 +60,7 @@ def run_build(request: BuildRequest) -> BuildReport | CompileReport | PortableBu
         return build_bundle(request.bundle, *options)
     if gpus is None:
         raise BadInputError("--runtime tensorrt-rtx builds for named GPUs: add --gpus, e.g. --gpus sm86,rtx-4090")
-    return build_portable(Bundle.open(request.bundle), gpus, request.out or _DEFAULT_OUT)
+    return build_portable(Bundle.open(request.bundle), gpus, request.out or _DEFAULT_OUT, request.force)
 
 
 def _refuse(request: BuildRequest, portable: bool) -> None:
@@ -68,10 +68,9 @@ def _refuse(request: BuildRequest, portable: bool) -> None:
     search = {
         "--workspace-mib": request.workspace_mib is not None,
         "--optimization-level": request.optimization_level is not None,
-        "--force": request.force,
     }
     if request.check:
-        how, unused = "--check", {"--out": request.out is not None, **search}
+        how, unused = "--check", {"--out": request.out is not None, "--force": request.force, **search}
     elif portable:
         how, unused = "--runtime tensorrt-rtx", {"--stages": request.stages is not None, **search}
     else:

@@ -11,6 +11,7 @@ from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..engine import IMAGE_STAGES, Arrays, Engine, Tensors
 from ..errors import BundleError, MissingPartError, RSRefSegError
+from .build import GpuCompiler
 from .library import Library
 from .memory import DeviceTensor
 from .phrases import PHRASE_STAGES, PhraseRunner
@@ -54,7 +55,7 @@ class TensorRTEngine(Engine):
         """Return TensorRT's version, the GPU, and the precision of the layers that multiply."""
         self.load(stage)
         platform = self._library.platform
-        return f"TensorRT {platform.tensorrt} on {platform.gpu.name}, {self._stored[stage].record.heavy_layers}"
+        return f"TensorRT {platform.tensorrt} on {platform.gpu}, {self._stored[stage].record.heavy_layers}"
 
     def _encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
         """Run both image encoders in parallel. Returns before they finish."""
@@ -148,7 +149,7 @@ class TensorRTEngine(Engine):
             reason = f"no TensorRT engine of {lacking[0]} for this machine ({found[lacking[0]].reasons[0]})"
             raise MissingPartError(f"{reason}: build it with `rsrefseg build`")
         if lacking:
-            built = ensure_engines(self._library, self.bundle, lacking)
+            built = ensure_engines(GpuCompiler(self._library), self.bundle, lacking)
             engines |= {stage: one.engine for stage, one in built.items()}
         return engines
 

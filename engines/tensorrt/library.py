@@ -20,23 +20,26 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """The versions and the GPU that an engine is built for; on others it may fail to run, or run slower."""
+    """The versions and the GPU that an engine is built for; on others it may fail to run, or run slower.
+
+    Attributes:
+        tensorrt: version, e.g. ``10.9.0.34`` or ``RTX 1.7.1.116``.
+        gpu: name of the GPU, or compute capabilities.
+        parts: everything that engines depend on, by the names that messages use.
+    """
 
     tensorrt: str
-    gpu: Gpu
+    gpu: str
+    parts: dict[str, str]
 
     def __str__(self) -> str:
-        return f"TensorRT {self.tensorrt}, {self.gpu.name} ({self.gpu.compute_capability}), {self.gpu.driver}"
+        return ", ".join(f"{name} {part}" for name, part in self.parts.items())
 
-    def parts(self) -> dict[str, str]:
-        """Return the parts by the names that messages use."""
-        return {
-            "TensorRT": self.tensorrt,
-            "GPU": self.gpu.name,
-            "compute capability": self.gpu.compute_capability,
-            "multiprocessors": str(self.gpu.multiprocessors),
-            "driver": self.gpu.driver,
-        }
+    @property
+    def file_name(self) -> str:
+        """A name for files of this platform; those of other drivers share it."""
+        parts = [part for name, part in self.parts.items() if name != "driver"]
+        return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in parts)
 
 
 class Library:
@@ -64,7 +67,7 @@ class Library:
             oldest = ".".join(map(str, _OLDEST))
             raise MissingPartError(f"TensorRT {version} is too old, {oldest} is needed: {EXTRA}")
         self.cuda = Cuda()
-        self.platform = Platform(version, self.cuda.gpu)
+        self.platform = _platform(version, self.cuda.gpu)
         self.logger, self.error_log = make_logger(tensorrt)
         self._runtime: trt.Runtime | None = None
 
@@ -75,6 +78,17 @@ class Library:
         if self._runtime is None:
             self._runtime = trt.Runtime(self.logger)
         return self._runtime
+
+
+def _platform(version: str, gpu: Gpu) -> Platform:
+    parts = {
+        "TensorRT": version,
+        "GPU": gpu.name,
+        "compute capability": gpu.compute_capability,
+        "multiprocessors": str(gpu.multiprocessors),
+        "driver": gpu.driver,
+    }
+    return Platform(version, gpu.name, parts)
 
 
 @lru_cache

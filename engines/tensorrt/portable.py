@@ -7,7 +7,6 @@ it, and only if its record fits the bundle and its files fit the record.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -17,8 +16,8 @@ from ..bundle.manifest import FileRecord, StageRecord
 from ..errors import BadInputError, BundleError, MissingPartError
 from ..records import Record
 from ..system.files import atomic_directory, atomic_write_json
-from ..system.progress import ProgressLine
-from .rtx import NAME, compile_stage, open_rtx, parse_stage
+from .rtx import NAME, RtxCompiler, open_rtx
+from .store import BuildReport, ensure_engines
 
 RECORD_NAME = "record.json"
 _OPTIONS = {"strongly_typed": True, "tf32": False}
@@ -30,17 +29,13 @@ class StageEngine(Record, frozen=True):
     Attributes:
         graphs: SHA-256 of the graph and its weights, by file name.
         contract_sha256: digest of the contract, whose bounds are the optimisation profile.
-        precision: precision of the graph.
-        attentions: number of attentions in the graph.
-        fused: number of them that are one kernel.
+        computes_in: precision of the graph, and its fused attentions.
         engine: the file.
     """
 
     graphs: dict[str, str]
     contract_sha256: str
-    precision: str
-    attentions: int
-    fused: int
+    computes_in: str
     engine: FileRecord
 
 
@@ -60,26 +55,6 @@ class EnginesRecord(Record, frozen=True):
     gpus: tuple[str, ...]
     options: dict[str, bool]
     stages: dict[Stage, StageEngine]
-
-
-class PortableBuild(Record, frozen=True):
-    """The report of ``rsrefseg build --runtime tensorrt-rtx``: the folder, its record, and seconds by stage."""
-
-    out: str
-    record: EnginesRecord
-    seconds: dict[Stage, float]
-
-    def render(self) -> Any:
-        """Return a table for the terminal."""
-        from ..system.tables import Table
-
-        record = self.record
-        title = f"{self.out}: {record.runtime} {record.version}, for {', '.join(record.gpus)}"
-        table = Table(title, ("stage", "precision", "attentions", "fused", "MiB", "s"), words=2)
-        for stage, one in record.stages.items():
-            size = f"{one.engine.size_bytes / 2**20:.1f}"
-            table.add(stage, one.precision, str(one.attentions), str(one.fused), size, f"{self.seconds[stage]:.1f}")
-        return table.to_rich()
 
 
 class PortableEngines:
@@ -148,37 +123,32 @@ class PortableEngines:
         return data
 
 
-def build_portable(bundle: Bundle, gpus: tuple[str, ...], out: Path) -> PortableBuild:
+def build_portable(bundle: Bundle, gpus: tuple[str, ...], out: Path, force: bool = False) -> BuildReport:
     """Build the engines of all stages for named GPU classes, without a GPU.
+
+    Engines that this user built before are copied, so that the same build gives the same bytes.
 
     Args:
         bundle: the bundle.
         gpus: compute capabilities such as ``sm86``; every engine serves them all.
         out: folder to make; an older folder of engines is replaced.
+        force: build current engines again as well.
 
     Raises:
         MissingPartError: TensorRT-RTX is not installed.
         RSRefSegError: a graph does not parse or build, or the folder cannot be written.
     """
-    rtx = open_rtx()
-    stages, seconds = {}, {}
+    compiler = RtxCompiler(open_rtx(), gpus)
     with atomic_directory(out, replaces=RECORD_NAME) as folder:
-        for stage in Stage:
-            with ProgressLine(f"building {stage}") as progress:
-                progress.say(f"building {stage} for {', '.join(gpus)}")
-                parsed = parse_stage(rtx, bundle, stage)
-                wanted = bundle.manifest.stages[stage]
-                built = compile_stage(rtx, parsed, wanted.contract, gpus)
-            file = FileRecord(f"{stage}.engine", hashlib.sha256(built.engine).hexdigest(), len(built.engine))
-            (folder / file.name).write_bytes(built.engine)
-            fused = sum(attention.node in built.fused for attention in parsed.attentions)
-            stages[stage] = StageEngine(
-                _graphs(wanted), _contract_digest(wanted), wanted.precision, len(parsed.attentions), fused, file
-            )
-            seconds[stage] = round(built.seconds, 3)
-        record = EnginesRecord(NAME, rtx.version, gpus, _OPTIONS, stages)
-        atomic_write_json(folder / RECORD_NAME, record.to_dict())
-    return PortableBuild(str(out), record, seconds)
+        built = ensure_engines(compiler, bundle, tuple(Stage), force=force)
+        stages = {}
+        for stage, one in built.items():
+            record, wanted = one.engine.record, bundle.manifest.stages[stage]
+            (folder / record.engine.name).write_bytes(one.engine.read())
+            stages[stage] = StageEngine(_graphs(wanted), _contract_digest(wanted), record.heavy_layers, record.engine)
+        header = EnginesRecord(NAME, compiler.rtx.version, gpus, _OPTIONS, stages)
+        atomic_write_json(folder / RECORD_NAME, header.to_dict())
+    return BuildReport(str(bundle.root), str(compiler.platform), built, str(out))
 
 
 def _graphs(record: StageRecord) -> dict[str, str]:

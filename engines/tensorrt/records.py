@@ -25,7 +25,7 @@ RECORD_NAME = "record.json"
 DEFAULT_WORKSPACE_MIB, DEFAULT_OPTIMIZATION_LEVEL = 4096, 3
 # Increase it with any change to the build that is not an option, such as a builder flag.
 _RECIPE = "1"
-_GPU_PARTS = ("GPU", "compute capability", "multiprocessors")
+_GPU_PARTS = ("GPU", "GPUs", "compute capability", "multiprocessors")
 _BUILD_AGAIN = "build it again with `rsrefseg build`"
 _LOG = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Fingerprint(Struct, frozen=True):
         graphs = {f"graph file {file.name}": file.sha256 for file in (record.graph, *record.data)}
         contract = _digest(record.contract)
         fixed = {"stage": str(stage), "precision": record.precision, "contract": contract, "build recipe": _RECIPE}
-        return cls({**fixed, **graphs, **platform.parts()}, options)
+        return cls({**fixed, **graphs, **platform.parts}, options)
 
     @property
     def digest(self) -> str:
@@ -182,7 +182,7 @@ def store_engine(record: EngineRecord, engine: bytes, layers: str) -> StoredEngi
     Args:
         record: record of the engine.
         engine: the serialised engine.
-        layers: JSON of the inspector, stored for reference.
+        layers: JSON of the inspector, stored for reference; empty if there was no GPU to inspect it with.
 
     Raises:
         RSRefSegError: the disk is full or the cache folder cannot be written.
@@ -190,7 +190,8 @@ def store_engine(record: EngineRecord, engine: bytes, layers: str) -> StoredEngi
     target = engines_folder() / record.fingerprint.digest
     with atomic_directory(target) as folder:
         (folder / record.engine.name).write_bytes(engine)
-        (folder / "layers.json").write_text(layers, encoding="utf-8")
+        if layers:
+            (folder / "layers.json").write_text(layers, encoding="utf-8")
         (folder / RECORD_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
     return StoredEngine(target, record)
 

@@ -8,9 +8,12 @@ from typing import Any
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage, StageContract
 from ..errors import MissingPartError, NotInstalledError
+from ..system.progress import ProgressLine
 from .attention import Attention, find_attentions, fused_nodes
+from .build import BuiltEngine
 from .errors import ErrorLog, TrtCalls, host_bytes, parser_errors, unparsable
-from .library import make_logger
+from .library import Platform, make_logger
+from .records import BuildOptions
 
 NAME = "TensorRT-RTX"
 _INSTALL = "pip install 'rsrefseg[tensorrt-rtx]' with Python 3.11 or later"
@@ -52,6 +55,28 @@ class CompiledStage:
     fused: frozenset[str]
     warnings: tuple[str, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RtxCompiler:
+    """Builds engines with TensorRT-RTX for named GPU classes, on any machine. One engine serves them all."""
+
+    rtx: Rtx
+    gpus: tuple[str, ...]
+
+    @property
+    def platform(self) -> Platform:
+        """What the engines depend on besides graph and options."""
+        version, gpus = f"RTX {self.rtx.version}", ", ".join(self.gpus)
+        return Platform(version, gpus, {"TensorRT": version, "GPUs": gpus})
+
+    def build(self, bundle: Bundle, stage: Stage, options: BuildOptions, progress: ProgressLine) -> BuiltEngine:
+        """Build the engine of a stage; see ``parse_stage`` and ``compile_stage``."""
+        parsed = parse_stage(self.rtx, bundle, stage)
+        compiled = compile_stage(self.rtx, parsed, bundle.manifest.stages[stage].contract, self.gpus)
+        fused = sum(attention.node in compiled.fused for attention in parsed.attentions)
+        count = f"{fused} of {len(parsed.attentions)} attentions fused"
+        return BuiltEngine(compiled.engine, "", f"{bundle.manifest.stages[stage].precision}, {count}", 0)
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,7 +19,7 @@ from ..bundle.manifest import FileRecord
 from ..errors import BadInputError, BundleError
 from ..system.files import private_folder, unwritable
 from ..system.progress import ProgressLine
-from .build import build_engine
+from .build import BuiltEngine, GpuCompiler
 from .library import Library, Platform
 from .records import (
     BuildOptions,
@@ -31,7 +31,6 @@ from .records import (
     store_engine,
     stored_engines,
 )
-from .timing import timing_cache_path
 
 _NO_ENGINE = "it has no engine yet"
 
@@ -70,24 +69,37 @@ class StageBuild(NamedTuple):
         }
 
 
+class Compiler(Protocol):
+    """Builds the engines of one kind of TensorRT for one platform."""
+
+    @property
+    def platform(self) -> Platform:
+        """What its engines depend on besides graph and options."""
+
+    def build(self, bundle: Bundle, stage: Stage, options: BuildOptions, progress: ProgressLine) -> BuiltEngine:
+        """Build the engine of a stage; raise RSRefSegError if that fails."""
+
+
 class BuildReport(NamedTuple):
-    """The report of ``rsrefseg build``."""
+    """The report of ``rsrefseg build``; ``out`` is the folder that the engines were copied to, if one was named."""
 
     bundle: str
     platform: str
     stages: dict[Stage, StageBuild]
+    out: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""
         stages = [build.to_dict() for build in self.stages.values()]
-        return {"bundle": self.bundle, "platform": self.platform, "stages": stages}
+        return {"bundle": self.bundle, "platform": self.platform, "out": self.out, "stages": stages}
 
     def render(self) -> Any:
         """Return a table for the terminal."""
         from ..system.tables import Table
 
-        columns = ("stage", "", "MiB", "s", "layers that multiply")
-        table = Table(f"{self.bundle} for {self.platform}", columns, words=2, verdict=True)
+        columns = ("stage", "", "MiB", "s", "computes in")
+        where = f", in {self.out}" if self.out else ""
+        table = Table(f"{self.bundle} for {self.platform}{where}", columns, words=2, verdict=True)
         for stage, (engine, reasons) in self.stages.items():
             did, record = f"built: {'; '.join(reasons)}" if reasons else "current", engine.record
             size, seconds = f"{record.engine.size_bytes / 2**20:.1f}", f"{record.build_seconds:.1f}"
@@ -133,9 +145,9 @@ def build_bundle(
     requested = {name: value for name, value in given.items() if value is not None}
     BuildOptions(**requested)
     bundle = Bundle.open(path)
-    library = Library()
-    built = ensure_engines(library, bundle, chosen, requested, force)
-    return BuildReport(str(bundle.root), str(library.platform), built)
+    compiler = GpuCompiler(Library())
+    built = ensure_engines(compiler, bundle, chosen, requested, force)
+    return BuildReport(str(bundle.root), str(compiler.platform), built)
 
 
 def find_engine(bundle: Bundle, stage: Stage, platform: Platform, requested: dict[str, int] | None = None) -> Found:
@@ -159,7 +171,7 @@ def find_engine(bundle: Bundle, stage: Stage, platform: Platform, requested: dic
 
 
 def ensure_engines(
-    library: Library,
+    compiler: Compiler,
     bundle: Bundle,
     stages: Sequence[Stage],
     requested: dict[str, int] | None = None,
@@ -171,9 +183,9 @@ def ensure_engines(
         RSRefSegError: see ``build_bundle``. Engines that were built before the error stay.
     """
     done = {}
-    with _alone(library.platform, ProgressLine("building").say):
+    with _alone(compiler.platform, ProgressLine("building").say):
         for stage in stages:
-            found = find_engine(bundle, stage, library.platform, requested)
+            found = find_engine(bundle, stage, compiler.platform, requested)
             engine, reasons = found.engine, found.reasons
             if engine is not None and force:
                 engine, reasons = None, ("requested with --force",)
@@ -183,22 +195,22 @@ def ensure_engines(
                 except BundleError as error:
                     engine, reasons = None, (str(error).partition(": ")[0],)
             if engine is None:
-                engine = _build(library, bundle, stage, replace(found.options, **(requested or {})), reasons)
+                engine = _build(compiler, bundle, stage, replace(found.options, **(requested or {})), reasons)
             done[stage] = StageBuild(engine, reasons)
     return done
 
 
 def _build(
-    library: Library, bundle: Bundle, stage: Stage, options: BuildOptions, reasons: tuple[str, ...]
+    compiler: Compiler, bundle: Bundle, stage: Stage, options: BuildOptions, reasons: tuple[str, ...]
 ) -> StoredEngine:
     with ProgressLine(f"building {stage}") as progress:
         progress.say(f"building {stage}: {'; '.join(reasons)}")
         start = time.perf_counter()
-        built = build_engine(library, bundle, stage, options, progress)
+        built = compiler.build(bundle, stage, options, progress)
         seconds = time.perf_counter() - start
         progress.say(f"built {stage} in {seconds:.1f} s")
     record = EngineRecord(
-        fingerprint=Fingerprint.of(bundle, stage, library.platform, options),
+        fingerprint=Fingerprint.of(bundle, stage, compiler.platform, options),
         bundle=bundle_path(bundle),
         engine=FileRecord(f"{stage}.engine", hashlib.sha256(built.data).hexdigest(), len(built.data)),
         heavy_layers=built.heavy_layers,
@@ -220,7 +232,7 @@ def _alone(platform: Platform, say: Callable[[str], None]) -> Iterator[None]:
     import fcntl
 
     folder = private_folder(engines_folder())
-    path = folder / f".{timing_cache_path(platform).stem}.lock"
+    path = folder / f".{platform.file_name}.lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:

@@ -190,7 +190,7 @@ def test_a_cache_folder_that_cannot_be_is_named(trt: State, folder: Path, cache:
 def test_timings_that_cannot_be_used_are_replaced(trt: State, folder: Path, cache: Path, capsys: Capsys) -> None:
     build_bundle(folder, "siglip_text")
     (path,) = (cache / "timing").iterdir()
-    assert path.name == "Double_of_a_GPU-8.7-16sm-10.9.0.34.cache"
+    assert path.name == "10.9.0.34-Double_of_a_GPU-8.7-16.cache"
     whole = json.loads(path.read_bytes())
     for broken in (b"no timings", json.dumps({**whole, "version": "10.8.0.43"}).encode()):
         path.write_bytes(broken)
