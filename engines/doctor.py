@@ -117,9 +117,10 @@ def _onnxruntime_cuda() -> str:
 
 
 def _tensorrt() -> str:
-    from .tensorrt.library import Library
+    from .tensorrt.cuda import Cuda
+    from .tensorrt.library import gpu_platform, open_tensorrt
 
-    return str(Library().platform)
+    return str(gpu_platform(open_tensorrt(), Cuda().gpu))
 
 
 def _training() -> str:

@@ -8,8 +8,11 @@ from ..bundle.contracts import Stage
 from ..errors import RSRefSegError
 from ..records import Record
 from ..system.progress import ProgressLine
+from .attention import fused_nodes
+from .build import Compiler
 from .float64 import float64_node
-from .rtx import NAME, Rtx, compile_stage, open_rtx, parse_stage
+from .library import open_rtx
+from .records import BuildOptions
 
 # Compiles for the smallest shared memory and the oldest kernels of the GPUs with fused attention. It is also the
 # nearest to Orin's sm87, which TensorRT-RTX does not have.
@@ -91,33 +94,31 @@ def check_compilation(bundle: Bundle, stages: tuple[Stage, ...], gpus: tuple[str
     Raises:
         MissingPartError: TensorRT-RTX is not installed.
     """
-    rtx = open_rtx()
-    checks = []
-    for stage in stages:
-        with ProgressLine(f"compiling {stage}") as progress:
-            progress.say(f"compiling {stage}")
-            checks.append(check_stage(rtx, bundle, stage, gpus))
-    return CompileReport(str(bundle.root), f"{NAME} {rtx.version}", gpus, tuple(checks))
+    compiler = Compiler.for_gpus(open_rtx(), gpus)
+    checks = tuple(_check(compiler, bundle, stage) for stage in stages)
+    return CompileReport(str(bundle.root), str(compiler.library), gpus, checks)
 
 
-def check_stage(rtx: Rtx, bundle: Bundle, stage: Stage, gpus: tuple[str, ...]) -> StageCheck:
-    """Parse and build the graph of one stage; see ``check_compilation``."""
+def _check(compiler: Compiler, bundle: Bundle, stage: Stage) -> StageCheck:
     record, start = bundle.manifest.stages[stage], time.perf_counter()
     layers = attentions = half = fused = size_bytes = 0
     warnings: tuple[str, ...] = ()
     fault = None
     graph = bundle.graph_path(stage)  # a changed file is an error of the bundle, not a finding
     try:
-        parsed = parse_stage(rtx, bundle, stage)
+        parsed = compiler.parse(bundle, stage)
         layers, attentions, warnings = parsed.network.num_layers, len(parsed.attentions), parsed.warnings
         halves = [attention.node for attention in parsed.attentions if attention.half]
         half = len(halves)
-        compiled = compile_stage(rtx, parsed, record.contract, gpus)
-        size_bytes, warnings = len(compiled.engine), warnings + compiled.warnings
-        fused = sum(attention.node in compiled.fused for attention in parsed.attentions)
+        with ProgressLine(f"compiling {stage}") as progress:
+            progress.say(f"compiling {stage}")
+            engine = compiler.compile(parsed, record.contract, BuildOptions(), progress)
+        size_bytes, warnings = len(engine), warnings + compiler.library.log.take_warnings()
+        together = fused_nodes(engine)
+        fused = sum(attention.node in together for attention in parsed.attentions)
         if (node := float64_node(graph)) is not None:
             fault = f"stage '{stage}': node '{node}' is in float64, which TensorRT computes in float32: export it again"
-        if apart := [node for node in halves if node not in compiled.fused]:
+        if apart := [node for node in halves if node not in together]:
             fault = (
                 f"stage '{stage}': {len(apart)} of {half} attentions in half precision are not one kernel, the first"
                 f" is node '{apart[0]}': export the bundle again with --target tensorrt and its default attention"

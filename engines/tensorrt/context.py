@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..bundle.contracts import Dim, StageContract
-from .build import load_engine
 from .errors import TrtCalls
 from .library import Library
+from .runtime_cache import RuntimeCache
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 _AGAIN = "start again; if the error persists, build again with `rsrefseg build --force`"
 
@@ -25,20 +28,28 @@ class LoadedStage:
     """The engine of one stage, in GPU memory.
 
     Args:
-        library: TensorRT and CUDA.
+        library: the kind of TensorRT.
         contract: contract of the stage.
-        data: bytes of the engine, from ``StoredEngine.read``.
+        engine: the loaded engine.
         region: activation memory of its contexts.
         stream: stream on which its contexts run.
+        cache: kernels that TensorRT-RTX compiled before; None for TensorRT 10 and 11.
 
     Raises:
-        RSRefSegError: TensorRT rejects the engine.
+        RSRefSegError: TensorRT cannot create an execution context.
     """
 
-    def __init__(self, library: Library, contract: StageContract, data: bytes, region: Region, stream: Any) -> None:
-        self.contract, self.region, self.stream = contract, region, stream
-        self.calls = TrtCalls(contract.stage, library.error_log)
-        self.engine = load_engine(library, contract.stage, data)
+    def __init__(
+        self,
+        library: Library,
+        contract: StageContract,
+        engine: "trt.ICudaEngine",
+        region: Region,
+        stream: Any,
+        cache: RuntimeCache | None,
+    ) -> None:
+        self.contract, self.engine, self.region, self.stream, self.cache = contract, engine, region, stream, cache
+        self.library, self.calls = library, TrtCalls(contract.stage, library.log)
         self.own = StageContext(self)
 
 
@@ -49,12 +60,14 @@ class StageContext:
     """
 
     def __init__(self, stage: LoadedStage) -> None:
-        import tensorrt as trt
-
+        if not TYPE_CHECKING:
+            trt = stage.library.trt
         self._contract, self._stream, self._calls = stage.contract, stage.stream, stage.calls
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        how: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if stage.cache is not None:
+            how = stage.cache.configured(stage.engine, how)
         self._context: trt.IExecutionContext = self._calls.require(
-            lambda: stage.engine.create_execution_context(strategy), "create an execution context", _AGAIN
+            lambda: stage.engine.create_execution_context(how), "create an execution context", _AGAIN
         )
         if self._context.active_optimization_profile != 0:
             self._calls.require_true(

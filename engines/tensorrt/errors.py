@@ -123,12 +123,12 @@ def parser_errors(parser: "trt.OnnxParser") -> list[str]:
     return lines
 
 
-def unparsable(stage: Stage, file: str, version: str, errors: list[str], error_log: ErrorLog) -> BundleError:
+def unparsable(stage: Stage, file: str, library: str, errors: list[str], error_log: ErrorLog) -> BundleError:
     """Return the error for a graph that TensorRT cannot parse; its message quotes the first parser error."""
     more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
     reason = errors[0] if errors else error_log.take()
     hint = "export the bundle with this release, or install a TensorRT that knows the operator"
-    return BundleError(f"stage '{stage}': TensorRT {version} cannot parse '{file}': {reason}{more}: {hint}")
+    return BundleError(f"stage '{stage}': {library} cannot parse '{file}': {reason}{more}: {hint}")
 
 
 def host_bytes(memory: "trt.IHostMemory") -> bytes:

@@ -16,7 +16,9 @@ from ..bundle.manifest import FileRecord, StageRecord
 from ..errors import BadInputError, BundleError, MissingPartError
 from ..records import Record
 from ..system.files import atomic_directory, atomic_write_json
-from .rtx import NAME, RtxCompiler, open_rtx
+from .build import Compiler
+from .library import RTX, open_rtx
+from .records import EngineFile
 from .store import BuildReport, ensure_engines
 
 RECORD_NAME = "record.json"
@@ -100,27 +102,16 @@ class PortableEngines:
         record = self.record
         if record.version != version:
             again = f"install that version, or {_build(self.folder)}"
-            raise MissingPartError(f"'{self.folder}' is of {NAME} {record.version}, this is {version}: {again}")
+            raise MissingPartError(f"'{self.folder}' is of {RTX} {record.version}, this is {version}: {again}")
         if gpu not in record.gpus:
             raise MissingPartError(
                 f"'{self.folder}' is for {', '.join(record.gpus)}, this GPU is {gpu}: {_build(self.folder)}"
             )
 
-    def read(self, stage: Stage) -> bytes:
-        """Return the bytes of an engine, after verifying their digest.
-
-        Raises:
-            BundleError: the file is missing or changed; the message names it.
-        """
-        record = self.record.stages[stage].engine
-        path = self.folder / record.name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise BundleError(f"cannot read '{path}' ({error.strerror or error}): {_build(self.folder)}") from error
-        if hashlib.sha256(data).hexdigest() != record.sha256:
-            raise BundleError(f"'{path}' was changed after it was built: {_build(self.folder)}")
-        return data
+    def file(self, stage: Stage) -> EngineFile:
+        """Return the file of a stage's engine."""
+        one = self.record.stages[stage]
+        return EngineFile(self.folder / one.engine.name, one.engine.sha256, one.computes_in, hint=_build(self.folder))
 
 
 def build_portable(bundle: Bundle, gpus: tuple[str, ...], out: Path, force: bool = False) -> BuildReport:
@@ -138,15 +129,15 @@ def build_portable(bundle: Bundle, gpus: tuple[str, ...], out: Path, force: bool
         MissingPartError: TensorRT-RTX is not installed.
         RSRefSegError: a graph does not parse or build, or the folder cannot be written.
     """
-    compiler = RtxCompiler(open_rtx(), gpus)
+    compiler = Compiler.for_gpus(open_rtx(), gpus)
     with atomic_directory(out, replaces=RECORD_NAME) as folder:
         built = ensure_engines(compiler, bundle, tuple(Stage), force=force)
         stages = {}
         for stage, one in built.items():
             record, wanted = one.engine.record, bundle.manifest.stages[stage]
-            (folder / record.engine.name).write_bytes(one.engine.read())
-            stages[stage] = StageEngine(_graphs(wanted), _contract_digest(wanted), record.heavy_layers, record.engine)
-        header = EnginesRecord(NAME, compiler.rtx.version, gpus, _OPTIONS, stages)
+            (folder / record.engine.name).write_bytes(one.engine.file.read())
+            stages[stage] = StageEngine(_graphs(wanted), _contract_digest(wanted), record.computes_in, record.engine)
+        header = EnginesRecord(RTX, compiler.library.version, gpus, _OPTIONS, stages)
         atomic_write_json(folder / RECORD_NAME, header.to_dict())
     return BuildReport(str(bundle.root), str(compiler.platform), built, str(out))
 

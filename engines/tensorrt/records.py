@@ -1,8 +1,7 @@
 """Engines on disk: ``engines/<fingerprint>/`` in the user's cache folder, each with a record of its origin.
 
-An engine file is native code: loading it can run it. Engines are therefore never part of a bundle; they are stored in a
-folder that only this user can write. An engine is loaded only if the fingerprint of its record is current and its bytes
-match the digest in the record.
+An engine file is native code: loading it can run it. Engines are therefore never part of a bundle. An engine is loaded
+only if the fingerprint of its record is current and its bytes match the digest in the record.
 """
 
 import hashlib
@@ -10,6 +9,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -18,7 +18,7 @@ from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..bundle.manifest import FileRecord
 from ..errors import BadInputError, BundleError
-from ..system.files import atomic_directory, cache_folder, check_private, clear_leftovers
+from ..system.files import atomic_directory, cache_folder, clear_leftovers
 from .library import Platform
 
 RECORD_NAME = "record.json"
@@ -26,7 +26,6 @@ DEFAULT_WORKSPACE_MIB, DEFAULT_OPTIMIZATION_LEVEL = 4096, 3
 # Increase it with any change to the build that is not an option, such as a builder flag.
 _RECIPE = "1"
 _GPU_PARTS = ("GPU", "GPUs", "compute capability", "multiprocessors")
-_BUILD_AGAIN = "build it again with `rsrefseg build`"
 _LOG = logging.getLogger(__name__)
 
 
@@ -88,7 +87,7 @@ class EngineRecord(Struct, frozen=True):
         fingerprint: everything the engine depends on.
         bundle: path of the bundle it was built for.
         engine: file of the engine.
-        heavy_layers: precision of the layers that multiply, as the engine inspector reports it.
+        computes_in: see ``BuiltEngine``.
         activation_bytes: GPU memory one run needs besides weights, inputs and outputs.
         built_at: time of the build, UTC, ISO 8601.
         build_seconds: duration of the build.
@@ -97,7 +96,7 @@ class EngineRecord(Struct, frozen=True):
     fingerprint: Fingerprint
     bundle: str
     engine: FileRecord
-    heavy_layers: str
+    computes_in: str
     activation_bytes: int
     built_at: str
     build_seconds: float
@@ -117,11 +116,22 @@ class EngineRecord(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredEngine:
-    """An engine in the cache folder."""
+class EngineFile:
+    """The file of an engine.
 
-    folder: Path
-    record: EngineRecord
+    Attributes:
+        path: the file.
+        sha256: its digest.
+        computes_in: see ``BuiltEngine``.
+        activation_bytes: see ``BuiltEngine``.
+        hint: the fix if the file is missing or changed.
+    """
+
+    path: Path
+    sha256: str
+    computes_in: str
+    activation_bytes: int = 0
+    hint: str = "build it again with `rsrefseg build`"
 
     def read(self) -> bytes:
         """Return the bytes of the engine, after verifying their digest.
@@ -129,16 +139,29 @@ class StoredEngine:
         Raises:
             BundleError: the file is missing or changed; the message names it.
         """
-        path = self.folder / self.record.engine.name
         try:
-            data = path.read_bytes()
+            data = self.path.read_bytes()
         except FileNotFoundError:
-            raise BundleError(f"'{path}' is missing: {_BUILD_AGAIN}") from None
+            raise BundleError(f"'{self.path}' is missing: {self.hint}") from None
         except OSError as error:
-            raise BundleError(f"cannot read '{path}': {error.strerror or error}") from error
-        if hashlib.sha256(data).hexdigest() != self.record.engine.sha256:
-            raise BundleError(f"'{path}' was changed after it was built: {_BUILD_AGAIN}")
+            raise BundleError(f"cannot read '{self.path}': {error.strerror or error}") from error
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise BundleError(f"'{self.path}' was changed after it was built: {self.hint}")
         return data
+
+
+class StoredEngine(NamedTuple):
+    """An engine in the cache folder."""
+
+    folder: Path
+    record: EngineRecord
+
+    @property
+    def file(self) -> EngineFile:
+        """Its file."""
+        record = self.record
+        path = self.folder / record.engine.name
+        return EngineFile(path, record.engine.sha256, record.computes_in, record.activation_bytes)
 
 
 def bundle_path(bundle: Bundle) -> str:
@@ -155,12 +178,10 @@ def stored_engines() -> list[StoredEngine]:
     """Return all engines of this user, newest first. Engines with unreadable records are skipped.
 
     Raises:
-        MissingPartError: others can write to the folder.
         BundleError: the folder cannot be read.
     """
     root, found = engines_folder(), []
     try:
-        check_private(root)
         clear_leftovers(root)
         folders = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
     except FileNotFoundError:

@@ -10,10 +10,13 @@ import numpy.typing as npt
 from ..bundle.contracts import Stage, StageContract, TensorSpec
 from ..engine import Arrays
 from ..errors import RSRefSegError
+from .build import load_engine
 from .context import LoadedStage, Region, sizes_of
+from .cuda import Cuda
 from .library import Library
 from .memory import DevicePool, DeviceTensor, Staging, aligned
-from .records import StoredEngine
+from .records import EngineFile
+from .runtime_cache import RuntimeCache
 
 # SAM's encoder runs in parallel to SigLIP's; all other stages wait for one of them anyway.
 SIDE_STAGE = Stage.SAM_ENCODER
@@ -27,18 +30,30 @@ class Session:
     share a part of it; the stage on the side stream runs in parallel and has a separate part.
 
     Args:
-        library: TensorRT and CUDA.
-        stored: the engine of each stage.
+        library: the kind of TensorRT.
+        cuda: the CUDA runtime.
+        files: the engine of each stage.
         contracts: the contract of each stage.
+        cache: kernels that TensorRT-RTX compiled before; None for TensorRT 10 and 11.
     """
 
     def __init__(
-        self, library: Library, stored: Mapping[Stage, StoredEngine], contracts: Mapping[Stage, StageContract]
+        self,
+        library: Library,
+        cuda: Cuda,
+        files: Mapping[Stage, EngineFile],
+        contracts: Mapping[Stage, StageContract],
+        cache: RuntimeCache | None,
     ) -> None:
-        self.library, self.cuda, self.contracts = library, library.cuda, contracts
-        self._stored = stored
+        self.library, self.cuda, self.contracts = library, cuda, contracts
+        self._files, self._cache = files, cache
+        self._engines: dict[Stage, Any] = {}
         self._stages: dict[Stage, LoadedStage] = {}
-        needs = {stage: aligned(engine.record.activation_bytes) for stage, engine in stored.items()}
+        # An engine that was built without a GPU must be loaded to learn how much memory it needs.
+        needs = {
+            stage: aligned(file.activation_bytes or int(self._engine(stage).device_memory_size_v2))
+            for stage, file in files.items()
+        }
         shared = max(size for stage, size in needs.items() if stage is not SIDE_STAGE)
         self._activations = self.cuda.allocate(shared + needs[SIDE_STAGE], "for activations")
         self._shared = Region(self._activations, shared)
@@ -50,9 +65,8 @@ class Session:
         """Return the engine of a stage, loading it on first use."""
         if stage not in self._stages:
             region = self._side if stage is SIDE_STAGE else self._shared
-            data = self._stored[stage].read()
-            loaded = LoadedStage(self.library, self.contracts[stage], data, region, self.stream_of(stage))
-            self._stages[stage] = loaded
+            contract, stream = self.contracts[stage], self.stream_of(stage)
+            self._stages[stage] = LoadedStage(self.library, contract, self._engine(stage), region, stream, self._cache)
         return self._stages[stage]
 
     def stream_of(self, stage: Stage) -> Any:
@@ -107,12 +121,20 @@ class Session:
             self._quietly(self.cuda.free_graph, graph)
         for event in events:
             self._quietly(self.cuda.free_event, event)
+        if self._cache is not None:
+            self._cache.keep()
         self._stages.clear()
+        self._engines.clear()
         self.pool.close(self._quietly)
         self.staging.close(self._quietly)
         self._quietly(self.cuda.free, self._activations)
         for stream in (self.side, self.main):
             self._quietly(self.cuda.free_stream, stream)
+
+    def _engine(self, stage: Stage) -> Any:
+        if stage not in self._engines:
+            self._engines[stage] = load_engine(self.library, stage, self._files[stage].read())
+        return self._engines[stage]
 
     def _quietly(self, do: Callable[..., None], *arguments: Any) -> None:
         try:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -16,11 +16,11 @@ from msgspec.structs import replace
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..bundle.manifest import FileRecord
-from ..errors import BadInputError, BundleError
-from ..system.files import private_folder, unwritable
+from ..errors import BadInputError, BundleError, MissingPartError
 from ..system.progress import ProgressLine
-from .build import BuiltEngine, GpuCompiler
-from .library import Library, Platform
+from .build import Compiler
+from .cuda import Cuda
+from .library import Platform, gpu_platform, open_tensorrt
 from .records import (
     BuildOptions,
     EngineRecord,
@@ -65,19 +65,8 @@ class StageBuild(NamedTuple):
             "folder": str(self.engine.folder),
             "size_bytes": record.engine.size_bytes,
             "build_seconds": record.build_seconds,
-            "heavy_layers": record.heavy_layers,
+            "computes_in": record.computes_in,
         }
-
-
-class Compiler(Protocol):
-    """Builds the engines of one kind of TensorRT for one platform."""
-
-    @property
-    def platform(self) -> Platform:
-        """What its engines depend on besides graph and options."""
-
-    def build(self, bundle: Bundle, stage: Stage, options: BuildOptions, progress: ProgressLine) -> BuiltEngine:
-        """Build the engine of a stage; raise RSRefSegError if that fails."""
 
 
 class BuildReport(NamedTuple):
@@ -103,7 +92,7 @@ class BuildReport(NamedTuple):
         for stage, (engine, reasons) in self.stages.items():
             did, record = f"built: {'; '.join(reasons)}" if reasons else "current", engine.record
             size, seconds = f"{record.engine.size_bytes / 2**20:.1f}", f"{record.build_seconds:.1f}"
-            table.add(stage, did, size, seconds, record.heavy_layers)
+            table.add(stage, did, size, seconds, record.computes_in)
         return table.to_rich()
 
 
@@ -145,7 +134,8 @@ def build_bundle(
     requested = {name: value for name, value in given.items() if value is not None}
     BuildOptions(**requested)
     bundle = Bundle.open(path)
-    compiler = GpuCompiler(Library())
+    library = open_tensorrt()
+    compiler = Compiler(library, gpu_platform(library, Cuda().gpu))
     built = ensure_engines(compiler, bundle, chosen, requested, force)
     return BuildReport(str(bundle.root), str(compiler.platform), built)
 
@@ -191,7 +181,7 @@ def ensure_engines(
                 engine, reasons = None, ("requested with --force",)
             if engine is not None:
                 try:
-                    engine.read()
+                    engine.file.read()
                 except BundleError as error:
                     engine, reasons = None, (str(error).partition(": ")[0],)
             if engine is None:
@@ -213,7 +203,7 @@ def _build(
         fingerprint=Fingerprint.of(bundle, stage, compiler.platform, options),
         bundle=bundle_path(bundle),
         engine=FileRecord(f"{stage}.engine", hashlib.sha256(built.data).hexdigest(), len(built.data)),
-        heavy_layers=built.heavy_layers,
+        computes_in=built.computes_in,
         activation_bytes=built.activation_bytes,
         built_at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),  # noqa: UP017 - Python 3.10
         build_seconds=round(seconds, 3),
@@ -231,12 +221,13 @@ def _alone(platform: Platform, say: Callable[[str], None]) -> Iterator[None]:
     """Allow one build for a platform at a time: parallel builds would distort each other's timings."""
     import fcntl
 
-    folder = private_folder(engines_folder())
-    path = folder / f".{platform.file_name}.lock"
+    path = engines_folder() / f".{platform.file_name}.lock"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise unwritable(path, error) from error
+        hint = "set XDG_CACHE_HOME to a folder that can be written"
+        raise MissingPartError(f"cannot write '{path.parent}' ({error.strerror or error}): {hint}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -244,7 +235,7 @@ def _alone(platform: Platform, say: Callable[[str], None]) -> Iterator[None]:
             say("another build for this GPU is running: waiting for it")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:
-            say(f"the file system of '{folder}' has no locks: run no other build meanwhile")
+            say(f"the file system of '{path.parent}' has no locks: run no other build meanwhile")
         yield
     finally:
         os.close(descriptor)

@@ -102,7 +102,7 @@ def test_the_same_build_gives_the_same_bytes_and_only_for_its_bundle(
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     engines = PortableEngines(tmp_path / "one", half)
     assert engines.record.gpus == ("sm86", "sm89")
-    assert all(engines.read(stage) for stage in Stage)
+    assert all(engines.file(stage).read() for stage in Stage)
     with pytest.raises(BundleError, match="of another bundle: its 'siglip_vision'"):
         PortableEngines(tmp_path / "one", make_bundle(tmp_path / "other"))
 
@@ -145,13 +145,13 @@ def change_engine(built: Path) -> None:
         (spoil_record(lambda record: record["stages"]["siglip_text"].update(graphs={})), "another bundle"),
         (spoil_record(lambda record: record["stages"]["siglip_text"].update(contract_sha256="0")), "another bundle"),
         (change_engine, "sam_decoder.engine' was changed"),
-        (lambda built: (built / "sam_decoder.engine").unlink(), "cannot read"),
+        (lambda built: (built / "sam_decoder.engine").unlink(), "is missing"),
     ],
 )
 def test_a_spoiled_folder_is_refused(built: Path, folder: Path, spoil: Callable[[Path], None], fact: str) -> None:
     spoil(built)
     with pytest.raises(RSRefSegError, match=fact) as refused:
-        PortableEngines(built, Bundle.open(folder)).read(Stage.SAM_DECODER)
+        PortableEngines(built, Bundle.open(folder)).file(Stage.SAM_DECODER).read()
     assert f"--out {built}" in str(refused.value)
 
 

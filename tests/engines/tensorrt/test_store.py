@@ -171,16 +171,6 @@ def test_an_unreadable_record_is_an_engine_to_build_again(
     segment(folder)
 
 
-def test_engines_lie_where_only_their_user_can_write(trt: State, folder: Path, cache: Path) -> None:
-    build_bundle(folder, "siglip_text")
-    engines = cache / "engines"
-    assert engines.stat().st_mode & 0o777 == 0o700
-    engines.chmod(0o770)
-    for use in (lambda: TensorRTEngine(Bundle.open(folder), build=False), lambda: build_bundle(folder)):
-        with pytest.raises(MissingPartError, match=f"others can write '{engines}'"):
-            use()
-
-
 def test_a_cache_folder_that_cannot_be_is_named(trt: State, folder: Path, cache: Path, capsys: Capsys) -> None:
     cache.parent.write_text("a file")
     assert_refused(run_here(capsys, "build", "--bundle", folder), "XDG_CACHE_HOME")
