@@ -75,8 +75,8 @@ class Compiler:
         """Return the compiler of TensorRT-RTX for named GPU classes."""
         return cls(library, named_platform(library, gpus), gpus)
 
-    def parse(self, bundle: Bundle, stage: Stage) -> ParsedStage:
-        """Parse the graph of a stage.
+    def parse(self, bundle: Bundle, stage: Stage, progress: ProgressLine) -> ParsedStage:
+        """Parse the graph of a stage, and show every error of the parser.
 
         Raises:
             BundleError: a file of the bundle is missing or changed, or the graph cannot be parsed; the message names
@@ -93,7 +93,10 @@ class Compiler:
         library.log.clear()
         # By path, not by bytes, so that the parser finds the weights beside the graph.
         if not parser.parse_from_file(str(graph)):
-            raise unparsable(stage, str(graph), str(library), parser_errors(parser), library.log)
+            errors = parser_errors(parser)
+            for line in errors:
+                progress.say(f"{stage}: {line}")
+            raise unparsable(stage, str(graph), str(library), errors, library.log)
         attentions = find_attentions(network, trt) if library.is_rtx else ()
         return ParsedStage(builder, network, attentions, library.log.take_warnings())
 
@@ -139,7 +142,7 @@ class Compiler:
             BundleError: TensorRT cannot parse the graph.
             RSRefSegError: TensorRT cannot build the engine, or the engine has another precision than its graph.
         """
-        record, parsed = bundle.manifest.stages[stage], self.parse(bundle, stage)
+        record, parsed = bundle.manifest.stages[stage], self.parse(bundle, stage, progress)
         data = self.compile(parsed, record.contract, options, progress)
         if self.library.is_rtx:
             fused = fused_nodes(data)

@@ -105,13 +105,14 @@ def _check(compiler: Compiler, bundle: Bundle, stage: Stage) -> StageCheck:
     warnings: tuple[str, ...] = ()
     fault = None
     graph = bundle.graph_path(stage)  # a changed file is an error of the bundle, not a finding
+    progress = ProgressLine(f"compiling {stage}")
     try:
-        parsed = compiler.parse(bundle, stage)
+        progress.say(f"compiling {stage}")
+        parsed = compiler.parse(bundle, stage, progress)
         layers, attentions, warnings = parsed.network.num_layers, len(parsed.attentions), parsed.warnings
         halves = [attention.node for attention in parsed.attentions if attention.half]
         half = len(halves)
-        with ProgressLine(f"compiling {stage}") as progress:
-            progress.say(f"compiling {stage}")
+        with progress:
             engine = compiler.compile(parsed, record.contract, BuildOptions(), progress)
         size_bytes, warnings = len(engine), warnings + compiler.library.log.take_warnings()
         together = fused_nodes(engine)
