@@ -16,7 +16,7 @@ from .cuda import Cuda
 from .library import Library, gpu_platform, open_tensorrt
 from .memory import DeviceTensor
 from .phrases import PHRASE_STAGES, PhraseRunner
-from .records import EngineFile
+from .records import StoredEngine
 from .runtime_cache import RuntimeCache
 from .session import Session
 from .store import ensure_engines, find_engine
@@ -51,12 +51,12 @@ class TensorRTEngine(Engine):
         self._image_written: Any = None
         self._fixed: dict[str, DeviceTensor] = {}
         self._runners: OrderedDict[int, PhraseRunner] = OrderedDict()
-        self._files = self._find(build)
+        self._stored = self._find(build)
 
     def provider_of(self, stage: Stage) -> str:
         """Return TensorRT's version, the GPU, and the precision of the layers that multiply."""
         self.load(stage)
-        return f"{self._library} on {self._cuda.gpu.name}, {self._files[stage].computes_in}"
+        return f"{self._library} on {self._cuda.gpu.name}, {self._stored[stage].record.computes_in}"
 
     def _encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
         """Run both image encoders in parallel. Returns before they finish."""
@@ -146,7 +146,7 @@ class TensorRTEngine(Engine):
     def _compiler(self) -> Compiler:
         return Compiler(self._library, gpu_platform(self._library, self._cuda.gpu))
 
-    def _find(self, build: bool) -> dict[Stage, EngineFile]:
+    def _find(self, build: bool) -> dict[Stage, StoredEngine]:
         """Return the current engine of every stage, building missing and stale ones."""
         compiler = self._compiler()
         found = {stage: find_engine(self.bundle, stage, compiler.platform) for stage in Stage}
@@ -158,12 +158,12 @@ class TensorRTEngine(Engine):
         if lacking:
             built = ensure_engines(compiler, self.bundle, lacking)
             engines |= {stage: one.engine for stage, one in built.items()}
-        return {stage: engine.file for stage, engine in engines.items()}
+        return engines
 
     def _opened(self) -> Session:
         if self._session is None:
             contracts = {stage: self.bundle.manifest.stages[stage].contract for stage in Stage}
-            self._session = Session(self._library, self._cuda, self._files, contracts, self._runtime_cache())
+            self._session = Session(self._library, self._cuda, self._stored, contracts, self._runtime_cache())
         return self._session
 
     def _runtime_cache(self) -> RuntimeCache | None:

@@ -7,7 +7,6 @@ only if the fingerprint of its record is current and its bytes match the digest 
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,7 +103,7 @@ class EngineRecord(Struct, frozen=True):
     def precedes(self, wanted: Fingerprint, bundle: Bundle) -> bool:
         """Return whether this is an earlier engine of the same stage, for the same bundle or the same graph files."""
         mine, theirs = self.fingerprint.parts, wanted.parts
-        if mine.get("stage") != theirs["stage"]:
+        if mine.get("stage") != theirs["stage"] or ("GPUs" in mine) is not ("GPUs" in theirs):
             return False
         graphs = [{name: text for name, text in parts.items() if "graph file" in name} for parts in (mine, theirs)]
         return self.bundle == bundle_path(bundle) or graphs[0] == graphs[1]
@@ -115,22 +114,11 @@ class EngineRecord(Struct, frozen=True):
         return all(mine.get(name) == theirs.get(name) for name in _GPU_PARTS)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineFile:
-    """The file of an engine.
+class StoredEngine(NamedTuple):
+    """An engine on disk: its folder, its record, and the fix if its file is missing or changed."""
 
-    Attributes:
-        path: the file.
-        sha256: its digest.
-        computes_in: see ``BuiltEngine``.
-        activation_bytes: see ``BuiltEngine``.
-        hint: the fix if the file is missing or changed.
-    """
-
-    path: Path
-    sha256: str
-    computes_in: str
-    activation_bytes: int = 0
+    folder: Path
+    record: EngineRecord
     hint: str = "build it again with `rsrefseg build`"
 
     def read(self) -> bytes:
@@ -139,29 +127,16 @@ class EngineFile:
         Raises:
             BundleError: the file is missing or changed; the message names it.
         """
+        path = self.folder / self.record.engine.name
         try:
-            data = self.path.read_bytes()
+            data = path.read_bytes()
         except FileNotFoundError:
-            raise BundleError(f"'{self.path}' is missing: {self.hint}") from None
+            raise BundleError(f"'{path}' is missing: {self.hint}") from None
         except OSError as error:
-            raise BundleError(f"cannot read '{self.path}': {error.strerror or error}") from error
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise BundleError(f"'{self.path}' was changed after it was built: {self.hint}")
+            raise BundleError(f"cannot read '{path}': {error.strerror or error}") from error
+        if hashlib.sha256(data).hexdigest() != self.record.engine.sha256:
+            raise BundleError(f"'{path}' was changed after it was built: {self.hint}")
         return data
-
-
-class StoredEngine(NamedTuple):
-    """An engine in the cache folder."""
-
-    folder: Path
-    record: EngineRecord
-
-    @property
-    def file(self) -> EngineFile:
-        """Its file."""
-        record = self.record
-        path = self.folder / record.engine.name
-        return EngineFile(path, record.engine.sha256, record.computes_in, record.activation_bytes)
 
 
 def bundle_path(bundle: Bundle) -> str:

@@ -9,8 +9,8 @@ from .build import Compiler
 from .engine import TensorRTEngine
 from .gpus import parse_gpus
 from .library import Library, named_platform, open_rtx
-from .portable import PortableEngines
-from .records import EngineFile
+from .portable import open_portable
+from .records import StoredEngine
 from .runtime_cache import RuntimeCache
 
 ENGINES_VARIABLE = "RSREFSEG_ENGINES"
@@ -47,13 +47,11 @@ class RtxEngine(TensorRTEngine):
     def _compiler(self) -> Compiler:
         return Compiler.for_gpus(self._library, parse_gpus(self._sm))
 
-    def _find(self, build: bool) -> dict[Stage, EngineFile]:
+    def _find(self, build: bool) -> dict[Stage, StoredEngine]:
         folder = os.environ.get(ENGINES_VARIABLE)
         if not folder:
             return super()._find(build)
-        engines = PortableEngines(Path(folder), self.bundle)
-        engines.require(self._library.version, self._sm)
-        return {stage: engines.file(stage) for stage in Stage}
+        return open_portable(Path(folder), self.bundle, self._library.version, self._sm)
 
     def _runtime_cache(self) -> RuntimeCache:
         return RuntimeCache(self._library, named_platform(self._library, (self._sm,)))

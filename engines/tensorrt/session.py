@@ -15,7 +15,7 @@ from .context import LoadedStage, Region, sizes_of
 from .cuda import Cuda
 from .library import Library
 from .memory import DevicePool, DeviceTensor, Staging, aligned
-from .records import EngineFile
+from .records import StoredEngine
 from .runtime_cache import RuntimeCache
 
 # SAM's encoder runs in parallel to SigLIP's; all other stages wait for one of them anyway.
@@ -32,7 +32,7 @@ class Session:
     Args:
         library: the kind of TensorRT.
         cuda: the CUDA runtime.
-        files: the engine of each stage.
+        stored: the engine of each stage.
         contracts: the contract of each stage.
         cache: kernels that TensorRT-RTX compiled before; None for TensorRT 10 and 11.
     """
@@ -41,18 +41,18 @@ class Session:
         self,
         library: Library,
         cuda: Cuda,
-        files: Mapping[Stage, EngineFile],
+        stored: Mapping[Stage, StoredEngine],
         contracts: Mapping[Stage, StageContract],
         cache: RuntimeCache | None,
     ) -> None:
         self.library, self.cuda, self.contracts = library, cuda, contracts
-        self._files, self._cache = files, cache
+        self._stored, self._cache = stored, cache
         self._engines: dict[Stage, Any] = {}
         self._stages: dict[Stage, LoadedStage] = {}
         # An engine that was built without a GPU must be loaded to learn how much memory it needs.
         needs = {
-            stage: aligned(file.activation_bytes or int(self._engine(stage).device_memory_size_v2))
-            for stage, file in files.items()
+            stage: aligned(one.record.activation_bytes or int(self._engine(stage).device_memory_size_v2))
+            for stage, one in stored.items()
         }
         shared = max(size for stage, size in needs.items() if stage is not SIDE_STAGE)
         self._activations = self.cuda.allocate(shared + needs[SIDE_STAGE], "for activations")
@@ -133,7 +133,7 @@ class Session:
 
     def _engine(self, stage: Stage) -> Any:
         if stage not in self._engines:
-            self._engines[stage] = load_engine(self.library, stage, self._files[stage].read())
+            self._engines[stage] = load_engine(self.library, stage, self._stored[stage].read())
         return self._engines[stage]
 
     def _quietly(self, do: Callable[..., None], *arguments: Any) -> None:

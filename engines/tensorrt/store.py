@@ -181,7 +181,7 @@ def ensure_engines(
                 engine, reasons = None, ("requested with --force",)
             if engine is not None:
                 try:
-                    engine.file.read()
+                    engine.read()
                 except BundleError as error:
                     engine, reasons = None, (str(error).partition(": ")[0],)
             if engine is None:

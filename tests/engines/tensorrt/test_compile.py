@@ -12,7 +12,8 @@ from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError, BundleError, MissingPartError, RSRefSegError
 from rsrefseg.engines.tensorrt.check import CompileReport, check_compilation
 from rsrefseg.engines.tensorrt.gpus import parse_gpus
-from rsrefseg.engines.tensorrt.portable import RECORD_NAME, PortableEngines, build_portable
+from rsrefseg.engines.tensorrt.portable import build_portable, open_portable
+from rsrefseg.engines.tensorrt.records import RECORD_NAME, StoredEngine
 from rsrefseg.engines.tensorrt.rtx import open_rtx
 from rsrefseg.export.export import export_run
 from rsrefseg.export.settings import ExportSettings, Target
@@ -100,11 +101,16 @@ def test_the_same_build_gives_the_same_bytes_and_only_for_its_bundle(
     assert files == sorted([RECORD_NAME, *(f"{stage}.engine" for stage in Stage)])
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    engines = PortableEngines(tmp_path / "one", half)
-    assert engines.record.gpus == ("sm86", "sm89")
-    assert all(engines.file(stage).read() for stage in Stage)
-    with pytest.raises(BundleError, match="of another bundle: its 'siglip_vision'"):
-        PortableEngines(tmp_path / "one", make_bundle(tmp_path / "other"))
+    for gpu in ("sm86", "sm89"):
+        engines = opened(tmp_path / "one", half, gpu)
+        assert all(engines[stage].read() for stage in Stage)
+    other = make_bundle(tmp_path / "other")
+    with pytest.raises(BundleError, match=rf"of another bundle than '{other.root}' \('siglip_vision'"):
+        opened(tmp_path / "one", other)
+
+
+def opened(folder: Path, bundle: Bundle, gpu: str = "sm86") -> dict[Stage, StoredEngine]:
+    return open_portable(folder, bundle, open_rtx().version, gpu)
 
 
 @pytest.fixture
@@ -114,12 +120,10 @@ def built(cache: Path, folder: Path) -> Path:
 
 
 def test_engines_are_used_only_where_they_run(built: Path, folder: Path) -> None:
-    engines = PortableEngines(built, Bundle.open(folder))
-    version = open_rtx().version
-    engines.require(version, "sm86")
+    bundle, version = Bundle.open(folder), open_rtx().version
     for other, fact in (((version, "sm89"), "this GPU is sm89"), (("9.9", "sm86"), "this is 9.9")):
         with pytest.raises(MissingPartError, match=fact):
-            engines.require(*other)
+            open_portable(built, bundle, *other)
 
 
 def spoil_record(change: Callable[[dict], None]) -> Callable[[Path], None]:
@@ -142,8 +146,18 @@ def change_engine(built: Path) -> None:
         (lambda built: (built / RECORD_NAME).unlink(), "holds no engines"),
         (lambda built: (built / RECORD_NAME).write_bytes(b"{"), "cannot be read"),
         (spoil_record(lambda record: record["stages"].pop("sam_decoder")), "no engine of 'sam_decoder'"),
-        (spoil_record(lambda record: record["stages"]["siglip_text"].update(graphs={})), "another bundle"),
-        (spoil_record(lambda record: record["stages"]["siglip_text"].update(contract_sha256="0")), "another bundle"),
+        (
+            spoil_record(
+                lambda record: record["stages"]["siglip_text"]["fingerprint"]["parts"].update(
+                    {"graph file siglip_text.onnx": "0"}
+                )
+            ),
+            "another bundle",
+        ),
+        (
+            spoil_record(lambda record: record["stages"]["siglip_text"]["fingerprint"]["parts"].update(contract="0")),
+            "another bundle",
+        ),
         (change_engine, "sam_decoder.engine' was changed"),
         (lambda built: (built / "sam_decoder.engine").unlink(), "is missing"),
     ],
@@ -151,7 +165,7 @@ def change_engine(built: Path) -> None:
 def test_a_spoiled_folder_is_refused(built: Path, folder: Path, spoil: Callable[[Path], None], fact: str) -> None:
     spoil(built)
     with pytest.raises(RSRefSegError, match=fact) as refused:
-        PortableEngines(built, Bundle.open(folder)).file(Stage.SAM_DECODER).read()
+        opened(built, Bundle.open(folder))[Stage.SAM_DECODER].read()
     assert f"--out {built}" in str(refused.value)
 
 
