@@ -1,9 +1,8 @@
-"""A loaded engine of one stage and its execution contexts, which use activation memory of the caller."""
+"""An execution context of a loaded engine, which uses activation memory of the caller."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..bundle.contracts import Dim, StageContract
 from .errors import TrtCalls
@@ -16,27 +15,26 @@ if TYPE_CHECKING:
 _AGAIN = "start again; if the error persists, build again with `rsrefseg build --force`"
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Activation memory for the stages of one stream, which run one after the other."""
+class Place(NamedTuple):
+    """Where a stage runs: its stream, and activation memory for the stages of the stream, one after the other."""
 
+    stream: Any
     address: int
     size_bytes: int
 
 
-class LoadedStage:
-    """The engine of one stage, in GPU memory.
+class StageContext:
+    """An execution context of a stage. A CUDA graph captured from it stays valid until shapes or addresses change.
 
     Args:
         library: the kind of TensorRT.
         contract: contract of the stage.
         engine: the loaded engine.
-        region: activation memory of its contexts.
-        stream: stream on which its contexts run.
+        place: where the stage runs.
         cache: kernels that TensorRT-RTX compiled before; None for TensorRT 10 and 11.
 
     Raises:
-        RSRefSegError: TensorRT cannot create an execution context.
+        RSRefSegError: TensorRT cannot create the context.
     """
 
     def __init__(
@@ -44,39 +42,27 @@ class LoadedStage:
         library: Library,
         contract: StageContract,
         engine: "trt.ICudaEngine",
-        region: Region,
-        stream: Any,
+        place: Place,
         cache: RuntimeCache | None,
     ) -> None:
-        self.contract, self.engine, self.region, self.stream, self.cache = contract, engine, region, stream, cache
-        self.library, self.calls = library, TrtCalls(contract.stage, library.log)
-        self.own = StageContext(self)
-
-
-class StageContext:
-    """An execution context of a stage. A CUDA graph captured from it stays valid until shapes or addresses change.
-
-    A context holds no reference to its stage: a reference cycle would delay the release of their GPU memory.
-    """
-
-    def __init__(self, stage: LoadedStage) -> None:
         if not TYPE_CHECKING:
-            trt = stage.library.trt
-        self._contract, self._stream, self._calls = stage.contract, stage.stream, stage.calls
+            trt = library.trt
+        self._contract, self._stream = contract, place.stream
+        self._calls = TrtCalls(contract.stage, library.log)
         how: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if stage.cache is not None:
-            how = stage.cache.configured(stage.engine, how)
+        if cache is not None:
+            how = cache.configured(engine, how)
         self._context: trt.IExecutionContext = self._calls.require(
-            lambda: stage.engine.create_execution_context(how), "create an execution context", _AGAIN
+            lambda: engine.create_execution_context(how), "create an execution context", _AGAIN
         )
         if self._context.active_optimization_profile != 0:
             self._calls.require_true(
-                lambda: self._context.set_optimization_profile_async(0, int(stage.stream)),
+                lambda: self._context.set_optimization_profile_async(0, int(place.stream)),
                 "select its optimisation profile",
                 _AGAIN,
             )
         self._calls.run(
-            lambda: self._context.set_device_memory(stage.region.address, stage.region.size_bytes),
+            lambda: self._context.set_device_memory(place.address, place.size_bytes),
             "use its activation memory",
             _AGAIN,
         )

@@ -11,7 +11,7 @@ from ..bundle.contracts import Stage, StageContract, TensorSpec
 from ..engine import Arrays
 from ..errors import RSRefSegError
 from .build import load_engine
-from .context import LoadedStage, Region, sizes_of
+from .context import Place, StageContext, sizes_of
 from .cuda import Cuda
 from .library import Library
 from .memory import DevicePool, DeviceTensor, Staging, aligned
@@ -48,7 +48,7 @@ class Session:
         self.library, self.cuda, self.contracts = library, cuda, contracts
         self._stored, self._cache = stored, cache
         self._engines: dict[Stage, Any] = {}
-        self._stages: dict[Stage, LoadedStage] = {}
+        self._contexts: dict[Stage, StageContext] = {}
         # An engine that was built without a GPU must be loaded to learn how much memory it needs.
         needs = {
             stage: aligned(one.record.activation_bytes or int(self._engine(stage).device_memory_size_v2))
@@ -56,18 +56,21 @@ class Session:
         }
         shared = max(size for stage, size in needs.items() if stage is not SIDE_STAGE)
         self._activations = self.cuda.allocate(shared + needs[SIDE_STAGE], "for activations")
-        self._shared = Region(self._activations, shared)
-        self._side = Region(self._activations + shared, needs[SIDE_STAGE])
         self.main, self.side = self.cuda.make_stream(), self.cuda.make_stream()
+        self._on_main = Place(self.main, self._activations, shared)
+        self._on_side = Place(self.side, self._activations + shared, needs[SIDE_STAGE])
         self.pool, self.staging = DevicePool(self.cuda), Staging(self.cuda)
 
-    def load(self, stage: Stage) -> LoadedStage:
-        """Return the engine of a stage, loading it on first use."""
-        if stage not in self._stages:
-            region = self._side if stage is SIDE_STAGE else self._shared
-            contract, stream = self.contracts[stage], self.stream_of(stage)
-            self._stages[stage] = LoadedStage(self.library, contract, self._engine(stage), region, stream, self._cache)
-        return self._stages[stage]
+    def load(self, stage: Stage) -> StageContext:
+        """Return the context of a stage for calls with varying shapes, loading its engine on first use."""
+        if stage not in self._contexts:
+            self._contexts[stage] = self.context(stage)
+        return self._contexts[stage]
+
+    def context(self, stage: Stage) -> StageContext:
+        """Return a new context of a stage."""
+        place = self._on_side if stage is SIDE_STAGE else self._on_main
+        return StageContext(self.library, self.contracts[stage], self._engine(stage), place, self._cache)
 
     def stream_of(self, stage: Stage) -> Any:
         """Return the stream that a stage runs on."""
@@ -79,11 +82,11 @@ class Session:
 
     def enqueue(self, stage: Stage, sizes: Mapping[str, int], tensors: Mapping[str, DeviceTensor]) -> None:
         """Enqueue one run of a stage on its stream, and mark its outputs as written."""
-        loaded = self.load(stage)
-        loaded.own.bind(sizes, {name: tensor.address for name, tensor in tensors.items()})
-        loaded.own.enqueue()
+        context = self.load(stage)
+        context.bind(sizes, {name: tensor.address for name, tensor in tensors.items()})
+        context.enqueue()
         for spec in self.contracts[stage].outputs:
-            tensors[spec.name].written(loaded.stream)
+            tensors[spec.name].written(self.stream_of(stage))
 
     def run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run one stage on arrays and return its outputs as arrays."""
@@ -123,7 +126,7 @@ class Session:
             self._quietly(self.cuda.free_event, event)
         if self._cache is not None:
             self._cache.keep()
-        self._stages.clear()
+        self._contexts.clear()
         self._engines.clear()
         self.pool.close(self._quietly)
         self.staging.close(self._quietly)
