@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsInt
 
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage, StageContract
+from ..bundle.manifest import StageRecord
 from ..errors import RSRefSegError
 from ..system.progress import ProgressLine
 from .attention import Attention, find_attentions, fused_nodes
@@ -43,16 +45,12 @@ class BuiltEngine:
     Attributes:
         data: the serialised engine.
         computes_in: precision of the layers that multiply; of TensorRT-RTX the graph's, with the fused attentions.
-        fused: the nodes of attentions that are one kernel, for engines of TensorRT-RTX.
-        warnings: the builder's warnings.
         layers: JSON of the engine inspector; empty if there is no GPU to load the engine on.
         activation_bytes: GPU memory one run needs besides weights, inputs and outputs; 0 if not known before loading.
     """
 
     data: bytes
     computes_in: str
-    fused: frozenset[str] = frozenset()
-    warnings: tuple[str, ...] = ()
     layers: str = ""
     activation_bytes: int = 0
 
@@ -148,14 +146,10 @@ class Compiler:
             fused = fused_nodes(data)
             count = sum(attention.node in fused for attention in parsed.attentions)
             computes_in = f"{record.precision}, {count} of {len(parsed.attentions)} attentions fused"
-            return BuiltEngine(data, computes_in, fused, self.library.log.take_warnings())
+            return BuiltEngine(data, computes_in)
         engine = load_engine(self.library, stage, data)
-        _check_signature(self.library, engine, record.contract)
-        layers = _inspect(self.library, engine, stage)
-        computes_in, note = check_precision(stage, record.precision, layers, self.library.version)
-        if note is not None:
-            progress.say(note)
-        return BuiltEngine(data, computes_in, layers=layers, activation_bytes=int(engine.device_memory_size_v2))
+        computes_in, layers = prove_engine(self.library, engine, record, progress.say)
+        return BuiltEngine(data, computes_in, layers, int(engine.device_memory_size_v2))
 
     def _set_options(self, calls: TrtCalls, config: "trt.IBuilderConfig", options: BuildOptions) -> None:
         if not TYPE_CHECKING:
@@ -163,9 +157,12 @@ class Compiler:
         # FP32 layers must compute in FP32, including those that an FP16 graph deliberately keeps in it.
         calls.run(lambda: config.clear_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
         calls.require_true(lambda: not config.get_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
+        config.profiling_verbosity = (
+            trt.ProfilingVerbosity.DETAILED
+        )  # the inspector shows types, and engines name nodes
         if self.gpus:
             _set_gpus(calls, config, self.library.trt, self.gpus)
-            return  # the others are for its search on a GPU; the names of layers are in the engine by default
+            return  # the other options are for a search on the GPU
         workspace, size = trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20
         what = f"limit the workspace to {options.workspace_mib} MiB"
         hint = "change --workspace-mib"
@@ -174,7 +171,6 @@ class Compiler:
         level, what = options.optimization_level, f"search at optimisation level {options.optimization_level}"
         config.builder_optimization_level = level
         calls.require_true(lambda: config.builder_optimization_level == level, what, "change --optimization-level")
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
     def _add_profile(
         self, calls: TrtCalls, builder: "trt.Builder", config: "trt.IBuilderConfig", contract: StageContract
@@ -207,6 +203,37 @@ def load_engine(library: Library, stage: Stage, data: bytes) -> "trt.ICudaEngine
     return calls.require(
         lambda: runtime.deserialize_cuda_engine(data), "load the engine", "build it again: `rsrefseg build --force`"
     )
+
+
+def prove_engine(
+    library: Library, engine: "trt.ICudaEngine", record: StageRecord, say: Callable[[str], None]
+) -> tuple[str, str]:
+    """Check that a loaded engine has the signature of its contract and the precision of its graph.
+
+    Args:
+        library: the kind of TensorRT.
+        engine: the loaded engine.
+        record: record of the stage's graph.
+        say: shows a note if the inspector does not report the precision.
+
+    Returns:
+        The precision of the layers that multiply, and JSON of the engine inspector.
+
+    Raises:
+        RSRefSegError: the engine has another signature or precision.
+    """
+    contract, calls = record.contract, TrtCalls(record.contract.stage, library.log)
+    _check_signature(library, engine, contract)
+    if not TYPE_CHECKING:
+        trt = library.trt
+    inspector = calls.require(engine.create_engine_inspector, "inspect the engine", _REPORT)
+    layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    if not layers:
+        raise calls.failure("report the engine's layers", _REPORT)
+    computes_in, note = check_precision(contract.stage, record.precision, layers, str(library))
+    if note is not None:
+        say(note)
+    return computes_in, layers
 
 
 def _set_gpus(calls: TrtCalls, config: Any, trt: Any, gpus: tuple[str, ...]) -> None:
@@ -244,17 +271,6 @@ def _check_signature(library: Library, engine: "trt.ICudaEngine", contract: Stag
             f"stage '{contract.stage}': the engine of {library} has {found}, its contract says {wanted}:"
             f" {_EXPORT_AGAIN}"
         )
-
-
-def _inspect(library: Library, engine: "trt.ICudaEngine", stage: Stage) -> str:
-    if not TYPE_CHECKING:
-        trt = library.trt
-    calls = TrtCalls(stage, library.log)
-    inspector = calls.require(engine.create_engine_inspector, "inspect the engine", _REPORT)
-    information = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    if not information:
-        raise calls.failure("report the engine's layers", _REPORT)
-    return information
 
 
 def _monitor(library: Library, progress: ProgressLine, interrupted: threading.Event) -> "trt.IProgressMonitor":

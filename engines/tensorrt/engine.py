@@ -162,8 +162,8 @@ class TensorRTEngine(Engine):
 
     def _opened(self) -> Session:
         if self._session is None:
-            contracts = {stage: self.bundle.manifest.stages[stage].contract for stage in Stage}
-            self._session = Session(self._library, self._cuda, self._stored, contracts, self._runtime_cache())
+            records, cache = self.bundle.manifest.stages, self._runtime_cache()
+            self._session = Session(self._library, self._cuda, self._stored, records, cache)
         return self._session
 
     def _runtime_cache(self) -> RuntimeCache | None:

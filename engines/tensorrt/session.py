@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..bundle.contracts import Stage, StageContract, TensorSpec
+from ..bundle.contracts import Stage, TensorSpec
+from ..bundle.manifest import StageRecord
 from ..engine import Arrays
 from ..errors import RSRefSegError
-from .build import load_engine
+from .build import load_engine, prove_engine
 from .context import Place, StageContext, sizes_of
 from .cuda import Cuda
 from .library import Library
@@ -33,7 +34,7 @@ class Session:
         library: the kind of TensorRT.
         cuda: the CUDA runtime.
         stored: the engine of each stage.
-        contracts: the contract of each stage.
+        records: the record of each stage's graph.
         cache: kernels that TensorRT-RTX compiled before; None for TensorRT 10 and 11.
     """
 
@@ -42,11 +43,12 @@ class Session:
         library: Library,
         cuda: Cuda,
         stored: Mapping[Stage, StoredEngine],
-        contracts: Mapping[Stage, StageContract],
+        records: Mapping[Stage, StageRecord],
         cache: RuntimeCache | None,
     ) -> None:
-        self.library, self.cuda, self.contracts = library, cuda, contracts
-        self._stored, self._cache = stored, cache
+        self.library, self.cuda = library, cuda
+        self.contracts = {stage: record.contract for stage, record in records.items()}
+        self._stored, self._records, self._cache = stored, records, cache
         self._engines: dict[Stage, Any] = {}
         self._contexts: dict[Stage, StageContext] = {}
         # An engine that was built without a GPU must be loaded to learn how much memory it needs.
@@ -136,7 +138,10 @@ class Session:
 
     def _engine(self, stage: Stage) -> Any:
         if stage not in self._engines:
-            self._engines[stage] = load_engine(self.library, stage, self._stored[stage].read())
+            engine = load_engine(self.library, stage, self._stored[stage].read())
+            if self.library.is_rtx:  # others were proven when they were built
+                prove_engine(self.library, engine, self._records[stage], _LOG.warning)
+            self._engines[stage] = engine
         return self._engines[stage]
 
     def _quietly(self, do: Callable[..., None], *arguments: Any) -> None:

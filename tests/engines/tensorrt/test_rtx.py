@@ -9,7 +9,8 @@ import pytest
 import tensorrt_rtx_bindings as real
 
 from rsrefseg.engines.bundle.bundle import Bundle
-from rsrefseg.engines.errors import BadInputError, BundleError, MissingPartError
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.errors import BadInputError, BundleError, MissingPartError, RSRefSegError
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.tensorrt.portable import build_portable
@@ -19,7 +20,7 @@ from tests.support.doubles import tensorrt_rtx_double, tensorrt_running
 from tests.support.doubles.tensorrt_rtx_double import doubled_rtx
 from tests.support.doubles.tensorrt_values import State
 from tests.support.exported import Exported
-from tests.support.made_bundle import PHRASES
+from tests.support.made_bundle import PHRASES, change_stage
 from tests.support.places import Capsys
 
 PICTURE = np.full((40, 60, 3), (255, 0, 0), np.uint8)
@@ -99,9 +100,16 @@ def test_a_gpu_without_a_compiler_is_refused(bundle: Bundle) -> None:
 @pytest.mark.parametrize("name", ["Runtime", "ICudaEngine", "IRuntimeConfig", "IRuntimeCache"])
 def test_the_double_of_the_device_has_no_names_of_its_own(name: str) -> None:
     mine, theirs = getattr(tensorrt_rtx_double, name), getattr(real, name)
-    assert {member for member in vars(mine) if not member.startswith("_")} <= set(dir(theirs))
+    named = {member for member, value in vars(mine).items() if callable(value) and not member.startswith("_")}
+    assert named <= set(dir(theirs))
 
 
 def test_contexts_of_the_double_have_no_names_of_their_own() -> None:
     names = {member for member in vars(tensorrt_running.IExecutionContext) if not member.startswith("_")}
     assert names <= set(dir(real.IExecutionContext))
+
+
+def test_an_engine_of_another_precision_is_refused_when_it_is_loaded(rtx: State, folder: Path) -> None:
+    change_stage(folder, Stage.SIGLIP_VISION, precision="fp16")  # the graph is FP32 all the same
+    with RtxEngine(Bundle.open(folder)) as engine, pytest.raises(RSRefSegError, match="requested in FP16"):
+        engine.load()

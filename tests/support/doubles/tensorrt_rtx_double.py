@@ -81,6 +81,8 @@ class IRuntimeConfig:
 
 
 class ICudaEngine(tensorrt_running.ICudaEngine):
+    _types, _modes = real.DataType.__members__, real.TensorIOMode
+
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
 
@@ -96,7 +98,7 @@ class Runtime(tensorrt_running.Runtime):
         if found is None:
             raise RuleBroken("these bytes are no engine: the real one would run whatever they are")
         state().deserialized += 1
-        return ICudaEngine({"profile": found[0], "detailed": False}, found[1])
+        return ICudaEngine({"profile": found[0], "detailed": True}, found[1])
 
 
 @contextmanager
