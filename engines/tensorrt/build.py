@@ -82,7 +82,7 @@ class Compiler:
         """
         library, calls, graph = self.library, TrtCalls(stage, self.library.log), bundle.graph_path(stage)
         if not TYPE_CHECKING:
-            trt = library.trt
+            trt = library.module
         builder = calls.require(lambda: trt.Builder(library.logger), "start its builder", _REPORT)
         # By name: the bit is 1 in TensorRT 10 and 0 in TensorRT 11, where 1 has another meaning.
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -153,7 +153,7 @@ class Compiler:
 
     def _set_options(self, calls: TrtCalls, config: "trt.IBuilderConfig", options: BuildOptions) -> None:
         if not TYPE_CHECKING:
-            trt = self.library.trt
+            trt = self.library.module
         # FP32 layers must compute in FP32, including those that an FP16 graph deliberately keeps in it.
         calls.run(lambda: config.clear_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
         calls.require_true(lambda: not config.get_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
@@ -161,7 +161,7 @@ class Compiler:
             trt.ProfilingVerbosity.DETAILED
         )  # the inspector shows types, and engines name nodes
         if self.gpus:
-            _set_gpus(calls, config, self.library.trt, self.gpus)
+            _set_gpus(calls, config, self.library.module, self.gpus)
             return  # the other options are for a search on the GPU
         workspace, size = trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20
         what = f"limit the workspace to {options.workspace_mib} MiB"
@@ -177,7 +177,7 @@ class Compiler:
     ) -> None:
         """Add one optimisation profile with the contract's bounds."""
         if not TYPE_CHECKING:
-            trt = self.library.trt
+            trt = self.library.module
         profile = calls.require(builder.create_optimization_profile, "create an optimisation profile", _REPORT)
         for spec in contract.inputs:
             low, best, high = (
@@ -225,7 +225,7 @@ def prove_engine(
     contract, calls = record.contract, TrtCalls(record.contract.stage, library.log)
     _check_signature(library, engine, contract)
     if not TYPE_CHECKING:
-        trt = library.trt
+        trt = library.module
     inspector = calls.require(engine.create_engine_inspector, "inspect the engine", _REPORT)
     layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     if not layers:
@@ -250,7 +250,7 @@ def _check_signature(library: Library, engine: "trt.ICudaEngine", contract: Stag
         RSRefSegError: they differ; the message names both.
     """
     if not TYPE_CHECKING:
-        trt = library.trt
+        trt = library.module
     names = {
         trt.DataType.UINT8: "uint8",
         trt.DataType.INT64: "int64",
@@ -279,7 +279,7 @@ def _monitor(library: Library, progress: ProgressLine, interrupted: threading.Ev
     Once ``interrupted`` is set, the monitor stops the build. An exception would stop it as well, so none escapes.
     """
     if not TYPE_CHECKING:
-        trt = library.trt
+        trt = library.module
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -46,7 +46,7 @@ class StageContext:
         cache: RuntimeCache | None,
     ) -> None:
         if not TYPE_CHECKING:
-            trt = library.trt
+            trt = library.module
         self._contract, self._stream = contract, place.stream
         self._calls = TrtCalls(contract.stage, library.log)
         how: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED

@@ -5,6 +5,7 @@ Reads the few fields of the protocol-buffer format that this takes, because the 
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _DOUBLE = 11  # TensorProto.DOUBLE
 # Numbers of fields in onnx.proto.
@@ -30,7 +31,7 @@ def float64_node(path: Path) -> str | None:
     return None
 
 
-def _get(message: memoryview, number: int) -> list:
+def _get(message: memoryview, number: int) -> list[Any]:
     return [value for found, value in _fields(message) if found == number]
 
 

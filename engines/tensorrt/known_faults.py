@@ -44,7 +44,7 @@ def known_faults(library: Library, compute_capability: str, jetson: bool | None 
         if re.match(fault.versions, library.version) and compute_capability in (fault.gpus or (compute_capability,))
     ]
     if _JETSON.exists() if jetson is None else jetson:
-        if "site-packages" in str(getattr(library.trt, "__file__", "")):
+        if "site-packages" in str(getattr(library.module, "__file__", "")):
             found.append("TensorRT from pip does not run on a Jetson: use the one of JetPack")
         if library.version.startswith("11."):
             found.append("TensorRT 11 runs on AGX Orin and Thor only, from JetPack 7.2.2 on")

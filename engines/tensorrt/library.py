@@ -4,11 +4,14 @@ import logging
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingPartError, NotInstalledError
 from .cuda import EXTRA, Gpu
 from .errors import ErrorLog
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 RTX = "TensorRT-RTX"
 _RTX_EXTRA = "pip install 'rsrefseg[tensorrt-rtx]', with Python 3.11 or later"
@@ -21,24 +24,24 @@ class Library:
     """One kind of TensorRT.
 
     Attributes:
-        trt: the imported module; its names are those of TensorRT 11.
+        module: the imported module; its names are those of TensorRT 11.
         version: e.g. ``10.9.0.34``.
         is_rtx: whether it is TensorRT-RTX.
         logger: the logger for every builder, parser and runtime.
         log: errors and warnings that it reported to the logger.
     """
 
-    trt: Any
+    module: Any
     version: str
     is_rtx: bool
     logger: Any
     log: ErrorLog
-    _runtime: Any = None
+    _runtime: "trt.Runtime | None" = None
 
-    def runtime(self) -> Any:
+    def runtime(self) -> "trt.Runtime":
         """Return the runtime that loads engines. It lives as long as this object, which must outlive the engines."""
         if self._runtime is None:
-            self._runtime = self.trt.Runtime(self.logger)
+            self._runtime = self.module.Runtime(self.logger)
         return self._runtime
 
     def __str__(self) -> str:
@@ -110,12 +113,12 @@ def open_rtx() -> Library:
     """
     try:
         try:
-            import tensorrt_rtx as trt
+            import tensorrt_rtx as module
         except ModuleNotFoundError:
-            import tensorrt_rtx_bindings as trt  # installed without the meta package
+            import tensorrt_rtx_bindings as module  # installed without the meta package
     except (ImportError, OSError) as error:
         raise _cannot_import(RTX, error, "tensorrt_rtx_bindings", _RTX_EXTRA) from error
-    return Library(trt, str(trt.__version__), True, *_make_logger(trt))
+    return Library(module, str(module.__version__), True, *_make_logger(module))
 
 
 def _cannot_import(name: str, error: Exception, module: str, hint: str) -> MissingPartError:

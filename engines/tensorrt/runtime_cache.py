@@ -20,7 +20,7 @@ class RuntimeCache:
     """
 
     def __init__(self, library: Library, platform: Platform) -> None:
-        self._trt = library.trt
+        self._trt = library.module
         self.path: Path = cache_folder() / "kernels" / f"{platform.file_name}.cache"
         self._cache: Any = None
         self._stored = b""

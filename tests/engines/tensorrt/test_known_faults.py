@@ -18,8 +18,8 @@ from tests.support.places import Capsys
 def faults(version: str, capability: str, file: str = "/usr/lib/python3/tensorrt.py", jetson: bool = False) -> str:
     with doubled(version):
         library = open_tensorrt()
-        library.trt = ModuleType("tensorrt")
-        library.trt.__file__ = file
+        library.module = ModuleType("tensorrt")
+        library.module.__file__ = file
         return "; ".join(known_faults(library, capability, jetson))
 
 
