@@ -42,8 +42,8 @@ def find_attentions(network: Any, trt: Any) -> tuple[Attention, ...]:
 
     found = []
     for layer in layers:
-        if layer.type.name == "ATTENTION_INPUT":
-            found.append(Attention(_node(layer), layer.get_input(0).dtype == trt.DataType.HALF))
+        if layer.type.name == "ATTENTION_OUTPUT":
+            found.append(Attention(_node(layer), layer.get_output(0).dtype == trt.DataType.HALF))
         elif layer.type.name == "SOFTMAX":
             first, second = _nearest_products(layer, before), _nearest_products(layer, after)
             if first and second:

@@ -114,7 +114,11 @@ class Compiler:
         timings = None if library.is_rtx else attach(config, self.platform, calls, progress.say)
         interrupted = threading.Event()
         config.progress_monitor = _monitor(library, progress, interrupted)
-        hint = "name other GPUs" if self.gpus else "close other programs on the GPU, or change --workspace-mib"
+        hint = (
+            "name other GPUs, or export the bundle again"
+            if self.gpus
+            else "close other programs on the GPU, or change --workspace-mib"
+        )
         # In a thread, because Ctrl-C raises KeyboardInterrupt in the main thread. If it were raised in a callback of
         # TensorRT, it would be lost or cancel the build.
         with ThreadPoolExecutor(1) as pool:

@@ -52,9 +52,11 @@ def test_a_single_precision_export_compiles_and_fuses_nothing(exported: Exported
     assert sum(one.attentions for one in report.stages) > 10, "they are counted all the same"
 
 
+@pytest.mark.parametrize("operator", [False, True])
 @pytest.mark.parametrize("gpu", TARGETS)
-def test_one_attention(tmp_path: Path, gpu: str) -> None:
-    (found,) = check(bundle_with_attention(tmp_path / "bundle"), gpu).stages
+def test_one_attention(tmp_path: Path, gpu: str, operator: bool) -> None:
+    """As a softmax between two products, and as ONNX's Attention."""
+    (found,) = check(bundle_with_attention(tmp_path / "bundle", operator=operator), gpu).stages
     assert (found.attentions, found.half, found.fused, found.fault) == (1, 1, 1, None)
 
 
