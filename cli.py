@@ -8,20 +8,48 @@ from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperGroup
 
 from rsrefseg.engines.errors import BadInputError, MissingPartError
 from rsrefseg.engines.system.terminal import finish_output, print_report, print_text, run_app
 
+
+class PlainHelpGroup(TyperGroup):
+    """A list of commands without colours and boxes, because importing rich doubles the time of ``--help``."""
+
+    def format_help(self, *args: Any) -> None:
+        """Write the help."""
+        self.rich_markup_mode = None
+        super().format_help(*args)
+
+
 app = typer.Typer(
     name="rsrefseg",
     help="Segment what a sentence refers to in a remote-sensing image: train, export, prove, measure, run.",
+    epilog="First steps: rsrefseg demo",
+    cls=PlainHelpGroup,
     add_completion=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Make, check and convert data sets.", rich_markup_mode=None)
+data_app = typer.Typer(help="Make, check and convert data sets.", cls=PlainHelpGroup, rich_markup_mode="rich")
 app.add_typer(data_app, name="data")
 
+
+def _command(of: typer.Typer, name: str, example: str) -> Any:
+    """Add a command whose help ends with an example."""
+    return of.command(name, epilog=f"Example: [bold]rsrefseg {example}[/bold]")
+
+
+def _panel(title: str) -> Any:
+    """Return an ``Option`` whose help is in the panel ``title``."""
+    return partial(Option, rich_help_panel=title)
+
+
+_weights, _recipe, _model, _machine = map(_panel, ("Initial weights", "Recipe", "Model", "Memory and time"))
+_counts, _protocol, _report, _checkpoint = map(_panel, ("Scenes", "Protocol", "Files to write", "Checkpoint"))
+_graphs, _compiler, _instead, _measured = map(_panel, ("Graphs", "Compiler", "Other reports", "What is measured"))
+_remote = _panel("Without a GPU")
 JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on standard output, nothing else.")]
 RunOption = Annotated[Path | None, Option("--run", help="Run folder; the latest under ./runs by default.")]
 BundleOption = Annotated[Path | None, Option("--bundle", help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")]
@@ -67,40 +95,40 @@ def _help_without_command(context: typer.Context) -> None:
         raise typer.Exit
 
 
-@app.command()
+@_command(app, "demo", "demo --quick")
 def demo(
     out: Annotated[Path, Option(help="Folder for the scenes and results.")] = Path("demo"),
     quick: Annotated[bool, Option("--quick", help="10% of the work, for the commands alone.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Do the whole job on rendered scenes with the tiny preset, on any machine, in minutes."""
+    """Run the whole job on rendered scenes with the tiny preset."""
     from rsrefseg.bench.demo import run_demo
 
     return print_report(run_demo(out, quick, run_command), as_json)
 
 
-@data_app.command("synth")
+@_command(data_app, "synth", "data synth scenes --train 40 --val 4 --test 8")
 def data_synth(
     out: Annotated[Path, Argument(help="Folder to make.")],
     domain: Annotated[str, Option(help="A: temperate, RGB aerial camera. B: arid, hazy, another sensor.")] = "A",
-    train: Annotated[int, Option(min=0, help="Training images.")] = 400,
-    val: Annotated[int, Option(min=0, help="Validation images.")] = 40,
-    test: Annotated[int, Option(min=0, help="Test images.")] = 80,
-    size: Annotated[int, Option(min=64, max=4096, help="Side of an image in pixels.")] = 256,
+    train: Annotated[int, _counts(min=0, help="Training images.")] = 400,
+    val: Annotated[int, _counts(min=0, help="Validation images.")] = 40,
+    test: Annotated[int, _counts(min=0, help="Test images.")] = 80,
+    size: Annotated[int, _counts(min=64, max=4096, help="Side of an image in pixels.")] = 256,
     seed: Annotated[int, Option(min=0, help="The same seed gives the same bytes.")] = 0,
-    max_referrals: Annotated[int, Option("--phrases", min=1, help="At most this many phrases an image.")] = 6,
+    max_referrals: Annotated[int, _counts("--phrases", min=1, help="At most this many phrases an image.")] = 6,
     workers: Annotated[int, Option(min=1, help="Processes that render.")] = 1,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an RRSIS-D folder that is there.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Render remote-sensing-like scenes with expressions, in the RRSIS-D layout."""
+    """Render scenes with expressions in the RRSIS-D layout."""
     options = _options(locals())
     from rsrefseg.synth import synthesize
 
     return print_report(synthesize(**options), as_json)
 
 
-@data_app.command("check")
+@_command(data_app, "check", "data check scenes --split test")
 def data_check(
     path: Annotated[Path, Argument(help="Data set to read through.")],
     images: ImagesOption = None,
@@ -112,13 +140,13 @@ def data_check(
     workers: Annotated[int, Option(min=1, show_default="all cores", help="Processes.")] = os.cpu_count() or 1,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Read every image and mask once and report what would spoil training or evaluation."""
+    """Read a data set once and report what would spoil training."""
     from rsrefseg.data.check import check_dataset
 
     return print_report(check_dataset(path, images, split or (), tokenizer, resize_masks, workers), as_json)
 
 
-@data_app.command("convert")
+@_command(data_app, "convert", "data convert scenes scenes.jsonl")
 def data_convert(
     path: Annotated[Path, Argument(help="Data set to convert.")],
     out: Annotated[Path, Argument(help="JSON-lines file to write.")],
@@ -132,40 +160,48 @@ def data_convert(
     return print_report(export_jsonl(open_dataset(path, images), out), as_json)
 
 
-@app.command()
+@_command(app, "train", "train --data scenes --epochs 1")
 def train(
     context: typer.Context,
     path: Annotated[Path | None, Option("--data", help="Data set, e.g. an RRSIS-D folder.")] = None,
     images: ImagesOption = None,
     config: Annotated[str | None, Option(help="TOML file of settings; b or l: the published recipe.")] = None,
-    preset: Annotated[str | None, Option(help="tiny (the default), b or l.")] = None,
+    preset: Annotated[str | None, Option(show_default="tiny", help="tiny, b or l.")] = None,
     out: Annotated[Path | None, Option(help="Run folder; the next free ./runs/NNN by default.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue the run in --out (or the latest).")] = False,
-    from_scratch: Annotated[bool | None, Option("--from-scratch", help="Train all weights from random ones.")] = None,
-    base: Annotated[Path | None, Option(help="Model file to adapt instead of the shipped base.")] = None,
-    sam: Annotated[Path | None, Option(help="SAM's weights, e.g. sam_vit_b_01ec64.pth, or a hub name.")] = None,
-    siglip: Annotated[Path | None, Option(help="SigLIP's Hugging Face folder, or a hub name.")] = None,
-    random_weights: Annotated[bool | None, Option("--random-weights", help="A random base, to measure with.")] = None,
-    tokenizer: Annotated[Path | None, Option(help="tokenizer.json, where the base has none.")] = None,
-    epochs: Annotated[int | None, Option(help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, Option(help="Images a process takes at once.")] = None,
+    from_scratch: Annotated[bool | None, _weights("--from-scratch", help="All weights, from random ones.")] = None,
+    base: Annotated[Path | None, _weights(help="Model file to adapt instead of the shipped base.")] = None,
+    sam: Annotated[Path | None, _weights(help="SAM's weights, e.g. sam_vit_b_01ec64.pth, or a hub name.")] = None,
+    siglip: Annotated[Path | None, _weights(help="SigLIP's Hugging Face folder, or a hub name.")] = None,
+    random_weights: Annotated[bool | None, _weights("--random-weights", help="A random base, to measure with.")] = None,
+    tokenizer: Annotated[Path | None, _weights(help="tokenizer.json, where the base has none.")] = None,
+    epochs: Annotated[int | None, _recipe(show_default="200", help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, _recipe(show_default="8", help="Images a process takes at once.")] = None,
     gradient_accumulation: Annotated[
-        int | None, Option("--accumulation-steps", help="Batches whose gradients make a step.")
+        int | None, _recipe("--accumulation-steps", show_default="1", help="Batches whose gradients make a step.")
     ] = None,
-    gradient_checkpointing: Annotated[bool | None, Option(help="Less memory for more time, same result.")] = None,
-    phrases_per_image: Annotated[int | None, Option(help="Phrases drawn per image and epoch.")] = None,
-    learning_rate: Annotated[float | None, Option(help="Peak of the schedule.")] = None,
-    warmup_epochs: Annotated[float | None, Option(help="Linear warm-up.")] = None,
-    rank: Annotated[int | None, Option(help="LoRA rank, and alpha with it.")] = None,
-    precision: Annotated[str | None, Option(help="auto (the default), fp32, bf16 or fp16.")] = None,
-    seed: Annotated[int | None, Option(help="Decides every random choice; 0 by default.")] = None,
-    workers: Annotated[int | None, Option(help="Processes that load data; 0 by default.")] = None,
-    text_padding: Annotated[str | None, Option(help="fixed (64 tokens, the default) or longest.")] = None,
-    dense_prompt: Annotated[bool | None, Option(help="SAM's mask prompt, or none.")] = None,
-    resize_masks: Annotated[bool | None, Option(help="Resize masks of another size than their image.")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, _machine(show_default="no-gradient-checkpointing", help="Less memory for more time, same result.")
+    ] = None,
+    phrases_per_image: Annotated[
+        int | None, _recipe(show_default="4", help="Phrases drawn per image and epoch.")
+    ] = None,
+    learning_rate: Annotated[float | None, _recipe(show_default="0.0001", help="Peak of the schedule.")] = None,
+    warmup_epochs: Annotated[float | None, _recipe(show_default="5.0", help="Linear warm-up.")] = None,
+    rank: Annotated[int | None, _recipe(show_default="16", help="LoRA rank, and alpha with it.")] = None,
+    precision: Annotated[str | None, _machine(show_default="auto", help="auto, fp32, bf16 or fp16.")] = None,
+    seed: Annotated[int | None, _recipe(show_default="0", help="Decides every random choice.")] = None,
+    workers: Annotated[int | None, _machine(show_default="0", help="Processes that load data.")] = None,
+    text_padding: Annotated[str | None, _model(show_default="fixed", help="fixed (64 tokens) or longest.")] = None,
+    dense_prompt: Annotated[
+        bool | None, _model(show_default="dense-prompt", help="SAM's mask prompt, or none.")
+    ] = None,
+    resize_masks: Annotated[
+        bool | None, Option(show_default="no-resize-masks", help="Resize masks of another size than their image.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Adapt a base to a data set by LoRA (the default), or train all weights from scratch."""
+    """Adapt a base to a data set with LoRA, or train all weights."""
     from rsrefseg.train.command import run_training
 
     # Every other parameter has the name of a setting: those that were given go over the file's.
@@ -175,7 +211,7 @@ def train(
     return None if report is None else print_report(report, as_json)  # of several processes one prints
 
 
-@app.command("eval")
+@_command(app, "eval", "eval --data scenes --worst-cases worst.png")
 def evaluate(
     data: DataOption,
     split: Annotated[str, Option(help="Split to evaluate.")] = "test",
@@ -183,19 +219,19 @@ def evaluate(
     base: Annotated[bool, Option("--base", help="The shipped tiny base, before any training.")] = False,
     bundle: BundleOption = None,
     backend: Annotated[str | None, Option(help="Runtime for the bundle; without it, the run.")] = None,
-    protocol: Annotated[str, Option(help="rsrefseg (original size) or rmsin (480 x 480).")] = "rsrefseg",
+    protocol: Annotated[str, _protocol(help="rsrefseg (original size) or rmsin (480 x 480).")] = "rsrefseg",
     shuffle_phrases: Annotated[
-        bool, Option("--shuffle-phrases", help="Exchange phrases within images: a phrase-blind score.")
+        bool, _protocol("--shuffle-phrases", help="Exchange phrases within images: a phrase-blind score.")
     ] = False,
     resize_masks: ResizeFlag = False,
     images: ImagesOption = None,
     save_predictions: Annotated[
-        Path | None, Option(metavar="DIR", help="Folder to make: masks, JSON lines, a record.")
+        Path | None, _report(metavar="DIR", help="Folder to make: masks, JSON lines, a record.")
     ] = None,
-    worst_cases: Annotated[Path | None, Option(metavar="FILE.png", help="Draw the 12 samples of lowest IoU.")] = None,
+    worst_cases: Annotated[Path | None, _report(metavar="FILE.png", help="Draw the 12 samples of lowest IoU.")] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Score a run, the shipped base, or a bundle on any runtime: gIoU (mIoU), cIoU (oIoU) and Pr@0.5 to 0.9."""
+    """Score a model on a data set: gIoU (mIoU), cIoU (oIoU), Pr@X."""
     options = _options(locals())
     from rsrefseg.bench.accuracy.accuracy import run_evaluation
     from rsrefseg.bench.accuracy.report import EvaluationRequest
@@ -203,7 +239,7 @@ def evaluate(
     return print_report(run_evaluation(EvaluationRequest(**options)), as_json)
 
 
-@app.command()
+@_command(app, "merge", "merge runs/001")
 def merge(
     run: Annotated[Path | None, Argument(help="Run; the latest by default.")] = None,
     half: Annotated[bool, Option("--half", help="Store float16: half the size, for shipping a base.")] = False,
@@ -216,19 +252,21 @@ def merge(
     return print_report(merge_run(Run(run) if run else latest_run(), half=half), as_json)
 
 
-@app.command()
+@_command(app, "convert", "convert model.pth --preset b --tokenizer tokenizer.json --out runs/converted")
 def convert(
     file: Annotated[Path, Argument(help="RSRefSeg checkpoint in the public layout.")],
     out: Annotated[Path, Option(help="Run folder to make.")],
-    preset: Annotated[str | None, Option(help="b or l; by default by the width of its SAM.")] = None,
+    preset: Annotated[str | None, _checkpoint(help="b or l; by default by the width of its SAM.")] = None,
     tokenizer: Annotated[Path | None, Option(help="Its tokenizer.json or spiece.model, or their folder.")] = None,
     data: Annotated[Path | None, Option(help="Data set for reference inputs; rendered scenes by default.")] = None,
-    lora_alpha: Annotated[float | None, Option(help="LoRA alpha it was trained with; its rank by default.")] = None,
-    text_padding: Annotated[str, Option(help="longest (as published) or fixed (64 tokens).")] = "longest",
-    dense_prompt: Annotated[bool, Option(help="Whether it was trained with SAM's mask prompt.")] = True,
+    lora_alpha: Annotated[
+        float | None, _checkpoint(help="LoRA alpha it was trained with; its rank by default.")
+    ] = None,
+    text_padding: Annotated[str, _checkpoint(help="longest (as published) or fixed (64 tokens).")] = "longest",
+    dense_prompt: Annotated[bool, _checkpoint(help="Whether it was trained with SAM's mask prompt.")] = True,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Convert an RSRefSeg checkpoint in the public layout to a run that can be exported."""
+    """Convert a checkpoint of the public RSRefSeg code to a run."""
     options = _options(locals(), "preset")
     from rsrefseg.model.config import model_config
     from rsrefseg.runs.convert import convert_checkpoint
@@ -237,66 +275,67 @@ def convert(
     return print_report(convert_checkpoint(**options, config=config), as_json)
 
 
-@app.command()
+@_command(app, "export", "export --fp16")
 def export(
     run: Annotated[Path | None, Argument(help="Run, merged if need be; the latest by default.")] = None,
     fp16: Annotated[bool, Option("--fp16", help="Half precision written in the graphs.")] = False,
     plan: Annotated[Path | None, Option(help="With --fp16: blocks that stay float32 (parity --bisect).")] = None,
     out: Annotated[Path | None, Option(help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")] = None,
+    base: Annotated[bool, Option("--base", help="The shipped tiny base, before any training.")] = False,
     random_weights: Annotated[
         str | None, Option(metavar="PRESET", help="Make a run of random weights to measure with.")
     ] = None,
     target: Annotated[
-        str, Option(help="onnxruntime, onnxruntime-cuda, openvino or tensorrt: chooses attention.")
+        str, _graphs(help="onnxruntime, onnxruntime-cuda, openvino or tensorrt: chooses attention.")
     ] = "onnxruntime",
     attention: Annotated[
-        str | None, Option(metavar="windowed=FORM,global=FORM:PARTS,mlp=PARTS", help="Published, additive or folded.")
+        str | None, _graphs(metavar="windowed=FORM,global=FORM:PARTS,mlp=PARTS", help="Published, additive or folded.")
     ] = None,
-    opset: Annotated[int, Option(help="18, or 23 for Attention nodes (ONNX Runtime from 1.23 on).")] = 18,
+    opset: Annotated[int, _graphs(help="18, or 23 for Attention nodes (ONNX Runtime from 1.23 on).")] = 18,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Write the bundle: five ONNX graphs, manifest, tokenizer, and the FP32 reference that proves them."""
+    """Write the bundle: five ONNX graphs and what proves them."""
     from rsrefseg.export.export import export_run
     from rsrefseg.export.precision.plan import choose_plan
     from rsrefseg.export.settings import ExportSettings, parse_target
 
     settings = ExportSettings(choose_plan(fp16, plan), parse_target(target), attention, opset)
-    return print_report(export_run(run, out, settings, preset=random_weights), as_json)
+    return print_report(export_run(run, out, settings, preset=random_weights, base=base), as_json)
 
 
-@app.command()
+@_command(app, "build", "build")
 def build(
     bundle: BundleOption = None,
     stages: Annotated[str | None, Option(help="Comma-separated stages; all by default.")] = None,
-    check: Annotated[bool, Option("--check", help="Build nothing: check that all compiles and fuses.")] = False,
-    runtime: Annotated[str, Option(help="tensorrt: for this GPU; tensorrt-rtx: for named ones.")] = "tensorrt",
-    gpus: Annotated[str | None, Option(help="With tensorrt-rtx or --check: e.g. sm86,rtx-4090.")] = None,
-    out: Annotated[Path | None, Option(help="With tensorrt-rtx: folder to make; ./engines by default.")] = None,
-    workspace_mib: Annotated[int | None, Option(help="Scratch memory of a layer, MiB; as before, or 4096.")] = None,
-    optimization_level: Annotated[int | None, Option(help="0 (quick to build) to 5; as before, or 3.")] = None,
-    force: Annotated[bool, Option("--force", help="Build current engines again as well.")] = False,
+    workspace_mib: Annotated[int | None, _compiler(help="Scratch memory of a layer, MiB; as before, or 4096.")] = None,
+    optimization_level: Annotated[int | None, _compiler(help="0 (quick to build) to 5; as before, or 3.")] = None,
+    force: Annotated[bool, _compiler("--force", help="Build current engines again as well.")] = False,
+    check: Annotated[bool, _remote("--check", help="Build nothing: check that all compiles and fuses.")] = False,
+    runtime: Annotated[str, _remote(help="tensorrt: for this GPU. tensorrt-rtx: for --gpus.")] = "tensorrt",
+    gpus: Annotated[str | None, _remote(help="With tensorrt-rtx or --check: e.g. sm86,rtx-4090.")] = None,
+    out: Annotated[Path | None, _remote(help="With tensorrt-rtx: folder to make; ./engines by default.")] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Build TensorRT engines for this GPU, or on any machine for named ones; or check that a bundle compiles."""
+    """Build the TensorRT engines of a bundle for this GPU, or for others."""
     options = _options(locals())
     from rsrefseg.engines.tensorrt.command import BuildRequest, run_build
 
     return print_report(run_build(BuildRequest(**options)), as_json)
 
 
-@app.command()
+@_command(app, "parity", "parity --data scenes")
 def parity(
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     data: Annotated[Path | None, Option(help="Data set for the gIoU difference to torch.")] = None,
     split: Annotated[str, Option(help="Its split.")] = "test",
     run: RunOption = None,
-    audit: Annotated[bool, Option("--audit", help="Instead: activations as a share of float16's range.")] = False,
-    bisect: Annotated[bool, Option("--bisect", help="Instead: the fewest blocks that FP16 keeps in FP32.")] = False,
-    plan: Annotated[Path, Option(help="With --bisect: file for the plan it finds.")] = Path("plan.json"),
+    audit: Annotated[bool, _instead("--audit", help="Instead: activations as a share of float16's range.")] = False,
+    bisect: Annotated[bool, _instead("--bisect", help="Instead: the fewest blocks that FP16 keeps in FP32.")] = False,
+    plan: Annotated[Path, _instead(help="With --bisect: file for the plan it finds.")] = Path("plan.json"),
     as_json: JsonFlag = False,
 ) -> Any:
-    """Compare a runtime with FP32 torch: per stage, chained, masks, and on a data set."""
+    """Compare a runtime with FP32 PyTorch, by stage and on masks."""
     if audit and bisect:
         raise BadInputError("--audit and --bisect are two reports: give one of them")
     if (audit or bisect) and data is not None:
@@ -314,7 +353,7 @@ def parity(
     return print_report(run_parity(bundle, backend, data, split, run), as_json)
 
 
-@app.command()
+@_command(app, "bench", "bench --backends torch,onnxruntime --rounds 5")
 def bench(
     bundle: BundleOption = None,
     backends: Annotated[
@@ -322,20 +361,22 @@ def bench(
         Option(metavar="NAMES", help="Comma-separated: torch, torch-compile, onnx-naive, torch-cuda, and backends."),
     ] = "torch,auto",
     run: RunOption = None,
-    rounds: Annotated[int, Option(min=3, help="At most so many; each runs everything once.")] = 30,
-    minutes: Annotated[float, Option(min=0, help="No round begins later, but for the first five.")] = 15.0,
-    scenarios: Annotated[str, Option(help="Comma-separated; first_phrase is always among them; all by default.")] = "",
+    rounds: Annotated[int, _measured(min=3, help="At most so many; each runs everything once.")] = 30,
+    minutes: Annotated[float, _measured(min=0, help="No round begins later, but for the first five.")] = 15.0,
+    scenarios: Annotated[
+        str, _measured(help="Comma-separated; first_phrase is always among them; all by default.")
+    ] = "",
     report: Annotated[Path | None, Option(metavar="DIR", help="Write report.md, .json and .png there.")] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Measure latency end to end and by stage, interleaved: ratios, errors and rooflines beside the times."""
+    """Measure latency beside its error and its roofline."""
     options = _options(locals())
     from rsrefseg.bench.latency.bench import BenchRequest, run_bench
 
     return print_report(run_bench(BenchRequest(**options)), as_json)
 
 
-@app.command()
+@_command(app, "infer", 'infer img.png "the stadium"')
 def infer(
     image: Annotated[Path, Argument(help="Image of any usual kind.")],
     phrases: Annotated[list[str], Argument(help="One or more phrases, each in quotes.")],
@@ -345,15 +386,15 @@ def infer(
     max_pixels: Annotated[int, Option(min=1, help="Refuse images with more pixels.")] = 100_000_000,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Segment what each phrase refers to: mask PNGs, an overlay image and a JSON."""
+    """Segment what each phrase refers to in an image."""
     from rsrefseg.engines.infer import infer_image
 
     return print_report(infer_image(image, phrases, bundle, backend, out, max_pixels), as_json)
 
 
-@app.command()
+@_command(app, "doctor", "doctor --json")
 def doctor(as_json: JsonFlag = False) -> Any:
-    """Say what this machine can run, and what is missing for the rest."""
+    """Say what this machine can run, and what is missing."""
     from rsrefseg.engines.doctor import examine
 
     return print_report(examine(), as_json)

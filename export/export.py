@@ -37,7 +37,7 @@ from rsrefseg.model import sam, siglip
 from rsrefseg.model.config import model_config
 from rsrefseg.model.model import geometry
 from rsrefseg.model.stages import run_stage
-from rsrefseg.runs.imported_run import make_random_run
+from rsrefseg.runs.imported_run import make_base_run, make_random_run
 from rsrefseg.runs.merge import current_merge, merge
 from rsrefseg.runs.reference_inputs import ReferenceInput, load_reference_inputs
 from rsrefseg.runs.run import Run, latest_run, next_run, versions
@@ -73,7 +73,11 @@ class ExportReport(Record, frozen=True):
 
 
 def export_run(
-    run_path: Path | None, out: Path | None, settings: ExportSettings = DEFAULT_SETTINGS, preset: str | None = None
+    run_path: Path | None,
+    out: Path | None,
+    settings: ExportSettings = DEFAULT_SETTINGS,
+    preset: str | None = None,
+    base: bool = False,
 ) -> ExportReport:
     """Export a run, after merging it unless it was merged since its last training.
 
@@ -83,21 +87,26 @@ def export_run(
         settings: precision, target, attention and operator set.
         preset: first create a run with random weights of this preset, at ``run_path`` or the next free folder under
             ``./runs``. Its sizes and times equal those of a trained model; its masks are meaningless.
+        base: first create a run with the shipped tiny base, at the same place.
 
     Raises:
-        BadInputError: the run or preset does not exist, ``out`` contains something else than a bundle, or the settings
-            name a part that the model lacks.
+        BadInputError: the run or preset does not exist, both ``preset`` and ``base`` are given, ``out`` contains
+            something else than a bundle, or the settings name a part that the model lacks.
         CheckFailedError: the merge or a graph failed its check; nothing is written.
         RSRefSegError: the disk is nearly full or the folder cannot be written.
     """
     destination = out or default_bundle_path()
     check_destination(destination)
-    if preset is None:
-        run = Run(run_path) if run_path else latest_run()
-    else:
+    if base and preset is not None:
+        raise BadInputError("--base and --random-weights contradict each other: give one of them")
+    if base:
+        run = make_base_run(run_path or next_run())
+    elif preset is not None:
         config = model_config(preset)
         settings.resolve(config)
         run = make_random_run(run_path or next_run(), config)
+    else:
+        run = Run(run_path) if run_path else latest_run()
     merged = current_merge(run)
     if merged is None:
         merge(run)

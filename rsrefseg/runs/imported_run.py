@@ -7,13 +7,13 @@ from typing import Any
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_directory, atomic_write_bytes
 
-from ..checkpoints.model_file import save_model
+from ..checkpoints.model_file import load_model, save_model
 from ..checkpoints.tokenizer_file import tokenizer_bytes
 from ..data.formats import open_dataset
-from ..model.config import ModelConfig
+from ..model.config import ModelConfig, Preset
 from ..model.model import RSRefSeg
 from ..synth import Domain, Scene, render_scene
-from .base import BaseWeights, random_weights
+from .base import BaseWeights, random_weights, shipped, shipped_base, shipped_tokenizer
 from .reference_inputs import (
     IMAGES,
     PHRASES_PER_IMAGE,
@@ -103,6 +103,23 @@ def write_imported_run(
             }
         )
     return Run(out)
+
+
+def make_base_run(out: Path) -> Run:
+    """Write a run with the shipped tiny base, as it is before any training.
+
+    Args:
+        out: new or empty folder.
+
+    Raises:
+        BadInputError: the folder is not empty.
+        RSRefSegError: the folder cannot be written.
+    """
+    check_new(out)
+    base, model = shipped(Preset.TINY), load_model(shipped_base())
+    inputs = reference_inputs(None, model.config.sam.image_size)
+    header = {"merge": {"adapters": 0}, "source": {"base": base.to_dict()}}
+    return write_imported_run(out, model, base, shipped_tokenizer().read_bytes(), inputs, header)
 
 
 def make_random_run(out: Path, config: ModelConfig, seed: int = 0, tokenizer: Path | None = None) -> Run:

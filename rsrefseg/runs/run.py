@@ -86,7 +86,10 @@ def latest_run(root: Path = Path("runs")) -> Run:
     """
     records = sorted(root.glob("*/run.json"), key=lambda record: (record.stat().st_mtime_ns, record.parent.name))
     if not records:
-        raise BadInputError(f"no run under '{root}': train one with `rsrefseg train`, or name its folder")
+        raise BadInputError(
+            f"no run under '{root}': train one with `rsrefseg train`, name its folder, or export the shipped base with "
+            "`rsrefseg export --base`"
+        )
     return Run(records[-1].parent)
 
 

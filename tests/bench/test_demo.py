@@ -15,7 +15,21 @@ from rsrefseg.data.formats import open_dataset
 from rsrefseg.synth import Domain, synthesize
 from tests.support.printing import printed
 
-STEPS = ["data synth", "data check", "eval", "train", "eval", "eval", "merge", "export", "parity", "bench", "infer"]
+FIRST_MASK = ["data synth", "export", "infer"]
+ADAPTATION = [
+    "data synth",
+    "data check",
+    "eval",
+    "train",
+    "eval",
+    "eval",
+    "merge",
+    "export",
+    "parity",
+    "bench",
+    "infer",
+]
+STEPS = FIRST_MASK + ADAPTATION
 DOCUMENTS: dict[str, Any] = {
     "data": {},
     "train": {"run": "runs/003"},
@@ -72,11 +86,13 @@ def test_the_whole_job_in_order_and_what_it_came_to(tmp_path: Path, capsys: pyte
     assert (report.backend, report.first_phrase_ms, report.speedup) == ("onnxruntime", 30.0, 3.0)
     assert (report.run, report.bundle, report.pictures) == ("runs/003", "bundle", ("results/1_overlay.png",))
     assert len(report.seconds) == len(STEPS)
+    assert report.first_mask_s == pytest.approx(sum(list(report.seconds.values())[: len(FIRST_MASK)]))
     assert report.seconds_in_all == pytest.approx(sum(report.seconds.values()))
     out, err = capsys.readouterr()
     assert out == ""  # kept for the demo's own report, so that --json is one document
     assert err.count("what the command prints") == len(STEPS)
-    assert next(line for line in err.splitlines() if line.startswith("$ rsrefseg ")).endswith("--overwrite")
+    shown = [line.split()[2] for line in err.splitlines() if line.startswith("$ rsrefseg ")]
+    assert shown == [step.split()[0] for step in STEPS]
     assert json.loads(json.dumps(report.to_dict()))["seconds_in_all"] >= 0
     text = printed(report)
     for fact in ("0.3000", "0.7000", "0.1000", "parity holds", "30 ms, 3.0 times as fast", "runs/003", "1_overlay.png"):
@@ -95,17 +111,18 @@ def test_a_failing_command_stops_the_demo_with_its_exit_code(tmp_path: Path, com
 
 @pytest.mark.parametrize("scale", [FULL, QUICK])
 def test_commands_parse_and_phrases_fit_images(tmp_path: Path, scale: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
-    made_scenes(tmp_path / "scenes")
     phrases: dict[str, set[str]] = {}
-    for sample in open_dataset(tmp_path / "scenes").samples:
-        phrases.setdefault(str(sample.image_path), set()).add(sample.phrase)
+    for folder in ("first", "scenes"):
+        made_scenes(tmp_path / folder)
+        for sample in open_dataset(tmp_path / folder).samples:
+            phrases.setdefault(str(sample.image_path), set()).add(sample.phrase)
     steps = list(demo_steps(tmp_path, scale))
     monkeypatch.setattr(TyperCommand, "invoke", Mock())  # arguments are taken apart, nothing is run
     for _, arguments in steps:
         assert cli.run_command(arguments)[0] == 0
     assert len({name for name, _ in steps}) == len(steps)
-    asked = [arguments for name, arguments in steps if name.startswith("infer")]
-    assert len({image for _, image, *_ in asked}) == scale.images
+    asked = [arguments for _, arguments in steps if arguments[0] == "infer"]
+    assert len({image for _, image, *_ in asked}) == 1 + scale.images
     for _, image, *rest in asked:
         wanted = rest[: rest.index("--out")]
         assert wanted

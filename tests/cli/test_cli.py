@@ -8,8 +8,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 
+from rsrefseg import cli
+from rsrefseg.train.settings import resolve_settings
 from tests.support import ROOT
 from tests.support.commands import ENTRY, assert_refused, run_alone, run_here
 from tests.support.export_jobs import Shortcut
@@ -67,7 +70,22 @@ def test_help_lists_every_command_and_each_explains_itself(group: str, capsys: C
     for command in COMMANDS[group]:
         ran = run_here(capsys, *group.split(), command, "--help")
         assert (ran.code, ran.err) == (0, "")
-        assert ran.out.startswith(f"Usage: rsrefseg {group}{command}")
+        assert ran.out.split()[:2] == ["Usage:", "rsrefseg"]
+        assert f"rsrefseg {group}{command} " in ran.out.partition("Example:")[2] + " "
+
+
+def test_the_defaults_that_help_shows_for_training_are_those_of_the_settings() -> None:
+    settings = resolve_settings(None, {"rank": 16})
+    parts = (settings.model, settings.data, settings.training, settings.training.lora)
+    command = typer.main.get_command(cli.app).commands["train"]  # type: ignore[attr-defined]
+    shown = {parameter.name: parameter for parameter in command.params if isinstance(parameter.show_default, str)}
+    assert len(shown) >= 15
+    for name, parameter in shown.items():
+        value = next(getattr(part, name) for part in parts if hasattr(part, name))
+        if isinstance(value, bool):
+            options = parameter.opts if value else parameter.secondary_opts
+            value = options[0].removeprefix("--")
+        assert parameter.show_default == str(value), name
 
 
 def test_the_console_script_and_the_version_are_those_of_the_package(capsys: Capsys) -> None:
