@@ -68,7 +68,7 @@ class DemoReport(Record, frozen=True):
         seconds_in_all: of all.
         run: folder of the trained run.
         bundle: folder of the bundle.
-        pictures: overlays.
+        overlays: images with the masks drawn on them.
         next_commands: what to try now.
     """
 
@@ -87,7 +87,7 @@ class DemoReport(Record, frozen=True):
     seconds_in_all: float
     run: str
     bundle: str
-    pictures: tuple[str, ...]
+    overlays: tuple[str, ...]
     next_commands: tuple[str, ...]
 
     def render(self) -> Group:
@@ -108,7 +108,7 @@ class DemoReport(Record, frozen=True):
             f"{self.backend}: next phrase {self.next_phrase_ms:.0f} ms",
             f"run      {self.run}",
             f"bundle   {self.bundle}",
-            *(f"picture  {picture}" for picture in self.pictures),
+            *(f"overlay  {overlay}" for overlay in self.overlays),
             "",
             "try:",
             *(f"  {command}" for command in self.next_commands),
@@ -196,7 +196,7 @@ def demo_report(results: Mapping[str, Any], seconds: Mapping[str, float]) -> Dem
         seconds_in_all=sum(seconds.values()),
         run=results["train"]["run"],
         bundle=results["export"]["bundle"],
-        pictures=tuple(file for infer in infers for file in infer["files"] if file.endswith("_overlay.png")),
+        overlays=tuple(file for infer in infers for file in infer["files"] if file.endswith("_overlay.png")),
         next_commands=tuple(shlex.join(["rsrefseg", *arguments]) for arguments in tries),
     )
 

@@ -173,6 +173,8 @@ def ensure_engines(
         RSRefSegError: see ``build_bundle``. Engines that were built before the error stay.
     """
     done = {}
+    if note := bundle.manifest.note_for("tensorrt"):
+        ProgressLine("building").say(note)
     with _alone(compiler.platform, ProgressLine("building").say):
         for stage in stages:
             found = find_engine(bundle, stage, compiler.platform, requested)
