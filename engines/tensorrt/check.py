@@ -122,7 +122,7 @@ def _check(compiler: Compiler, bundle: Bundle, stage: Stage) -> StageCheck:
         if apart := [node for node in halves if node not in together]:
             fault = (
                 f"stage '{stage}': {len(apart)} of {half} attentions in half precision are not one kernel, the first"
-                f" is node '{apart[0]}': export the bundle again with --target tensorrt and its default attention"
+                f" is node '{apart[0]}': export the bundle again with `rsrefseg export --fp16`"
             )
     except RSRefSegError as error:
         fault = str(error)
