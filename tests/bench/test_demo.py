@@ -16,7 +16,19 @@ from rsrefseg.synth import Domain, synthesize
 from tests.support.printing import printed
 
 FIRST_MASK = ["data synth", "export", "infer"]
-ADAPTATION = ["data synth", "data check", "eval", "train", "eval", "eval", "merge", "export", "parity", "bench", "infer"]
+ADAPTATION = [
+    "data synth",
+    "data check",
+    "eval",
+    "train",
+    "eval",
+    "eval",
+    "merge",
+    "export",
+    "parity",
+    "bench",
+    "infer",
+]
 STEPS = FIRST_MASK + ADAPTATION
 DOCUMENTS: dict[str, Any] = {
     "data": {},

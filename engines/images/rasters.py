@@ -1,0 +1,204 @@
+"""Reads rasters with GDAL, by windows: bands, valid pixels and contrast are settled once for the whole raster."""
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BadInputError
+from .bands import choose_bands
+from .contrast import Method, Stretch, to_8_bits
+from .photos import check_size
+from .scene import RasterInfo, Scene
+
+_SAMPLE_SIDE = 2048  # of the decimated read that statistics are taken from, px
+_STRIP_PIXELS = 1 << 22
+_process_wide_lock = threading.Lock()
+
+Window = tuple[tuple[int, int], tuple[int, int]]  # rows and columns, half-open
+
+
+class Raster:
+    """An opened raster whose windows are read as 8-bit RGB.
+
+    Args:
+        name: for messages.
+        dataset: an opened rasterio dataset.
+        bands: see ``choose_bands``.
+        stretch: how values become 8 bits.
+
+    Attributes:
+        info: what was chosen.
+        height, width: size, px.
+    """
+
+    def __init__(self, name: str, dataset: Any, bands: str | None, stretch: Stretch) -> None:
+        self.height, self.width = int(dataset.height), int(dataset.width)
+        self._dataset, self._stretch = dataset, stretch
+        colours = [interpretation.name for interpretation in dataset.colorinterp]
+        descriptions = [text or "" for text in dataset.descriptions]
+        choice = choose_bands(name, descriptions, colours, bands)
+        notes = [choice.note] if choice.note else []
+        self._bands = choice.bands
+        kinds = [np.dtype(dataset.dtypes[band - 1]) for band in self._bands]
+        if any(kind.kind not in "uif" for kind in kinds):
+            raise BadInputError(f"'{name}' holds complex values: write their amplitude to a file first")
+        self._masked = [dataset.mask_flag_enums[band - 1] for band in self._bands]
+        self._alpha = self._opacity(colours, notes)
+        self._colours = self._colour_table(colours[self._bands[0] - 1], bands)
+        self._limits = None if self._colours is not None else self._limits_of(kinds)
+        self.info = RasterInfo(
+            crs=dataset.crs.to_wkt() if dataset.crs else None,
+            transform=tuple(dataset.transform)[:6],
+            bands=self._bands,
+            descriptions=tuple(descriptions[band - 1] for band in self._bands),
+            stretch="colour table" if self._colours is not None else stretch.name_for(kinds[0]),
+            limits=tuple(self._limits or ()),
+            notes=tuple(notes),
+        )
+
+    def read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Read a window as (h, w, 3) uint8 RGB and (h, w) bool valid pixels; invalid pixels are 0."""
+        (top, bottom), (left, right) = window
+        image = np.zeros((bottom - top, right - left, 3), np.uint8)
+        valid = np.zeros(image.shape[:2], np.bool_)
+        for place in range(len(self._bands)):
+            values, usable = self._stretch.prepare(*self._values(place, window=window))
+            if self._colours is not None:
+                coloured = self._colours[values]
+                usable &= coloured[..., 3] > 0
+                image[...] = coloured[..., :3] * usable[..., None]
+            else:
+                shown = values if self._limits is None else to_8_bits(values, self._limits[place])
+                image[..., place] = shown * usable
+            valid |= usable
+        if len(self._bands) == 1 and self._colours is None:
+            image[..., 1:] = image[..., :1]
+        return image, valid
+
+    def read_all(self) -> Scene:
+        """Read the whole raster, strip by strip."""
+        image = np.empty((self.height, self.width, 3), np.uint8)
+        valid = np.empty((self.height, self.width), np.bool_)
+        for top, bottom in self._strips():
+            image[top:bottom], valid[top:bottom] = self.read(((top, bottom), (0, self.width)))
+        return Scene(image, None if valid.all() else valid, self.info)
+
+    def _strips(self) -> Iterator[tuple[int, int]]:
+        """Yield ranges of rows that hold whole blocks of the file."""
+        block = max(1, int(self._dataset.block_shapes[0][0]))
+        rows = block * max(1, _STRIP_PIXELS // (block * self.width))
+        for top in range(0, self.height, rows):
+            yield top, min(top + rows, self.height)
+
+    def _values(self, place: int, **read: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Read one of the chosen bands, and which of its pixels hold data."""
+        from rasterio.enums import MaskFlags
+
+        values = self._dataset.read(self._bands[place], **read)
+        usable = np.ones(values.shape, np.bool_)
+        if not {MaskFlags.all_valid, MaskFlags.alpha} & set(self._masked[place]):
+            usable &= self._dataset.read_masks(self._bands[place], **read) > 0
+        if self._alpha is not None:
+            usable &= self._dataset.read(self._alpha, **read) > 0
+        return values, usable
+
+    def _opacity(self, colours: list[str], notes: list[str]) -> int | None:
+        """Return the number of the alpha band if it holds nothing but 0 and full scale; GDAL marks others so too."""
+        if "alpha" not in colours or (band := colours.index("alpha") + 1) in self._bands:
+            return None
+        kind = np.dtype(self._dataset.dtypes[band - 1])
+        full = np.iinfo(kind).max if kind.kind in "ui" else 1
+        any_full = False
+        for top, bottom in self._strips():
+            values = self._dataset.read(band, window=((top, bottom), (0, self.width)))
+            opaque = values == full
+            any_full |= bool(opaque.any())
+            if not (opaque | (values == 0)).all():
+                any_full = False
+                break
+        if not any_full:
+            notes.append(f"band {band} is marked as alpha but holds other values: it is not used as opacity")
+        return band if any_full else None
+
+    def _colour_table(self, colour: str, asked: str | None) -> npt.NDArray[np.uint8] | None:
+        """Return the colour table of a palette image, (2^bits, 4) uint8 RGBA."""
+        as_is = self._stretch.method in (Method.AUTO, Method.NONE)
+        if colour != "palette" or len(self._bands) != 1 or asked is not None or not as_is:
+            return None
+        table = np.zeros((2 ** (8 * np.dtype(self._dataset.dtypes[self._bands[0] - 1]).itemsize), 4), np.uint8)
+        for index, rgba in self._dataset.colormap(self._bands[0]).items():
+            table[index] = rgba
+        return table
+
+    def _limits_of(self, kinds: list[np.dtype[Any]]) -> list[tuple[float, float]] | None:
+        """Return the limits of each band, by a decimated read of the whole; ``None`` for plain 8 bits."""
+        if self._stretch.method in (Method.AUTO, Method.NONE) and all(kind == np.uint8 for kind in kinds):
+            bits = int(self._dataset.tags(self._bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
+            return [(0.0, 2.0**bits - 1)] * len(self._bands) if bits < 8 else None
+        scale = min(1.0, _SAMPLE_SIDE / max(self.height, self.width))
+        shape = max(1, round(self.height * scale)), max(1, round(self.width * scale))
+        limits = []
+        for place in range(len(self._bands)):
+            values, usable = self._stretch.prepare(*self._values(place, out_shape=shape))
+            limits.append(self._stretch.limits(values[usable]))
+        return limits
+
+
+@contextlib.contextmanager
+def open_raster(name: str, max_pixels: int, bands: str | None = None, stretch: str = "auto") -> Iterator[Raster]:
+    """Open a raster by file name, URL or any other name that GDAL knows.
+
+    Raises:
+        BadInputError: it cannot be read, has more than ``max_pixels`` pixels, or lacks a band.
+    """
+    chosen = Stretch.parse(stretch)
+    import rasterio
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+
+    try:
+        with rasterio.Env():
+            with _process_wide_lock, warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                try:
+                    dataset = rasterio.open(name)
+                except RasterioIOError as error:
+                    raise _unopened(name, error) from error
+            with dataset:
+                _check(name, dataset, max_pixels)
+                yield Raster(name, dataset, bands, chosen)
+    except BadInputError:
+        raise
+    except MemoryError as error:
+        raise BadInputError(f"not enough memory to read the raster '{name}'") from error
+    except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
+        raise BadInputError(f"the raster '{name}' is corrupt or cut short ({_reason(error)})") from error
+
+
+def _check(name: str, dataset: Any, max_pixels: int) -> None:
+    if not dataset.count:
+        if dataset.subdatasets:
+            raise BadInputError(
+                f"'{name}' holds {len(dataset.subdatasets)} rasters: name one of them, e.g. '{dataset.subdatasets[0]}'"
+            )
+        raise BadInputError(f"the raster '{name}' has no bands")
+    check_size(name, dataset.width, dataset.height, max_pixels)
+
+
+def _unopened(name: str, error: Exception) -> BadInputError:
+    reason = _reason(error)
+    if "not recognized" in reason:
+        return BadInputError(f"'{name}' is not an image or raster of a format that Pillow or GDAL reads")
+    return BadInputError(f"the raster '{name}' cannot be opened ({reason})")
+
+
+def _reason(error: BaseException) -> str:
+    """Return GDAL's first message in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300] or type(error).__name__
