@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .images.images import read_image
+from .errors import BadInputError
+from .images.images import DEFAULT_MAX_PIXELS, is_remote, read_scene
 from .records import Record
+from .results.provenance import Provenance
 from .results.results import write_results
 from .segmenter import Segmenter
 
@@ -18,13 +20,15 @@ class InferReport(Record, frozen=True):
         image: the image's path, as given.
         backend: the backend that ran, and why it was selected.
         results: the figures of each phrase; see ``describe``.
-        files: paths of the masks in the order of the phrases, then of overlay and JSON.
-        notes: notes on the bundle, one line each.
+        provenance: what the results were made from.
+        files: paths of all files that were written; see ``write_results``.
+        notes: notes on the bundle, and on bands and stretch of a raster, one line each.
     """
 
     image: str
     backend: str
     results: tuple[dict[str, Any], ...]
+    provenance: Provenance
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
 
@@ -38,9 +42,23 @@ class InferReport(Record, frozen=True):
 
 
 def infer_image(
-    image_path: Path, phrases: Sequence[str], bundle: Path | None, backend: str, out: Path, max_pixels: int
+    image: str,
+    phrases: Sequence[str],
+    bundle: Path | None,
+    backend: str,
+    out: Path,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    bands: str | None = None,
+    stretch: str = "auto",
 ) -> InferReport:
-    """Segment the region of each phrase; write masks, an overlay and a JSON file to the folder ``out``.
+    """Segment the region of each phrase and write the results to the folder ``out``.
+
+    Args:
+        image: a photo or raster; see ``read_scene``, also for ``max_pixels``, ``bands`` and ``stretch``.
+        phrases: one or more phrases.
+        bundle: the bundle's folder; by default ``$RSREFSEG_BUNDLE`` or ``./bundle``.
+        backend: a value of ``Backend``.
+        out: folder of the results; see ``write_results``.
 
     Raises:
         BadInputError: the image or a phrase cannot be used, or no backend has that name.
@@ -49,11 +67,19 @@ def infer_image(
         RSRefSegError: the output cannot be written.
     """
     with Segmenter.open(bundle, backend) as segmenter:
-        image = read_image(image_path, max_pixels)
-        files = write_results(out, image_path.stem, image, segmenter.segment(image, phrases), image_path)
+        scene = read_scene(image, max_pixels, bands, stretch)
+        if scene.valid is not None and not scene.valid.any():
+            raise BadInputError(f"the image '{image}' has no valid pixel: all are nodata, masked or transparent")
+        provenance = Provenance.of(image, scene, segmenter)
+        files = write_results(out, _stem(image), scene, segmenter.segment(scene, phrases), image, provenance)
         results = json.loads(files[-1].read_bytes())["results"]
-        notes = segmenter.bundle.manifest.provenance.notes
-        return InferReport(str(image_path), segmenter.backend_reason, tuple(results), tuple(files), notes)
+        notes = segmenter.bundle.manifest.provenance.notes + (scene.raster.notes if scene.raster is not None else ())
+        return InferReport(image, segmenter.backend_reason, tuple(results), provenance, tuple(files), notes)
+
+
+def _stem(image: str) -> str:
+    """Return the beginning of the result files' names: the file name without suffix, or a URL's without its query."""
+    return Path(image.partition("?")[0] if is_remote(image) else image).stem
 
 
 def _line(figures: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 from .images.images import upsample_logits
 
+_NO_DATA_LOGIT = -30.0
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation:
@@ -21,6 +23,7 @@ class Segmentation:
         size: (H, W) of the image, px.
         network_size: side of the network's square input, px.
         warnings: one line each, if the phrase was cut or contains unknown words.
+        valid: (H, W) bool, False in pixels that hold no data and are never part of the mask; ``None`` if all do.
     """
 
     phrase: str
@@ -28,6 +31,7 @@ class Segmentation:
     size: tuple[int, int]
     network_size: int
     warnings: tuple[str, ...] = ()
+    valid: npt.NDArray[np.bool_] | None = None
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -41,8 +45,11 @@ class Segmentation:
         return sigmoid(self.full_size_logits())
 
     def full_size_logits(self) -> npt.NDArray[np.float32]:
-        """Return the logits at the image's size, (H, W) float32."""
-        return upsample_logits(self.mask_logits, self.network_size, self.size)
+        """Return the logits at the image's size, (H, W) float32; -30 in pixels that hold no data."""
+        logits = upsample_logits(self.mask_logits, self.network_size, self.size)
+        if self.valid is not None:
+            logits[~self.valid] = _NO_DATA_LOGIT
+        return logits
 
 
 def sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

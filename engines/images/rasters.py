@@ -158,8 +158,7 @@ def open_raster(name: str, max_pixels: int, bands: str | None = None, stretch: s
     """
     chosen = Stretch.parse(stretch)
     import rasterio
-    from rasterio._err import CPLE_BaseError
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
     try:
         with rasterio.Env():
@@ -176,8 +175,16 @@ def open_raster(name: str, max_pixels: int, bands: str | None = None, stretch: s
         raise
     except MemoryError as error:
         raise BadInputError(f"not enough memory to read the raster '{name}'") from error
-    except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
+    except (*gdal_errors(), OSError, ValueError) as error:
         raise BadInputError(f"the raster '{name}' is corrupt or cut short ({_reason(error)})") from error
+
+
+def gdal_errors() -> tuple[type[Exception], ...]:
+    """Return the classes of errors that rasterio raises for what GDAL reports."""
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+
+    return RasterioError, CPLE_BaseError
 
 
 def _check(name: str, dataset: Any, max_pixels: int) -> None:

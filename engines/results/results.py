@@ -1,5 +1,6 @@
 """Writes segmentations to files: one mask per phrase, an overlay, and a JSON file with the figures."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,11 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..images.scene import Scene
 from ..segmentation import Segmentation, sigmoid
 from ..system.files import atomic_file, atomic_write_json
+from .maps import open_maps
 from .overlay import Overlay
+from .provenance import Provenance, source_name
 
-RESULT_SCHEMA_VERSION = 1
+RESULT_SCHEMA_VERSION = 2
 _SLUG_CHARACTERS = 40
 _STEM_BYTES = 120
 _DIGEST_CHARACTERS = 8
@@ -28,55 +32,74 @@ _FAST = 1  # zlib level: for an overlay, speed matters more than size
 def write_results(
     out_dir: Path,
     stem: str,
-    image: npt.NDArray[np.uint8],
+    image: npt.NDArray[np.uint8] | Scene,
     segmentations: Sequence[Segmentation],
-    source: Path | None = None,
+    source: Path | str | None = None,
+    provenance: Provenance | None = None,
 ) -> list[Path]:
     """Write the segmentations of an image to files.
 
-    The files in ``out_dir`` are: for each phrase ``<stem>_<phrase>_mask.png`` (0 and 255, the image's size),
-    ``<stem>_overlay.png`` and, last, ``<stem>.json`` with the figures of ``describe`` and the names of the others. Each
-    is written atomically, and masks one after another, so memory use does not grow with the number of phrases.
+    The files in ``out_dir`` are masks, ``<stem>_overlay.png`` and, last, ``<stem>.json`` with the figures of
+    ``describe`` and the names of the others. The masks of a photo or an array are ``<stem>_<phrase>_mask.png`` for each
+    phrase (0 and 255, the image's size); those of a raster are the bands of ``<stem>_masks.tif``, and their regions
+    ``<stem>.geojson`` (see ``open_maps``). Each file is written atomically, and masks one after another, so memory use
+    does not grow with the number of phrases.
 
     Args:
         out_dir: folder of the files, created if missing.
         stem: beginning of the file names.
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB, or a scene.
         segmentations: segmentations of the image.
         source: file of the image. If ``out_dir`` holds results of another file with this stem, they are kept, and the
             new file names contain a digest of the source's path.
+        provenance: added to the JSON file.
 
     Returns:
-        Paths of the files: masks in the order of the phrases, overlay, JSON.
+        Paths of the files: masks in the order of the phrases, for rasters the regions, overlay, JSON.
 
     Raises:
         RSRefSegError: the disk is full or the folder cannot be written.
     """
+    scene = image if isinstance(image, Scene) else Scene(image)
     stem = _safe_stem(stem)
-    path = str(source.resolve()) if source is not None else None
+    path = source_name(source) if source is not None else None
     if path is not None and _source_of(out_dir / f"{stem}.json") not in (None, path):
         stem += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:_DIGEST_CHARACTERS]
-    masks = [out_dir / f"{stem}_{slug}_mask.png" for slug in _slugs([found.phrase for found in segmentations])]
     overlay_path, json_path = out_dir / f"{stem}_overlay.png", out_dir / f"{stem}.json"
-    overlay, results = Overlay(image), []
-    for mask_path, segmentation in zip(masks, segmentations, strict=True):
-        logits = segmentation.full_size_logits()
-        _write_png(mask_path, (logits > 0).astype(np.uint8) * np.uint8(255))
-        figures = describe(segmentation, logits)
-        overlay.add(segmentation.phrase, logits, figures["mean_probability"])
-        results.append(figures | {"mask_file": mask_path.name})
+    overlay, results = Overlay(scene.image), []
+    phrases = [found.phrase for found in segmentations]
+    if scene.raster is None:
+        files = [out_dir / f"{stem}_{slug}_mask.png" for slug in _slugs(phrases)]
+    else:
+        files = [out_dir / f"{stem}_masks.tif", out_dir / f"{stem}.geojson"]
+    with contextlib.ExitStack() as stack:
+        maps = None
+        if scene.raster is not None:
+            common = {"source": path, "bundle_sha256": provenance.bundle_sha256 if provenance is not None else None}
+            maps = stack.enter_context(open_maps(scene.raster, scene.image.shape[:2], phrases, common, *files))
+        for index, segmentation in enumerate(segmentations):
+            logits = segmentation.full_size_logits()
+            figures = describe(segmentation, logits)
+            if maps is None:
+                _write_png(files[index], (logits > 0).astype(np.uint8) * np.uint8(255))
+                figures["mask_file"] = files[index].name
+            else:
+                figures |= {"mask_file": files[0].name} | maps.add(segmentation.phrase, logits, scene.valid)
+            overlay.add(segmentation.phrase, logits, figures["mean_probability"])
+            results.append(figures)
     _write_png(overlay_path, overlay.render())
     document = {
         "schema_version": RESULT_SCHEMA_VERSION,
         "source": path,
-        "width": image.shape[1],
-        "height": image.shape[0],
+        "width": scene.image.shape[1],
+        "height": scene.image.shape[0],
         "overlay_file": overlay_path.name,
+        "provenance": provenance.to_dict() if provenance is not None else None,
         "results": results,
     }
     # With an indent, every coordinate of a polygon would take a line.
     atomic_write_json(json_path, document, indent=None)
-    return [*masks, overlay_path, json_path]
+    return [*files, overlay_path, json_path]
 
 
 def describe(segmentation: Segmentation, logits: npt.NDArray[np.float32]) -> dict[str, Any]:
