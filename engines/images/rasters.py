@@ -37,6 +37,8 @@ class Raster:
     """
 
     def __init__(self, name: str, dataset: Any, bands: str | None, stretch: Stretch) -> None:
+        from rasterio.enums import MaskFlags
+
         self.height, self.width = int(dataset.height), int(dataset.width)
         self._dataset, self._stretch = dataset, stretch
         colours = [interpretation.name for interpretation in dataset.colorinterp]
@@ -47,16 +49,18 @@ class Raster:
         kinds = [np.dtype(dataset.dtypes[band - 1]) for band in self._bands]
         if any(kind.kind not in "uif" for kind in kinds):
             raise BadInputError(f"'{name}' holds complex values: write their amplitude to a file first")
-        self._masked = [dataset.mask_flag_enums[band - 1] for band in self._bands]
+        self._dtype = np.result_type(*kinds)
+        no_mask = {MaskFlags.all_valid, MaskFlags.alpha}
+        self._has_mask = any(not no_mask & set(dataset.mask_flag_enums[band - 1]) for band in self._bands)
         self._alpha = self._opacity(colours, notes)
         self._colours = self._colour_table(colours[self._bands[0] - 1], bands)
-        self._limits = None if self._colours is not None else self._limits_of(kinds)
+        self._limits = None if self._colours is not None else self._limits_of()
         self.info = RasterInfo(
             crs=dataset.crs.to_wkt() if dataset.crs else None,
             transform=tuple(dataset.transform)[:6],
             bands=self._bands,
             descriptions=tuple(descriptions[band - 1] for band in self._bands),
-            stretch="colour table" if self._colours is not None else stretch.name_for(kinds[0]),
+            stretch="colour table" if self._colours is not None else stretch.name_for(self._dtype),
             limits=tuple(self._limits or ()),
             notes=tuple(notes),
         )
@@ -64,21 +68,17 @@ class Raster:
     def read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
         """Read a window as (h, w, 3) uint8 RGB and (h, w) bool valid pixels; invalid pixels are 0."""
         (top, bottom), (left, right) = window
-        image = np.zeros((bottom - top, right - left, 3), np.uint8)
-        valid = np.zeros(image.shape[:2], np.bool_)
-        for place in range(len(self._bands)):
-            values, usable = self._stretch.prepare(*self._values(place, window=window))
-            if self._colours is not None:
-                coloured = self._colours[values]
-                usable &= coloured[..., 3] > 0
-                image[...] = coloured[..., :3] * usable[..., None]
-            else:
-                shown = values if self._limits is None else to_8_bits(values, self._limits[place])
-                image[..., place] = shown * usable
-            valid |= usable
-        if len(self._bands) == 1 and self._colours is None:
-            image[..., 1:] = image[..., :1]
-        return image, valid
+        values, usable = self._values(window, (bottom - top, right - left))
+        if self._colours is not None:
+            coloured = self._colours[values[0]]
+            valid = usable[0] & (coloured[..., 3] > 0)
+            return coloured[..., :3] * valid[..., None], valid
+        image = np.empty((bottom - top, right - left, 3), np.uint8)
+        for channel in range(3):
+            place = min(channel, len(self._bands) - 1)
+            shown = values[place] if self._limits is None else to_8_bits(values[place], self._limits[place])
+            np.multiply(shown, usable[place], out=image[..., channel])
+        return image, usable.any(axis=0)
 
     def read_all(self) -> Scene:
         """Read the whole raster, strip by strip."""
@@ -95,17 +95,17 @@ class Raster:
         for top in range(0, self.height, rows):
             yield top, min(top + rows, self.height)
 
-    def _values(self, place: int, **read: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-        """Read one of the chosen bands, and which of its pixels hold data."""
-        from rasterio.enums import MaskFlags
-
-        values = self._dataset.read(self._bands[place], **read)
-        usable = np.ones(values.shape, np.bool_)
-        if not {MaskFlags.all_valid, MaskFlags.alpha} & set(self._masked[place]):
-            usable &= self._dataset.read_masks(self._bands[place], **read) > 0
+    def _values(self, window: Window, shape: tuple[int, int]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Read a window of the chosen bands as (B, *shape), and which of the values can be used."""
+        part: dict[str, Any] = {"window": window, "out_shape": (len(self._bands), *shape)}
+        values = self._dataset.read(self._bands, out_dtype=self._dtype, **part)
+        if self._has_mask:
+            usable = self._dataset.read_masks(self._bands, **part) > 0
+        else:
+            usable = np.ones(values.shape, np.bool_)
         if self._alpha is not None:
-            usable &= self._dataset.read(self._alpha, **read) > 0
-        return values, usable
+            usable &= self._dataset.read(self._alpha, window=window, out_shape=shape) > 0
+        return self._stretch.prepare(values, usable)
 
     def _opacity(self, colours: list[str], notes: list[str]) -> int | None:
         """Return the number of the alpha band if it holds nothing but 0 and full scale; GDAL marks others so too."""
@@ -135,18 +135,15 @@ class Raster:
             table[index] = rgba
         return table
 
-    def _limits_of(self, kinds: list[np.dtype[Any]]) -> list[tuple[float, float]] | None:
+    def _limits_of(self) -> list[tuple[float, float]] | None:
         """Return the limits of each band, by a decimated read of the whole; ``None`` for plain 8 bits."""
-        if self._stretch.method in (Method.AUTO, Method.NONE) and all(kind == np.uint8 for kind in kinds):
+        if self._stretch.method in (Method.AUTO, Method.NONE) and self._dtype == np.uint8:
             bits = int(self._dataset.tags(self._bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
             return [(0.0, 2.0**bits - 1)] * len(self._bands) if bits < 8 else None
         scale = min(1.0, _SAMPLE_SIDE / max(self.height, self.width))
         shape = max(1, round(self.height * scale)), max(1, round(self.width * scale))
-        limits = []
-        for place in range(len(self._bands)):
-            values, usable = self._stretch.prepare(*self._values(place, out_shape=shape))
-            limits.append(self._stretch.limits(values[usable]))
-        return limits
+        values, usable = self._values(((0, self.height), (0, self.width)), shape)
+        return [self._stretch.limits(band[mask]) for band, mask in zip(values, usable, strict=True)]
 
 
 @contextlib.contextmanager
