@@ -378,19 +378,27 @@ def infer(
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     out: Annotated[Path, Option(help="Folder for masks, overlay and JSON.")] = Path("results"),
-    max_pixels: Annotated[int, Option(min=1, help="Refuse images with more pixels.")] = 100_000_000,
+    max_pixels: Annotated[
+        int, Option(min=1, help="Refuse images with more pixels, unless read in tiles.")
+    ] = 100_000_000,
     bands: Annotated[
         str | None, _raster(metavar="R,G,B", help="Bands by number or description, e.g. 4,3,2 or B04,B03,B02.")
     ] = None,
     stretch: Annotated[
         str, _raster(help="auto (2-98 percent unless 8-bit), none, MIN,MAX, sigma:N, or db for SAR.")
     ] = "auto",
+    tile: Annotated[str, _raster(help="auto (tiles for large scenes), off, or the side of a tile in pixels.")] = "auto",
+    overlap: Annotated[
+        int | None, _raster(min=0, show_default="a quarter", help="Pixels that neighbouring tiles share.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
     """Segment what each phrase refers to in an image."""
     from rsrefseg.engines.infer import infer_image
 
-    return print_report(infer_image(image, phrases, bundle, backend, out, max_pixels, bands, stretch), as_json)
+    return print_report(
+        infer_image(image, phrases, bundle, backend, out, max_pixels, bands, stretch, tile, overlap), as_json
+    )
 
 
 @_command(app, "doctor", "doctor --json")

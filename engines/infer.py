@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInputError
-from .images.images import DEFAULT_MAX_PIXELS, is_remote, read_scene
+from .images.images import DEFAULT_MAX_PIXELS, is_remote, open_scene
+from .images.scene import Scene
+from .images.tiles import Tiling
 from .records import Record
+from .results.overlay import LONGEST_LONG_SIDE
 from .results.provenance import Provenance
 from .results.results import write_results
+from .segmentation import Segmentation
 from .segmenter import Segmenter
+from .tiling import segment_tiles
 
 
 class InferReport(Record, frozen=True):
@@ -50,6 +55,8 @@ def infer_image(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     bands: str | None = None,
     stretch: str = "auto",
+    tile: str = "auto",
+    overlap: int | None = None,
 ) -> InferReport:
     """Segment the region of each phrase and write the results to the folder ``out``.
 
@@ -59,6 +66,8 @@ def infer_image(
         bundle: the bundle's folder; by default ``$RSREFSEG_BUNDLE`` or ``./bundle``.
         backend: a value of ``Backend``.
         out: folder of the results; see ``write_results``.
+        tile: see ``Tiling.choose``; tiled rasters may have more than ``max_pixels`` pixels.
+        overlap: pixels that neighbouring tiles share; a quarter of a tile by default.
 
     Raises:
         BadInputError: the image or a phrase cannot be used, or no backend has that name.
@@ -66,15 +75,32 @@ def infer_image(
         MissingPartError: the backend cannot run on this machine.
         RSRefSegError: the output cannot be written.
     """
-    with Segmenter.open(bundle, backend) as segmenter:
-        scene = read_scene(image, max_pixels, bands, stretch)
-        if scene.valid is not None and not scene.valid.any():
-            raise BadInputError(f"the image '{image}' has no valid pixel: all are nodata, masked or transparent")
-        provenance = Provenance.of(image, scene, segmenter)
-        files = write_results(out, _stem(image), scene, segmenter.segment(scene, phrases), image, provenance)
+    with (
+        Segmenter.open(bundle, backend, cached_phrases=len(phrases)) as segmenter,
+        open_scene(image, max_pixels, bands, stretch, by_windows=tile != "off") as source,
+    ):
+        network_size = segmenter.bundle.manifest.geometry.image_size
+        tiling, note = Tiling.choose(tile, overlap, source.size, network_size)
+        found: Sequence[Segmentation]
+        if tiling is None:
+            scene = source.read_all()
+            _check_valid(image, scene)
+            found = segmenter.segment(scene, phrases)
+        else:
+            scene = source.reduced(LONGEST_LONG_SIDE)
+            _check_valid(image, scene)
+            found = segment_tiles(segmenter, source, phrases, tiling)
+        provenance = Provenance.of(image, scene, segmenter, tiling)
+        files = write_results(out, _stem(image), scene, found, image, provenance)
         results = json.loads(files[-1].read_bytes())["results"]
         notes = segmenter.bundle.manifest.provenance.notes + (scene.raster.notes if scene.raster is not None else ())
+        notes += (note,) if note else ()
         return InferReport(image, segmenter.backend_reason, tuple(results), provenance, tuple(files), notes)
+
+
+def _check_valid(image: str, scene: Scene) -> None:
+    if scene.valid is not None and not scene.valid.any():
+        raise BadInputError(f"the image '{image}' has no valid pixel: all are nodata, masked or transparent")
 
 
 def _stem(image: str) -> str:

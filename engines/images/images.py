@@ -1,14 +1,20 @@
 """Image processing on the host, shared by training and inference: read images, stretch them, upsample logits."""
 
+import contextlib
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadInputError
 from .scene import Scene
+
+if TYPE_CHECKING:
+    from .rasters import Raster
 
 DEFAULT_MAX_PIXELS = 100_000_000
 _ROWS_PER_BLOCK = 32
@@ -39,6 +45,15 @@ def read_scene(
         BadInputError: the file is missing, a folder, empty, not an image, corrupt, cut short or too large, or bands or
             stretch cannot be used.
     """
+    with open_scene(path, max_pixels, bands, stretch) as source:
+        return source.read_all()
+
+
+@contextlib.contextmanager
+def open_scene(
+    path: Path | str, max_pixels: int, bands: str | None = None, stretch: str = "auto", by_windows: bool = False
+) -> Iterator["Raster | Scene"]:
+    """Open a raster, or read a photo; see ``read_scene``. ``by_windows`` lifts the limit for rasters."""
     if max_pixels < 1:
         raise BadInputError(f"the pixel limit must be at least 1, got {max_pixels}")
     name = str(path)
@@ -50,11 +65,12 @@ def read_scene(
         if photo is not None:
             if bands is not None or stretch not in ("auto", "none"):
                 raise BadInputError(f"'{name}' is a photo: bands and stretch are chosen for rasters only")
-            return photo
+            yield photo
+            return
     from .rasters import open_raster
 
-    with open_raster(name, max_pixels, bands, stretch) as raster:
-        return raster.read_all()
+    with open_raster(name, None if by_windows else max_pixels, bands, stretch) as raster:
+        yield raster
 
 
 def read_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.NDArray[np.uint8]:

@@ -14,12 +14,11 @@ from .bands import choose_bands
 from .contrast import Method, Stretch, to_8_bits
 from .photos import check_size
 from .scene import RasterInfo, Scene
+from .tiles import Window
 
 _SAMPLE_SIDE = 2048  # of the decimated read that statistics are taken from, px
 _STRIP_PIXELS = 1 << 22
 _process_wide_lock = threading.Lock()
-
-Window = tuple[tuple[int, int], tuple[int, int]]  # rows and columns, half-open
 
 
 class Raster:
@@ -40,7 +39,7 @@ class Raster:
         from rasterio.enums import MaskFlags
 
         self.height, self.width = int(dataset.height), int(dataset.width)
-        self._dataset, self._stretch = dataset, stretch
+        self._name, self._dataset, self._stretch = name, dataset, stretch
         colours = [interpretation.name for interpretation in dataset.colorinterp]
         descriptions = [text or "" for text in dataset.descriptions]
         choice = choose_bands(name, descriptions, colours, bands)
@@ -65,15 +64,24 @@ class Raster:
             notes=tuple(notes),
         )
 
-    def read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        """Read a window as (h, w, 3) uint8 RGB and (h, w) bool valid pixels; invalid pixels are 0."""
+    def read(
+        self, window: Window, shape: tuple[int, int] | None = None
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Read a window as (h, w, 3) uint8 RGB and (h, w) bool valid pixels; invalid pixels are 0.
+
+        Args:
+            window: rows and columns.
+            shape: (h, w) to reduce the window to, by overviews or by leaving pixels out; its own size by default.
+        """
         (top, bottom), (left, right) = window
-        values, usable = self._values(window, (bottom - top, right - left))
+        shape = shape or (bottom - top, right - left)
+        with _as_bad_input(self._name):
+            values, usable = self._values(window, shape)
         if self._colours is not None:
             coloured = self._colours[values[0]]
             valid = usable[0] & (coloured[..., 3] > 0)
             return coloured[..., :3] * valid[..., None], valid
-        image = np.empty((bottom - top, right - left, 3), np.uint8)
+        image = np.empty((*shape, 3), np.uint8)
         for channel in range(3):
             place = min(channel, len(self._bands) - 1)
             shown = values[place] if self._limits is None else to_8_bits(values[place], self._limits[place])
@@ -87,6 +95,20 @@ class Raster:
         for top, bottom in self._strips():
             image[top:bottom], valid[top:bottom] = self.read(((top, bottom), (0, self.width)))
         return Scene(image, None if valid.all() else valid, self.info)
+
+    def reduced(self, longest: int) -> Scene:
+        """Read the whole raster reduced to a long side of at most ``longest`` px."""
+        image, valid = self.read(((0, self.height), (0, self.width)), self._reduced_shape(longest))
+        return Scene(image, None if valid.all() else valid, self.info)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, px."""
+        return self.height, self.width
+
+    def _reduced_shape(self, longest: int) -> tuple[int, int]:
+        scale = min(1.0, longest / max(self.size))
+        return max(1, round(self.height * scale)), max(1, round(self.width * scale))
 
     def _strips(self) -> Iterator[tuple[int, int]]:
         """Yield ranges of rows that hold whole blocks of the file."""
@@ -140,34 +162,39 @@ class Raster:
         if self._stretch.method in (Method.AUTO, Method.NONE) and self._dtype == np.uint8:
             bits = int(self._dataset.tags(self._bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
             return [(0.0, 2.0**bits - 1)] * len(self._bands) if bits < 8 else None
-        scale = min(1.0, _SAMPLE_SIDE / max(self.height, self.width))
-        shape = max(1, round(self.height * scale)), max(1, round(self.width * scale))
-        values, usable = self._values(((0, self.height), (0, self.width)), shape)
+        values, usable = self._values(((0, self.height), (0, self.width)), self._reduced_shape(_SAMPLE_SIDE))
         return [self._stretch.limits(band[mask]) for band, mask in zip(values, usable, strict=True)]
 
 
 @contextlib.contextmanager
-def open_raster(name: str, max_pixels: int, bands: str | None = None, stretch: str = "auto") -> Iterator[Raster]:
+def open_raster(name: str, max_pixels: int | None, bands: str | None = None, stretch: str = "auto") -> Iterator[Raster]:
     """Open a raster by file name, URL or any other name that GDAL knows.
 
     Raises:
-        BadInputError: it cannot be read, has more than ``max_pixels`` pixels, or lacks a band.
+        BadInputError: it cannot be read, has more than ``max_pixels`` pixels (None: no limit), or lacks a band.
     """
     chosen = Stretch.parse(stretch)
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
-    try:
-        with rasterio.Env():
+    with rasterio.Env(), contextlib.ExitStack() as opened:
+        with _as_bad_input(name):
             with _process_wide_lock, warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 try:
-                    dataset = rasterio.open(name)
+                    dataset = opened.enter_context(rasterio.open(name))
                 except RasterioIOError as error:
                     raise _unopened(name, error) from error
-            with dataset:
-                _check(name, dataset, max_pixels)
-                yield Raster(name, dataset, bands, chosen)
+            _check(name, dataset, max_pixels)
+            raster = Raster(name, dataset, bands, chosen)
+        yield raster
+
+
+@contextlib.contextmanager
+def _as_bad_input(name: str) -> Iterator[None]:
+    """Raise errors of reading as ``BadInputError``."""
+    try:
+        yield
     except BadInputError:
         raise
     except MemoryError as error:
@@ -184,14 +211,14 @@ def gdal_errors() -> tuple[type[Exception], ...]:
     return RasterioError, CPLE_BaseError
 
 
-def _check(name: str, dataset: Any, max_pixels: int) -> None:
+def _check(name: str, dataset: Any, max_pixels: int | None) -> None:
     if not dataset.count:
         if dataset.subdatasets:
             raise BadInputError(
                 f"'{name}' holds {len(dataset.subdatasets)} rasters: name one of them, e.g. '{dataset.subdatasets[0]}'"
             )
         raise BadInputError(f"the raster '{name}' has no bands")
-    check_size(name, dataset.width, dataset.height, max_pixels)
+    check_size(name, dataset.width, dataset.height, max_pixels or dataset.width * dataset.height)
 
 
 def _unopened(name: str, error: Exception) -> BadInputError:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..records import Record
+from .tiles import Window
 
 
 class RasterInfo(Record, frozen=True):
@@ -44,3 +45,22 @@ class Scene:
     image: npt.NDArray[np.uint8]
     valid: npt.NDArray[np.bool_] | None = None
     raster: RasterInfo | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, px."""
+        return self.image.shape[0], self.image.shape[1]
+
+    def read_all(self) -> "Scene":
+        """Return the scene, as ``Raster.read_all`` does."""
+        return self
+
+    def reduced(self, longest: int) -> "Scene":
+        """Return the scene: the pixels of a photo are in memory, whatever their number."""
+        return self
+
+    def read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Return a window as (h, w, 3) uint8 RGB, and its valid pixels (h, w) bool."""
+        part = tuple(slice(*span) for span in window)
+        image = self.image[part]
+        return image, np.ones(image.shape[:2], np.bool_) if self.valid is None else self.valid[part]

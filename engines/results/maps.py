@@ -12,8 +12,9 @@ import numpy.typing as npt
 from ..errors import RSRefSegError
 from ..images.rasters import gdal_errors
 from ..images.scene import RasterInfo
-from ..system.files import atomic_file, atomic_write_bytes
-from .regions import Placement, regions
+from ..segmentation import sigmoid
+from ..system.files import atomic_file
+from .regions import PROBABILITY_STEPS, Placement, regions
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetWriter
@@ -23,34 +24,30 @@ _BLOCK = 512
 
 
 class Maps:
-    """Masks and regions of one raster, phrase by phrase; ``open_maps`` makes and finishes it."""
+    """Takes the masks of one raster, phrase by phrase and strip by strip; ``open_maps`` makes it.
 
-    def __init__(self, bands: "DatasetWriter", placement: Placement, common: dict[str, Any]) -> None:
-        self._bands, self._placement, self._common = bands, placement, common
-        self._count = 0
-        self.features: list[dict[str, Any]] = []
+    Attributes:
+        areas_m2: area of the mask of each phrase on the ellipsoid, once all is written; empty without a place on earth.
+    """
 
-    def add(self, phrase: str, logits: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_] | None) -> dict[str, Any]:
-        """Write the mask of the next phrase, and add its regions to the features.
+    def __init__(self, masks: "DatasetWriter", probabilities: "DatasetWriter") -> None:
+        self._masks, self._probabilities = masks, probabilities
+        self.areas_m2: list[float] = []
+
+    def add(self, band: int, top: int, logits: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_] | None) -> None:
+        """Write a strip of a phrase.
 
         Args:
-            phrase: the phrase.
-            logits: (H, W) float32, above 0 inside the mask.
-            valid: (H, W) bool, or ``None`` if all pixels are valid.
-
-        Returns:
-            ``mask_band`` and, if the raster has a place on earth, ``area_m2``.
+            band: number of the phrase, from 1.
+            top: first row of the strip.
+            logits: (h, W) float32, above 0 inside the mask.
+            valid: (h, W) bool, or ``None`` if all pixels are valid.
         """
-        self._count += 1
+        window = ((top, top + len(logits)), (0, logits.shape[1]))
         mask = (logits > 0).astype(np.uint8)
-        self._bands.write(mask if valid is None else np.where(valid, mask, np.uint8(NODATA)), self._count)
-        self._bands.set_band_description(self._count, phrase)
-        found = list(regions(logits, self._placement))
-        for region in found:
-            properties = {"phrase": phrase, **region.properties, **self._common}
-            self.features.append({"type": "Feature", "geometry": region.geometry, "properties": properties})
-        areas = [region.properties["area_m2"] for region in found]
-        return {"mask_band": self._count} | ({"area_m2": round(sum(areas), 2)} if self._placement.on_earth else {})
+        self._masks.write(mask if valid is None else np.where(valid, mask, np.uint8(NODATA)), band, window=window)
+        steps = np.rint(sigmoid(logits.copy()) * PROBABILITY_STEPS).astype(np.uint16)
+        self._probabilities.write(steps * mask, band, window=window)
 
 
 @contextlib.contextmanager
@@ -83,21 +80,49 @@ def open_maps(
     import rasterio.shutil
 
     profile = {
-        "driver": "GTiff", "height": size[0], "width": size[1], "count": len(phrases), "dtype": "uint8",
-        "nodata": NODATA, "crs": raster.crs, "transform": rasterio.Affine(*raster.transform), "interleave": "band",
-        "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "compress": "deflate", "zlevel": 1, "BIGTIFF": "YES",
+        "driver": "GTiff", "height": size[0], "width": size[1], "count": len(phrases), "crs": raster.crs,
+        "transform": rasterio.Affine(*raster.transform), "interleave": "band", "tiled": True, "blockxsize": _BLOCK,
+        "blockysize": _BLOCK, "compress": "deflate", "zlevel": 1, "BIGTIFF": "YES",
     }  # fmt: skip
     with atomic_file(masks) as temporary, rasterio.Env(GDAL_PAM_ENABLED=False):
-        plain = temporary.with_name("bands.tif")  # GDAL makes a cloud-optimised file from a finished one
-        placement = Placement.of(raster, size)
+        # GDAL makes a cloud-optimised file from a finished one.
+        plain, scores = temporary.with_name("masks.tif"), temporary.with_name("scores.tif")
         try:
-            with rasterio.open(plain, "w", **profile) as bands:
-                bands.update_tags(**{name.upper(): str(value) for name, value in common.items()})
-                maps = Maps(bands, placement, common)
+            with (
+                rasterio.open(plain, "w", dtype="uint8", nodata=NODATA, **profile) as mask_bands,
+                rasterio.open(scores, "w", dtype="uint16", **profile) as score_bands,
+            ):
+                mask_bands.update_tags(**{name.upper(): str(value) for name, value in common.items()})
+                for band, phrase in enumerate(phrases, 1):
+                    mask_bands.set_band_description(band, phrase)
+                maps = Maps(mask_bands, score_bands)
                 yield maps
+            with rasterio.open(plain) as mask_bands, rasterio.open(scores) as score_bands:
+                placement = Placement.of(raster, size)
+                found = [list(regions(mask_bands, score_bands, band + 1, placement)) for band in range(len(phrases))]
+            scores.unlink()
             rasterio.shutil.copy(plain, temporary, driver="COG", compress="DEFLATE", overview_resampling="nearest")
         except gdal_errors() as error:
             raise RSRefSegError(f"cannot write '{masks}': {' '.join(str(error).split())}") from error
-    collection = {"type": "FeatureCollection", "features": maps.features}
-    text = json.dumps(collection, ensure_ascii=False) + "\n"
-    atomic_write_bytes(vectors, text.encode("utf-8", "backslashreplace"))
+        _write_features(vectors, phrases, found, common)
+    if placement.on_earth:
+        maps.areas_m2 = [round(sum(region.properties["area_m2"] for region in part), 2) for part in found]
+
+
+def _write_features(path: Path, phrases: Sequence[str], found: Sequence[Sequence[Any]], common: dict[str, Any]) -> None:
+    """Write a GeoJSON collection, a feature a line."""
+    features = (
+        {
+            "type": "Feature",
+            "geometry": region.geometry,
+            "properties": {"phrase": phrase, **region.properties, **common},
+        }
+        for phrase, part in zip(phrases, found, strict=True)
+        for region in part
+    )
+    with atomic_file(path, durable=False) as temporary, temporary.open("wb") as stream:
+        stream.write(b'{"type": "FeatureCollection", "features": [')
+        for index, feature in enumerate(features):
+            line = (",\n" if index else "\n") + json.dumps(feature, ensure_ascii=False)
+            stream.write(line.encode("utf-8", "backslashreplace"))
+        stream.write(b"\n]}\n")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..images.images import is_remote
 from ..images.scene import RasterInfo, Scene
+from ..images.tiles import Tiling
 from ..records import Record
 from ..system.files import sha256_file
 from ..system.packages import installed_version
@@ -28,6 +29,7 @@ class Provenance(Record, frozen=True):
         backend: the backend that ran.
         versions: installed versions of this package and of those that may have computed the result.
         raster: place, bands and stretch; ``None`` for photos.
+        tile_px, overlap_px: side and overlap of the tiles; ``None`` if the whole image was segmented at once.
     """
 
     source: str
@@ -36,9 +38,11 @@ class Provenance(Record, frozen=True):
     backend: str
     versions: dict[str, str]
     raster: RasterInfo | None
+    tile_px: int | None = None
+    overlap_px: int | None = None
 
     @classmethod
-    def of(cls, source: Path | str, scene: Scene, segmenter: "Segmenter") -> "Provenance":
+    def of(cls, source: Path | str, scene: Scene, segmenter: "Segmenter", tiling: Tiling | None = None) -> "Provenance":
         """Return the provenance of results of a segmenter for a scene read from ``source``."""
         name, local = source_name(source), not is_remote(str(source))
         versions = {package: version for package in _PACKAGES if (version := installed_version(package))}
@@ -49,6 +53,8 @@ class Provenance(Record, frozen=True):
             backend=segmenter.engine.name,
             versions=versions,
             raster=scene.raster,
+            tile_px=tiling.tile_px if tiling is not None else None,
+            overlap_px=tiling.overlap_px if tiling is not None else None,
         )
 
 

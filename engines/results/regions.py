@@ -2,18 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from ..images.rasters import gdal_errors
 from ..images.scene import RasterInfo
-from ..segmentation import sigmoid
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
 
 Points = npt.NDArray[np.float64]  # (N, 2)
 _DEGREES = "EPSG:4326"
+PROBABILITY_STEPS = 65535
+_STRIP_PIXELS = 1 << 22
 _DECIMALS = 8  # of degrees: about a millimetre
 
 
@@ -43,7 +46,9 @@ class Placement:
         if raster.crs is None:
             return cls(raster, None)
         try:
-            ((longitude, latitude),) = _projected(_placed(np.array([size[::-1]]) / 2, raster), raster.crs, _DEGREES)
+            ((longitude, latitude),) = _projected(
+                _placed(np.array([size[::-1]]) / 2, raster.transform), raster.crs, _DEGREES
+            )
         except gdal_errors():  # a local or planetary CRS
             return cls(raster, None)
         if not np.isfinite([longitude, latitude]).all():
@@ -59,50 +64,71 @@ class Placement:
         """Return longitudes and latitudes of points (N, 2) of columns and rows, and their place in metres."""
         if self.equal_area is None or self.raster.crs is None:
             return pixels, pixels
-        placed = _placed(pixels, self.raster)
+        placed = _placed(pixels, self.raster.transform)
         degrees = _projected(placed, self.raster.crs, _DEGREES).round(_DECIMALS)
         return degrees, _projected(placed, self.raster.crs, self.equal_area)
 
 
-def regions(logits: npt.NDArray[np.float32], placement: Placement) -> Iterator[Region]:
+def regions(
+    masks: "DatasetReader", probabilities: "DatasetReader", band: int, placement: Placement
+) -> Iterator[Region]:
     """Yield the regions of a mask that are connected by pixel edges.
 
     Args:
-        logits: (H, W) float32, above 0 inside the mask.
+        masks: dataset whose ``band`` is 1 inside the mask.
+        probabilities: dataset of the probabilities times 65535.
+        band: number of the band in both.
         placement: place of the pixels.
 
     Yields:
         Regions whose outer rings run counter-clockwise and whose holes run clockwise. ``score`` is the mean probability
         of the pixels; ``area_m2`` is the area on the ellipsoid, ``None`` without a place on earth.
     """
+    import rasterio
     from rasterio.features import shapes
 
-    mask = logits > 0
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
-    if count == 1:
-        return
-    places = labels[mask]
-    area_px = np.bincount(places, minlength=count)
-    scores = np.bincount(places, sigmoid(logits[mask]), minlength=count) / np.maximum(area_px, 1)
-    for shape, label in shapes(labels, mask=mask, connectivity=4):
-        rings, area_m2 = [], 0.0
+    source, to_pixels = rasterio.band(masks, band), tuple(~masks.transform)[:6]  # GDAL applies the transform
+    for shape, value in shapes(source, mask=source, connectivity=4):
+        if value != 1:
+            continue
+        rings, outlines, area_px, area_m2 = [], [], 0.0, 0.0
         for number, ring in enumerate(shape["coordinates"]):
-            degrees, metres = placement.locate(np.asarray(ring, np.float64))
-            area_m2 += abs(_signed_area(metres)) * (-1 if number else 1)
+            pixels = _placed(np.asarray(ring), to_pixels).round()
+            degrees, metres = placement.locate(pixels)
+            outlines.append(pixels)
+            sign = -1 if number else 1
+            area_px += abs(_signed_area(pixels)) * sign
+            area_m2 += abs(_signed_area(metres)) * sign
             wrong_way = (_signed_area(degrees) > 0) == (number > 0)
             rings.append(degrees[::-1].tolist() if wrong_way else degrees.tolist())
         properties = {
-            "score": round(float(scores[int(label)]), 6),
-            "area_px": int(area_px[int(label)]),
+            "score": round(_total_probability(probabilities, band, outlines) / area_px, 4),
+            "area_px": round(area_px),
             "area_m2": round(area_m2, 2) if placement.on_earth else None,
         }
         yield Region({"type": "Polygon", "coordinates": rings}, properties)
 
 
-def _placed(pixels: Points, raster: RasterInfo) -> Points:
-    """Return the points in the raster's CRS."""
-    a, b, c, d, e, f = raster.transform
-    return pixels @ np.array([[a, d], [b, e]]) + np.array([c, f])
+def _total_probability(probabilities: "DatasetReader", band: int, outlines: list[Points]) -> float:
+    """Return the sum of the probabilities of the pixels in a polygon of outer ring and holes, read in strips."""
+    from rasterio.features import rasterize
+    from rasterio.transform import Affine
+
+    shape = {"type": "Polygon", "coordinates": [outline.tolist() for outline in outlines]}
+    left, top, right, bottom = map(int, (*outlines[0].min(axis=0), *outlines[0].max(axis=0)))
+    rows, total = max(1, _STRIP_PIXELS // (right - left)), 0
+    for start in range(top, bottom, rows):
+        end = min(start + rows, bottom)
+        values = probabilities.read(band, window=((start, end), (left, right)))
+        inside = rasterize([shape], values.shape, transform=Affine.translation(left, start), dtype=np.uint8)
+        total += int(values.sum(where=inside > 0, dtype=np.uint64))
+    return total / PROBABILITY_STEPS
+
+
+def _placed(points: Points, transform: tuple[float, ...]) -> Points:
+    """Apply an affine transform."""
+    a, b, c, d, e, f = transform
+    return points @ np.array([[a, d], [b, e]]) + np.array([c, f])
 
 
 def _projected(points: Points, source: str, target: str) -> Points:

@@ -24,7 +24,7 @@ LEAVES = {
 # What the bundle package offers to the exporter besides.
 BUNDLE = {"bundle.bundle", "bundle.manifest", "bundle.reference", "bundle.comparison", "bundle.tolerances"}
 # What only the leaves import.
-BEHIND_LEAVES = {f"images.{name}" for name in ("bands", "contrast", "photos", "rasters", "scene")}
+BEHIND_LEAVES = {f"images.{name}" for name in ("bands", "contrast", "photos", "rasters", "scene", "tiles")}
 
 # Third-party packages an edge device installs; a runtime only in its own folder, inside a function.
 ON_THE_EDGE = {"numpy", "PIL", "cv2", "rasterio", "tokenizers", "safetensors", "rich", "msgspec", "psutil", "typer"}
