@@ -44,6 +44,10 @@ class Raster:
         descriptions = [text or "" for text in dataset.descriptions]
         choice = choose_bands(name, descriptions, colours, bands)
         notes = [choice.note] if choice.note else []
+        if dataset.gcps[0]:
+            notes.append(
+                "the raster is placed by ground control points only: results are in pixels (gdalwarp places it)"
+            )
         self._bands = choice.bands
         kinds = [np.dtype(dataset.dtypes[band - 1]) for band in self._bands]
         if any(kind.kind not in "uif" for kind in kinds):
