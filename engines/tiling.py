@@ -1,8 +1,10 @@
 """Segments a scene tile by tile: each tile is encoded once for all phrases, and its logits are kept for blending."""
 
+import math
+import os
 import tempfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +17,6 @@ from .system.progress import ProgressLine
 
 if TYPE_CHECKING:
     from .images.rasters import Raster
-
-_NO_DATA_LOGIT = -30.0
 
 
 def segment_tiles(
@@ -40,13 +40,16 @@ def segment_tiles(
         for index, window in enumerate(windows):
             image, usable = source.read(window)
             if not usable.all():
-                valid = _file((tiling.height, tiling.width), np.bool_, True) if valid is None else valid
+                if valid is None:
+                    valid = _file((tiling.height, tiling.width), np.bool_)
+                    for row in valid:
+                        row[:] = True
                 valid[slice(*window[0]), slice(*window[1])] = usable
             if index == 0 or usable.any():
                 found = segmenter.segment(image, phrases)
                 if logits is None:
                     shape = (len(phrases), len(windows), *found[0].mask_logits.shape)
-                    logits = _file(shape, np.float16, _NO_DATA_LOGIT)
+                    logits = _file(shape, np.float16)
                     warnings = [one.warnings for one in found]
                 for place, one in enumerate(found):
                     logits[place, index] = one.mask_logits
@@ -59,10 +62,12 @@ def segment_tiles(
     ]
 
 
-def _file(shape: tuple[int, ...], dtype: type, value: float) -> "np.memmap":
-    """Return an array in a temporary file that disappears with it."""
+def _file(shape: tuple[int, ...], dtype: type) -> Any:
+    """Return an array of zeros in a temporary file that disappears with it.
+
+    Raises:
+        OSError: the disk of ``$TMPDIR`` is full; a write to the array would kill the process then.
+    """
     with tempfile.TemporaryFile() as stream:
-        array = np.memmap(stream, dtype, "w+", shape=shape)
-    for part in array:
-        part[...] = value
-    return array
+        os.posix_fallocate(stream.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
+        return np.memmap(stream, dtype, "w+", shape=shape)

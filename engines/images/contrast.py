@@ -63,7 +63,7 @@ class Stretch:
             Method.RANGE: f"{self.low:g},{self.high:g}",
             Method.SIGMA: f"sigma:{self.deviations:g}",
         }
-        return names.get(self.method, self.method.value)
+        return names.get(self.method, str(self.method.value))
 
     def prepare(self, values: Values, usable: npt.NDArray[np.bool_]) -> tuple[Values, npt.NDArray[np.bool_]]:
         """Convert values to dB if the stretch says so; return them and which of them can be used."""

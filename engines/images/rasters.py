@@ -49,10 +49,10 @@ class Raster:
                 "the raster is placed by ground control points only: results are in pixels (gdalwarp places it)"
             )
         self._bands = choice.bands
-        kinds = [np.dtype(dataset.dtypes[band - 1]) for band in self._bands]
-        if any(kind.kind not in "uif" for kind in kinds):
+        kinds = [str(dataset.dtypes[band - 1]) for band in self._bands]
+        if any(kind.startswith("complex") for kind in kinds):
             raise BadInputError(f"'{name}' holds complex values: write their amplitude to a file first")
-        self._dtype = np.result_type(*kinds)
+        self._dtype = np.result_type(*map(np.dtype, kinds))
         no_mask = {MaskFlags.all_valid, MaskFlags.alpha}
         self._has_mask = any(not no_mask & set(dataset.mask_flag_enums[band - 1]) for band in self._bands)
         self._alpha = self._opacity(colours, notes)

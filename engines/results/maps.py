@@ -92,7 +92,7 @@ def open_maps(
                 rasterio.open(plain, "w", dtype="uint8", nodata=NODATA, **profile) as mask_bands,
                 rasterio.open(scores, "w", dtype="uint16", **profile) as score_bands,
             ):
-                mask_bands.update_tags(**{name.upper(): str(value) for name, value in common.items()})
+                mask_bands.update_tags(**{name.upper(): value for name, value in common.items() if value is not None})
                 for band, phrase in enumerate(phrases, 1):
                     mask_bands.set_band_description(band, phrase)
                 maps = Maps(mask_bands, score_bands)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio.shutil
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 
@@ -287,3 +288,16 @@ def test_damaged_rasters_are_refused_in_one_line(tmp_path: Path, name: str, capf
             read = read_image(path, max_pixels=1_000_000)
             assert (read.dtype, read.ndim, read.shape[2]) == (np.uint8, 3, 3)
     assert capfd.readouterr().err == ""
+
+
+def test_a_raster_placed_by_control_points_says_so(tmp_path: Path) -> None:
+    corners = [GroundControlPoint(row, column, 15 + column, 37 - row) for row in (0, 160) for column in (0, 160)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = write_raster(tmp_path / "a.tif", RGB, crs=None, transform=None).path
+    with rasterio.open(path, "r+") as raster:
+        raster.gcps = (corners, rasterio.CRS.from_epsg(4326))
+    info = read_scene(path).raster
+    assert info is not None
+    assert info.crs is None
+    assert any("ground control points" in note for note in info.notes)
