@@ -4,6 +4,7 @@ import contextlib
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ class Raster:
             place = min(channel, len(self._bands) - 1)
             shown = values[place] if self._limits is None else to_8_bits(values[place], self._limits[place])
             np.multiply(shown, usable[place], out=image[..., channel])
-        return image, usable.any(axis=0)
+        return image, np.asarray(usable.any(axis=0))
 
     def read_all(self) -> Scene:
         """Read the whole raster, strip by strip."""
@@ -186,7 +187,9 @@ def open_raster(name: str, max_pixels: int | None, bands: str | None = None, str
             with _process_wide_lock, warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 try:
-                    dataset = opened.enter_context(rasterio.open(name))
+                    dataset = opened.enter_context(
+                        rasterio.open(Path(name).absolute() if Path(name).exists() else name)
+                    )
                 except RasterioIOError as error:
                     raise _unopened(name, error) from error
             _check(name, dataset, max_pixels)
@@ -197,13 +200,16 @@ def open_raster(name: str, max_pixels: int | None, bands: str | None = None, str
 @contextlib.contextmanager
 def _as_bad_input(name: str) -> Iterator[None]:
     """Raise errors of reading as ``BadInputError``."""
+    unreadable: tuple[type[Exception], ...] = (*gdal_errors(), OSError, ValueError)
     try:
         yield
     except BadInputError:
         raise
     except MemoryError as error:
         raise BadInputError(f"not enough memory to read the raster '{name}'") from error
-    except (*gdal_errors(), OSError, ValueError) as error:
+    except UnicodeEncodeError as error:
+        raise BadInputError(f"GDAL cannot read a name that is not UTF-8, {name!a}: rename it") from error
+    except unreadable as error:
         raise BadInputError(f"the raster '{name}' is corrupt or cut short ({_reason(error)})") from error
 
 

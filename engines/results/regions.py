@@ -128,7 +128,7 @@ def _total_probability(probabilities: "DatasetReader", band: int, outlines: list
 def _placed(points: Points, transform: tuple[float, ...]) -> Points:
     """Apply an affine transform."""
     a, b, c, d, e, f = transform
-    return points @ np.array([[a, d], [b, e]]) + np.array([c, f])
+    return np.asarray(points @ np.array([[a, d], [b, e]]) + np.array([c, f]))
 
 
 def _projected(points: Points, source: str, target: str) -> Points:
