@@ -16,20 +16,8 @@ from rsrefseg.synth import Domain, synthesize
 from tests.support.printing import printed
 
 FIRST_MASK = ["data synth", "export", "infer"]
-ADAPTATION = [
-    "data synth",
-    "data check",
-    "eval",
-    "train",
-    "eval",
-    "eval",
-    "merge",
-    "export",
-    "parity",
-    "bench",
-    "infer",
-]
-STEPS = FIRST_MASK + ADAPTATION
+ADAPTATION = ["data synth", "data check", "eval", "train", "eval", "eval", "merge", "export", "parity", "bench"]
+STEPS = [*FIRST_MASK, *ADAPTATION, "infer"]
 DOCUMENTS: dict[str, Any] = {
     "data": {},
     "train": {"run": "runs/003"},
@@ -84,7 +72,7 @@ def test_the_whole_job_in_order_and_what_it_came_to(tmp_path: Path, capsys: pyte
     assert (report.base_giou, report.adapted_giou, report.phrase_blind_giou) == (0.3, 0.7, 0.1)
     assert (report.test_samples, report.parity_holds, report.giou_difference) == (400, True, -0.0001)
     assert (report.backend, report.first_phrase_ms, report.speedup) == ("onnxruntime", 30.0, 3.0)
-    assert (report.run, report.bundle, report.pictures) == ("runs/003", "bundle", ("results/1_overlay.png",))
+    assert (report.run, report.bundle, report.overlays) == ("runs/003", "bundle", ("results/1_overlay.png",))
     assert len(report.seconds) == len(STEPS)
     assert report.first_mask_s == pytest.approx(sum(list(report.seconds.values())[: len(FIRST_MASK)]))
     assert report.seconds_in_all == pytest.approx(sum(report.seconds.values()))
