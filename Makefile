@@ -39,7 +39,7 @@ gpu-check: $(VENV)/.ready
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m typer rsrefseg/cli.py utils docs --name rsrefseg --output docs/reference/cli.md
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.ready: INSTALLED = $(EXTRAS)
 $(VENV)/.docs: INSTALLED = docs

@@ -101,7 +101,7 @@ def demo(
     quick: Annotated[bool, Option("--quick", help="10% of the work, for the commands alone.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Run the whole job on rendered scenes with the tiny preset."""
+    """Run the whole job on rendered scenes."""
     from rsrefseg.bench.demo import run_demo
 
     return print_report(run_demo(out, quick, run_command), as_json)
@@ -121,7 +121,7 @@ def data_synth(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an RRSIS-D folder that is there.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Render scenes with expressions in the RRSIS-D layout."""
+    """Render scenes in the RRSIS-D layout."""
     options = _options(locals())
     from rsrefseg.synth import synthesize
 
@@ -140,7 +140,7 @@ def data_check(
     workers: Annotated[int, Option(min=1, show_default="all cores", help="Processes.")] = os.cpu_count() or 1,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Read a data set once and report what would spoil training."""
+    """Report what would spoil training."""
     from rsrefseg.data.check import check_dataset
 
     return print_report(check_dataset(path, images, split or (), tokenizer, resize_masks, workers), as_json)
@@ -153,7 +153,7 @@ def data_convert(
     images: ImagesOption = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Write a data set's annotations as JSON lines."""
+    """Write a data set as JSON lines."""
     from rsrefseg.data.formats import open_dataset
     from rsrefseg.data.jsonl import export_jsonl
 
@@ -201,7 +201,7 @@ def train(
     ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Adapt a base to a data set with LoRA, or train all weights."""
+    """Adapt a base with LoRA, or train all weights."""
     from rsrefseg.train.command import run_training
 
     # Every other parameter has the name of a setting: those that were given go over the file's.
@@ -231,7 +231,7 @@ def evaluate(
     worst_cases: Annotated[Path | None, _report(metavar="FILE.png", help="Draw the 12 samples of lowest IoU.")] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Score a model on a data set: gIoU (mIoU), cIoU (oIoU), Pr@X."""
+    """Score a model by gIoU (mIoU) and cIoU (oIoU)."""
     options = _options(locals())
     from rsrefseg.bench.accuracy.accuracy import run_evaluation
     from rsrefseg.bench.accuracy.report import EvaluationRequest
@@ -245,7 +245,7 @@ def merge(
     half: Annotated[bool, Option("--half", help="Store float16: half the size, for shipping a base.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Fold the LoRA weights of a run into a plain model, with proof."""
+    """Fold LoRA into a plain model, with proof."""
     from rsrefseg.runs.merge import merge as merge_run
     from rsrefseg.runs.run import Run, latest_run
 
@@ -266,7 +266,7 @@ def convert(
     dense_prompt: Annotated[bool, _checkpoint(help="Whether it was trained with SAM's mask prompt.")] = True,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Convert a checkpoint of the public RSRefSeg code to a run."""
+    """Convert a public checkpoint to a run."""
     options = _options(locals(), "preset")
     from rsrefseg.model.config import model_config
     from rsrefseg.runs.convert import convert_checkpoint
@@ -286,15 +286,15 @@ def export(
         str | None, Option(metavar="PRESET", help="Make a run of random weights to measure with.")
     ] = None,
     target: Annotated[
-        str, _graphs(help="onnxruntime, onnxruntime-cuda, openvino or tensorrt: chooses attention.")
-    ] = "onnxruntime",
+        str | None, _graphs(help="onnxruntime, onnxruntime-cuda, openvino or tensorrt (default with --fp16).")
+    ] = None,
     attention: Annotated[
-        str | None, _graphs(metavar="windowed=FORM,global=FORM:PARTS,mlp=PARTS", help="Published, additive or folded.")
+        str | None, _graphs(metavar="windowed=FORM,global=FORM:N,mlp=N", help="Published, additive, folded or padded.")
     ] = None,
     opset: Annotated[int, _graphs(help="18, or 23 for Attention nodes (ONNX Runtime from 1.23 on).")] = 18,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Write the bundle: five ONNX graphs and what proves them."""
+    """Write the bundle of five ONNX graphs."""
     from rsrefseg.export.export import export_run
     from rsrefseg.export.precision.plan import choose_plan
     from rsrefseg.export.settings import ExportSettings, parse_target
@@ -312,7 +312,7 @@ def build(
     force: Annotated[bool, _compiler("--force", help="Build current engines again as well.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Build the TensorRT engines of a bundle for this GPU."""
+    """Build the TensorRT engines of a bundle."""
     from rsrefseg.engines.tensorrt.store import build_bundle
 
     return print_report(build_bundle(bundle, stages, workspace_mib, optimization_level, force), as_json)
@@ -330,7 +330,7 @@ def parity(
     plan: Annotated[Path, _instead(help="With --bisect: file for the plan it finds.")] = Path("plan.json"),
     as_json: JsonFlag = False,
 ) -> Any:
-    """Compare a runtime with FP32 PyTorch, by stage and on masks."""
+    """Compare a runtime with FP32 PyTorch."""
     if audit and bisect:
         raise BadInputError("--audit and --bisect are two reports: give one of them")
     if (audit or bisect) and data is not None:
@@ -364,7 +364,7 @@ def bench(
     report: Annotated[Path | None, Option(metavar="DIR", help="Write report.md, .json and .png there.")] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Measure latency beside its error and its roofline."""
+    """Measure latency, with errors and rooflines."""
     options = _options(locals())
     from rsrefseg.bench.latency.bench import BenchRequest, run_bench
 
@@ -393,7 +393,7 @@ def infer(
     ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Segment what each phrase refers to in an image."""
+    """Segment what phrases refer to in an image."""
     from rsrefseg.engines.infer import infer_image
 
     return print_report(
@@ -403,7 +403,7 @@ def infer(
 
 @_command(app, "doctor", "doctor --json")
 def doctor(as_json: JsonFlag = False) -> Any:
-    """Say what this machine can run, and what is missing."""
+    """Say what this machine can run."""
     from rsrefseg.engines.doctor import examine
 
     return print_report(examine(), as_json)

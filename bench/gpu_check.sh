@@ -47,7 +47,7 @@ if ((${#backends[@]} == 0)); then
     backends=(onnxruntime)
 fi
 bundle=(--bundle "$work/bundle")
-if step export export "$work/run" --random-weights "$preset" --fp16 --target onnxruntime-cuda --out "$work/bundle"; then
+if step export export "$work/run" --random-weights "$preset" --fp16 --out "$work/bundle"; then
     for backend in "${backends[@]}"; do
         if [[ $backend == tensorrt ]] && ! step build build "${bundle[@]}"; then continue; fi
         step "parity-$backend" parity "${bundle[@]}" --backend "$backend"

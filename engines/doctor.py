@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import util
 from pathlib import Path
@@ -49,7 +49,10 @@ def examine() -> Diagnosis:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     python = f"Python {platform.python_version()}"
     machine = f"{platform.system()} {platform.machine()}, {python}, usable cores: {usable_cores()}, {memory:.0f} GiB"
-    return Diagnosis(machine, tuple(_ability(name, check) for name, check in _CHECKS.items()))
+    abilities = {check: _ability(name, check) for name, check in _CHECKS.items()}
+    targets = next((targets for check, targets in _TARGETS.items() if abilities[check].works), ())
+    bundle = _bundle(targets) if targets and abilities[_packages].works else ()
+    return Diagnosis(machine, (*abilities.values(), *bundle))
 
 
 def _ability(name: str, check: Callable[[], str]) -> Ability:
@@ -122,6 +125,18 @@ def _tensorrt() -> str:
     return str(Library().platform)
 
 
+def _bundle(targets: Sequence[str]) -> tuple[Ability, ...]:
+    """Report whether the default bundle was exported for one of the targets; return nothing if it does not exist."""
+    from .bundle.bundle import Bundle, default_bundle_path
+
+    def check() -> str:
+        bundle = Bundle.open()
+        _require(bundle.manifest.note_for(*targets))
+        return f"'{bundle.root}' was exported for it"
+
+    return (_ability("run the default bundle at full speed", check),) if default_bundle_path().exists() else ()
+
+
 def _training() -> str:
     missing = [module for module in TRAIN if util.find_spec(module) is None]
     _require(f"{', '.join(missing)} missing: `pip install {how_to_install(missing[0])}`" if missing else None)
@@ -145,6 +160,14 @@ _CHECKS = {
     "build and run TensorRT engines (tensorrt)": _tensorrt,
     "train, merge and export (torch)": _training,
     "train on an NVIDIA GPU": _cuda_training,
+}
+
+# Targets of an export that suit a runtime, the best runtime and the best target first.
+_TARGETS = {
+    _tensorrt: ("tensorrt",),
+    _onnxruntime_cuda: ("onnxruntime-cuda", "tensorrt"),
+    _onnxruntime: ("onnxruntime", "openvino"),
+    _openvino: ("openvino", "onnxruntime"),
 }
 
 

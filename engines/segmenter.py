@@ -28,7 +28,8 @@ class EncodedImage:
     """The outputs of both image encoders for one image.
 
     Attributes:
-        height, width: size of the image, px.
+        height: height of the image, px.
+        width: width of the image, px.
         features: outputs of the two image stages by contract name, each with an image axis of 1, on the engine's
             device; ``Engine.to_host`` converts them to arrays.
         valid: (H, W) bool, False in pixels that hold no data; ``None`` if all do.

@@ -214,7 +214,7 @@ def _write_stage(
         data=tuple(file_record(data) for data in sorted(folder.glob(f"{path.name}.data*"))),
         opset=settings.opset,
         precision="fp16" if settings.fp16 else "fp32",
-        attention=AttentionRecord(**asdict(attention), target=settings.target, reason=reason)
+        attention=AttentionRecord(**asdict(attention), target=settings.runtime, reason=reason)
         if stage is Stage.SAM_ENCODER
         else None,
         flops=flops,

@@ -28,7 +28,7 @@ REASONS: Mapping[Target, str] = {
     Target.ONNXRUNTIME: "fastest single blocks of preset b with ONNX Runtime on an x86 CPU; parts fit its cache",
     Target.OPENVINO: "fastest single blocks of preset b with OpenVINO in BF16 on an x86 CPU; parts fit its cache",
     Target.ONNXRUNTIME_CUDA: "fastest image encoder of preset b in FP16 with ONNX Runtime on an NVIDIA H200",
-    Target.TENSORRT: "not measured: TensorRT has fused kernels for plain attention in one part",
+    Target.TENSORRT: "fewest bytes and operations among the forms that TensorRT-RTX 1.7.1 fuses; not timed",
 }
 # Limits for CPUs: the float32 scores of one part of a global block's queries, the hidden activations of one MLP part.
 _SCORES_BYTES = 128 << 20
@@ -45,7 +45,7 @@ class ExportSettings:
 
     Attributes:
         plan: blocks that stay float32 in half precision, besides ``ALWAYS_FP32``; None for float32.
-        target: the runtime whose fastest form of attention is used.
+        target: the runtime whose fastest form of attention is used; None for ``runtime``'s default.
         attention: another form of attention, as in ``--attention``.
         opset: ``OPSET``, or ``FUSED_OPSET`` for ``Attention`` nodes.
 
@@ -54,15 +54,18 @@ class ExportSettings:
     """
 
     plan: PrecisionPlan | None = None
-    target: Target = Target.ONNXRUNTIME
+    target: Target | None = None
     attention: str | None = None
     opset: int = OPSET
 
     def __post_init__(self) -> None:
         if self.opset not in (OPSET, FUSED_OPSET):
             raise BadInputError(f"--opset {self.opset} is unsupported: choose {OPSET}, or {FUSED_OPSET} for Attention")
-        if self.fused and self.target is Target.TENSORRT:
-            raise BadInputError(f"TensorRT 10.3 does not read opset {FUSED_OPSET}: leave --opset at {OPSET}")
+        if self.fused and self.runtime is Target.TENSORRT:
+            raise BadInputError(
+                f"--opset {FUSED_OPSET} is not for TensorRT, the default target of --fp16: "
+                f"leave --opset at {OPSET}, or choose another --target"
+            )
         if self.attention is not None:
             parse_attention(self.attention, AttentionChoice())
 
@@ -70,6 +73,11 @@ class ExportSettings:
     def fp16(self) -> bool:
         """Whether the graphs compute in half precision."""
         return self.plan is not None
+
+    @property
+    def runtime(self) -> Target:
+        """The target; by default TensorRT in half precision, which is for GPUs, and else ONNX Runtime."""
+        return self.target or (Target.TENSORRT if self.fp16 else Target.ONNXRUNTIME)
 
     @property
     def fused(self) -> bool:
@@ -85,7 +93,7 @@ class ExportSettings:
         """
         if self.plan is not None:
             check_plan(self.plan, config)
-        choice, reason = default_attention(config.sam, self.target, self.fp16), REASONS[self.target]
+        choice, reason = default_attention(config.sam, self.runtime, self.fp16), REASONS[self.runtime]
         if self.attention is not None:
             choice = parse_attention(self.attention, choice)
             reason = f"chosen with --attention {self.attention}"
@@ -100,8 +108,11 @@ class ExportSettings:
 
 def default_attention(config: SamConfig, target: Target = Target.ONNXRUNTIME, fp16: bool = False) -> AttentionChoice:
     """Return a target's fastest form of attention for a model of this size: one part on GPUs, several on CPUs."""
-    if target in (Target.ONNXRUNTIME_CUDA, Target.TENSORRT):
-        return AttentionChoice(AttentionForm.FOLDED, AttentionForm.FOLDED)
+    match target:
+        case Target.ONNXRUNTIME_CUDA:
+            return AttentionChoice(AttentionForm.FOLDED, AttentionForm.FOLDED)
+        case Target.TENSORRT:
+            return AttentionChoice(AttentionForm.ADDITIVE, AttentionForm.PADDED)
     tokens = config.grid_size**2
     scores_bytes, hidden_bytes = 4 * config.num_heads * tokens**2, 4 * SAM_MLP_RATIO * config.embed_dim * tokens
     # MLP parts are tuned for ONNX Runtime in FP32; half-precision graphs run on GPUs.
@@ -119,12 +130,14 @@ def _fewest_parts(rows: int, whole_bytes: int, limit_bytes: int) -> int:
     return next(fits, rows)
 
 
-def parse_target(text: str) -> Target:
-    """Return the target called ``text``.
+def parse_target(text: str | None) -> Target | None:
+    """Return the target called ``text``, or None without a text.
 
     Raises:
         BadInputError: no target has that name.
     """
+    if text is None:
+        return None
     if text not in tuple(Target):
         raise BadInputError(f"--target '{text}' is unknown: choose one of {', '.join(Target)}")
     return Target(text)

@@ -88,7 +88,13 @@ class TensorSpec(Struct, frozen=True):
 
 
 class StageContract(Struct, frozen=True):
-    """Inputs and outputs of one graph, in the graph's order."""
+    """Inputs and outputs of one graph.
+
+    Attributes:
+        stage: the stage that the graph computes.
+        inputs: its inputs, in the graph's order.
+        outputs: its outputs, in the graph's order.
+    """
 
     stage: Stage
     inputs: tuple[TensorSpec, ...]

@@ -175,6 +175,14 @@ class Manifest(Struct, frozen=True, kw_only=True):
             if size != getattr(self.geometry, name):
                 raise ValueError(f"{name} is {getattr(self.geometry, name)} in the geometry and {size} elsewhere")
 
+    def note_for(self, *targets: str) -> str | None:
+        """Return a note if the graphs were exported for none of the targets; it recommends the first."""
+        attention = self.stages[Stage.SAM_ENCODER].attention
+        if attention is None or attention.target in targets:
+            return None
+        hint = f"export it again with --target {targets[0]}"
+        return f"the bundle was exported for {attention.target}, so its attention is slower here: {hint}"
+
     @property
     def files(self) -> tuple[FileRecord, ...]:
         """All files of the bundle except ``bundle.json``."""

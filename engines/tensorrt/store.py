@@ -135,6 +135,8 @@ def build_bundle(
     BuildOptions(**requested)
     bundle = Bundle.open(path)
     library = Library()
+    if note := bundle.manifest.note_for("tensorrt"):
+        ProgressLine("building").say(note)
     built = ensure_engines(library, bundle, chosen, requested, force)
     return BuildReport(str(bundle.root), str(library.platform), built)
 

@@ -1,4 +1,4 @@
-"""SAM's attention with relative positions, in three mathematically equal forms that differ in speed and memory.
+"""SAM's attention with relative positions, in four mathematically equal forms that differ in speed and memory.
 
 The bias of query i and key j is Rh[i, j] q_i + Rw[i, j] q_i, where q_i is the unscaled query, Rh the embedding of the
 distance between their rows and Rw that of their columns. The forms differ in where this bias is added.
@@ -19,12 +19,19 @@ class AttentionForm(StrEnum):
 
     ``published`` adds the row bias and then the column bias to the scores, as segment-anything does. ``additive`` adds
     their sum. ``folded`` appends them to the channels of the product: softmax([s q, Rh q, Rw q] . [k, row, column]) v
-    with the one-hot rows and columns of the keys is attention without a bias.
+    with the one-hot rows and columns of the keys is attention without a bias. ``padded`` is ``folded`` with v padded
+    with zeros to as many channels, which the result drops: some runtimes fuse attention only with equal head sizes.
     """
 
     PUBLISHED = "published"
     ADDITIVE = "additive"
     FOLDED = "folded"
+    PADDED = "padded"
+
+
+_FOLDED = (AttentionForm.FOLDED, AttentionForm.PADDED)
+# TensorRT reads 8 half-precision channels at a time, and copies tensors of other sizes to padded ones first.
+_HEAD_SIZE_STEP = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +105,28 @@ class RelativePositionAttention(nn.Module):
         self.row_embeddings = nn.ParameterList(
             nn.Parameter(part.contiguous(), requires_grad=False) for part in rows.chunk(query_parts)
         )
-        self.register_buffer("column_embedding", columns.contiguous())
+        self.channels = self.q_proj.out_features // self.num_heads
         place = torch.eye(self.side, dtype=original.rel_pos_h.dtype)
-        channels = torch.zeros(self.side**2, self.q_proj.out_features // self.num_heads, dtype=place.dtype)
+        channels = torch.zeros(self.side**2, self.channels, dtype=place.dtype)
         places = torch.cat([channels, place.repeat_interleave(self.side, 0), place.repeat(self.side, 1)], dim=1)
+        if form is AttentionForm.PADDED:
+            # Zero channels of queries and keys add nothing to their product.
+            unused = -places.shape[1] % _HEAD_SIZE_STEP
+            columns, places = (nn.functional.pad(table, (0, unused)) for table in (columns, places))
+        self.register_buffer("column_embedding", columns.contiguous())
         self.register_buffer("key_places", places, persistent=False)
+        self.padding = places.shape[1] - self.channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over tokens, (N, H W, C) float32, and return the same shape."""
         side = self.side
         query = self._heads(self.q_proj(x)).flatten(0, 1)
         key, value = (self._heads(project(x)).flatten(3, 4).flatten(0, 1) for project in (self.k_proj, self.v_proj))
-        if self.form is AttentionForm.FOLDED:
+        if self.form in _FOLDED:
             # Pad and add: concatenating a constant would need an Expand to the number of images.
-            key = nn.functional.pad(key, (0, 2 * side)) + self.key_places
+            key = nn.functional.pad(key, (0, self.padding)) + self.key_places
+        if self.form is AttentionForm.PADDED:
+            value = nn.functional.pad(value, (0, self.padding))
         if not self.fused:
             # ONNX Runtime and OpenVINO fuse this transpose into the product, but not a transpose that splits heads.
             key = key.transpose(2, 3)
@@ -153,12 +168,13 @@ class RelativePositionAttention(nn.Module):
         """
         row_bias = query @ row_embedding
         column_bias = (query.transpose(2, 3) @ self.column_embedding).transpose(2, 3)
-        if self.form is AttentionForm.FOLDED:
+        if self.form in _FOLDED:
             query = torch.cat([query, row_bias, column_bias], dim=-1)
-            return attention(query.flatten(2, 3), key, value)
+            attended = attention(query.flatten(2, 3), key, value, fused=self.fused)
+            return attended[..., : self.channels] if self.form is AttentionForm.PADDED else attended
         rows, columns, queries = row_bias.unsqueeze(-1), column_bias.unsqueeze(-2), query.flatten(2, 3)
         if self.form is AttentionForm.ADDITIVE or self.fused:
             return attention(queries, key, value, (rows + columns).flatten(4).flatten(2, 3), self.fused)
         scores = torch.unflatten(torch.unflatten(queries @ key, 3, (self.side, self.side)), 2, (-1, self.side))
-        attended: Tensor = (scores + rows + columns).flatten(4).flatten(2, 3).softmax(dim=-1) @ value
-        return attended
+        result: Tensor = (scores + rows + columns).flatten(4).flatten(2, 3).softmax(dim=-1) @ value
+        return result

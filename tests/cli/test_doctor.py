@@ -6,12 +6,16 @@ import sys
 import threading
 import time
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from rsrefseg.engines import doctor
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.manifest import AttentionRecord
 from rsrefseg.engines.system.progress import ProgressLine
 from tests.support.commands import run_here
+from tests.support.made_bundle import change_stage, make_bundle
 from tests.support.places import Capsys
 
 CPU, TRAINING = "infer, parity and bench on the CPU (onnxruntime)", "train, merge and export (torch)"
@@ -46,6 +50,23 @@ def test_doctor_never_contradicts_the_engine(monkeypatch: pytest.MonkeyPatch) ->
         works, detail = abilities()[name]
         assert not works
         assert "onnxruntime is not installed: pip install 'rsrefseg[c" in detail
+
+
+def test_doctor_says_whether_the_bundle_suits_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a GPU, that is one for ONNX Runtime."""
+    folder = tmp_path / "bundle"
+    monkeypatch.setenv("RSREFSEG_BUNDLE", str(folder))
+    missing = abilities()
+    make_bundle(folder)
+    *others, (works, detail) = abilities().values()
+    assert others == list(missing.values())
+    assert works
+    assert str(folder) in detail
+    change_stage(folder, Stage.SAM_ENCODER, attention=AttentionRecord("additive", "padded", 1, "tensorrt", "by hand"))
+    *_, (works, detail) = abilities().values()
+    assert not works
+    assert "exported for tensorrt" in detail
+    assert "--target onnxruntime" in detail
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:

@@ -26,6 +26,7 @@ from rsrefseg.model.sam import ChannelLayerNorm
 from rsrefseg.model.stages import model_contracts
 from tests.support.small import small_config
 from tests.support.stage_inputs import as_tuple, stage_inputs
+from tests.support.upstream import sam_attention
 
 # FP32 engines add in another order than PyTorch: a few roundings of 6e-8. 10% of what parity allows.
 TOLERANCE = 1e-5
@@ -108,6 +109,22 @@ def test_attention_is_one_node_in_opset_23_unless_folded(bundle: Bundle, fused_b
         assert (fused["Attention"], fused["Softmax"]) == (1, 2)
     else:
         assert (fused["Attention"], fused["Softmax"]) == (plain["Softmax"], 0)
+
+
+@pytest.mark.parametrize("window", [3, 0], ids=["windowed", "global"])
+def test_padded_attention_is_one_node_in_opset_23_with_equal_results(window: int, tmp_path: Path) -> None:
+    """Queries, keys and values have the same number of channels, which all runtimes compute correctly."""
+    original = sam_attention(window or 4)
+    published = RelativePositionAttention(original, AttentionForm.PUBLISHED, 4, window)
+    padded = RelativePositionAttention(original, AttentionForm.PADDED, 4, window, fused=True).eval()
+    x, path = torch.randn(2, 16, 24), tmp_path / "attention.onnx"
+    torch.onnx.export(padded, (x,), path, dynamo=True, opset_version=FUSED_OPSET, verbose=False)
+    graph = onnx.load(path).graph
+    assert [node.op_type for node in graph.node if node.op_type in ("Attention", "Softmax")] == ["Attention"]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {graph.input[0].name: x.numpy()})
+    wanted = published(x).detach().numpy()
+    assert np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max()
 
 
 def test_nodes_are_named_after_the_modules_they_come_from(bundle: Bundle, model: RSRefSeg, stage: Stage) -> None:

@@ -32,10 +32,17 @@ def test_on_cpus_the_default_keeps_each_part_small(target: Target, fp16: bool) -
         assert default_attention(model_config(preset).sam, target, fp16) == wanted
 
 
-@pytest.mark.parametrize("target", [Target.ONNXRUNTIME_CUDA, Target.TENSORRT])
-def test_on_gpus_the_default_is_folded_in_one_part(target: Target) -> None:
+def test_on_gpus_the_default_is_one_part() -> None:
     folded = AttentionChoice(AttentionForm.FOLDED, AttentionForm.FOLDED)
-    assert default_attention(model_config("b").sam, target) == folded
+    fused = AttentionChoice(AttentionForm.ADDITIVE, AttentionForm.PADDED)
+    assert default_attention(model_config("b").sam, Target.ONNXRUNTIME_CUDA) == folded
+    assert default_attention(model_config("b").sam, Target.TENSORRT) == fused
+
+
+def test_without_a_target_half_precision_is_for_tensorrt() -> None:
+    assert ExportSettings().runtime is Target.ONNXRUNTIME
+    assert ExportSettings(plan={}).runtime is Target.TENSORRT
+    assert ExportSettings(plan={}, target=Target.ONNXRUNTIME).runtime is Target.ONNXRUNTIME
 
 
 def test_another_form_can_be_chosen() -> None:
@@ -56,6 +63,7 @@ def test_another_form_can_be_chosen() -> None:
         ),
         {"opset": 19},
         {"opset": 23, "target": Target.TENSORRT},
+        {"opset": 23, "plan": {}},
     ],
 )
 def test_settings_that_no_runtime_could_read_are_refused(settings: dict[str, object]) -> None:

@@ -12,6 +12,7 @@ from msgspec.structs import asdict, replace
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling.image_encoder import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SamConfig, SamModel, SiglipConfig, SiglipModel, SiglipTextModel, SiglipVisionModel
@@ -44,6 +45,11 @@ def randomize(module: nn.Module, seed: int = 0) -> Any:
         elif "LayerNorm" in type(part).__name__:
             part.weight.data.add_(1.0)
     return module.eval()
+
+
+def sam_attention(grid_size: int, channels: int = 24, heads: int = 2) -> Attention:
+    """Return segment-anything's attention with random position embeddings, which it initialises to zero."""
+    return randomize(Attention(channels, heads, use_rel_pos=True, input_size=(grid_size, grid_size)))
 
 
 def segment_anything_sam(config: ModelConfig, seed: int = 1) -> Sam:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.manifest import AttentionRecord
 from tests.support.doubles.tensorrt_double import State, doubled
-from tests.support.made_bundle import make_bundle
+from tests.support.made_bundle import change_stage, make_bundle
 
 
 @pytest.fixture
@@ -23,4 +25,7 @@ def trt(cache: Path) -> Iterator[State]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return make_bundle(tmp_path / "bundle").root
+    """A bundle that was exported for TensorRT."""
+    root = make_bundle(tmp_path / "bundle").root
+    change_stage(root, Stage.SAM_ENCODER, attention=AttentionRecord("additive", "padded", 1, "tensorrt", "by hand"))
+    return root

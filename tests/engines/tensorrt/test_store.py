@@ -12,6 +12,7 @@ import pytest
 
 from rsrefseg.engines.bundle.bundle import Bundle, file_record
 from rsrefseg.engines.bundle.contracts import Dim, Stage, stage_contracts
+from rsrefseg.engines.bundle.manifest import AttentionRecord
 from rsrefseg.engines.errors import BundleError, MissingPartError
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.tensorrt.engine import TensorRTEngine
@@ -44,6 +45,14 @@ def other_graph(folder: Path, stage: Stage) -> None:
     model = onnx.load(folder / f"{stage}.onnx")
     model.producer_name = "somebody else"
     change_stage(folder, stage, model)
+
+
+def test_building_says_that_the_bundle_was_exported_for_another_runtime(
+    trt: State, folder: Path, capsys: Capsys
+) -> None:
+    assert "exported for" not in run_here(capsys, "build", "--bundle", folder).err
+    change_stage(folder, Stage.SAM_ENCODER, attention=AttentionRecord("folded", "folded", 1, "onnxruntime", "by hand"))
+    assert "exported for onnxruntime" in run_here(capsys, "build", "--bundle", folder).err
 
 
 def test_current_engines_are_kept_and_the_bundle_is_not_touched(trt: State, folder: Path, cache: Path) -> None:

@@ -1,0 +1,59 @@
+"""NVIDIA's compiler makes one kernel of every attention in FP16 graphs. Needs no GPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rsrefseg.engines.bundle.bundle import Bundle
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.export.export import export_run
+from rsrefseg.export.graph import OPSET
+from rsrefseg.export.settings import ExportSettings
+from rsrefseg.inference.attention import AttentionForm, RelativePositionAttention
+from rsrefseg.model.config import model_config
+from tests.support.fusion import attentions, compile_graph, nodes_in_fused_kernels
+from tests.support.upstream import sam_attention
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Preset tiny as ``rsrefseg export --fp16`` writes it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    export_run(folder / "run", folder / "bundle", ExportSettings(plan={}), preset="tiny")
+    return Bundle.open(folder / "bundle")
+
+
+def test_every_attention_of_every_stage_is_fused(tiny: Bundle, stage: Stage) -> None:
+    path, inputs = tiny.graph_path(stage), tiny.manifest.stages[stage].contract.inputs
+    expected = {Stage.SIGLIP_VISION: 4, Stage.SIGLIP_TEXT: 2, Stage.SAM_ENCODER: 6, Stage.SAM_DECODER: 7}
+    assert len(attentions(path)) == expected.get(stage, 0)
+    assert attentions(path) <= nodes_in_fused_kernels(compile_graph(path, inputs))
+
+
+class Block(nn.Module):
+    """Attention with the cast to and from half precision and the residual sum around it."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(x.half()).float()
+
+
+@pytest.mark.parametrize("kind", ["windowed", "global"])
+@pytest.mark.parametrize("form", AttentionForm)
+def test_the_forms_that_are_fused_at_full_size(form: AttentionForm, kind: str, tmp_path: Path) -> None:
+    """With two heads of preset b. Preset l has more heads of the same size."""
+    full = model_config("b").sam
+    window, channels = full.window_size if kind == "windowed" else 0, 2 * full.embed_dim // full.num_heads
+    original = sam_attention(window or full.grid_size, channels)
+    block = Block(RelativePositionAttention(original, form, full.grid_size, window).half()).eval()
+    path = tmp_path / "block.onnx"
+    tokens = torch.zeros(1, full.grid_size**2, channels)
+    torch.onnx.export(block, (tokens,), path, dynamo=True, opset_version=OPSET, verbose=False)
+    assert len(attentions(path)) == 1
+    fused = attentions(path) <= nodes_in_fused_kernels(compile_graph(path))
+    assert fused is (form in (AttentionForm.ADDITIVE, AttentionForm.PADDED))
