@@ -1,5 +1,6 @@
 """What a result was made from."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,5 +60,7 @@ class Provenance(Record, frozen=True):
 
 
 def source_name(source: Path | str) -> str:
-    """Return the absolute path of a local file; other names unchanged."""
-    return str(source) if is_remote(str(source)) else str(Path(source).resolve())
+    """Return the absolute path of a local file, or another name without the secrets of a URL: user, password, query."""
+    if not is_remote(str(source)):
+        return str(Path(source).resolve())
+    return re.sub(r"(?<=://)[^/@]*@|\?.*", "", str(source))

@@ -16,6 +16,7 @@ from rsrefseg.engines.errors import RSRefSegError
 from rsrefseg.engines.images.images import read_scene
 from rsrefseg.engines.images.scene import Scene
 from rsrefseg.engines.infer import InferReport, infer_image
+from rsrefseg.engines.results.provenance import source_name
 from rsrefseg.engines.results.results import write_results
 from rsrefseg.engines.segmentation import Segmentation
 from tests.support.commands import assert_refused, run_here
@@ -163,6 +164,12 @@ def test_a_raster_by_another_name_has_results_and_no_digest(infer: Infer, tmp_pa
     report = infer(f"GTIFF_DIR:1:{path}")
     assert report.provenance.source_sha256 is None
     assert all(file.is_file() for file in report.files)
+
+
+def test_secrets_of_a_url_are_not_written() -> None:
+    assert source_name("https://me:secret@host/a.tif?sig=secret") == "https://host/a.tif"
+    assert source_name("/vsicurl/https://host/a.tif?sig=secret") == "/vsicurl/https://host/a.tif"
+    assert source_name("s3://bucket/a b.tif") == "s3://bucket/a b.tif"
 
 
 def test_a_raster_without_valid_pixels_is_refused(infer: Infer, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import shutil
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -249,7 +251,60 @@ def test_vrt_subdatasets_and_archives_are_read(tmp_path: Path) -> None:
     assert np.array_equal(read_image(f"NETCDF:{tmp_path / 'a.nc'}:Band2")[..., 0], RGB[1])
 
 
-def test_rasters_behind_a_url_are_read(tmp_path: Path) -> None:
+SERVER = """
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+data = Path(sys.argv[1]).read_bytes()
+
+
+class Ranges(BaseHTTPRequestHandler):
+    def do_GET(self):
+        asked, first, last = self.headers.get("Range"), 0, len(data) - 1
+        if asked:
+            start, _, end = asked.removeprefix("bytes=").partition("-")
+            first, last = int(start), min(int(end or last), last)
+        found = self.path == "/bucket/a.tif"
+        self.send_response(404 if not found else 206 if asked else 200)
+        self.send_header("Content-Length", str(last + 1 - first if found else 0))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        if found and self.command == "GET":
+            self.wfile.write(data[first : last + 1])
+
+    do_HEAD = do_GET
+    log_message = lambda *_: None
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+def test_rasters_on_servers_and_in_object_stores_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = write_raster(tmp_path / "a.tif", RGB)
+    # In a process of its own, because rasterio holds the interpreter's lock while it opens a file.
+    with subprocess.Popen([sys.executable, "-c", SERVER, stored.path], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        place = f"127.0.0.1:{server.stdout.readline().strip()}"
+        for name, value in {
+            "AWS_S3_ENDPOINT": place, "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE", "AWS_NO_SIGN_REQUEST": "YES",
+            "CPL_GS_ENDPOINT": f"http://{place}/", "GS_NO_SIGN_REQUEST": "YES", "no_proxy": "127.0.0.1",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        try:
+            for name in (f"http://{place}/bucket/a.tif", "s3://bucket/a.tif", "gs://bucket/a.tif"):
+                assert np.array_equal(read_image(name), np.moveaxis(RGB, 0, 2)), name
+            refused(f"http://{place}/nothing.tif", "nothing.tif")
+            refused("s3://bucket/nothing.tif", "s3://bucket/nothing.tif")
+        finally:
+            server.kill()
+
+
+def test_rasters_by_other_names_are_read_or_refused(tmp_path: Path) -> None:
     stored = write_raster(tmp_path / "a.tif", RGB)
     with MemoryFile(stored.path.read_bytes(), ext="tif") as memory:
         assert np.array_equal(read_image(memory.name), np.moveaxis(RGB, 0, 2))
