@@ -1,6 +1,7 @@
 """Reads rasters with GDAL, by windows: bands, valid pixels and contrast are settled once for the whole raster."""
 
 import contextlib
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from .tiles import Window
 
 _SAMPLE_SIDE = 2048  # of the decimated read that statistics are taken from, px
 _STRIP_PIXELS = 1 << 22
+_CACHE_MIB = 256
 _process_wide_lock = threading.Lock()
 
 
@@ -182,7 +184,7 @@ def open_raster(name: str, max_pixels: int | None, bands: str | None = None, str
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
-    with rasterio.Env(), contextlib.ExitStack() as opened:
+    with rasterio.Env(**gdal_options()), contextlib.ExitStack() as opened:
         with _as_bad_input(name):
             with _process_wide_lock, warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -211,6 +213,11 @@ def _as_bad_input(name: str) -> Iterator[None]:
         raise BadInputError(f"GDAL cannot read a name that is not UTF-8, {name!a}: rename it") from error
     except unreadable as error:
         raise BadInputError(f"the raster '{name}' is corrupt or cut short ({_reason(error)})") from error
+
+
+def gdal_options() -> dict[str, int]:
+    """Return options for GDAL: a cache that does not grow with the machine's memory, unless the user sets one."""
+    return {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": _CACHE_MIB}
 
 
 def gdal_errors() -> tuple[type[Exception], ...]:

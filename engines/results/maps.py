@@ -2,25 +2,27 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import RSRefSegError
-from ..images.rasters import gdal_errors
+from ..images.rasters import gdal_errors, gdal_options
 from ..images.scene import RasterInfo
 from ..segmentation import sigmoid
 from ..system.files import atomic_file
-from .regions import PROBABILITY_STEPS, Placement, regions
+from .regions import PROBABILITY_STEPS, Placement, Region, regions
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetWriter
 
 NODATA = 255
 _BLOCK = 512
+_PART_PIXELS = 1 << 22
+_HEAD = b'{"type": "FeatureCollection", "features": ['
 
 
 class Maps:
@@ -43,11 +45,15 @@ class Maps:
             logits: (h, W) float32, above 0 inside the mask.
             valid: (h, W) bool, or ``None`` if all pixels are valid.
         """
-        window = ((top, top + len(logits)), (0, logits.shape[1]))
-        mask = (logits > 0).astype(np.uint8)
-        self._masks.write(mask if valid is None else np.where(valid, mask, np.uint8(NODATA)), band, window=window)
-        steps = np.rint(sigmoid(logits.copy()) * PROBABILITY_STEPS).astype(np.uint16)
-        self._probabilities.write(steps * mask, band, window=window)
+        rows = max(1, _PART_PIXELS // logits.shape[1])
+        for start in range(0, len(logits), rows):
+            part = logits[start : start + rows]
+            window = ((top + start, top + start + len(part)), (0, part.shape[1]))
+            mask = (part > 0).astype(np.uint8)
+            usable = True if valid is None else valid[start : start + rows]
+            self._masks.write(np.where(usable, mask, np.uint8(NODATA)), band, window=window)
+            steps = np.rint(sigmoid(part.copy()) * PROBABILITY_STEPS).astype(np.uint16)
+            self._probabilities.write(steps * mask, band, window=window)
 
 
 @contextlib.contextmanager
@@ -84,7 +90,7 @@ def open_maps(
         "transform": rasterio.Affine(*raster.transform), "interleave": "band", "tiled": True, "blockxsize": _BLOCK,
         "blockysize": _BLOCK, "compress": "deflate", "zlevel": 1, "BIGTIFF": "YES",
     }  # fmt: skip
-    with atomic_file(masks) as temporary, rasterio.Env(GDAL_PAM_ENABLED=False):
+    with atomic_file(masks) as temporary, rasterio.Env(GDAL_PAM_ENABLED=False, **gdal_options()):
         # GDAL makes a cloud-optimised file from a finished one.
         plain, scores = temporary.with_name("masks.tif"), temporary.with_name("scores.tif")
         try:
@@ -99,30 +105,28 @@ def open_maps(
                 yield maps
             with rasterio.open(plain) as mask_bands, rasterio.open(scores) as score_bands:
                 placement = Placement.of(raster, size)
-                found = [list(regions(mask_bands, score_bands, band + 1, placement)) for band in range(len(phrases))]
+                with atomic_file(vectors, durable=False) as features, features.open("wb") as stream:
+                    stream.write(_HEAD)
+                    areas = [
+                        _write_features(stream, regions(mask_bands, score_bands, band, placement), phrase, common)
+                        for band, phrase in enumerate(phrases, 1)
+                    ]
+                    stream.write(b"\n]}\n")
             scores.unlink()
             rasterio.shutil.copy(plain, temporary, driver="COG", compress="DEFLATE", overview_resampling="nearest")
         except gdal_errors() as error:
             raise RSRefSegError(f"cannot write '{masks}': {' '.join(str(error).split())}") from error
-        _write_features(vectors, phrases, found, common)
     if placement.on_earth:
-        maps.areas_m2 = [round(sum(region.properties["area_m2"] for region in part), 2) for part in found]
+        maps.areas_m2 = [round(area, 2) for area in areas]
 
 
-def _write_features(path: Path, phrases: Sequence[str], found: Sequence[Sequence[Any]], common: dict[str, Any]) -> None:
-    """Write a GeoJSON collection, a feature a line."""
-    features = (
-        {
-            "type": "Feature",
-            "geometry": region.geometry,
-            "properties": {"phrase": phrase, **region.properties, **common},
-        }
-        for phrase, part in zip(phrases, found, strict=True)
-        for region in part
-    )
-    with atomic_file(path, durable=False) as temporary, temporary.open("wb") as stream:
-        stream.write(b'{"type": "FeatureCollection", "features": [')
-        for index, feature in enumerate(features):
-            line = (",\n" if index else "\n") + json.dumps(feature, ensure_ascii=False)
-            stream.write(line.encode("utf-8", "backslashreplace"))
-        stream.write(b"\n]}\n")
+def _write_features(stream: IO[bytes], found: Iterable[Region], phrase: str, common: dict[str, Any]) -> float:
+    """Write the regions of a phrase as GeoJSON features, one a line; return their area in square metres."""
+    area_m2 = 0.0
+    for region in found:
+        area_m2 += region.properties["area_m2"] or 0
+        properties = {"phrase": phrase, **region.properties, **common}
+        feature = {"type": "Feature", "geometry": region.geometry, "properties": properties}
+        separator = "\n" if stream.tell() == len(_HEAD) else ",\n"
+        stream.write((separator + json.dumps(feature, ensure_ascii=False)).encode("utf-8", "backslashreplace"))
+    return area_m2
