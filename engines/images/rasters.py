@@ -182,21 +182,27 @@ def open_raster(name: str, max_pixels: int | None, bands: str | None = None, str
     """
     chosen = Stretch.parse(stretch)
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+    from rasterio.errors import RasterioIOError
 
     with rasterio.Env(**gdal_options()), contextlib.ExitStack() as opened:
         with _as_bad_input(name):
-            with _process_wide_lock, warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                try:
-                    dataset = opened.enter_context(
-                        rasterio.open(Path(name).absolute() if Path(name).exists() else name)
-                    )
-                except RasterioIOError as error:
-                    raise _unopened(name, error) from error
+            try:
+                dataset = opened.enter_context(open_dataset(Path(name).absolute() if Path(name).exists() else name))
+            except RasterioIOError as error:
+                raise _unopened(name, error) from error
             _check(name, dataset, max_pixels)
             raster = Raster(name, dataset, bands, chosen)
         yield raster
+
+
+def open_dataset(name: Path | str, mode: str = "r", **profile: Any) -> Any:
+    """Open a rasterio dataset without its warning about missing georeferences."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with _process_wide_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(name, mode, **profile)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RSRefSegError
-from ..images.rasters import gdal_errors, gdal_options
+from ..images.rasters import gdal_errors, gdal_options, open_dataset
 from ..images.scene import RasterInfo
 from ..segmentation import sigmoid
 from ..system.files import atomic_file
@@ -95,15 +95,15 @@ def open_maps(
         plain, scores = temporary.with_name("masks.tif"), temporary.with_name("scores.tif")
         try:
             with (
-                rasterio.open(plain, "w", dtype="uint8", nodata=NODATA, **profile) as mask_bands,
-                rasterio.open(scores, "w", dtype="uint16", **profile) as score_bands,
+                open_dataset(plain, "w", dtype="uint8", nodata=NODATA, **profile) as mask_bands,
+                open_dataset(scores, "w", dtype="uint16", **profile) as score_bands,
             ):
                 mask_bands.update_tags(**{name.upper(): value for name, value in common.items() if value is not None})
                 for band, phrase in enumerate(phrases, 1):
                     mask_bands.set_band_description(band, phrase)
                 maps = Maps(mask_bands, score_bands)
                 yield maps
-            with rasterio.open(plain) as mask_bands, rasterio.open(scores) as score_bands:
+            with open_dataset(plain) as mask_bands, open_dataset(scores) as score_bands:
                 placement = Placement.of(raster, size)
                 with atomic_file(vectors, durable=False) as features, features.open("wb") as stream:
                     stream.write(_HEAD)

@@ -1,6 +1,7 @@
 """Masks and regions of a raster lie where the raster lies, and say what they were made from."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def stored(report: InferReport) -> tuple[Path, list[dict[str, Any]], dict[str, A
 @pytest.mark.parametrize("name", PLACES)
 def test_masks_and_polygons_lie_where_the_raster_lies(tmp_path: Path, infer: Infer, name: str) -> None:
     source = write_raster(tmp_path / "a.tif", quarters(), nodata=0, photometric="RGB", **PLACES[name])
-    masks, features, document = stored(infer(source.path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        masks, features, document = stored(infer(source.path))
     with rasterio.open(source.path) as image, rasterio.open(masks) as made:
         assert (made.crs, made.transform, made.shape) == (image.crs, image.transform, image.shape)
         assert (made.dtypes, made.nodata, made.descriptions) == (("uint8", "uint8"), 255, PHRASES)
