@@ -49,7 +49,7 @@ def _panel(title: str) -> Any:
 _weights, _recipe, _model, _machine = map(_panel, ("Initial weights", "Recipe", "Model", "Memory and time"))
 _counts, _protocol, _report, _checkpoint = map(_panel, ("Scenes", "Protocol", "Files to write", "Checkpoint"))
 _graphs, _compiler, _instead, _measured = map(_panel, ("Graphs", "Compiler", "Other reports", "What is measured"))
-_remote = _panel("Without a GPU")
+_remote, _raster = map(_panel, ("Without a GPU", "Rasters"))
 JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on standard output, nothing else.")]
 RunOption = Annotated[Path | None, Option("--run", help="Run folder; the latest under ./runs by default.")]
 BundleOption = Annotated[Path | None, Option("--bundle", help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")]
@@ -378,18 +378,32 @@ def bench(
 
 @_command(app, "infer", 'infer img.png "the stadium"')
 def infer(
-    image: Annotated[Path, Argument(help="Image of any usual kind.")],
+    image: Annotated[str, Argument(help="Photo or raster: a file, a URL, an s3:// or gs:// path.")],
     phrases: Annotated[list[str], Argument(help="One or more phrases, each in quotes.")],
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     out: Annotated[Path, Option(help="Folder for masks, overlay and JSON.")] = Path("results"),
-    max_pixels: Annotated[int, Option(min=1, help="Refuse images with more pixels.")] = 100_000_000,
+    max_pixels: Annotated[
+        int, Option(min=1, help="Refuse images with more pixels, unless read in tiles.")
+    ] = 100_000_000,
+    bands: Annotated[
+        str | None, _raster(metavar="R,G,B", help="Bands by number or description, e.g. 4,3,2 or B04,B03,B02.")
+    ] = None,
+    stretch: Annotated[
+        str, _raster(help="auto (2-98 percent unless 8-bit), none, MIN,MAX, sigma:N, or db for SAR.")
+    ] = "auto",
+    tile: Annotated[str, _raster(help="auto (tiles for large scenes), off, or the side of a tile in pixels.")] = "auto",
+    overlap: Annotated[
+        int | None, _raster(min=0, show_default="a quarter", help="Pixels that neighbouring tiles share.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
     """Segment what phrases refer to in an image."""
     from rsrefseg.engines.infer import infer_image
 
-    return print_report(infer_image(image, phrases, bundle, backend, out, max_pixels), as_json)
+    return print_report(
+        infer_image(image, phrases, bundle, backend, out, max_pixels, bands, stretch, tile, overlap), as_json
+    )
 
 
 @_command(app, "doctor", "doctor --json")

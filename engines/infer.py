@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .images.images import read_image
+from .errors import BadInputError
+from .images.images import DEFAULT_MAX_PIXELS, is_remote, open_scene
+from .images.scene import Scene
+from .images.tiles import Tiling
 from .records import Record
+from .results.overlay import LONGEST_LONG_SIDE
+from .results.provenance import Provenance
 from .results.results import write_results
+from .segmentation import Segmentation
 from .segmenter import Segmenter
+from .tiling import segment_tiles
 
 
 class InferReport(Record, frozen=True):
@@ -18,13 +25,15 @@ class InferReport(Record, frozen=True):
         image: the image's path, as given.
         backend: the backend that ran, and why it was selected.
         results: the figures of each phrase; see ``describe``.
-        files: paths of the masks in the order of the phrases, then of overlay and JSON.
-        notes: notes on the bundle, one line each.
+        provenance: what the results were made from.
+        files: paths of all files that were written; see ``write_results``.
+        notes: notes on the bundle, and on bands and stretch of a raster, one line each.
     """
 
     image: str
     backend: str
     results: tuple[dict[str, Any], ...]
+    provenance: Provenance
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
 
@@ -38,9 +47,27 @@ class InferReport(Record, frozen=True):
 
 
 def infer_image(
-    image_path: Path, phrases: Sequence[str], bundle: Path | None, backend: str, out: Path, max_pixels: int
+    image: str,
+    phrases: Sequence[str],
+    bundle: Path | None,
+    backend: str,
+    out: Path,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    bands: str | None = None,
+    stretch: str = "auto",
+    tile: str = "auto",
+    overlap: int | None = None,
 ) -> InferReport:
-    """Segment the region of each phrase; write masks, an overlay and a JSON file to the folder ``out``.
+    """Segment the region of each phrase and write the results to the folder ``out``.
+
+    Args:
+        image: a photo or raster; see ``read_scene``, also for ``max_pixels``, ``bands`` and ``stretch``.
+        phrases: one or more phrases.
+        bundle: the bundle's folder; by default ``$RSREFSEG_BUNDLE`` or ``./bundle``.
+        backend: a value of ``Backend``.
+        out: folder of the results; see ``write_results``.
+        tile: see ``Tiling.choose``; tiled rasters may have more than ``max_pixels`` pixels.
+        overlap: pixels that neighbouring tiles share; a quarter of a tile by default.
 
     Raises:
         BadInputError: the image or a phrase cannot be used, or no backend has that name.
@@ -48,12 +75,37 @@ def infer_image(
         MissingPartError: the backend cannot run on this machine.
         RSRefSegError: the output cannot be written.
     """
-    with Segmenter.open(bundle, backend) as segmenter:
-        image = read_image(image_path, max_pixels)
-        files = write_results(out, image_path.stem, image, segmenter.segment(image, phrases), image_path)
+    with (
+        Segmenter.open(bundle, backend, cached_phrases=len(phrases)) as segmenter,
+        open_scene(image, max_pixels, bands, stretch, by_windows=tile != "off") as source,
+    ):
+        network_size = segmenter.bundle.manifest.geometry.image_size
+        tiling, note = Tiling.choose(tile, overlap, source.size, network_size)
+        found: Sequence[Segmentation]
+        if tiling is None:
+            scene = source.read_all()
+            _check_valid(image, scene)
+            found = segmenter.segment(scene, phrases)
+        else:
+            scene = source.reduced(LONGEST_LONG_SIDE)
+            _check_valid(image, scene)
+            found = segment_tiles(segmenter, source, phrases, tiling)
+        provenance = Provenance.of(image, scene, segmenter, tiling)
+        files = write_results(out, _stem(image), scene, found, image, provenance)
         results = json.loads(files[-1].read_bytes())["results"]
-        notes = segmenter.bundle.manifest.provenance.notes
-        return InferReport(str(image_path), segmenter.backend_reason, tuple(results), tuple(files), notes)
+        notes = segmenter.bundle.manifest.provenance.notes + (scene.raster.notes if scene.raster is not None else ())
+        notes += (note,) if note else ()
+        return InferReport(image, segmenter.backend_reason, tuple(results), provenance, tuple(files), notes)
+
+
+def _check_valid(image: str, scene: Scene) -> None:
+    if scene.valid is not None and not scene.valid.any():
+        raise BadInputError(f"the image '{image}' has no valid pixel: all are nodata, masked or transparent")
+
+
+def _stem(image: str) -> str:
+    """Return the beginning of the result files' names: the file name without suffix, or a URL's without its query."""
+    return Path(image.partition("?")[0] if is_remote(image) else image).stem
 
 
 def _line(figures: dict[str, Any]) -> str:

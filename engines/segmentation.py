@@ -1,11 +1,15 @@
 """The segmentation of an image by one phrase."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from .images.images import upsample_logits
+from .images.tiles import Tiling
+
+_NO_DATA_LOGIT = -30.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +25,7 @@ class Segmentation:
         size: (H, W) of the image, px.
         network_size: side of the network's square input, px.
         warnings: one line each, if the phrase was cut or contains unknown words.
+        valid: (H, W) bool, False in pixels that hold no data and are never part of the mask; ``None`` if all do.
     """
 
     phrase: str
@@ -28,6 +33,7 @@ class Segmentation:
     size: tuple[int, int]
     network_size: int
     warnings: tuple[str, ...] = ()
+    valid: npt.NDArray[np.bool_] | None = None
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -41,8 +47,66 @@ class Segmentation:
         return sigmoid(self.full_size_logits())
 
     def full_size_logits(self) -> npt.NDArray[np.float32]:
-        """Return the logits at the image's size, (H, W) float32."""
-        return upsample_logits(self.mask_logits, self.network_size, self.size)
+        """Return the logits at the image's size, (H, W) float32; -30 in pixels that hold no data."""
+        logits = upsample_logits(self.mask_logits, self.network_size, self.size)
+        if self.valid is not None:
+            logits[~self.valid] = _NO_DATA_LOGIT
+        return logits
+
+    def strips(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Yield ``full_size_logits`` from top to bottom: the first row, and logits (h, W) float32."""
+        yield 0, self.full_size_logits()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TiledSegmentation(Segmentation):
+    """The regions of a scene that one phrase refers to, from overlapping tiles.
+
+    Attributes:
+        mask_logits: (tiles, h, w) float16, on the decoder's grid.
+        tiling: the tiles.
+    """
+
+    tiling: Tiling = field(kw_only=True)
+
+    def full_size_logits(self) -> npt.NDArray[np.float32]:
+        """Return the blended logits at the scene's size, (H, W) float32; -30 in pixels that hold no data."""
+        logits = np.empty(self.size, np.float32)
+        for top, strip in self.strips():
+            logits[top : top + len(strip)] = strip
+        return logits
+
+    def strips(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Yield ``full_size_logits`` from top to bottom, a row of tiles at a time."""
+        spans = self.tiling.rows
+        ends = [start for start, _ in spans[1:]] + [self.tiling.height]
+        down, across = self.tiling.weights(spans), self.tiling.weights(self.tiling.columns)
+        for (top, _), bottom in zip(spans, ends, strict=True):
+            strip = np.zeros((bottom - top, self.tiling.width), np.float32)
+            for row, (start, end) in enumerate(spans):
+                if start < bottom and end > top:
+                    rows = slice(max(start, top), min(end, bottom))
+                    inside = slice(rows.start - start, rows.stop - start)
+                    self._add_row(strip[rows.start - top : rows.stop - top], row, inside, down[row, inside], across)
+            if self.valid is not None:
+                strip[~self.valid[top:bottom]] = _NO_DATA_LOGIT
+            yield top, strip
+
+    def _add_row(
+        self,
+        strip: npt.NDArray[np.float32],
+        row: int,
+        inside: slice,
+        down: npt.NDArray[np.float32],
+        across: npt.NDArray[np.float32],
+    ) -> None:
+        """Add some rows of a row of tiles to a strip, weighted."""
+        columns = self.tiling.columns
+        for column, (left, right) in enumerate(columns):
+            grid = self.mask_logits[row * len(columns) + column].astype(np.float32)
+            size = (self.tiling.rows[row][1] - self.tiling.rows[row][0], right - left)
+            logits = upsample_logits(grid, self.network_size, size)[inside]
+            strip[:, left:right] += logits * down[:, None] * across[column]
 
 
 def sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

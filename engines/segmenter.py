@@ -15,6 +15,7 @@ from .bundle.bundle import Bundle
 from .bundle.contracts import Stage
 from .engine import Engine, Tensors
 from .images.images import stretch
+from .images.scene import Scene
 from .segmentation import Segmentation
 from .text import TokenBatch, Tokenizer, check_phrases
 
@@ -31,11 +32,13 @@ class EncodedImage:
         width: width of the image, px.
         features: outputs of the two image stages by contract name, each with an image axis of 1, on the engine's
             device; ``Engine.to_host`` converts them to arrays.
+        valid: (H, W) bool, False in pixels that hold no data; ``None`` if all do.
     """
 
     height: int
     width: int
     features: Tensors
+    valid: npt.NDArray[np.bool_] | None = None
 
 
 class Segmenter:
@@ -91,21 +94,25 @@ class Segmenter:
             self._tokenizer = self.bundle.tokenizer()
         return self._tokenizer
 
-    def encode_image(self, image: npt.NDArray[np.uint8]) -> EncodedImage:
-        """Run both image encoders on an image (H, W, 3) uint8 RGB.
+    def encode_image(self, image: npt.NDArray[np.uint8] | Scene) -> EncodedImage:
+        """Run both image encoders on an image (H, W, 3) uint8 RGB, or on a scene.
 
         Raises:
             BadInputError: the array has another shape or type.
             RSRefSegError: a stage cannot be loaded or run.
         """
-        square = stretch(image, self.bundle.manifest.geometry.image_size)[None]
-        return EncodedImage(image.shape[0], image.shape[1], self.engine.encode_image(square))
+        pixels, valid = (image.image, image.valid) if isinstance(image, Scene) else (image, None)
+        square = stretch(pixels, self.bundle.manifest.geometry.image_size)[None]
+        return EncodedImage(pixels.shape[0], pixels.shape[1], self.engine.encode_image(square), valid)
 
-    def segment(self, image: npt.NDArray[np.uint8] | EncodedImage, phrases: Sequence[str]) -> list[Segmentation]:
+    def segment(
+        self, image: npt.NDArray[np.uint8] | Scene | EncodedImage, phrases: Sequence[str]
+    ) -> list[Segmentation]:
         """Segment the region that each phrase refers to. The result of a phrase does not depend on the others.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or the result of ``encode_image``.
+            image: (H, W, 3) uint8 RGB, a scene, or the result of ``encode_image``. The pixels of a scene that hold no
+                data are never part of a mask.
             phrases: one or more phrases.
 
         Returns:
@@ -125,7 +132,7 @@ class Segmenter:
             part = slice(start, start + dim.max)
             logits = self.engine.predict(encoded.features, self._text_features(phrases[part], tokens[part]))
             for phrase, batch, grid in zip(phrases[part], tokens[part], logits, strict=True):
-                found.append(Segmentation(phrase, grid[0], size, network_size, batch.warnings))
+                found.append(Segmentation(phrase, grid[0], size, network_size, batch.warnings, encoded.valid))
         return found
 
     def close(self) -> None:

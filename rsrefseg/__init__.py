@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .engines.engine import Engine as Engine
     from .engines.errors import RSRefSegError as RSRefSegError
     from .engines.images.images import read_image as read_image
+    from .engines.images.images import read_scene as read_scene
+    from .engines.images.scene import Scene as Scene
     from .engines.results.results import write_results as write_results
     from .engines.segmentation import Segmentation as Segmentation
     from .engines.segmenter import EncodedImage as EncodedImage
@@ -45,7 +47,8 @@ _HOMES = {
     ".engines.bundle.contracts": ("Geometry", "Stage", "StageContract", "stage_contracts"),
     ".engines.engine": ("Engine",),
     ".engines.errors": ("RSRefSegError",),
-    ".engines.images.images": ("read_image",),
+    ".engines.images.images": ("read_image", "read_scene"),
+    ".engines.images.scene": ("Scene",),
     ".engines.results.results": ("write_results",),
     ".engines.segmentation": ("Segmentation",),
     ".engines.segmenter": ("EncodedImage", "Segmenter"),

@@ -1,37 +1,90 @@
 """Image processing on the host, shared by training and inference: read images, stretch them, upsample logits."""
 
+import contextlib
 import functools
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadInputError
+from .scene import Scene
+
+if TYPE_CHECKING:
+    from .rasters import Raster
 
 DEFAULT_MAX_PIXELS = 100_000_000
 _ROWS_PER_BLOCK = 32
 
 
-def read_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Read an image as (H, W, 3) uint8 RGB, rotated by its EXIF orientation.
+def read_scene(
+    path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS, bands: str | None = None, stretch: str = "auto"
+) -> Scene:
+    """Read a photo or a raster as 8-bit RGB, with its valid pixels and, for a raster, its place on earth.
 
-    - Grey, palette, 1-bit and CMYK images are converted; embedded colour profiles are not applied; only the first of
-      several frames or pages is read.
-    - Transparent pixels are composited over black: in overhead imagery alpha marks no-data, and no-data is black.
-    - Values of more than 8 bits are scaled by 255 / (2^bits - 1) with the smallest depth out of 8, 10, 11, 12, 14, 16
-      bits that holds the image's maximum, one factor for all bands. Floats within 0..1 are scaled by 255, others as
-      integers are. Negative values become 0.
-    - The size in the header is checked before decoding.
+    Photos (PNG, JPEG, WebP, BMP, GIF, PPM of 8 bits a value) are read by Pillow and rotated by their EXIF orientation.
+    Grey, palette, 1-bit and CMYK photos are converted; embedded colour profiles are not applied; only the first of
+    several frames is read. Transparent pixels are composited over black, and fully transparent ones are invalid.
+
+    Everything else is a raster and read by GDAL: its nodata values, mask bands, NaN and infinity are invalid pixels. An
+    alpha band is a mask if it holds nothing but 0 and full scale. Invalid pixels become 0.
+
+    Args:
+        path: a file, or for rasters also a URL (``https://``, ``s3://``, ``gs://``), a ``/vsi`` path or a subdataset.
+        max_pixels: larger images are refused before they are decoded.
+        bands: three band numbers or descriptions for red, green and blue, or one for grey, e.g. ``B04,B03,B02``; by
+            default the bands described or marked so, else the first three.
+        stretch: ``auto`` keeps 8-bit values and scales others from the 2nd to the 98th percentile of each band's valid
+            pixels; ``MIN,MAX``, ``sigma:N`` (mean and N standard deviations), ``none`` (clip to 0..255) or ``db``
+            (decibels of a linear SAR intensity, then percentiles).
 
     Raises:
-        BadInputError: the file is missing, a folder, empty, not an image, corrupt or cut short, has more than 4 bands,
-            values that are not finite or beyond 16 bits, or more than ``max_pixels`` pixels.
+        BadInputError: the file is missing, a folder, empty, not an image, corrupt, cut short or too large, or bands or
+            stretch cannot be used.
     """
-    from .decode import decode_image
+    with open_scene(path, max_pixels, bands, stretch) as source:
+        return source.read_all()
 
+
+@contextlib.contextmanager
+def open_scene(
+    path: Path | str, max_pixels: int, bands: str | None = None, stretch: str = "auto", by_windows: bool = False
+) -> Iterator["Raster | Scene"]:
+    """Open a raster, or read a photo; see ``read_scene``. ``by_windows`` lifts the limit for rasters."""
     if max_pixels < 1:
         raise BadInputError(f"the pixel limit must be at least 1, got {max_pixels}")
-    return decode_image(Path(path), max_pixels)
+    name = str(path)
+    if not is_remote(name):
+        from .photos import photo_kind, read_photo
+
+        kind = photo_kind(Path(path))
+        photo = read_photo(Path(path), kind, max_pixels) if kind is not None else None
+        if photo is not None:
+            if bands is not None or stretch not in ("auto", "none"):
+                raise BadInputError(f"'{name}' is a photo: bands and stretch are chosen for rasters only")
+            yield photo
+            return
+    from .rasters import open_raster
+
+    with open_raster(name, None if by_windows else max_pixels, bands, stretch) as raster:
+        yield raster
+
+
+def read_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Read an image as (H, W, 3) uint8 RGB; see ``read_scene``.
+
+    Raises:
+        BadInputError: the file cannot be read as an image, or has more than ``max_pixels`` pixels.
+    """
+    return read_scene(path, max_pixels).image
+
+
+def is_remote(name: str) -> bool:
+    """Return whether a name is one that only GDAL understands: a URL, a ``/vsi`` path or a subdataset."""
+    return re.match(r"/vsi|[a-z][a-z0-9+]*://|[A-Za-z0-9_]{2,}:", name) is not None and not Path(name).exists()
 
 
 def stretch(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

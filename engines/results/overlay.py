@@ -17,7 +17,8 @@ _COLOURS: tuple[Colour, ...] = (
     (240, 228, 66), (86, 180, 233), (230, 159, 0), (204, 121, 167), (0, 158, 115), (213, 94, 0), (0, 114, 178),
 )  # fmt: skip
 _BLACK: Colour = (0, 0, 0)
-_SHORTEST_LONG_SIDE, _LONGEST_LONG_SIDE, _NARROWEST_LEGEND = 768, 4096, 384
+LONGEST_LONG_SIDE = 4096  # of an overlay, px
+_SHORTEST_LONG_SIDE, _NARROWEST_LEGEND = 768, 384
 _TINT = 0.2  # weak, because phrases refer to colours
 _DIMMED, _FADED = 0.55, 0.45
 _SAME_REGION_IOU = 0.7
@@ -55,7 +56,7 @@ class Overlay:
 
     def __init__(self, image: Image) -> None:
         longest = max(image.shape[:2])
-        scale = min(max(longest, _SHORTEST_LONG_SIDE), _LONGEST_LONG_SIDE) / longest
+        scale = min(max(longest, _SHORTEST_LONG_SIDE), LONGEST_LONG_SIDE) / longest
         self._size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))  # (W', H')
         self._drawing = _Drawing(cv2.resize(image, self._size, interpolation=_interpolation(scale, cv2.INTER_CUBIC)))
         self._scale = scale
@@ -91,6 +92,30 @@ class Overlay:
         left = (width - drawn.shape[1]) // 2
         canvas[:, left : left + drawn.shape[1]] = drawn
         return np.vstack([canvas, legend(entries, width, font_px)])
+
+
+class Reduced:
+    """Logits at no more than the overlay's resolution, from strips: the highest of each block of pixels.
+
+    Args:
+        size: (H, W), px.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._step = -(-max(size) // LONGEST_LONG_SIDE)
+        self.logits = np.full([-(-side // self._step) for side in size], -np.inf, np.float32)
+
+    def add(self, top: int, strip: npt.NDArray[np.float32]) -> None:
+        """Add a strip (h, W) whose first row is ``top``."""
+        if self._step == 1:
+            self.logits[top : top + len(strip)] = strip
+            return
+        columns = np.maximum.reduceat(strip, range(0, strip.shape[1], self._step), axis=1)
+        first = -top % self._step
+        starts = [0, *range(first, len(strip), self._step)] if first else list(range(0, len(strip), self._step))
+        part = np.maximum.reduceat(columns, starts, axis=0)
+        rows = self.logits[top // self._step :][: len(part)]
+        np.maximum(rows, part, out=rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,16 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..segmentation import Segmentation, sigmoid
+from ..images.scene import RasterInfo, Scene
+from ..segmentation import Segmentation
 from ..system.files import atomic_file, atomic_write_json
-from .overlay import Overlay
+from .figures import Figures, describe
+from .maps import open_maps
+from .overlay import Overlay, Reduced
+from .provenance import Provenance, source_name
 
-RESULT_SCHEMA_VERSION = 1
+RESULT_SCHEMA_VERSION = 2
 _SLUG_CHARACTERS = 40
 _STEM_BYTES = 120
 _DIGEST_CHARACTERS = 8
@@ -28,100 +31,102 @@ _FAST = 1  # zlib level: for an overlay, speed matters more than size
 def write_results(
     out_dir: Path,
     stem: str,
-    image: npt.NDArray[np.uint8],
+    image: npt.NDArray[np.uint8] | Scene,
     segmentations: Sequence[Segmentation],
-    source: Path | None = None,
+    source: Path | str | None = None,
+    provenance: Provenance | None = None,
 ) -> list[Path]:
     """Write the segmentations of an image to files.
 
-    The files in ``out_dir`` are: for each phrase ``<stem>_<phrase>_mask.png`` (0 and 255, the image's size),
-    ``<stem>_overlay.png`` and, last, ``<stem>.json`` with the figures of ``describe`` and the names of the others. Each
-    is written atomically, and masks one after another, so memory use does not grow with the number of phrases.
+    The files in ``out_dir`` are masks, ``<stem>_overlay.png`` and, last, ``<stem>.json`` with the figures of
+    ``describe`` and the names of the others. The masks of a photo or an array are ``<stem>_<phrase>_mask.png`` for each
+    phrase (0 and 255, the image's size); those of a raster are the bands of ``<stem>_masks.tif``, and their regions
+    ``<stem>.geojson`` (see ``open_maps``). Each file is written atomically, and masks one after another, so memory use
+    does not grow with the number of phrases.
 
     Args:
         out_dir: folder of the files, created if missing.
         stem: beginning of the file names.
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB, or a scene; of a large raster a reduced copy for the overlay.
         segmentations: segmentations of the image.
         source: file of the image. If ``out_dir`` holds results of another file with this stem, they are kept, and the
             new file names contain a digest of the source's path.
+        provenance: added to the JSON file.
 
     Returns:
-        Paths of the files: masks in the order of the phrases, overlay, JSON.
+        Paths of the files: masks in the order of the phrases, for rasters the regions, overlay, JSON.
 
     Raises:
         RSRefSegError: the disk is full or the folder cannot be written.
     """
+    scene = image if isinstance(image, Scene) else Scene(image)
     stem = _safe_stem(stem)
-    path = str(source.resolve()) if source is not None else None
+    path = source_name(source) if source is not None else None
     if path is not None and _source_of(out_dir / f"{stem}.json") not in (None, path):
         stem += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:_DIGEST_CHARACTERS]
-    masks = [out_dir / f"{stem}_{slug}_mask.png" for slug in _slugs([found.phrase for found in segmentations])]
     overlay_path, json_path = out_dir / f"{stem}_overlay.png", out_dir / f"{stem}.json"
-    overlay, results = Overlay(image), []
-    for mask_path, segmentation in zip(masks, segmentations, strict=True):
-        logits = segmentation.full_size_logits()
-        _write_png(mask_path, (logits > 0).astype(np.uint8) * np.uint8(255))
-        figures = describe(segmentation, logits)
-        overlay.add(segmentation.phrase, logits, figures["mean_probability"])
-        results.append(figures | {"mask_file": mask_path.name})
+    overlay = Overlay(scene.image)
+    if scene.raster is None:
+        files = [out_dir / f"{stem}_{slug}_mask.png" for slug in _slugs([found.phrase for found in segmentations])]
+        results = _write_masks(files, segmentations, overlay)
+    else:
+        files = [out_dir / f"{stem}_masks.tif", out_dir / f"{stem}.geojson"]
+        common = {"source": path, "bundle_sha256": provenance.bundle_sha256 if provenance is not None else None}
+        results = _write_maps(files[0], files[1], scene.raster, segmentations, common, overlay)
     _write_png(overlay_path, overlay.render())
+    height, width = scene.size if scene.raster is None else segmentations[0].size
     document = {
         "schema_version": RESULT_SCHEMA_VERSION,
         "source": path,
-        "width": image.shape[1],
-        "height": image.shape[0],
+        "width": width,
+        "height": height,
         "overlay_file": overlay_path.name,
+        "provenance": provenance.to_dict() if provenance is not None else None,
         "results": results,
     }
     # With an indent, every coordinate of a polygon would take a line.
     atomic_write_json(json_path, document, indent=None)
-    return [*masks, overlay_path, json_path]
+    return [*files, overlay_path, json_path]
 
 
-def describe(segmentation: Segmentation, logits: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Return the figures of one phrase as JSON values.
-
-    - ``phrase``
-    - ``box``: ``[x1, y1, x2, y2]`` in px, half-open: columns x1 up to but not x2, so the width is x2 - x1; ``None``
-      for an empty mask.
-    - ``area_px``: area of the mask in px; ``area_share``: its share of the image, 0..1.
-    - ``mean_probability``: over the pixels of the mask, 0..1; ``None`` for an empty mask.
-    - ``polygons``: one for each connected region, ``{"outer": ring, "holes": [ring, ...]}``; a ring is a list of
-      ``[x, y]``, the boundary pixels of the mask that are its corners. Filling all rings of a polygon together
-      (``cv2.fillPoly``) restores the region.
-    - ``warnings``: lines about words that were cut or are unknown.
-
-    Args:
-        segmentation: segmentation of the phrase.
-        logits: its ``full_size_logits()``, (H, W) float32.
-    """
-    mask = logits > 0
-    pixels = mask.astype(np.uint8)
-    area = cv2.countNonZero(pixels)
-    x, y, width, height = cv2.boundingRect(pixels)
-    return {
-        "phrase": segmentation.phrase,
-        "box": [x, y, x + width, y + height] if area else None,
-        "area_px": area,
-        "area_share": round(area / mask.size, 6),
-        "mean_probability": round(float(sigmoid(logits[mask]).mean(dtype=np.float64)), 6) if area else None,
-        "polygons": _polygons(pixels),
-        "warnings": list(segmentation.warnings),
-    }
+def _write_masks(
+    files: Sequence[Path], segmentations: Sequence[Segmentation], overlay: Overlay
+) -> list[dict[str, Any]]:
+    """Write a mask for each phrase, draw it, and return the figures."""
+    results = []
+    for path, segmentation in zip(files, segmentations, strict=True):
+        logits = segmentation.full_size_logits()
+        _write_png(path, (logits > 0).astype(np.uint8) * np.uint8(255))
+        figures = describe(segmentation, logits)
+        overlay.add(segmentation.phrase, logits, figures["mean_probability"])
+        results.append(figures | {"mask_file": path.name})
+    return results
 
 
-def _polygons(pixels: npt.NDArray[np.uint8]) -> list[dict[str, Any]]:
-    contours, hierarchy = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    rings = [contour.reshape(-1, 2).tolist() for contour in contours]
-    parents = [] if hierarchy is None else hierarchy[0][:, 3].tolist()
-    polygons: dict[int, dict[str, Any]] = {
-        index: {"outer": ring, "holes": []} for index, ring in enumerate(rings) if parents[index] < 0
-    }
-    for ring, parent in zip(rings, parents, strict=True):
-        if parent >= 0:
-            polygons[parent]["holes"].append(ring)
-    return list(polygons.values())
+def _write_maps(
+    masks: Path,
+    vectors: Path,
+    raster: RasterInfo,
+    segmentations: Sequence[Segmentation],
+    common: dict[str, Any],
+    overlay: Overlay,
+) -> list[dict[str, Any]]:
+    """Write masks and regions of a raster, draw them, and return the figures."""
+    results = []
+    phrases = [segmentation.phrase for segmentation in segmentations]
+    with open_maps(raster, segmentations[0].size, phrases, common, masks, vectors) as maps:
+        for band, segmentation in enumerate(segmentations, 1):
+            figures, reduced = Figures(segmentation, segmentation.size), Reduced(segmentation.size)
+            for top, logits in segmentation.strips():
+                valid = None if segmentation.valid is None else segmentation.valid[top : top + len(logits)]
+                maps.add(band, top, logits, valid)
+                figures.add(top, logits)
+                reduced.add(top, logits)
+            results.append(figures.to_dict() | {"mask_file": masks.name, "mask_band": band})
+            overlay.add(segmentation.phrase, reduced.logits, results[-1]["mean_probability"])
+    for result, area_m2 in zip(results, maps.areas_m2, strict=False):
+        result["area_m2"] = area_m2
+    return results
 
 
 def _source_of(path: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 from traceback import walk_tb
 
-_SAME_NAME = ("msgspec", "numpy", "psutil", "rich", "safetensors", "tokenizers", "typer")
+_SAME_NAME = ("msgspec", "numpy", "psutil", "rasterio", "rich", "safetensors", "tokenizers", "typer")
 # Import names of the packages that every command needs, with their pip names.
 RUNTIME = {"PIL": "pillow", "cv2": "opencv-python-headless", **{name: name for name in _SAME_NAME}}
 TRAIN = (

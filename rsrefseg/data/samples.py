@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rsrefseg.engines.errors import BadInputError
-from rsrefseg.engines.images.images import read_image
+from rsrefseg.engines.images.images import read_scene
 
 from .annotation_files import read_bytes
 from .masks import BoolMask, BrokenMask, Rle, decode_rle, encode_mask, resize_nearest
@@ -66,7 +66,7 @@ class Sample:
         if not isinstance(self.mask_source, Path):
             return decode_rle(self.rle)
         try:
-            return np.asarray(read_image(self.mask_source).any(axis=2))
+            return np.asarray(read_scene(self.mask_source, stretch="none").image.any(axis=2))
         except BadInputError as error:
             raise BadInputError(f"sample '{self.sample_id}': its mask cannot be read: {error}") from error
 

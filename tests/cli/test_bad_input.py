@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import rasterio
 from PIL import ExifTags, Image
 
 from tests.support.commands import assert_refused, run_here
@@ -93,8 +94,9 @@ def test_masks_have_the_size_of_the_image_as_it_is_shown(place: Path, capsys: Ca
     for name, size in {"turned.jpg": (40, 60), "deep.tif": (60, 40), "pixel": (1, 1)}.items():
         ran = run_here(capsys, "infer", name, PHRASE, "--json")
         assert ran.code == 0, ran.err
-        mask, _, document = map(Path, ran.result["files"])
-        assert Image.open(mask).size == size
+        mask, *_, document = map(Path, ran.result["files"])
+        with rasterio.open(mask) if mask.suffix == ".tif" else Image.open(mask) as stored:
+            assert (stored.width, stored.height) == size
         written = json.loads(document.read_text(encoding="utf-8"))
         assert (written["width"], written["height"]) == size
 

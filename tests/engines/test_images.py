@@ -1,10 +1,7 @@
-"""Image files of any usual kind become uint8 RGB or are refused; stretching and upsampling are those of the model."""
+"""Photos become uint8 RGB or are refused; stretching and upsampling are those of the model."""
 
 import contextlib
-import io
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image, stretch, upsample_logits
@@ -36,35 +32,6 @@ def pillow(image: Image.Image | np.ndarray, **options: Any) -> Write:
     return lambda path: made.save(path, **options)
 
 
-def opencv(values: np.ndarray) -> Write:
-    """Grey, RGB or RGBA values of 16 bits, which Pillow does not write."""
-    values = values if values.ndim == 2 else values[..., [2, 1, 0, 3][: values.shape[2]]]
-    return lambda path: cv2.imwrite(str(path), values)
-
-
-def tiff(
-    bands: np.ndarray, photometric: int = 2, extra: tuple[int, ...] | None = None, turn: int = 1, big: bool = False
-) -> Write:
-    """An uncompressed TIFF of any number type and number of bands, as GDAL writes them and few image libraries do."""
-    bands = bands if bands.ndim == 3 else bands[..., None]
-    height, width, count = bands.shape
-    kind = {"u": 1, "i": 2, "f": 3}[bands.dtype.kind]
-    # Pillow writes the tags, wider ones in a BigTIFF, and moves the strip's offset (273) behind them.
-    tags = ImageFileDirectory_v2(b"II\x2b\0\x08\0\0\0" + bytes(8) if big else b"II\x2a\0\0\0\0\0")
-    tags[256], tags[257], tags[278], tags[279], tags[273] = width, height, height, bands.nbytes, 0
-    tags[258], tags[339] = (8 * bands.dtype.itemsize,) * count, (kind,) * count
-    tags[259], tags[262], tags[274], tags[277] = 1, photometric if count > 2 else 1, turn, count
-    if extra is not None:
-        tags[338] = extra
-    stream = io.BytesIO()
-    tags.save(stream)
-    return lambda path: path.write_bytes(stream.getvalue() + np.ascontiguousarray(bands).tobytes())
-
-
-def of_depth(values: np.ndarray, bits: int) -> np.ndarray:
-    return np.round(values / 255 * (2**bits - 1)).astype(np.uint16)
-
-
 def converted(mode: str) -> tuple[str, Write, np.ndarray]:
     image = Image.fromarray(IMAGE[..., 0] if mode == "LA" else IMAGE).convert(mode)
     return f"{mode}.{'tif' if mode == 'CMYK' else 'png'}", pillow(image), np.asarray(image.convert("RGB"))
@@ -73,7 +40,6 @@ def converted(mode: str) -> tuple[str, Write, np.ndarray]:
 PALETTE = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
 PALETTE.putpalette([255, 255, 255, 10, 20, 30])
 FRAMES = [Image.new("RGB", (4, 3), colour) for colour in ("red", "lime")]
-DEEP_BANDS = np.dstack([IMAGE, 255 - IMAGE[..., 0]])
 # File name, writer, and the pixels that are read from it.
 KINDS: list[tuple[str, Write, Any]] = [
     *((f"a.{suffix}", pillow(IMAGE), IMAGE) for suffix in ("png", "tif", "bmp", "ppm", "jp2")),
@@ -85,34 +51,6 @@ KINDS: list[tuple[str, Write, Any]] = [
     ("grey.png", pillow(np.array([[200, 90]], np.uint8), transparency=200), [[[0, 0, 0], [90, 90, 90]]]),
     ("pixel.png", pillow(Image.new("RGB", (1, 1), (1, 2, 3))), [[[1, 2, 3]]]),
     ("frames.tif", pillow(FRAMES[0], save_all=True, append_images=FRAMES[1:]), np.array(FRAMES[0])),
-    *(
-        (f"{bits} bits {name}", opencv(values), expected)
-        for bits in (8, 10, 11, 12, 14, 16)
-        for name, values, expected in (
-            ("grey.png", of_depth(IMAGE[..., 0], bits), GREY),
-            ("grey.tif", of_depth(IMAGE[..., 0], bits), GREY),
-            ("rgb.png", of_depth(IMAGE, bits), IMAGE),
-            ("rgb.tif", of_depth(IMAGE, bits), IMAGE),
-            ("rgba.png", np.dstack([of_depth(IMAGE, bits), of_depth(HIDDEN, 16)]), BLACK_ROW),
-        )
-    ),
-    *(
-        (
-            f"{dtype} {count} bands {photometric} {big}.tif",
-            tiff(DEEP_BANDS.astype(dtype)[..., :count], photometric, (0,) * extras or None, big=big),
-            IMAGE if count > 1 else GREY,
-        )
-        for dtype in ("u2", "i2", "i4", "f4", "f8")
-        for count, photometric, extras in ((1, 1, 0), (3, 1, 2), (3, 2, 0), (4, 1, 3), (4, 2, 1))
-        for big in (False, True)
-    ),
-    *(  # the fourth band counts as opacity only where the file says that colours are not multiplied by it
-        (f"{dtype} band {extra}.tif", tiff(np.dstack([IMAGE, HIDDEN]).astype(dtype), extra=(extra,)), expected)
-        for dtype in ("u2", "f4")
-        for extra, expected in ((2, BLACK_ROW), (1, IMAGE), (0, IMAGE))
-    ),
-    ("shares.tif", tiff((IMAGE / 255).astype("f4")), IMAGE),
-    ("negative.tif", tiff(np.array([[-9999, 1023, 511.5]], "f4")), [[[0] * 3, [255] * 3, [128] * 3]]),
 ]  # fmt: skip
 
 
@@ -133,22 +71,14 @@ def test_half_transparency_and_lossy_cmyk_are_read(tmp_path: Path) -> None:
     assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - plain).max() <= 6
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg", "a.webp", "u2.tif", "f4.tif", "deep.png"])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_exif_orientation_is_honoured(tmp_path: Path, name: str, turn: int) -> None:
     corners, path = np.zeros((32, 48, 3), np.uint8), tmp_path / name
     corners[:16, :24], corners[:16, 24:], corners[16:, :24] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     exif = Image.Exif()
     exif[0x0112] = turn
-    if name.startswith("a."):
-        Image.fromarray(corners).save(path, exif=exif)
-    elif name.endswith(".tif"):
-        tiff(corners.astype(name[:2]), turn=turn)(path)
-    else:
-        opencv(corners.astype(np.uint16) * 257)(path)
-        chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
-        chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        path.write_bytes(path.read_bytes()[:33] + chunk + path.read_bytes()[33:])
+    Image.fromarray(corners).save(path, exif=exif)
     turned = {
         1: corners, 2: corners[:, ::-1], 3: corners[::-1, ::-1], 4: corners[::-1], 5: corners.transpose(1, 0, 2),
         6: np.rot90(corners, -1), 7: corners[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(corners),
@@ -165,24 +95,12 @@ def refused(path: Path, fact: str, **options: int) -> None:
     assert "\n" not in str(refusal.value)
 
 
-DEEP = IMAGE.astype(np.float32)
-SPOT = np.arange(DEEP.size).reshape(DEEP.shape) == 52
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 REFUSED: list[tuple[str, Write, str]] = [
-    ("page.eps", lambda path: path.write_bytes(EPS), "not an image of a supported format"),
-    ("page.svg", lambda path: path.write_text("<svg width='9' height='9'/>"), "not an image of a supported format"),
+    ("page.eps", lambda path: path.write_bytes(EPS), "is not an image"),
+    ("page.svg", lambda path: path.write_text("<svg width='9' height='9'/>"), "is not an image"),
     ("a\0b.png", lambda _: None, "cannot read the image"),
     ("x" * 300 + ".png", lambda _: None, "cannot read the image"),
-    *((f"{value}.tif", tiff(np.where(SPOT, value, DEEP)), "not finite") for value in (np.nan, np.inf, -np.inf)),
-    ("grey.tif", tiff(np.where(SPOT, np.nan, DEEP)[..., 1]), "not finite"),
-    ("large.tif", tiff(IMAGE.astype(np.int32) * 1000), "beyond 16 bits"),
-    *(
-        (f"{count} {dtype}.tif", tiff(np.zeros((3, 4, count), dtype), 1, (0,) * (count - 1)), f"has {count} bands")
-        for count in (5, 13)
-        for dtype in ("u1", "u2", "f4")
-    ),
-    ("two.tif", tiff(np.zeros((3, 4, 2), np.uint16), extra=(0,)), "has 2 bands"),
-    ("marked as grey.tif", tiff(IMAGE, 1, (0, 0)), "PHOTOMETRIC=RGB"),
 ]
 
 
@@ -193,11 +111,7 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, name: str, write: W
 
 
 NOISE = RNG.integers(0, 256, (120, 160, 3), dtype=np.uint8)
-FORMATS = {f"a.{suffix}": pillow(NOISE) for suffix in ("png", "jpg", "tif", "webp", "bmp", "gif", "jp2")} | {
-    "deep.png": opencv(NOISE.astype(np.uint16) * 200),
-    "deep.tif": opencv(NOISE.astype(np.uint16) * 200),
-    "float.tif": tiff(NOISE.astype(np.float32)),
-}
+FORMATS = {f"a.{suffix}": pillow(NOISE) for suffix in ("png", "jpg", "webp", "bmp", "gif")}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -222,10 +136,11 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str, capfd:
 
 
 def test_an_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:
-    tiff(np.zeros((20, 30), np.uint16))(tmp_path / "a.tif")
-    refused(tmp_path / "a.tif", "30 x 20 = 600 pixels", max_pixels=599)
-    assert read_image(tmp_path / "a.tif", max_pixels=600).shape == (20, 30, 3)
-    refused(tmp_path / "a.tif", "at least 1", max_pixels=0)
+    for name in ("a.png", "a.tif"):
+        pillow(np.zeros((20, 30), np.uint8))(tmp_path / name)
+        refused(tmp_path / name, "30 x 20 = 600 pixels", max_pixels=599)
+        assert read_image(tmp_path / name, max_pixels=600).shape == (20, 30, 3)
+        refused(tmp_path / name, "at least 1", max_pixels=0)
 
 
 def test_pillows_own_limit_is_neither_used_nor_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +163,7 @@ def test_stretch_is_opencvs_bilinear_channel_first() -> None:
     assert np.array_equal(stretch(expected, 64), stretched)
     for shape in ((1, 1, 3), (1, 40_000, 3), (70_000, 2, 3)):
         assert (stretch(np.full(shape, 9, np.uint8), 32) == 9).all()
-    for wrong in (IMAGE[..., 0], DEEP_BANDS, IMAGE / 255, IMAGE[:0]):
+    for wrong in (IMAGE[..., 0], np.dstack([IMAGE, IMAGE[..., 0]]), IMAGE / 255, IMAGE[:0]):
         with pytest.raises(BadInputError, match="uint8 RGB"):
             stretch(wrong, 8)
 

@@ -17,8 +17,9 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from rsrefseg.engines.images.images import read_image
+from rsrefseg.engines.results.figures import describe
 from rsrefseg.engines.results.overlay import Overlay, colour_of
-from rsrefseg.engines.results.results import describe, write_results
+from rsrefseg.engines.results.results import write_results
 from rsrefseg.engines.segmentation import Segmentation
 
 ODD_PHRASES = ["船 near the 🚢", "السفينة", "a\x00b\ud800\n\u202ec", "étang", "../../etc/passwd", "..."]

@@ -177,7 +177,7 @@ def test_importing_the_package_is_cheap_and_its_names_work(edge: Edge) -> None:
     code = """
 import sys
 import rsrefseg
-assert not {"numpy", "cv2", "PIL", "onnxruntime", "tokenizers", "safetensors", "rich"} & set(sys.modules)
+assert not {"numpy", "cv2", "PIL", "rasterio", "onnxruntime", "tokenizers", "safetensors", "rich"} & set(sys.modules)
 from rsrefseg import Segmenter, model_config, open_dataset, read_image
 with Segmenter.open("bundle") as segmenter:
     (answer,) = segmenter.segment(read_image("scene.png"), ["the red box"])
