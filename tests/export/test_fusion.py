@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.tensorrt.check import check_compilation
 from rsrefseg.export.export import export_run
 from rsrefseg.export.graph import OPSET
 from rsrefseg.export.settings import ExportSettings
 from rsrefseg.inference.attention import AttentionForm, RelativePositionAttention
 from rsrefseg.model.config import model_config
-from tests.support.fusion import attentions, compile_graph, nodes_in_fused_kernels
+from tests.support.fusion import attentions_and_fused
 from tests.support.upstream import sam_attention
 
 
@@ -25,11 +26,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(folder / "bundle")
 
 
-def test_every_attention_of_every_stage_is_fused(tiny: Bundle, stage: Stage) -> None:
-    path, inputs = tiny.graph_path(stage), tiny.manifest.stages[stage].contract.inputs
+def test_every_attention_of_every_stage_is_fused(tiny: Bundle) -> None:
+    report = check_compilation(tiny, tuple(Stage), ("sm89",))
     expected = {Stage.SIGLIP_VISION: 4, Stage.SIGLIP_TEXT: 2, Stage.SAM_ENCODER: 6, Stage.SAM_DECODER: 7}
-    assert len(attentions(path)) == expected.get(stage, 0)
-    assert attentions(path) <= nodes_in_fused_kernels(compile_graph(path, inputs))
+    assert report.failure is None
+    for found in report.stages:
+        assert (found.attentions, found.half, found.fused) == (expected.get(found.stage, 0),) * 3
 
 
 class Block(nn.Module):
@@ -54,6 +56,6 @@ def test_the_forms_that_are_fused_at_full_size(form: AttentionForm, kind: str, t
     path = tmp_path / "block.onnx"
     tokens = torch.zeros(1, full.grid_size**2, channels)
     torch.onnx.export(block, (tokens,), path, dynamo=True, opset_version=OPSET, verbose=False)
-    assert len(attentions(path)) == 1
-    fused = attentions(path) <= nodes_in_fused_kernels(compile_graph(path))
-    assert fused is (form in (AttentionForm.ADDITIVE, AttentionForm.PADDED))
+    attentions, fused = attentions_and_fused(path)
+    assert len(attentions) == 1
+    assert fused == (attentions if form in (AttentionForm.ADDITIVE, AttentionForm.PADDED) else set())
