@@ -49,7 +49,7 @@ def _panel(title: str) -> Any:
 _weights, _recipe, _model, _machine = map(_panel, ("Initial weights", "Recipe", "Model", "Memory and time"))
 _counts, _protocol, _report, _checkpoint = map(_panel, ("Scenes", "Protocol", "Files to write", "Checkpoint"))
 _graphs, _compiler, _instead, _measured = map(_panel, ("Graphs", "Compiler", "Other reports", "What is measured"))
-_raster = _panel("Rasters")
+_remote, _raster = map(_panel, ("Without a GPU", "Rasters"))
 JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on standard output, nothing else.")]
 RunOption = Annotated[Path | None, Option("--run", help="Run folder; the latest under ./runs by default.")]
 BundleOption = Annotated[Path | None, Option("--bundle", help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")]
@@ -310,12 +310,17 @@ def build(
     workspace_mib: Annotated[int | None, _compiler(help="Scratch memory of a layer, MiB; as before, or 4096.")] = None,
     optimization_level: Annotated[int | None, _compiler(help="0 (quick to build) to 5; as before, or 3.")] = None,
     force: Annotated[bool, _compiler("--force", help="Build current engines again as well.")] = False,
+    check: Annotated[bool, _remote("--check", help="Build nothing: check that all compiles and fuses.")] = False,
+    runtime: Annotated[str, _remote(help="tensorrt: for this GPU. tensorrt-rtx: for --gpus.")] = "tensorrt",
+    gpus: Annotated[str | None, _remote(help="With tensorrt-rtx or --check: e.g. sm86,rtx-4090.")] = None,
+    out: Annotated[Path | None, _remote(help="With tensorrt-rtx: folder to make; ./engines by default.")] = None,
     as_json: JsonFlag = False,
 ) -> Any:
     """Build the TensorRT engines of a bundle."""
-    from rsrefseg.engines.tensorrt.store import build_bundle
+    options = _options(locals())
+    from rsrefseg.engines.tensorrt.command import BuildRequest, run_build
 
-    return print_report(build_bundle(bundle, stages, workspace_mib, optimization_level, force), as_json)
+    return print_report(run_build(BuildRequest(**options)), as_json)
 
 
 @_command(app, "parity", "parity --data scenes")

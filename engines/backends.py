@@ -27,6 +27,7 @@ class Backend(str, Enum):  # noqa: UP042 - Python 3.10 has no StrEnum
     OPENVINO_FP32 = "openvino-fp32"
     OPENVINO_GPU = "openvino-gpu"
     TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
 
     __str__ = str.__str__
 
@@ -96,6 +97,12 @@ def _tensorrt(bundle: Bundle, threads: int | None, build: bool = True) -> Engine
     return TensorRTEngine(bundle, build=build)
 
 
+def _tensorrt_rtx(bundle: Bundle, threads: int | None) -> Engine:
+    from .tensorrt.rtx import RtxEngine
+
+    return RtxEngine(bundle)
+
+
 def _onnxruntime_cuda(bundle: Bundle, threads: int | None) -> Engine:
     from .onnxruntime.cuda import OnnxRuntimeCudaEngine
 
@@ -116,6 +123,7 @@ def _openvino(bundle: Bundle, threads: int | None, fp32: bool = False, device: s
 
 _MAKERS: dict[Backend, _Make] = {
     Backend.TENSORRT: _tensorrt,
+    Backend.TENSORRT_RTX: _tensorrt_rtx,
     Backend.ONNXRUNTIME_CUDA: _onnxruntime_cuda,
     Backend.ONNXRUNTIME: _onnxruntime,
     Backend.OPENVINO: _openvino,
@@ -124,7 +132,7 @@ _MAKERS: dict[Backend, _Make] = {
 }
 # The backends that `auto` tries, in order. Less exact ones must be named: OpenVINO in BF16 and on Intel GPUs. ONNX
 # Runtime comes before OpenVINO in FP32 because exported graphs are checked with it. `auto` never builds TensorRT
-# engines, because a build takes minutes.
+# engines, because a build takes minutes, and never uses TensorRT-RTX, which compiles kernels in its first run.
 _AUTO: dict[Backend, _Make] = {
     Backend.TENSORRT: partial(_tensorrt, build=False),
     Backend.ONNXRUNTIME_CUDA: _onnxruntime_cuda,

@@ -120,9 +120,32 @@ def _onnxruntime_cuda() -> str:
 
 
 def _tensorrt() -> str:
-    from .tensorrt.library import Library
+    from .tensorrt.cuda import Cuda
+    from .tensorrt.known_faults import known_faults
+    from .tensorrt.library import gpu_platform, open_tensorrt
 
-    return str(Library().platform)
+    library, gpu = open_tensorrt(), Cuda().gpu
+    faults = known_faults(library, gpu.compute_capability)
+    return _with_faults(str(gpu_platform(library, gpu)), faults, "tensorrt")
+
+
+def _tensorrt_rtx() -> str:
+    from .tensorrt.cuda import Cuda
+    from .tensorrt.known_faults import known_faults
+    from .tensorrt.library import gpu_platform, open_rtx
+
+    library = open_rtx()
+    try:
+        gpu = Cuda().gpu
+    except MissingPartError as error:
+        return f"{library}, compiles only: {error}"
+    faults = known_faults(library, gpu.compute_capability)
+    return _with_faults(str(gpu_platform(library, gpu)), faults, "tensorrt-rtx")
+
+
+def _with_faults(text: str, faults: tuple[str, ...], backend: str) -> str:
+    check = f"check with `rsrefseg parity --backend {backend}`"
+    return f"{text}; known faults: {'; '.join(faults)}: {check}" if faults else text
 
 
 def _bundle(targets: Sequence[str]) -> tuple[Ability, ...]:
@@ -158,6 +181,7 @@ _CHECKS = {
     "infer, parity and bench on an Intel GPU (openvino-gpu)": _openvino_gpu,
     "infer, parity and bench on an NVIDIA GPU (onnxruntime-cuda)": _onnxruntime_cuda,
     "build and run TensorRT engines (tensorrt)": _tensorrt,
+    "compile for named NVIDIA GPUs, and run on this one (tensorrt-rtx)": _tensorrt_rtx,
     "train, merge and export (torch)": _training,
     "train on an NVIDIA GPU": _cuda_training,
 }

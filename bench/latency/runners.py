@@ -22,6 +22,7 @@ RUNNERS = (*TORCH_RUNNERS, NAIVE, *Backend)
 _DEVICES: Mapping[str, str] = {
     Backend.ONNXRUNTIME_CUDA: "cuda",
     Backend.TENSORRT: "cuda",
+    Backend.TENSORRT_RTX: "cuda",
     Backend.OPENVINO_GPU: "intel-gpu",
 }
 

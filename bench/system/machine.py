@@ -15,7 +15,7 @@ from rsrefseg.engines.system.packages import installed_version
 
 from .gpu import gpu_name
 
-_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt")
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt", "tensorrt-rtx-cu13-libs")
 _PACKAGES = ("rsrefseg", "numpy", "opencv-python-headless", *_RUNTIMES)
 _WATCH_S = 0.5
 _BUSY_SHARE = 0.1

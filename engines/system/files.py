@@ -57,33 +57,6 @@ def cache_folder() -> Path:
         raise MissingPartError("this user has no home folder: set XDG_CACHE_HOME to one that can be written") from error
 
 
-def private_folder(path: Path) -> Path:
-    """Create a folder below ``cache_folder()`` with mode 0700, unless it exists, and return it.
-
-    Raises:
-        MissingPartError: the folder cannot be created, or others can write to it.
-    """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_private(path)
-    except OSError as error:
-        hint = "set XDG_CACHE_HOME to a folder that can be written"
-        raise MissingPartError(f"cannot write '{path}' ({error.strerror or error}): {hint}") from error
-    return path
-
-
-def check_private(path: Path) -> None:
-    """Check that no other user can write to a folder for native code.
-
-    Raises:
-        MissingPartError: the folder belongs to another user, or its mode lets others write.
-        OSError: the folder cannot be examined.
-    """
-    state = path.stat()
-    if state.st_uid != os.getuid() or state.st_mode & 0o022:
-        raise MissingPartError(f"others can write '{path}': remove it, or set XDG_CACHE_HOME to a folder of your own")
-
-
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` holds either its old or its new content, never a part.
 

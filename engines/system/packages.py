@@ -15,6 +15,8 @@ _EXTRAS = {
     "tensorrt": "tensorrt",
     "cuda": "tensorrt",
     "polygraphy": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "tensorrt_rtx_bindings": "tensorrt-rtx",
     "matplotlib": "report",
     **dict.fromkeys(TRAIN, "train"),
 }

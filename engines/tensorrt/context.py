@@ -1,69 +1,68 @@
-"""A loaded engine of one stage and its execution contexts, which use activation memory of the caller."""
+"""An execution context of a loaded engine, which uses activation memory of the caller."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..bundle.contracts import Dim, StageContract
-from .build import load_engine
 from .errors import TrtCalls
 from .library import Library
+from .runtime_cache import RuntimeCache
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 _AGAIN = "start again; if the error persists, build again with `rsrefseg build --force`"
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Activation memory for the stages of one stream, which run one after the other."""
+class Place(NamedTuple):
+    """Where a stage runs: its stream, and activation memory for the stages of the stream, one after the other."""
 
+    stream: Any
     address: int
     size_bytes: int
-
-
-class LoadedStage:
-    """The engine of one stage, in GPU memory.
-
-    Args:
-        library: TensorRT and CUDA.
-        contract: contract of the stage.
-        data: bytes of the engine, from ``StoredEngine.read``.
-        region: activation memory of its contexts.
-        stream: stream on which its contexts run.
-
-    Raises:
-        RSRefSegError: TensorRT rejects the engine.
-    """
-
-    def __init__(self, library: Library, contract: StageContract, data: bytes, region: Region, stream: Any) -> None:
-        self.contract, self.region, self.stream = contract, region, stream
-        self.calls = TrtCalls(contract.stage, library.error_log)
-        self.engine = load_engine(library, contract.stage, data)
-        self.own = StageContext(self)
 
 
 class StageContext:
     """An execution context of a stage. A CUDA graph captured from it stays valid until shapes or addresses change.
 
-    A context holds no reference to its stage: a reference cycle would delay the release of their GPU memory.
+    Args:
+        library: the kind of TensorRT.
+        contract: contract of the stage.
+        engine: the loaded engine.
+        place: where the stage runs.
+        cache: kernels that TensorRT-RTX compiled before; None for TensorRT 10 and 11.
+
+    Raises:
+        RSRefSegError: TensorRT cannot create the context.
     """
 
-    def __init__(self, stage: LoadedStage) -> None:
-        import tensorrt as trt
-
-        self._contract, self._stream, self._calls = stage.contract, stage.stream, stage.calls
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    def __init__(
+        self,
+        library: Library,
+        contract: StageContract,
+        engine: "trt.ICudaEngine",
+        place: Place,
+        cache: RuntimeCache | None,
+    ) -> None:
+        if not TYPE_CHECKING:
+            trt = library.module
+        self._contract, self._stream = contract, place.stream
+        self._calls = TrtCalls(contract.stage, library.log)
+        how: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if cache is not None:
+            how = cache.configured(engine, how)
         self._context: trt.IExecutionContext = self._calls.require(
-            lambda: stage.engine.create_execution_context(strategy), "create an execution context", _AGAIN
+            lambda: engine.create_execution_context(how), "create an execution context", _AGAIN
         )
         if self._context.active_optimization_profile != 0:
             self._calls.require_true(
-                lambda: self._context.set_optimization_profile_async(0, int(stage.stream)),
+                lambda: self._context.set_optimization_profile_async(0, int(place.stream)),
                 "select its optimisation profile",
                 _AGAIN,
             )
         self._calls.run(
-            lambda: self._context.set_device_memory(stage.region.address, stage.region.size_bytes),
+            lambda: self._context.set_device_memory(place.address, place.size_bytes),
             "use its activation memory",
             _AGAIN,
         )

@@ -11,10 +11,13 @@ from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..engine import IMAGE_STAGES, Arrays, Engine, Tensors
 from ..errors import BundleError, MissingPartError, RSRefSegError
-from .library import Library
+from .build import Compiler
+from .cuda import Cuda
+from .library import Library, gpu_platform, open_tensorrt
 from .memory import DeviceTensor
 from .phrases import PHRASE_STAGES, PhraseRunner
 from .records import StoredEngine
+from .runtime_cache import RuntimeCache
 from .session import Session
 from .store import ensure_engines, find_engine
 
@@ -41,7 +44,7 @@ class TensorRTEngine(Engine):
 
     def __init__(self, bundle: Bundle, build: bool = True) -> None:
         super().__init__(bundle)
-        self._library = Library()
+        self._library, self._cuda = self._open_library(), Cuda()
         self._session: Session | None = None
         self._image: DeviceTensor | None = None
         self._image_read: Any = None
@@ -53,14 +56,13 @@ class TensorRTEngine(Engine):
     def provider_of(self, stage: Stage) -> str:
         """Return TensorRT's version, the GPU, and the precision of the layers that multiply."""
         self.load(stage)
-        platform = self._library.platform
-        return f"TensorRT {platform.tensorrt} on {platform.gpu.name}, {self._stored[stage].record.heavy_layers}"
+        return f"{self._library} on {self._cuda.gpu.name}, {self._stored[stage].record.computes_in}"
 
     def _encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
         """Run both image encoders in parallel. Returns before they finish."""
         with self._lock, self._opened().settled():
             self.load(*IMAGE_STAGES)
-            session, cuda = self._opened(), self._library.cuda
+            session, cuda = self._opened(), self._cuda
             sizes = {"images": 1}
             if self._image is None:
                 inputs = session.contracts[Stage.SIGLIP_VISION].inputs
@@ -108,13 +110,13 @@ class TensorRTEngine(Engine):
             (spec,) = session.contracts[Stage.SAM_DECODER].outputs
             shape = spec.sized(phrases=count)
             fetch = session.staging.download(spec.name, self._fixed[spec.name].address, shape, spec.dtype, session.main)
-            self._library.cuda.wait_for_stream(session.main, "finish the encoders, prompter and decoder")
+            self._cuda.wait_for_stream(session.main, "finish the encoders, prompter and decoder")
             return fetch()
 
     def to_host(self, tensors: Tensors) -> Arrays:
         """Return copies of tensors in host memory."""
         with self._lock, self._opened().settled():
-            session, cuda = self._opened(), self._library.cuda
+            session, cuda = self._opened(), self._cuda
             fetched = {}
             for name, tensor in tensors.items():
                 cuda.wait_in_stream(session.main, tensor.ready)
@@ -138,25 +140,34 @@ class TensorRTEngine(Engine):
                 session.close(graphs, events)
             super().close()
 
+    def _open_library(self) -> Library:
+        return open_tensorrt()
+
+    def _compiler(self) -> Compiler:
+        return Compiler(self._library, gpu_platform(self._library, self._cuda.gpu))
+
     def _find(self, build: bool) -> dict[Stage, StoredEngine]:
         """Return the current engine of every stage, building missing and stale ones."""
-        platform = self._library.platform
-        found = {stage: find_engine(self.bundle, stage, platform) for stage in Stage}
+        compiler = self._compiler()
+        found = {stage: find_engine(self.bundle, stage, compiler.platform) for stage in Stage}
         engines = {stage: one.engine for stage, one in found.items() if one.engine is not None}
         lacking = [stage for stage in Stage if stage not in engines]
         if lacking and not build:
             reason = f"no TensorRT engine of {lacking[0]} for this machine ({found[lacking[0]].reasons[0]})"
             raise MissingPartError(f"{reason}: build it with `rsrefseg build`")
         if lacking:
-            built = ensure_engines(self._library, self.bundle, lacking)
+            built = ensure_engines(compiler, self.bundle, lacking)
             engines |= {stage: one.engine for stage, one in built.items()}
         return engines
 
     def _opened(self) -> Session:
         if self._session is None:
-            contracts = {stage: self.bundle.manifest.stages[stage].contract for stage in Stage}
-            self._session = Session(self._library, self._stored, contracts)
+            records, cache = self.bundle.manifest.stages, self._runtime_cache()
+            self._session = Session(self._library, self._cuda, self._stored, records, cache)
         return self._session
+
+    def _runtime_cache(self) -> RuntimeCache | None:
+        return None
 
     def _load(self, stage: Stage) -> Any:
         self.bundle.graph_path(stage)
@@ -175,13 +186,13 @@ class TensorRTEngine(Engine):
         """Copy the part of one phrase: a view would keep the whole batch alive."""
         kept = session.pool.tensor(batch.shape[1:], str(batch.dtype), session.main)
         size = kept.size_bytes
-        self._library.cuda.copy_over(kept.address, batch.address + row * size, size, session.main)
+        self._cuda.copy_over(kept.address, batch.address + row * size, size, session.main)
         kept.written(session.main)
         return kept
 
     def _gather(self, session: Session, image: Tensors, phrases: Sequence[Tensors]) -> None:
         """Copy the features of image and phrases to the addresses that prompter and decoder read from."""
-        cuda, stream = self._library.cuda, session.main
+        cuda, stream = self._cuda, session.main
         if not self._fixed:
             contracts = [session.contracts[stage] for stage in PHRASE_STAGES]
             specs = {spec.name: spec for contract in contracts for spec in (*contract.inputs, *contract.outputs)}
@@ -200,5 +211,5 @@ class TensorRTEngine(Engine):
         if len(self._runners) > _MOST_RUNNERS:
             _, oldest = self._runners.popitem(last=False)
             if oldest.graph is not None:
-                self._library.cuda.free_graph(oldest.graph)
+                self._cuda.free_graph(oldest.graph)
         return runner

@@ -18,27 +18,39 @@ _MOST_CHARACTERS = 300
 
 
 class ErrorLog:
-    """The errors that TensorRT reported to its logger since the last call of ``take`` or ``clear``."""
+    """What TensorRT reported to its logger since the last call that took or dropped it."""
 
     def __init__(self) -> None:
         self._errors: list[str] = []
+        self._warnings: list[str] = []
 
     def add(self, message: str) -> None:
         """Add an error."""
         self._errors.append(" ".join(message.split()))
+
+    def warn(self, message: str) -> None:
+        """Add a warning."""
+        self._warnings.append(shortened(message))
+
+    def take_warnings(self) -> tuple[str, ...]:
+        """Return the warnings, each once, and drop them."""
+        warnings = tuple(dict.fromkeys(self._warnings))
+        self._warnings.clear()
+        return warnings
 
     def any(self) -> bool:
         """Return whether there are errors."""
         return bool(self._errors)
 
     def clear(self) -> None:
-        """Drop all errors."""
+        """Drop all errors and warnings."""
         self._errors.clear()
+        self._warnings.clear()
 
     def take(self) -> str:
         """Return all errors as one line, or a line that says there are none, and drop them."""
         text = "; ".join(dict.fromkeys(self._errors))
-        self.clear()
+        self._errors.clear()
         return shortened(text) if text else "TensorRT gave no reason"
 
 
@@ -111,12 +123,12 @@ def parser_errors(parser: "trt.OnnxParser") -> list[str]:
     return lines
 
 
-def unparsable(stage: Stage, file: str, version: str, errors: list[str], error_log: ErrorLog) -> BundleError:
+def unparsable(stage: Stage, file: str, library: str, errors: list[str], error_log: ErrorLog) -> BundleError:
     """Return the error for a graph that TensorRT cannot parse; its message quotes the first parser error."""
     more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
     reason = errors[0] if errors else error_log.take()
     hint = "export the bundle with this release, or install a TensorRT that knows the operator"
-    return BundleError(f"stage '{stage}': TensorRT {version} cannot parse '{file}': {reason}{more}: {hint}")
+    return BundleError(f"stage '{stage}': {library} cannot parse '{file}': {reason}{more}: {hint}")
 
 
 def host_bytes(memory: "trt.IHostMemory") -> bytes:

@@ -73,14 +73,14 @@ def count_layers(information: str) -> LayerCount:
     return LayerCount(half, single, tf32, unknown)
 
 
-def check_precision(stage: Stage, precision: str, information: str, version: str) -> tuple[str, str | None]:
+def check_precision(stage: Stage, precision: str, information: str, library: str) -> tuple[str, str | None]:
     """Check that an engine has the precision of its graph.
 
     Args:
         stage: stage of the engine.
         precision: ``fp32`` or ``fp16``, from the bundle.
         information: JSON of the inspector.
-        version: version of TensorRT.
+        library: name and version of the kind of TensorRT.
 
     Returns:
         The layer counts as text, and a note if they do not confirm the precision.
@@ -91,7 +91,7 @@ def check_precision(stage: Stage, precision: str, information: str, version: str
     try:
         count = count_layers(information)
     except ValueError as error:
-        return "unknown", f"{stage}: TensorRT {version}'s inspector does not report the precision ({error})"
+        return "unknown", f"{stage}: {library}'s inspector does not report the precision ({error})"
     wrong = None
     if precision == "fp16" and count.half == 0 and count.single and not count.unknown:
         wrong = f"requested in FP16, but every matrix product and convolution of its engine runs in FP32 ({count})"
@@ -99,11 +99,11 @@ def check_precision(stage: Stage, precision: str, information: str, version: str
         wrong = f"requested in FP32, but its engine computes in lower precision ({count})"
     if wrong is not None:
         raise RSRefSegError(
-            f"stage '{stage}': {wrong}: TensorRT {version} did not keep the graph's types and the engine is discarded;"
-            " export the bundle again, and if the error persists, build with another version of TensorRT"
+            f"stage '{stage}': {wrong}: {library} did not keep the graph's types and the engine is discarded;"
+            " export the bundle again, and if the error persists, build with another version of it"
         )
     if count.unknown and not (count.half if precision == "fp16" else count.single):
-        return str(count), f"{stage}: TensorRT {version}'s inspector reports no types, so {precision} is not confirmed"
+        return str(count), f"{stage}: {library}'s inspector reports no types, so {precision} is not confirmed"
     return str(count), None
 
 

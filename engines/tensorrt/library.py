@@ -1,99 +1,147 @@
-"""TensorRT on this machine: its version, the GPU and the logger."""
+"""TensorRT 10 and 11, and TensorRT-RTX: the imported module, its version, the logger, and the platform of engines."""
 
 import logging
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import MissingPartError
-from .cuda import EXTRA, Cuda, Gpu, cannot_import
+from ..errors import MissingPartError, NotInstalledError
+from .cuda import EXTRA, Gpu
 from .errors import ErrorLog
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-# The oldest supported version, which JetPack 6 contains.
-_OLDEST = (10, 3)
+RTX = "TensorRT-RTX"
+_RTX_EXTRA = "pip install 'rsrefseg[tensorrt-rtx]', with Python 3.11 or later"
+_OLDEST = (10, 3)  # the oldest supported version, which JetPack 6 contains
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Library:
+    """One kind of TensorRT.
+
+    Attributes:
+        module: the imported module; its names are those of TensorRT 11.
+        version: e.g. ``10.9.0.34``.
+        is_rtx: whether it is TensorRT-RTX.
+        logger: the logger for every builder, parser and runtime.
+        log: errors and warnings that it reported to the logger.
+    """
+
+    module: Any
+    version: str
+    is_rtx: bool
+    logger: Any
+    log: ErrorLog
+    _runtime: "trt.Runtime | None" = None
+
+    def runtime(self) -> "trt.Runtime":
+        """Return the runtime that loads engines. It lives as long as this object, which must outlive the engines."""
+        if self._runtime is None:
+            self._runtime = self.module.Runtime(self.logger)
+        return self._runtime
+
+    def __str__(self) -> str:
+        return f"{RTX if self.is_rtx else 'TensorRT'} {self.version}"
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """The versions and the GPU that an engine is built for; on others it may fail to run, or run slower."""
-
-    tensorrt: str
-    gpu: Gpu
-
-    def __str__(self) -> str:
-        return f"TensorRT {self.tensorrt}, {self.gpu.name} ({self.gpu.compute_capability}), {self.gpu.driver}"
-
-    def parts(self) -> dict[str, str]:
-        """Return the parts by the names that messages use."""
-        return {
-            "TensorRT": self.tensorrt,
-            "GPU": self.gpu.name,
-            "compute capability": self.gpu.compute_capability,
-            "multiprocessors": str(self.gpu.multiprocessors),
-            "driver": self.gpu.driver,
-        }
-
-
-class Library:
-    """TensorRT and the CUDA runtime of this machine.
+    """What an engine is built for; elsewhere it may fail to run, or run slower.
 
     Attributes:
-        logger: the logger for every builder, parser and runtime.
-        error_log: errors that TensorRT reported to the logger.
-        cuda: the CUDA runtime.
-        platform: versions and GPU.
-
-    Raises:
-        MissingPartError: TensorRT, cuda-python, a driver or a GPU is missing or too old.
+        text: a short description.
+        parts: versions and GPU, by the names that messages use.
     """
 
-    def __init__(self) -> None:
+    text: str
+    parts: dict[str, str]
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def file_name(self) -> str:
+        """A name for files of this platform; those of other drivers share it."""
+        parts = [part for name, part in self.parts.items() if name != "driver"]
+        return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in parts)
+
+
+def gpu_platform(library: Library, gpu: Gpu) -> Platform:
+    """Return the platform of engines that TensorRT 10 or 11 builds for a GPU of this machine."""
+    parts = {
+        "TensorRT": library.version,
+        "GPU": gpu.name,
+        "compute capability": gpu.compute_capability,
+        "multiprocessors": str(gpu.multiprocessors),
+        "driver": gpu.driver,
+    }
+    return Platform(f"{library}, {gpu.name} ({gpu.compute_capability}), {gpu.driver}", parts)
+
+
+def named_platform(library: Library, gpus: tuple[str, ...]) -> Platform:
+    """Return the platform of engines that TensorRT-RTX builds for GPU classes such as ``sm86``."""
+    names = ", ".join(gpus)
+    return Platform(f"{library}, {names}", {RTX: library.version, "GPUs": names})
+
+
+def open_tensorrt() -> Library:
+    """Import TensorRT 10 or 11.
+
+    Raises:
+        MissingPartError: it is not installed, cannot be imported, or is too old.
+    """
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise _cannot_import("tensorrt", error, "tensorrt", EXTRA) from error
+    version = str(getattr(tensorrt, "__version__", "unknown"))
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < _OLDEST:
+        raise MissingPartError(f"TensorRT {version} is too old, {'.'.join(map(str, _OLDEST))} is needed: {EXTRA}")
+    return Library(tensorrt, version, False, *_make_logger(tensorrt))
+
+
+def open_rtx() -> Library:
+    """Import TensorRT-RTX, whose parser and compiler need no GPU and no driver.
+
+    Raises:
+        MissingPartError: it is not installed, or cannot be imported.
+    """
+    try:
         try:
-            import tensorrt
-        except ImportError as error:
-            missing = isinstance(error, ModuleNotFoundError) and error.name == "tensorrt"
-            raise cannot_import("tensorrt", error, missing) from error
-        version = str(getattr(tensorrt, "__version__", "unknown"))
-        numbers = re.match(r"(\d+)\.(\d+)", version)
-        if numbers is None or (int(numbers[1]), int(numbers[2])) < _OLDEST:
-            oldest = ".".join(map(str, _OLDEST))
-            raise MissingPartError(f"TensorRT {version} is too old, {oldest} is needed: {EXTRA}")
-        self.cuda = Cuda()
-        self.platform = Platform(version, self.cuda.gpu)
-        self.logger, self.error_log = _logger(tensorrt)
-        self._runtime: trt.Runtime | None = None
-
-    def runtime(self) -> "trt.Runtime":
-        """Return the runtime that loads engines. It lives as long as this object, which must outlive the engines."""
-        import tensorrt as trt
-
-        if self._runtime is None:
-            self._runtime = trt.Runtime(self.logger)
-        return self._runtime
+            import tensorrt_rtx as module
+        except ModuleNotFoundError:
+            import tensorrt_rtx_bindings as module  # installed without the meta package
+    except (ImportError, OSError) as error:
+        raise _cannot_import(RTX, error, "tensorrt_rtx_bindings", _RTX_EXTRA) from error
+    return Library(module, str(module.__version__), True, *_make_logger(module))
 
 
-@lru_cache(maxsize=1)
-def _logger(module: ModuleType) -> tuple["trt.ILogger", ErrorLog]:
-    """Create the logger of the process: TensorRT keeps the first logger it receives and ignores later ones."""
-    import tensorrt as trt
+def _cannot_import(name: str, error: Exception, module: str, hint: str) -> MissingPartError:
+    if isinstance(error, ModuleNotFoundError) and error.name == module:
+        return NotInstalledError(f"{name} is not installed: {hint}")
+    return MissingPartError(f"{name} cannot be imported ({' '.join(str(error).split())}): {hint}")
 
-    error_log = ErrorLog()
-    errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
-    class Logger(trt.ILogger):
+@lru_cache
+def _make_logger(module: Any) -> tuple[Any, ErrorLog]:
+    """Create the logger of a module, once per process: it keeps the first logger it receives and ignores later ones."""
+    log, severity = ErrorLog(), module.ILogger.Severity
+
+    class Logger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            module.ILogger.__init__(self)
 
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity in errors:
-                error_log.add(msg)
+        def log(self, level: Any, msg: str) -> None:
+            if level in (severity.INTERNAL_ERROR, severity.ERROR):
+                log.add(msg)
+            elif level == severity.WARNING:
+                log.warn(msg)
             else:
                 _LOG.debug("%s", msg)
 
-    return Logger(), error_log
+    return Logger(), log

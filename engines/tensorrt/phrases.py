@@ -6,7 +6,6 @@ from typing import Any
 
 from ..bundle.contracts import Stage
 from ..errors import RSRefSegError
-from .context import StageContext
 from .memory import DeviceTensor
 from .session import Session
 
@@ -31,7 +30,7 @@ class PhraseRunner:
         self._session, self._count = session, count
         self._contexts = []
         for stage in PHRASE_STAGES:
-            context = StageContext(session.load(stage))
+            context = session.context(stage)
             contract = session.contracts[stage]
             names = [spec.name for spec in (*contract.inputs, *contract.outputs)]
             sizes = {dim.name: count for dim in contract.dims}

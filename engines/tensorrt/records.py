@@ -1,15 +1,14 @@
 """Engines on disk: ``engines/<fingerprint>/`` in the user's cache folder, each with a record of its origin.
 
-An engine file is native code: loading it can run it. Engines are therefore never part of a bundle; they are stored in a
-folder that only this user can write. An engine is loaded only if the fingerprint of its record is current and its bytes
-match the digest in the record.
+An engine file is native code: loading it can run it. Engines are therefore never part of a bundle. An engine is loaded
+only if the fingerprint of its record is current and its bytes match the digest in the record.
 """
 
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -18,15 +17,14 @@ from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..bundle.manifest import FileRecord
 from ..errors import BadInputError, BundleError
-from ..system.files import atomic_directory, cache_folder, check_private, clear_leftovers
+from ..system.files import atomic_directory, cache_folder, clear_leftovers
 from .library import Platform
 
 RECORD_NAME = "record.json"
 DEFAULT_WORKSPACE_MIB, DEFAULT_OPTIMIZATION_LEVEL = 4096, 3
 # Increase it with any change to the build that is not an option, such as a builder flag.
 _RECIPE = "1"
-_GPU_PARTS = ("GPU", "compute capability", "multiprocessors")
-_BUILD_AGAIN = "build it again with `rsrefseg build`"
+_GPU_PARTS = ("GPU", "GPUs", "compute capability", "multiprocessors")
 _LOG = logging.getLogger(__name__)
 
 
@@ -61,7 +59,7 @@ class Fingerprint(Struct, frozen=True):
         graphs = {f"graph file {file.name}": file.sha256 for file in (record.graph, *record.data)}
         contract = _digest(record.contract)
         fixed = {"stage": str(stage), "precision": record.precision, "contract": contract, "build recipe": _RECIPE}
-        return cls({**fixed, **graphs, **platform.parts()}, options)
+        return cls({**fixed, **graphs, **platform.parts}, options)
 
     @property
     def digest(self) -> str:
@@ -88,7 +86,7 @@ class EngineRecord(Struct, frozen=True):
         fingerprint: everything the engine depends on.
         bundle: path of the bundle it was built for.
         engine: file of the engine.
-        heavy_layers: precision of the layers that multiply, as the engine inspector reports it.
+        computes_in: see ``BuiltEngine``.
         activation_bytes: GPU memory one run needs besides weights, inputs and outputs.
         built_at: time of the build, UTC, ISO 8601.
         build_seconds: duration of the build.
@@ -97,7 +95,7 @@ class EngineRecord(Struct, frozen=True):
     fingerprint: Fingerprint
     bundle: str
     engine: FileRecord
-    heavy_layers: str
+    computes_in: str
     activation_bytes: int
     built_at: str
     build_seconds: float
@@ -105,7 +103,7 @@ class EngineRecord(Struct, frozen=True):
     def precedes(self, wanted: Fingerprint, bundle: Bundle) -> bool:
         """Return whether this is an earlier engine of the same stage, for the same bundle or the same graph files."""
         mine, theirs = self.fingerprint.parts, wanted.parts
-        if mine.get("stage") != theirs["stage"]:
+        if mine.get("stage") != theirs["stage"] or ("GPUs" in mine) is not ("GPUs" in theirs):
             return False
         graphs = [{name: text for name, text in parts.items() if "graph file" in name} for parts in (mine, theirs)]
         return self.bundle == bundle_path(bundle) or graphs[0] == graphs[1]
@@ -116,12 +114,12 @@ class EngineRecord(Struct, frozen=True):
         return all(mine.get(name) == theirs.get(name) for name in _GPU_PARTS)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEngine:
-    """An engine in the cache folder."""
+class StoredEngine(NamedTuple):
+    """An engine on disk: its folder, its record, and the fix if its file is missing or changed."""
 
     folder: Path
     record: EngineRecord
+    hint: str = "build it again with `rsrefseg build`"
 
     def read(self) -> bytes:
         """Return the bytes of the engine, after verifying their digest.
@@ -133,11 +131,11 @@ class StoredEngine:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise BundleError(f"'{path}' is missing: {_BUILD_AGAIN}") from None
+            raise BundleError(f"'{path}' is missing: {self.hint}") from None
         except OSError as error:
             raise BundleError(f"cannot read '{path}': {error.strerror or error}") from error
         if hashlib.sha256(data).hexdigest() != self.record.engine.sha256:
-            raise BundleError(f"'{path}' was changed after it was built: {_BUILD_AGAIN}")
+            raise BundleError(f"'{path}' was changed after it was built: {self.hint}")
         return data
 
 
@@ -155,12 +153,10 @@ def stored_engines() -> list[StoredEngine]:
     """Return all engines of this user, newest first. Engines with unreadable records are skipped.
 
     Raises:
-        MissingPartError: others can write to the folder.
         BundleError: the folder cannot be read.
     """
     root, found = engines_folder(), []
     try:
-        check_private(root)
         clear_leftovers(root)
         folders = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
     except FileNotFoundError:
@@ -182,7 +178,7 @@ def store_engine(record: EngineRecord, engine: bytes, layers: str) -> StoredEngi
     Args:
         record: record of the engine.
         engine: the serialised engine.
-        layers: JSON of the inspector, stored for reference.
+        layers: JSON of the inspector, stored for reference; empty if there was no GPU to inspect it with.
 
     Raises:
         RSRefSegError: the disk is full or the cache folder cannot be written.
@@ -190,7 +186,8 @@ def store_engine(record: EngineRecord, engine: bytes, layers: str) -> StoredEngi
     target = engines_folder() / record.fingerprint.digest
     with atomic_directory(target) as folder:
         (folder / record.engine.name).write_bytes(engine)
-        (folder / "layers.json").write_text(layers, encoding="utf-8")
+        if layers:
+            (folder / "layers.json").write_text(layers, encoding="utf-8")
         (folder / RECORD_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
     return StoredEngine(target, record)
 

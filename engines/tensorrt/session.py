@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..bundle.contracts import Stage, StageContract, TensorSpec
+from ..bundle.contracts import Stage, TensorSpec
+from ..bundle.manifest import StageRecord
 from ..engine import Arrays
 from ..errors import RSRefSegError
-from .context import LoadedStage, Region, sizes_of
+from .build import load_engine, prove_engine
+from .context import Place, StageContext, sizes_of
+from .cuda import Cuda
 from .library import Library
 from .memory import DevicePool, DeviceTensor, Staging, aligned
 from .records import StoredEngine
+from .runtime_cache import RuntimeCache
 
 # SAM's encoder runs in parallel to SigLIP's; all other stages wait for one of them anyway.
 SIDE_STAGE = Stage.SAM_ENCODER
@@ -27,33 +31,48 @@ class Session:
     share a part of it; the stage on the side stream runs in parallel and has a separate part.
 
     Args:
-        library: TensorRT and CUDA.
+        library: the kind of TensorRT.
+        cuda: the CUDA runtime.
         stored: the engine of each stage.
-        contracts: the contract of each stage.
+        records: the record of each stage's graph.
+        cache: kernels that TensorRT-RTX compiled before; None for TensorRT 10 and 11.
     """
 
     def __init__(
-        self, library: Library, stored: Mapping[Stage, StoredEngine], contracts: Mapping[Stage, StageContract]
+        self,
+        library: Library,
+        cuda: Cuda,
+        stored: Mapping[Stage, StoredEngine],
+        records: Mapping[Stage, StageRecord],
+        cache: RuntimeCache | None,
     ) -> None:
-        self.library, self.cuda, self.contracts = library, library.cuda, contracts
-        self._stored = stored
-        self._stages: dict[Stage, LoadedStage] = {}
-        needs = {stage: aligned(engine.record.activation_bytes) for stage, engine in stored.items()}
+        self.library, self.cuda = library, cuda
+        self.contracts = {stage: record.contract for stage, record in records.items()}
+        self._stored, self._records, self._cache = stored, records, cache
+        self._engines: dict[Stage, Any] = {}
+        self._contexts: dict[Stage, StageContext] = {}
+        # An engine that was built without a GPU must be loaded to learn how much memory it needs.
+        needs = {
+            stage: aligned(one.record.activation_bytes or int(self._engine(stage).device_memory_size_v2))
+            for stage, one in stored.items()
+        }
         shared = max(size for stage, size in needs.items() if stage is not SIDE_STAGE)
         self._activations = self.cuda.allocate(shared + needs[SIDE_STAGE], "for activations")
-        self._shared = Region(self._activations, shared)
-        self._side = Region(self._activations + shared, needs[SIDE_STAGE])
         self.main, self.side = self.cuda.make_stream(), self.cuda.make_stream()
+        self._on_main = Place(self.main, self._activations, shared)
+        self._on_side = Place(self.side, self._activations + shared, needs[SIDE_STAGE])
         self.pool, self.staging = DevicePool(self.cuda), Staging(self.cuda)
 
-    def load(self, stage: Stage) -> LoadedStage:
-        """Return the engine of a stage, loading it on first use."""
-        if stage not in self._stages:
-            region = self._side if stage is SIDE_STAGE else self._shared
-            data = self._stored[stage].read()
-            loaded = LoadedStage(self.library, self.contracts[stage], data, region, self.stream_of(stage))
-            self._stages[stage] = loaded
-        return self._stages[stage]
+    def load(self, stage: Stage) -> StageContext:
+        """Return the context of a stage for calls with varying shapes, loading its engine on first use."""
+        if stage not in self._contexts:
+            self._contexts[stage] = self.context(stage)
+        return self._contexts[stage]
+
+    def context(self, stage: Stage) -> StageContext:
+        """Return a new context of a stage."""
+        place = self._on_side if stage is SIDE_STAGE else self._on_main
+        return StageContext(self.library, self.contracts[stage], self._engine(stage), place, self._cache)
 
     def stream_of(self, stage: Stage) -> Any:
         """Return the stream that a stage runs on."""
@@ -65,11 +84,11 @@ class Session:
 
     def enqueue(self, stage: Stage, sizes: Mapping[str, int], tensors: Mapping[str, DeviceTensor]) -> None:
         """Enqueue one run of a stage on its stream, and mark its outputs as written."""
-        loaded = self.load(stage)
-        loaded.own.bind(sizes, {name: tensor.address for name, tensor in tensors.items()})
-        loaded.own.enqueue()
+        context = self.load(stage)
+        context.bind(sizes, {name: tensor.address for name, tensor in tensors.items()})
+        context.enqueue()
         for spec in self.contracts[stage].outputs:
-            tensors[spec.name].written(loaded.stream)
+            tensors[spec.name].written(self.stream_of(stage))
 
     def run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run one stage on arrays and return its outputs as arrays."""
@@ -107,12 +126,23 @@ class Session:
             self._quietly(self.cuda.free_graph, graph)
         for event in events:
             self._quietly(self.cuda.free_event, event)
-        self._stages.clear()
+        if self._cache is not None:
+            self._cache.keep()
+        self._contexts.clear()
+        self._engines.clear()
         self.pool.close(self._quietly)
         self.staging.close(self._quietly)
         self._quietly(self.cuda.free, self._activations)
         for stream in (self.side, self.main):
             self._quietly(self.cuda.free_stream, stream)
+
+    def _engine(self, stage: Stage) -> Any:
+        if stage not in self._engines:
+            engine = load_engine(self.library, stage, self._stored[stage].read())
+            if self.library.is_rtx:  # others were proven when they were built
+                prove_engine(self.library, engine, self._records[stage], _LOG.warning)
+            self._engines[stage] = engine
+        return self._engines[stage]
 
     def _quietly(self, do: Callable[..., None], *arguments: Any) -> None:
         try:

@@ -17,10 +17,10 @@ from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..bundle.manifest import FileRecord
 from ..errors import BadInputError, BundleError, MissingPartError
-from ..system.files import private_folder, unwritable
 from ..system.progress import ProgressLine
-from .build import build_engine
-from .library import Library, Platform
+from .build import Compiler
+from .cuda import Cuda
+from .library import Platform, gpu_platform, open_tensorrt
 from .records import (
     BuildOptions,
     EngineRecord,
@@ -31,10 +31,8 @@ from .records import (
     store_engine,
     stored_engines,
 )
-from .timing import timing_cache_path
 
 _NO_ENGINE = "it has no engine yet"
-_MAX_OPSET = 20  # the newest that TensorRT 10.3 reads
 
 
 class Found(Struct, frozen=True):
@@ -67,32 +65,34 @@ class StageBuild(NamedTuple):
             "folder": str(self.engine.folder),
             "size_bytes": record.engine.size_bytes,
             "build_seconds": record.build_seconds,
-            "heavy_layers": record.heavy_layers,
+            "computes_in": record.computes_in,
         }
 
 
 class BuildReport(NamedTuple):
-    """The report of ``rsrefseg build``."""
+    """The report of ``rsrefseg build``; ``out`` is the folder that the engines were copied to, if one was named."""
 
     bundle: str
     platform: str
     stages: dict[Stage, StageBuild]
+    out: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""
         stages = [build.to_dict() for build in self.stages.values()]
-        return {"bundle": self.bundle, "platform": self.platform, "stages": stages}
+        return {"bundle": self.bundle, "platform": self.platform, "out": self.out, "stages": stages}
 
     def render(self) -> Any:
         """Return a table for the terminal."""
         from ..system.tables import Table
 
-        columns = ("stage", "", "MiB", "s", "layers that multiply")
-        table = Table(f"{self.bundle} for {self.platform}", columns, words=2, verdict=True)
+        columns = ("stage", "", "MiB", "s", "computes in")
+        where = f", in {self.out}" if self.out else ""
+        table = Table(f"{self.bundle} for {self.platform}{where}", columns, words=2, verdict=True)
         for stage, (engine, reasons) in self.stages.items():
             did, record = f"built: {'; '.join(reasons)}" if reasons else "current", engine.record
             size, seconds = f"{record.engine.size_bytes / 2**20:.1f}", f"{record.build_seconds:.1f}"
-            table.add(stage, did, size, seconds, record.heavy_layers)
+            table.add(stage, did, size, seconds, record.computes_in)
         return table.to_rich()
 
 
@@ -134,11 +134,10 @@ def build_bundle(
     requested = {name: value for name, value in given.items() if value is not None}
     BuildOptions(**requested)
     bundle = Bundle.open(path)
-    library = Library()
-    if note := bundle.manifest.note_for("tensorrt"):
-        ProgressLine("building").say(note)
-    built = ensure_engines(library, bundle, chosen, requested, force)
-    return BuildReport(str(bundle.root), str(library.platform), built)
+    library = open_tensorrt()
+    compiler = Compiler(library, gpu_platform(library, Cuda().gpu))
+    built = ensure_engines(compiler, bundle, chosen, requested, force)
+    return BuildReport(str(bundle.root), str(compiler.platform), built)
 
 
 def find_engine(bundle: Bundle, stage: Stage, platform: Platform, requested: dict[str, int] | None = None) -> Found:
@@ -149,14 +148,7 @@ def find_engine(bundle: Bundle, stage: Stage, platform: Platform, requested: dic
         stage: the stage.
         platform: platform of this machine.
         requested: options that the engine must have; by default any.
-
-    Raises:
-        MissingPartError: the stage's graph is of an opset that TensorRT does not read.
     """
-    if (opset := bundle.manifest.stages[stage].opset) > _MAX_OPSET:
-        raise MissingPartError(
-            f"TensorRT does not read opset {opset} of '{stage}': export the bundle again without --opset {opset}"
-        )
     stale: list[Found] = []
     for stored in stored_engines():
         found = stored.record.fingerprint
@@ -169,7 +161,7 @@ def find_engine(bundle: Bundle, stage: Stage, platform: Platform, requested: dic
 
 
 def ensure_engines(
-    library: Library,
+    compiler: Compiler,
     bundle: Bundle,
     stages: Sequence[Stage],
     requested: dict[str, int] | None = None,
@@ -181,9 +173,11 @@ def ensure_engines(
         RSRefSegError: see ``build_bundle``. Engines that were built before the error stay.
     """
     done = {}
-    with _alone(library.platform, ProgressLine("building").say):
+    if note := bundle.manifest.note_for("tensorrt"):
+        ProgressLine("building").say(note)
+    with _alone(compiler.platform, ProgressLine("building").say):
         for stage in stages:
-            found = find_engine(bundle, stage, library.platform, requested)
+            found = find_engine(bundle, stage, compiler.platform, requested)
             engine, reasons = found.engine, found.reasons
             if engine is not None and force:
                 engine, reasons = None, ("requested with --force",)
@@ -193,25 +187,25 @@ def ensure_engines(
                 except BundleError as error:
                     engine, reasons = None, (str(error).partition(": ")[0],)
             if engine is None:
-                engine = _build(library, bundle, stage, replace(found.options, **(requested or {})), reasons)
+                engine = _build(compiler, bundle, stage, replace(found.options, **(requested or {})), reasons)
             done[stage] = StageBuild(engine, reasons)
     return done
 
 
 def _build(
-    library: Library, bundle: Bundle, stage: Stage, options: BuildOptions, reasons: tuple[str, ...]
+    compiler: Compiler, bundle: Bundle, stage: Stage, options: BuildOptions, reasons: tuple[str, ...]
 ) -> StoredEngine:
     with ProgressLine(f"building {stage}") as progress:
         progress.say(f"building {stage}: {'; '.join(reasons)}")
         start = time.perf_counter()
-        built = build_engine(library, bundle, stage, options, progress)
+        built = compiler.build(bundle, stage, options, progress)
         seconds = time.perf_counter() - start
         progress.say(f"built {stage} in {seconds:.1f} s")
     record = EngineRecord(
-        fingerprint=Fingerprint.of(bundle, stage, library.platform, options),
+        fingerprint=Fingerprint.of(bundle, stage, compiler.platform, options),
         bundle=bundle_path(bundle),
         engine=FileRecord(f"{stage}.engine", hashlib.sha256(built.data).hexdigest(), len(built.data)),
-        heavy_layers=built.heavy_layers,
+        computes_in=built.computes_in,
         activation_bytes=built.activation_bytes,
         built_at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),  # noqa: UP017 - Python 3.10
         build_seconds=round(seconds, 3),
@@ -229,12 +223,13 @@ def _alone(platform: Platform, say: Callable[[str], None]) -> Iterator[None]:
     """Allow one build for a platform at a time: parallel builds would distort each other's timings."""
     import fcntl
 
-    folder = private_folder(engines_folder())
-    path = folder / f".{timing_cache_path(platform).stem}.lock"
+    path = engines_folder() / f".{platform.file_name}.lock"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise unwritable(path, error) from error
+        hint = "set XDG_CACHE_HOME to a folder that can be written"
+        raise MissingPartError(f"cannot write '{path.parent}' ({error.strerror or error}): {hint}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,7 +237,7 @@ def _alone(platform: Platform, say: Callable[[str], None]) -> Iterator[None]:
             say("another build for this GPU is running: waiting for it")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:
-            say(f"the file system of '{folder}' has no locks: run no other build meanwhile")
+            say(f"the file system of '{path.parent}' has no locks: run no other build meanwhile")
         yield
     finally:
         os.close(descriptor)

@@ -4,7 +4,6 @@ The user's cache folder has one file per GPU, number of multiprocessors (which a
 version. Builds for the same platform run one at a time, so that none overwrites the timings of another.
 """
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +22,7 @@ _WITHOUT = "build with --force to measure again"
 
 def timing_cache_path(platform: Platform) -> Path:
     """Return the path of a platform's timing cache."""
-    gpu = platform.gpu
-    parts = (gpu.name, gpu.compute_capability, f"{gpu.multiprocessors}sm", platform.tensorrt)
-    name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in parts)
-    return cache_folder() / "timing" / f"{name}.cache"
+    return cache_folder() / "timing" / f"{platform.file_name}.cache"
 
 
 def attach(

@@ -67,12 +67,15 @@ def test_help_loads_nothing_heavy() -> None:
 def test_help_lists_every_command_and_each_explains_itself(group: str, capsys: Capsys) -> None:
     shown = run_here(capsys, *group.split())
     assert shown == run_here(capsys, *group.split(), "--help")
-    assert set(re.findall(r"^  (\w+) ", shown.out.partition("Commands:\n")[2], re.MULTILINE)) == COMMANDS[group]
-    for command in COMMANDS[group]:
+    assert (
+        set(re.findall(r"^  (\w+) ", shown.out.partition("Commands:\n")[2].partition("\n\n")[0], re.MULTILINE))
+        == COMMANDS[group]
+    )
+    for command in COMMANDS[group] - {"data"}:
         ran = run_here(capsys, *group.split(), command, "--help")
         assert (ran.code, ran.err) == (0, "")
         assert ran.out.split()[:2] == ["Usage:", "rsrefseg"]
-        assert f"rsrefseg {group}{command} " in ran.out.partition("Example:")[2] + " "
+        assert f"Example: rsrefseg {group}{command}" in ran.out
 
 
 def test_the_defaults_that_help_shows_for_training_are_those_of_the_settings() -> None:

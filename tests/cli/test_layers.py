@@ -32,6 +32,8 @@ WRAPPERS = {
     "onnxruntime": ("engines/onnxruntime/library",),
     "openvino": ("engines/openvino/library",),
     "tensorrt": tuple(f"engines/tensorrt/{part}" for part in ("build", "context", "errors", "library", "timing")),
+    "tensorrt_rtx": ("engines/tensorrt/library",),
+    "tensorrt_rtx_bindings": ("engines/tensorrt/library",),
     "cuda": ("engines/tensorrt/cuda",),
 }
 HEAVY = {"torch", "torchvision", "transformers", "segment_anything", "peft", "accelerate", "onnx", "onnxscript"}

@@ -122,7 +122,7 @@ def test_infer_stays_within_its_memory(full: Full, say: Say) -> None:
     assert found.peak_gib <= INFER_GIB[full.preset]
 
 
-def test_half_precision_keeps_every_stage_in_half_the_bytes(full: Full, say: Say) -> None:
+def test_half_precision_halves_the_bytes_keeps_every_stage_and_is_fused(full: Full, say: Say) -> None:
     exporting = measured(full.folder, "export", "run", "--fp16", "--out", "half")
     share = size_of(full.folder / "half") / size_of(full.folder / "bundle")
     report = measured(full.folder, "parity", "--bundle", "half").document
@@ -133,3 +133,8 @@ def test_half_precision_keeps_every_stage_in_half_the_bytes(full: Full, say: Say
     assert len(worst) == 7
     assert all(error <= 1e-2 for error in worst.values())  # null, for a value that is not finite, would fail here
     assert exporting.peak_gib <= EXPORT_GIB[full.preset]
+    compiling = measured(full.folder, "build", "--check", "--bundle", "half")
+    stages = {row["stage"]: (row["fused"], row["attentions"]) for row in compiling.document["stages"]}
+    say(f"compile check: {compiling.wall_s:.0f} s, peak {compiling.peak_gib:.2f} GiB, attentions fused {stages}")
+    assert all(fused == attentions for fused, attentions in stages.values())
+    assert full.preset != "b" or (compiling.wall_s <= 180 and compiling.peak_gib <= 5)

@@ -99,7 +99,7 @@ def test_a_picture_crosses_the_bus_once_and_nothing_waits_before_the_answer(
         segmenter.segment(picture(), PHRASES[:1])
         copied: list[int] = []
         waits: list[str] = []
-        cuda = segmenter.engine._library.cuda  # type: ignore[attr-defined]
+        cuda = segmenter.engine._cuda  # type: ignore[attr-defined]
         copy_in, wait = cuda.copy_in, cuda.wait_for_stream
         monkeypatch.setattr(cuda, "copy_in", lambda *a: (copied.append(a[2]), copy_in(*a)))
         monkeypatch.setattr(cuda, "wait_for_stream", lambda *a: (waits.append(a[1]), wait(*a)))

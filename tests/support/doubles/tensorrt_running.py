@@ -50,6 +50,8 @@ class Runtime:
 
 
 class ICudaEngine:
+    _types, _modes = DataType.__members__, TensorIOMode
+
     def __init__(self, header: dict[str, Any], graph: bytes) -> None:
         self.header, self.model = header, onnx.load_from_string(graph)
         options = onnxruntime.SessionOptions()
@@ -74,11 +76,11 @@ class ICudaEngine:
         return list(self.tensors)[index]
 
     def get_tensor_mode(self, name: str) -> Any:
-        return TensorIOMode.INPUT if self.tensors[name] in self.inputs else TensorIOMode.OUTPUT
+        return self._modes.INPUT if self.tensors[name] in self.inputs else self._modes.OUTPUT
 
     @fallible(DataType.HALF)
     def get_tensor_dtype(self, name: str) -> Any:
-        return DataType[_DTYPES[str(self.dtype(name))]]
+        return self._types[_DTYPES[str(self.dtype(name))]]
 
     def create_engine_inspector(self) -> Any:
         return EngineInspector(self)
@@ -95,7 +97,7 @@ class ICudaEngine:
         specs = (*typed.graph.value_info, *self.tensors.values())
         found = {spec.name: spec.type.tensor_type.elem_type for spec in specs}
         found |= {weight.name: weight.data_type for weight in typed.graph.initializer}
-        words = {10: ("Row major linear FP32", "Row major linear FP16 format"), 11: ("Float", "Half")}[state().major]
+        words = ("Row major linear FP32", "Row major linear FP16 format") if state().major == 10 else ("Float", "Half")
         for node in self.model.graph.node:
             half = found.get(node.input[0]) == onnx.TensorProto.FLOAT16
             tensors = [{"Name": name, "Format/Datatype": words[half]} for name in (*node.input, *node.output)]

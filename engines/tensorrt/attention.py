@@ -1,0 +1,87 @@
+"""Finds the attentions of a parsed network, and those that a serialised engine computes in one fused kernel."""
+
+import re
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+# Layers that may stand between the softmax and the two products: scale, bias, mask, change of type or shape.
+_BETWEEN = {"CAST", "CONSTANT", "ELEMENTWISE", "IDENTITY", "SCALE", "SELECT", "SHUFFLE", "UNARY"}
+_ONNX_NAME = re.compile(r"\[ONNX Layer: (.*?)\]")
+# An engine holds its program as text: a call of a kernel names the layers that the kernel computes.
+_FUSED_CALL = re.compile(rb'function=\{ name=\w*_mha_\w* [^\n]* layers="([^"]*)"')
+
+
+class Attention(NamedTuple):
+    """An attention of a network: the ONNX node of its softmax, or of the whole, and whether it is in half precision."""
+
+    node: str
+    half: bool
+
+
+def find_attentions(network: Any, trt: Any) -> tuple[Attention, ...]:
+    """Return the attentions of a parsed network in the network's order.
+
+    An attention is a softmax between two matrix products, or ONNX's ``Attention``.
+
+    Args:
+        network: an ``INetworkDefinition`` without control flow.
+        trt: the module of TensorRT.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    producer = {layer.get_output(n).name: layer for layer in layers for n in range(layer.num_outputs)}
+    consumers = defaultdict(list)
+    for layer in layers:
+        for tensor in _inputs(layer):
+            consumers[tensor.name].append(layer)
+
+    def before(layer: Any) -> list[Any]:
+        return [producer[tensor.name] for tensor in _inputs(layer) if tensor.name in producer]
+
+    def after(layer: Any) -> list[Any]:
+        return [reader for n in range(layer.num_outputs) for reader in consumers[layer.get_output(n).name]]
+
+    found = []
+    for layer in layers:
+        if layer.type.name == "ATTENTION_OUTPUT":
+            found.append(Attention(_node(layer), layer.get_output(0).dtype == trt.DataType.HALF))
+        elif layer.type.name == "SOFTMAX":
+            first, second = _nearest_products(layer, before), _nearest_products(layer, after)
+            if first and second:
+                half = any(product.get_output(0).dtype == trt.DataType.HALF for product in (*first, *second))
+                found.append(Attention(_node(layer), half))
+    return tuple(found)
+
+
+def fused_nodes(engine: bytes) -> frozenset[str]:
+    """Return the ONNX nodes that fused attention kernels of a serialised engine compute.
+
+    The engine must have been built with the names of its layers, which is the default.
+    """
+    return frozenset(
+        name for layers in _FUSED_CALL.findall(engine) for name in _ONNX_NAME.findall(layers.decode(errors="replace"))
+    )
+
+
+def _inputs(layer: Any) -> list[Any]:
+    tensors = (layer.get_input(n) for n in range(layer.num_inputs))
+    return [tensor for tensor in tensors if tensor is not None]  # optional inputs may be missing
+
+
+def _nearest_products(start: Any, step: Any) -> list[Any]:
+    """Return the matrix products that ``step`` leads to from a layer, through cheap layers only."""
+    products, seen, waiting = [], {start.name}, step(start)
+    while waiting:
+        layer = waiting.pop()
+        if layer.name in seen:
+            continue
+        seen.add(layer.name)
+        if layer.type.name == "MATRIX_MULTIPLY":
+            products.append(layer)
+        elif layer.type.name in _BETWEEN:
+            waiting += step(layer)
+    return products
+
+
+def _node(layer: Any) -> str:
+    named = _ONNX_NAME.search(layer.metadata)
+    return named[1] if named else str(layer.name)

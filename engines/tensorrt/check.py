@@ -1,0 +1,131 @@
+"""``rsrefseg build --check``: whether NVIDIA's compiler builds and fuses the graphs of a bundle; no GPU needed."""
+
+import time
+from typing import Any
+
+from ..bundle.bundle import Bundle
+from ..bundle.contracts import Stage
+from ..errors import RSRefSegError
+from ..records import Record
+from ..system.progress import ProgressLine
+from .attention import fused_nodes
+from .build import Compiler
+from .float64 import float64_node
+from .library import open_rtx
+from .records import BuildOptions
+
+# Compiles for the smallest shared memory and the oldest kernels of the GPUs with fused attention. It is also the
+# nearest to Orin's sm87, which TensorRT-RTX does not have.
+DEFAULT_GPUS = ("sm86",)
+
+
+class StageCheck(Record, frozen=True):
+    """What the compiler made of one stage.
+
+    Attributes:
+        stage: the stage.
+        precision: precision of its graph.
+        layers: number of layers of the parsed network; 0 if the graph does not parse.
+        attentions: number of attentions in the network.
+        half: number of them in half precision, which alone can be fused.
+        fused: number of them that became one kernel.
+        engine_mib: size of the engine, MiB; 0 if it was not built.
+        seconds: time to parse and build, s.
+        warnings: warnings of parser and builder.
+        fault: what is wrong, with the node; None if nothing is.
+    """
+
+    stage: Stage
+    precision: str
+    layers: int
+    attentions: int
+    half: int
+    fused: int
+    engine_mib: float
+    seconds: float
+    warnings: tuple[str, ...]
+    fault: str | None
+
+
+class CompileReport(Record, frozen=True):
+    """The report of ``rsrefseg build --check``."""
+
+    bundle: str
+    compiler: str
+    gpus: tuple[str, ...]
+    stages: tuple[StageCheck, ...]
+
+    @property
+    def failure(self) -> str | None:
+        """The first fault and the number of others; None if the check holds."""
+        faults = [check.fault for check in self.stages if check.fault is not None]
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        return f"{faults[0]}{more}" if faults else None
+
+    def render(self) -> Any:
+        """Return a table for the terminal, with faults and warnings below it."""
+        from rich.console import Group
+        from rich.text import Text
+
+        from ..system.tables import Table
+
+        columns = ("stage", "layers", "attentions", "fused", "MiB", "s", "")
+        table = Table(f"{self.bundle}, compiled by {self.compiler} for {', '.join(self.gpus)}", columns, verdict=True)
+        for check in self.stages:
+            verdict = "FAIL" if check.fault else "ok" if check.half == check.attentions else "ok, FP32 is not fused"
+            counts = (check.layers, check.attentions, check.fused)
+            table.add(check.stage, *map(str, counts), f"{check.engine_mib:.1f}", f"{check.seconds:.1f}", verdict)
+        notes = [f"{check.stage}: {line}" for check in self.stages for line in check.warnings]
+        return Group(table.to_rich(), *(Text(note) for note in notes))
+
+
+def check_compilation(bundle: Bundle, stages: tuple[Stage, ...], gpus: tuple[str, ...]) -> CompileReport:
+    """Parse and build the graphs of a bundle, and count the attentions that become one kernel.
+
+    Args:
+        bundle: the bundle.
+        stages: the stages to check.
+        gpus: compute capabilities such as ``sm86``.
+
+    Returns:
+        The report. A graph that does not parse or build, or has an attention in half precision that is not fused, is a
+        fault.
+
+    Raises:
+        MissingPartError: TensorRT-RTX is not installed.
+    """
+    compiler = Compiler.for_gpus(open_rtx(), gpus)
+    checks = tuple(_check(compiler, bundle, stage) for stage in stages)
+    return CompileReport(str(bundle.root), str(compiler.library), gpus, checks)
+
+
+def _check(compiler: Compiler, bundle: Bundle, stage: Stage) -> StageCheck:
+    record, start = bundle.manifest.stages[stage], time.perf_counter()
+    layers = attentions = half = fused = size_bytes = 0
+    warnings: tuple[str, ...] = ()
+    fault = None
+    graph = bundle.graph_path(stage)  # a changed file is an error of the bundle, not a finding
+    progress = ProgressLine(f"compiling {stage}")
+    try:
+        progress.say(f"compiling {stage}")
+        parsed = compiler.parse(bundle, stage, progress)
+        layers, attentions, warnings = parsed.network.num_layers, len(parsed.attentions), parsed.warnings
+        halves = [attention.node for attention in parsed.attentions if attention.half]
+        half = len(halves)
+        with progress:
+            engine = compiler.compile(parsed, record.contract, BuildOptions(), progress)
+        size_bytes, warnings = len(engine), warnings + compiler.library.log.take_warnings()
+        together = fused_nodes(engine)
+        fused = sum(attention.node in together for attention in parsed.attentions)
+        if (node := float64_node(graph)) is not None:
+            fault = f"stage '{stage}': node '{node}' is in float64, which TensorRT computes in float32: export it again"
+        if apart := [node for node in halves if node not in together]:
+            fault = (
+                f"stage '{stage}': {len(apart)} of {half} attentions in half precision are not one kernel, the first"
+                f" is node '{apart[0]}': export the bundle again with `rsrefseg export --fp16`"
+            )
+    except RSRefSegError as error:
+        fault = str(error)
+    seconds = round(time.perf_counter() - start, 3)
+    size_mib = round(size_bytes / 2**20, 3)
+    return StageCheck(stage, record.precision, layers, attentions, half, fused, size_mib, seconds, warnings, fault)
