@@ -2,9 +2,10 @@
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer import Argument, Option
@@ -12,6 +13,8 @@ from typer.core import TyperGroup
 
 from rsrefseg.engines.errors import BadInputError, MissingPartError
 from rsrefseg.engines.system.terminal import finish_output, print_report, print_text, run_app
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class PlainHelpGroup(TyperGroup):
@@ -36,7 +39,7 @@ data_app = typer.Typer(help="Make, check and convert data sets.", cls=PlainHelpG
 app.add_typer(data_app, name="data")
 
 
-def _command(of: typer.Typer, name: str, example: str) -> Any:
+def _command(of: typer.Typer, name: str, example: str) -> Callable[[_Function], _Function]:
     """Add a command whose help ends with an example."""
     return of.command(name, epilog=f"Example: [bold]rsrefseg {example}[/bold]")
 
