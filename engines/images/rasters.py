@@ -20,7 +20,7 @@ from .tiles import Window
 
 _SAMPLE_SIDE = 2048  # of the decimated read that statistics are taken from, px
 _STRIP_PIXELS = 1 << 22
-_CACHE_MIB = 256
+_CACHE_BYTES = 256 << 20
 _process_wide_lock = threading.Lock()
 
 
@@ -105,7 +105,8 @@ class Raster:
 
     def reduced(self, longest: int) -> Scene:
         """Read the whole raster reduced to a long side of at most ``longest`` px."""
-        image, valid = self.read(((0, self.height), (0, self.width)), self._reduced_shape(longest))
+        parts = [self.read(window, shape) for window, shape in self._reduced_windows(longest)]
+        image, valid = (np.concatenate(part) for part in zip(*parts, strict=True))
         return Scene(image, None if valid.all() else valid, self.info)
 
     @property
@@ -113,9 +114,13 @@ class Raster:
         """Height and width, px."""
         return self.height, self.width
 
-    def _reduced_shape(self, longest: int) -> tuple[int, int]:
-        scale = min(1.0, longest / max(self.size))
-        return max(1, round(self.height * scale)), max(1, round(self.width * scale))
+    def _reduced_windows(self, longest: int) -> Iterator[tuple[Window, tuple[int, int]]]:
+        """Yield strips and their reduced shapes; in one piece, GDAL would decode each block once for every band."""
+        step = -(-max(self.size) // longest)
+        rows = step * max(1, _STRIP_PIXELS // (step * self.width))
+        for top in range(0, self.height, rows):
+            bottom = min(top + rows, self.height)
+            yield ((top, bottom), (0, self.width)), (-(-(bottom - top) // step), -(-self.width // step))
 
     def _strips(self) -> Iterator[tuple[int, int]]:
         """Yield ranges of rows that hold whole blocks of the file."""
@@ -169,8 +174,11 @@ class Raster:
         if self._stretch.method in (Method.AUTO, Method.NONE) and self._dtype == np.uint8:
             bits = int(self._dataset.tags(self._bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
             return [(0.0, 2.0**bits - 1)] * len(self._bands) if bits < 8 else None
-        values, usable = self._values(((0, self.height), (0, self.width)), self._reduced_shape(_SAMPLE_SIDE))
-        return [self._stretch.limits(band[mask]) for band, mask in zip(values, usable, strict=True)]
+        samples: list[list[npt.NDArray[Any]]] = [[] for _ in self._bands]
+        for window, shape in self._reduced_windows(_SAMPLE_SIDE):
+            for sample, band, mask in zip(samples, *self._values(window, shape), strict=True):
+                sample.append(band[mask])
+        return [self._stretch.limits(np.concatenate(sample)) for sample in samples]
 
 
 @contextlib.contextmanager
@@ -223,7 +231,7 @@ def _as_bad_input(name: str) -> Iterator[None]:
 
 def gdal_options() -> dict[str, int]:
     """Return options for GDAL: a cache that does not grow with the machine's memory, unless the user sets one."""
-    return {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": _CACHE_MIB}
+    return {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": _CACHE_BYTES}
 
 
 def gdal_errors() -> tuple[type[Exception], ...]:

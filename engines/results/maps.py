@@ -100,7 +100,7 @@ def open_maps(
             ):
                 mask_bands.update_tags(**{name.upper(): value for name, value in common.items() if value is not None})
                 for band, phrase in enumerate(phrases, 1):
-                    mask_bands.set_band_description(band, phrase)
+                    mask_bands.set_band_description(band, _plain(phrase))
                 maps = Maps(mask_bands, score_bands)
                 yield maps
             with open_dataset(plain) as mask_bands, open_dataset(scores) as score_bands:
@@ -118,6 +118,12 @@ def open_maps(
             raise RSRefSegError(f"cannot write '{masks}': {' '.join(str(error).split())}") from error
     if placement.on_earth:
         maps.areas_m2 = [round(area, 2) for area in areas]
+
+
+def _plain(phrase: str) -> str:
+    """Return a phrase as GDAL takes it: UTF-8 without control characters."""
+    text = phrase.encode("utf-8", "backslashreplace").decode()
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _write_features(stream: IO[bytes], found: Iterable[Region], phrase: str, common: dict[str, Any]) -> float:

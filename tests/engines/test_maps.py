@@ -20,6 +20,7 @@ from rsrefseg.engines.infer import InferReport, infer_image
 from rsrefseg.engines.results.provenance import source_name
 from rsrefseg.engines.results.results import write_results
 from rsrefseg.engines.segmentation import Segmentation
+from tests.engines.test_results import ODD_PHRASES
 from tests.support.commands import assert_refused, run_here
 from tests.support.rasters import write_raster
 
@@ -205,3 +206,14 @@ def test_bands_and_stretch_of_the_command(
     assert "note: bands 1, 2, 3" in run_here(capsys, *asked).out
     assert_refused(run_here(capsys, *asked, "--bands", "7"), "'7'")
     assert_refused(run_here(capsys, *asked, "--stretch", "much"), "'much'")
+
+
+def test_odd_phrases_describe_their_bands(tmp_path: Path) -> None:
+    scene = read_scene(write_raster(tmp_path / "a.tif", quarters()).path)
+    found = [_Fixed(phrase, np.full((96, 96), 2, np.float32), (96, 96), 96) for phrase in ODD_PHRASES]
+    masks, vectors, *_ = write_results(tmp_path / "out", "a", scene, found)
+    phrases = [feature["properties"]["phrase"] for feature in json.loads(vectors.read_bytes())["features"]]
+    assert phrases == ODD_PHRASES
+    with rasterio.open(masks) as made:
+        assert (made.count, made.descriptions[0]) == (len(ODD_PHRASES), ODD_PHRASES[0])
+        assert all(made.descriptions)
