@@ -8,8 +8,7 @@ import pytest
 from rsrefseg.bench.parity.parity import run_parity
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.errors import BadInputError, MissingPartError
-from rsrefseg.engines.tensorrt.store import find_engine
+from rsrefseg.engines.errors import BadInputError
 from rsrefseg.export.export import export_run
 from rsrefseg.export.settings import REASONS, ExportSettings, Target, default_attention, parse_attention
 from rsrefseg.inference.attention import AttentionChoice, AttentionForm
@@ -98,8 +97,3 @@ def test_the_manifest_says_for_which_target_attention_was_chosen_and_why(bundle:
 
 def test_attention_nodes_give_the_same_masks(exported: Exported, fused_bundle: Bundle) -> None:
     assert run_parity(fused_bundle.root, "onnxruntime", exported.data, "val", exported.run).holds
-
-
-def test_tensorrt_refuses_an_opset_it_does_not_read(fused_bundle: Bundle) -> None:
-    with pytest.raises(MissingPartError, match="opset 23"):
-        find_engine(fused_bundle, Stage.SIGLIP_VISION, None)  # type: ignore[arg-type]
