@@ -41,7 +41,7 @@ app.add_typer(data_app, name="data")
 
 def _command(of: typer.Typer, name: str, example: str) -> Callable[[_Function], _Function]:
     """Add a command whose help ends with an example."""
-    return of.command(name, epilog=f"Example: [bold]rsrefseg {example}[/bold]")
+    return of.command(name, epilog=f"Example: rsrefseg {example}")
 
 
 def _panel(title: str) -> Any:

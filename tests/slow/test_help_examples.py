@@ -30,7 +30,7 @@ def examples(group: TyperGroup, prefix: str = "") -> Iterator[tuple[str, list[st
         if isinstance(command, TyperGroup):
             yield from examples(command, f"{prefix}{name} ")
         else:
-            found = re.fullmatch(r"Example: \[bold\]rsrefseg (.+)\[/bold\]", command.epilog or "")
+            found = re.fullmatch(r"Example: rsrefseg (.+)", command.epilog or "")
             assert found is not None, f"{prefix}{name} has no example"
             yield prefix + name, shlex.split(found[1])
 
