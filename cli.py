@@ -18,7 +18,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class PlainHelpGroup(TyperGroup):
-    """A list of commands without colours and boxes, because importing rich doubles the time of ``--help``."""
+    """A group of commands with plain help: importing rich doubles the time of ``--help``."""
 
     def format_help(self, *args: Any) -> None:
         """Write the help."""
@@ -101,7 +101,7 @@ def _help_without_command(context: typer.Context) -> None:
 @_command(app, "demo", "demo --quick")
 def demo(
     out: Annotated[Path, Option(help="Folder for the scenes and results.")] = Path("demo"),
-    quick: Annotated[bool, Option("--quick", help="10% of the work, for the commands alone.")] = False,
+    quick: Annotated[bool, Option("--quick", help="A small run that only shows that the commands work.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
     """Run the whole job on rendered scenes."""
@@ -143,7 +143,7 @@ def data_check(
     workers: Annotated[int, Option(min=1, show_default="all cores", help="Processes.")] = os.cpu_count() or 1,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Report what would spoil training."""
+    """Report faults that would affect training."""
     from rsrefseg.data.check import check_dataset
 
     return print_report(check_dataset(path, images, split or (), tokenizer, resize_masks, workers), as_json)
@@ -172,13 +172,15 @@ def train(
     preset: Annotated[str | None, Option(show_default="tiny", help="tiny, b or l.")] = None,
     out: Annotated[Path | None, Option(help="Run folder; the next free ./runs/NNN by default.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue the run in --out (or the latest).")] = False,
-    from_scratch: Annotated[bool | None, _weights("--from-scratch", help="All weights, from random ones.")] = None,
+    from_scratch: Annotated[bool | None, _weights("--from-scratch", help="Train all weights from random ones.")] = None,
     base: Annotated[Path | None, _weights(help="Model file to adapt instead of the shipped base.")] = None,
     sam: Annotated[Path | None, _weights(help="SAM's weights, e.g. sam_vit_b_01ec64.pth, or a hub name.")] = None,
     siglip: Annotated[Path | None, _weights(help="SigLIP's Hugging Face folder, or a hub name.")] = None,
     random_weights: Annotated[bool | None, _weights("--random-weights", help="A random base, to measure with.")] = None,
     tokenizer: Annotated[Path | None, _weights(help="tokenizer.json, where the base has none.")] = None,
-    epochs: Annotated[int | None, _recipe(show_default="200", help="Passes over the training images.")] = None,
+    epochs: Annotated[
+        int | None, _recipe(show_default="200; 12 from scratch", help="Passes over the training images.")
+    ] = None,
     batch_size: Annotated[int | None, _recipe(show_default="8", help="Images a process takes at once.")] = None,
     gradient_accumulation: Annotated[
         int | None, _recipe("--accumulation-steps", show_default="1", help="Batches whose gradients make a step.")
@@ -187,11 +189,15 @@ def train(
         bool | None, _machine(show_default="no-gradient-checkpointing", help="Less memory for more time, same result.")
     ] = None,
     phrases_per_image: Annotated[
-        int | None, _recipe(show_default="4", help="Phrases drawn per image and epoch.")
+        int | None, _recipe(show_default="4; 6 from scratch", help="Phrases drawn per image and epoch.")
     ] = None,
-    learning_rate: Annotated[float | None, _recipe(show_default="0.0001", help="Peak of the schedule.")] = None,
-    warmup_epochs: Annotated[float | None, _recipe(show_default="5.0", help="Linear warm-up.")] = None,
-    rank: Annotated[int | None, _recipe(show_default="16", help="LoRA rank, and alpha with it.")] = None,
+    learning_rate: Annotated[
+        float | None, _recipe(show_default="0.0001; 0.001 from scratch", help="Peak of the schedule.")
+    ] = None,
+    warmup_epochs: Annotated[
+        float | None, _recipe(show_default="5.0; 0.5 from scratch", help="Epochs of linear warm-up.")
+    ] = None,
+    rank: Annotated[int | None, _recipe(show_default="16", help="LoRA rank; also sets alpha.")] = None,
     precision: Annotated[str | None, _machine(show_default="auto", help="auto, fp32, bf16 or fp16.")] = None,
     seed: Annotated[int | None, _recipe(show_default="0", help="Decides every random choice.")] = None,
     workers: Annotated[int | None, _machine(show_default="0", help="Processes that load data.")] = None,
@@ -207,11 +213,11 @@ def train(
     """Adapt a base with LoRA, or train all weights."""
     from rsrefseg.train.command import run_training
 
-    # Every other parameter has the name of a setting: those that were given go over the file's.
+    # Every other parameter has the name of a setting: those that were given override the file's.
     own = ("config", "out", "resume", "as_json")
     given = {name: value for name, value in context.params.items() if value is not None and name not in own}
     report = run_training(given, config, out, resume)
-    return None if report is None else print_report(report, as_json)  # of several processes one prints
+    return None if report is None else print_report(report, as_json)  # only the main process prints
 
 
 @_command(app, "eval", "eval --data scenes --worst-cases worst.png")
@@ -248,7 +254,7 @@ def merge(
     half: Annotated[bool, Option("--half", help="Store float16: half the size, for shipping a base.")] = False,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Fold LoRA into a plain model, with proof."""
+    """Merge LoRA into the model, with proof."""
     from rsrefseg.runs.merge import merge as merge_run
     from rsrefseg.runs.run import Run, latest_run
 
@@ -292,7 +298,8 @@ def export(
         str | None, _graphs(help="onnxruntime, onnxruntime-cuda, openvino or tensorrt (default with --fp16).")
     ] = None,
     attention: Annotated[
-        str | None, _graphs(metavar="windowed=FORM,global=FORM:N,mlp=N", help="Published, additive, folded or padded.")
+        str | None,
+        _graphs(metavar="windowed=FORM,global=FORM:PARTS,mlp=PARTS", help="Published, additive, folded or padded."),
     ] = None,
     opset: Annotated[int, _graphs(help="18, or 23 for Attention nodes (ONNX Runtime from 1.23 on).")] = 18,
     as_json: JsonFlag = False,
@@ -313,7 +320,7 @@ def build(
     workspace_mib: Annotated[int | None, _compiler(help="Scratch memory of a layer, MiB; as before, or 4096.")] = None,
     optimization_level: Annotated[int | None, _compiler(help="0 (quick to build) to 5; as before, or 3.")] = None,
     force: Annotated[bool, _compiler("--force", help="Build current engines again as well.")] = False,
-    check: Annotated[bool, _remote("--check", help="Build nothing: check that all compiles and fuses.")] = False,
+    check: Annotated[bool, _remote("--check", help="Write nothing: check that all graphs compile and fuse.")] = False,
     runtime: Annotated[str, _remote(help="tensorrt: for this GPU. tensorrt-rtx: for --gpus.")] = "tensorrt",
     gpus: Annotated[str | None, _remote(help="With tensorrt-rtx or --check: e.g. sm86,rtx-4090.")] = None,
     out: Annotated[Path | None, _remote(help="With tensorrt-rtx: folder to make; ./engines by default.")] = None,
@@ -364,8 +371,8 @@ def bench(
         Option(metavar="NAMES", help="Comma-separated: torch, torch-compile, onnx-naive, torch-cuda, and backends."),
     ] = "torch,auto",
     run: RunOption = None,
-    rounds: Annotated[int, _measured(min=3, help="At most so many; each runs everything once.")] = 30,
-    minutes: Annotated[float, _measured(min=0, help="No round begins later, but for the first five.")] = 15.0,
+    rounds: Annotated[int, _measured(min=3, help="At most; each measures every runner once.")] = 30,
+    minutes: Annotated[float, _measured(min=0, help="Start no round later, except the first five.")] = 15.0,
     scenarios: Annotated[
         str, _measured(help="Comma-separated; first_phrase is always among them; all by default.")
     ] = "",

@@ -18,7 +18,7 @@ from rsrefseg.engines.system.tables import Table
 # Domain B, which the shipped base has not seen, from a seed it was not made with.
 DOMAIN, SEED, SPLIT = "B", 7, "test"
 _TRAINING = "--preset tiny --batch-size 4 --phrases-per-image 6 --learning-rate 0.0007 --warmup-epochs 0.1"
-# Of the kind that the shipped base was trained on.
+# In domain A, as the scenes that the shipped base was trained on.
 _FIRST_SCENES = "--train 0 --val 0 --test 4 --seed 5 --overwrite"
 _PHRASES_PER_IMAGE = 3
 FIRST_MASK = "first_mask"
@@ -63,12 +63,12 @@ class DemoReport(Record, frozen=True):
         backend: what runs the bundle here.
         first_phrase_ms, next_phrase_ms: median latency of the bundle.
         speedup: PyTorch's latency of a first phrase over the bundle's; None if PyTorch was not measured.
-        first_mask_s: time from the start to the first mask, of the shipped base before any training.
+        first_mask_s: time from the start to the first mask, which the shipped base draws before any training.
         seconds: of each command.
         seconds_in_all: of all.
         run: folder of the trained run.
         bundle: folder of the bundle.
-        overlays: images with the masks drawn on them.
+        overlays: images with the masks of the adapted model drawn on them.
         next_commands: what to try now.
     """
 
@@ -123,7 +123,7 @@ def run_demo(out: Path, quick: bool, run_command: RunCommand) -> DemoReport:
 
     Args:
         out: folder for scenes and results; run and bundle go where these commands always put them.
-        quick: 10% of the work.
+        quick: a small run that only shows that the commands work; its scores mean nothing.
         run_command: runs one.
 
     Raises:
@@ -144,7 +144,7 @@ def run_demo(out: Path, quick: bool, run_command: RunCommand) -> DemoReport:
 
 
 def demo_steps(out: Path, scale: Scale) -> Iterator[tuple[str, list[str]]]:
-    """Name and arguments of each command, in order. ``infer`` gets images that commands before it make."""
+    """Yield name and arguments of each command, in order. Images come from earlier commands, so run them on the way."""
     first, scenes = out / "first", str(out / "scenes")
     yield "first_scenes", ["data", "synth", str(first), *_FIRST_SCENES.split()]
     yield "export_base", ["export", "--base"]

@@ -31,7 +31,7 @@ class TensorError:
         return {Measure.SHARE_OF_MAX: self.share_of_max, Measure.RELATIVE_L2: self.relative_l2}
 
     def worst(self, other: "TensorError") -> "TensorError":
-        """Return the worse value of both errors for each measure."""
+        """Combine two errors: the worse value of each field."""
         return TensorError(
             max(self.max_abs, other.max_abs),
             max(self.share_of_max, other.share_of_max),

@@ -56,7 +56,7 @@ class Scene:
         return self
 
     def reduced(self, longest: int) -> "Scene":
-        """Return the scene: the pixels of a photo are in memory, whatever their number."""
+        """Return the scene unchanged: its pixels are in memory already."""
         return self
 
     def read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:

@@ -42,8 +42,8 @@ class Tiling:
         """Return the tiling that ``--tile`` asks for, or ``None`` for the whole scene at once, and a note.
 
         Args:
-            tile: ``off``; a side in px; or ``auto``: tiles of the network's side if one of its pixels would cover more
-                than 3 pixels of the scene.
+            tile: ``off``; a side in px; or ``auto``: tiles of the network's side if the longer side of the scene
+                exceeds 3 times that.
             overlap_px: pixels that neighbours share; a quarter of a tile by default.
             size: (H, W) of the scene, px.
             network_size: side of the network's square input, px.

@@ -25,12 +25,12 @@ class OpenVinoEngine(Engine):
     The encoders compute in BF16 on a CPU that supports it, and in FP16 on an Intel GPU that supports it; prompter and
     decoder compute in FP32. FP16 overflows at 65,504, so the sums that an FP16 bundle keeps in FP32 stay in FP32 on a
     GPU. Stages in FP32 on the CPU have their GELUs rewritten (``gelu``). NPUs are not supported, because they need
-    fixed sizes. An encoder processes one image at a time, so that all its sizes are known at compile time.
+    fixed sizes. Image encoders are compiled for one image, so that all their sizes are known; batches run one by one.
 
     Args:
         bundle: the bundle to run.
         threads: number of CPU threads (on a GPU, to compile only); by default the cores this process may use.
-        fp32: compute in FP32 even if the processor supports BF16, or the GPU FP16.
+        fp32: compute in FP32 even if the device supports BF16 or FP16.
         device: ``CPU`` or ``GPU``.
 
     Raises:

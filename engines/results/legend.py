@@ -73,7 +73,7 @@ def wrapped(text: str, width: float, font: Any) -> list[str]:
 
 
 def shortened(text: str, width: float, font: Any) -> str:
-    """Return the longest beginning of a text that fits, with an ellipsis if anything is cut."""
+    """Return the longest prefix of a text that fits ``width`` px, with an ellipsis if anything is cut."""
     if font.getlength(text) <= width:
         return text
     too_long = bisect_right(range(len(text)), width, key=lambda end: font.getlength(text[:end] + _ELLIPSIS))

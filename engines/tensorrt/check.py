@@ -88,10 +88,11 @@ def check_compilation(bundle: Bundle, stages: tuple[Stage, ...], gpus: tuple[str
         gpus: compute capabilities such as ``sm86``.
 
     Returns:
-        The report. A graph that does not parse or build, or has an attention in half precision that is not fused, is a
-        fault.
+        The report. A stage has a fault if its graph does not parse or build, computes in float64, or has an attention
+        in half precision that is not fused.
 
     Raises:
+        BundleError: a file of the bundle is missing or changed.
         MissingPartError: TensorRT-RTX is not installed.
     """
     compiler = Compiler.for_gpus(open_rtx(), gpus)

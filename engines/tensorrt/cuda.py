@@ -33,7 +33,10 @@ class Gpu:
 
 
 class Cuda:
-    """The CUDA calls that this project needs.
+    """The CUDA calls that this project needs; each raises ``RSRefSegError`` if CUDA reports an error.
+
+    Attributes:
+        gpu: the GPU.
 
     Raises:
         MissingPartError: cuda-python, a driver or a GPU is missing, or the driver is too old.
@@ -198,7 +201,7 @@ def _import_runtime() -> Any:
 
 
 def cannot_import(package: str, error: ImportError, missing: bool) -> MissingPartError:
-    """Return the error for a missing or broken package of the extra ``tensorrt``."""
+    """Return the error for a package of the extra ``tensorrt`` that is ``missing``, or broken by ``error``."""
     problem = "is not installed" if missing else f"cannot be imported ({' '.join(str(error).split())})"
     return (NotInstalledError if missing else MissingPartError)(f"{package} {problem}: {EXTRA}")
 

@@ -34,6 +34,9 @@ class BuildOptions(Struct, frozen=True):
     Attributes:
         workspace_mib: scratch memory that a layer may use on the GPU, MiB.
         optimization_level: how long TensorRT searches for kernels, 0 (shortest) to 5.
+
+    Raises:
+        BadInputError: an option is out of range.
     """
 
     workspace_mib: int = DEFAULT_WORKSPACE_MIB

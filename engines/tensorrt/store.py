@@ -115,7 +115,7 @@ def build_bundle(
     optimization_level: int | None = None,
     force: bool = False,
 ) -> BuildReport:
-    """Build the engines of a bundle that are missing or stale.
+    """Build the missing and stale engines of a bundle.
 
     Args:
         path: folder of the bundle; by default ``$RSREFSEG_BUNDLE`` or ``./bundle``.
@@ -125,6 +125,7 @@ def build_bundle(
         force: build current engines again as well.
 
     Raises:
+        BadInputError: a stage is unknown, or an option is out of range.
         BundleError: the bundle is incomplete, or TensorRT cannot parse a graph.
         MissingPartError: TensorRT, CUDA, a GPU or a cache folder is missing.
         RSRefSegError: TensorRT cannot build an engine, or the engine cannot be written.

@@ -25,7 +25,7 @@ def folded_projections(
 
 
 def linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
-    """Return a linear layer with the given weights, without gradients."""
+    """Return a linear layer with weight (out, in) and bias (out,), cast to ``dtype``, without gradients."""
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=dtype)
     made.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
     if bias is not None:

@@ -91,7 +91,7 @@ class RSRefSeg(nn.Module):
 
 
 def geometry(config: ModelConfig) -> Geometry:
-    """Return the sizes of all tensors between stages."""
+    """Return the sizes of the stages' tensors that follow from a configuration."""
     return Geometry(
         image_size=config.sam.image_size,
         clip_tokens=config.siglip.grid_size**2,

@@ -29,13 +29,14 @@ def run_training(
         options: settings by field name.
         file: TOML file or name of a shipped recipe, which ``options`` override.
         out: run folder; by default the next free one under ``./runs``, or the latest run with ``resume``.
-        resume: continue the run.
+        resume: continue the run in ``out``.
 
     Returns:
         The result in the main process; None in all other processes.
 
     Raises:
-        RSRefSegError: see ``resolve_settings`` and ``train``; or data or weights are missing from the settings.
+        MissingPartError: the settings name no data or weights.
+        RSRefSegError: see ``resolve_settings`` and ``train``.
     """
     settings = resolve_settings(file, options)
     _refuse_missing(settings, resume)

@@ -79,17 +79,19 @@ def test_help_lists_every_command_and_each_explains_itself(group: str, capsys: C
 
 
 def test_the_defaults_that_help_shows_for_training_are_those_of_the_settings() -> None:
-    settings = resolve_settings(None, {"rank": 16})
-    parts = (settings.model, settings.data, settings.training, settings.training.lora)
+    adapted, scratch = (resolve_settings(None, given) for given in ({}, {"from_scratch": True}))
     command = typer.main.get_command(cli.app).commands["train"]  # type: ignore[attr-defined]
     shown = {parameter.name: parameter for parameter in command.params if isinstance(parameter.show_default, str)}
     assert len(shown) >= 15
     for name, parameter in shown.items():
-        value = next(getattr(part, name) for part in parts if hasattr(part, name))
-        if isinstance(value, bool):
-            options = parameter.opts if value else parameter.secondary_opts
-            value = options[0].removeprefix("--")
-        assert parameter.show_default == str(value), name
+        parts = (adapted.model, adapted.data, adapted.training, adapted.training.lora)
+        values = [next(getattr(part, name) for part in parts if hasattr(part, name))]
+        if isinstance(values[0], bool):
+            options = parameter.opts if values[0] else parameter.secondary_opts
+            values = [options[0].removeprefix("--")]
+        elif (other := getattr(scratch.training, name, values[0])) != values[0]:
+            values.append(f"{other} from scratch")
+        assert parameter.show_default == "; ".join(map(str, values)), name
 
 
 def test_the_console_script_and_the_version_are_those_of_the_package(capsys: Capsys) -> None:
