@@ -7,11 +7,12 @@ from typing import Any
 
 from .errors import BadInputError
 from .images.images import DEFAULT_MAX_PIXELS, is_remote, open_scene
+from .images.photos import check_size
 from .images.scene import Scene
 from .images.tiles import Tiling
 from .records import Record
 from .results.overlay import LONGEST_LONG_SIDE
-from .results.provenance import Provenance
+from .results.provenance import Provenance, source_name
 from .results.results import write_results
 from .segmentation import Segmentation
 from .segmenter import Segmenter
@@ -87,6 +88,8 @@ def infer_image(
             _check_valid(image, scene)
             found = segmenter.segment(scene, phrases)
         else:
+            width, height = (min(tiling.tile_px, side) for side in (tiling.width, tiling.height))
+            check_size(f"{image}, a tile", width, height, max_pixels)
             scene = source.reduced(LONGEST_LONG_SIDE)
             _check_valid(image, scene)
             found = segment_tiles(segmenter, source, phrases, tiling)
@@ -95,7 +98,8 @@ def infer_image(
         results = json.loads(files[-1].read_bytes())["results"]
         notes = segmenter.bundle.manifest.provenance.notes + (scene.raster.notes if scene.raster is not None else ())
         notes += (note,) if note else ()
-        return InferReport(image, segmenter.backend_reason, tuple(results), provenance, tuple(files), notes)
+        shown = source_name(image) if is_remote(image) else image
+        return InferReport(shown, segmenter.backend_reason, tuple(results), provenance, tuple(files), notes)
 
 
 def _check_valid(image: str, scene: Scene) -> None:

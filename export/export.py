@@ -34,7 +34,7 @@ from rsrefseg.engines.system.tables import Table
 from rsrefseg.inference.attention import AttentionChoice
 from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model import sam, siglip
-from rsrefseg.model.config import model_config
+from rsrefseg.model.config import Preset, model_config
 from rsrefseg.model.model import geometry
 from rsrefseg.model.stages import run_stage
 from rsrefseg.runs.imported_run import make_base_run, make_random_run
@@ -100,6 +100,7 @@ def export_run(
     if base and preset is not None:
         raise BadInputError("--base and --random-weights contradict each other: give one of them")
     if base:
+        settings.resolve(model_config(Preset.TINY))
         run = make_base_run(run_path or next_run())
     elif preset is not None:
         config = model_config(preset)

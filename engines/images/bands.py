@@ -68,7 +68,7 @@ def _parse(path: str, names: list[str], colours: list[str], asked: str) -> tuple
     for part in parts:
         if part.isdecimal() and 1 <= int(part) <= len(names):
             bands.append(int(part))
-        elif part in names:
+        elif part and part in names:
             bands.append(names.index(part) + 1)
         elif part in colours:
             bands.append(colours.index(part) + 1)

@@ -88,12 +88,14 @@ class Raster:
             coloured = self._colours[values[0]]
             valid = usable[0] & (coloured[..., 3] > 0)
             return coloured[..., :3] * valid[..., None], valid
-        image = np.empty((*shape, 3), np.uint8)
+        image, valid = np.empty((*shape, 3), np.uint8), np.asarray(usable.any(axis=0))
+        # An integer that equals nodata in one band of a valid pixel is a value, such as saturated red.
+        integers = values.dtype.kind in "ui"
         for channel in range(3):
             place = min(channel, len(self._bands) - 1)
             shown = values[place] if self._limits is None else to_8_bits(values[place], self._limits[place])
-            np.multiply(shown, usable[place], out=image[..., channel])
-        return image, np.asarray(usable.any(axis=0))
+            np.multiply(shown, valid if integers else usable[place], out=image[..., channel])
+        return image, valid
 
     def read_all(self) -> Scene:
         """Read the whole raster, strip by strip."""
@@ -147,17 +149,12 @@ class Raster:
             return None
         kind = np.dtype(self._dataset.dtypes[band - 1])
         full = np.iinfo(kind).max if kind.kind in "ui" else 1
-        any_full = False
         for top, bottom in self._strips():
             values = self._dataset.read(band, window=((top, bottom), (0, self.width)))
-            opaque = values == full
-            any_full |= bool(opaque.any())
-            if not (opaque | (values == 0)).all():
-                any_full = False
-                break
-        if not any_full:
-            notes.append(f"band {band} is marked as alpha but holds other values: it is not used as opacity")
-        return band if any_full else None
+            if not ((values == full) | (values == 0)).all():
+                notes.append(f"band {band} is marked as alpha but holds other values: it is not used as opacity")
+                return None
+        return band
 
     def _colour_table(self, colour: str, asked: str | None) -> npt.NDArray[np.uint8] | None:
         """Return the colour table of a palette image, (2^bits, 4) uint8 RGBA."""

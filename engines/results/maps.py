@@ -103,17 +103,22 @@ def open_maps(
                     mask_bands.set_band_description(band, _plain(phrase))
                 maps = Maps(mask_bands, score_bands)
                 yield maps
-            with open_dataset(plain) as mask_bands, open_dataset(scores) as score_bands:
+            with (
+                open_dataset(plain) as mask_bands,
+                open_dataset(scores) as score_bands,
+                atomic_file(vectors, durable=False) as features,
+            ):
                 placement = Placement.of(raster, size)
-                with atomic_file(vectors, durable=False) as features, features.open("wb") as stream:
+                with features.open("wb") as stream:
                     stream.write(_HEAD)
                     areas = [
                         _write_features(stream, regions(mask_bands, score_bands, band, placement), phrase, common)
                         for band, phrase in enumerate(phrases, 1)
                     ]
                     stream.write(b"\n]}\n")
+                # Before the features are renamed, so that both files change together.
+                rasterio.shutil.copy(plain, temporary, driver="COG", compress="DEFLATE", overview_resampling="nearest")
             scores.unlink()
-            rasterio.shutil.copy(plain, temporary, driver="COG", compress="DEFLATE", overview_resampling="nearest")
         except gdal_errors() as error:
             raise RSRefSegError(f"cannot write '{masks}': {' '.join(str(error).split())}") from error
     if placement.on_earth:

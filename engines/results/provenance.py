@@ -63,4 +63,4 @@ def source_name(source: Path | str) -> str:
     """Return the absolute path of a local file, or another name without the secrets of a URL: user, password, query."""
     if not is_remote(str(source)):
         return str(Path(source).resolve())
-    return re.sub(r"(?<=://)[^/@]*@|\?.*", "", str(source))
+    return re.sub(r"(?<=://)[^/]*@|\?.*", "", str(source))

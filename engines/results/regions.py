@@ -21,9 +21,14 @@ _DECIMALS = 8  # of degrees: about a millimetre
 
 
 class Region(NamedTuple):
-    """A connected region: GeoJSON geometry, and ``score``, ``area_px`` and ``area_m2`` of its pixels."""
+    """A connected region and the ``score``, ``area_px`` and ``area_m2`` of its pixels.
 
-    geometry: dict[str, Any]
+    Attributes:
+        geometry: GeoJSON geometry; ``None`` if a point is outside the domain of the projection.
+        properties: the figures.
+    """
+
+    geometry: dict[str, Any] | None
     properties: dict[str, Any]
 
 
@@ -60,13 +65,20 @@ class Placement:
         """Whether pixels can be mapped to longitude and latitude."""
         return self.equal_area is not None
 
-    def locate(self, pixels: Points) -> tuple[Points, Points]:
-        """Return longitudes and latitudes of points (N, 2) of columns and rows, and their place in metres."""
+    def locate(self, pixels: Points) -> tuple[Points, Points] | None:
+        """Return longitudes and latitudes of points (N, 2) of columns and rows, and their place in metres.
+
+        ``None`` if a point is outside the domain of a projection, such as the corners of a full-disc image.
+        """
         if self.equal_area is None or self.raster.crs is None:
             return pixels, pixels
         placed = _placed(pixels, self.raster.transform)
-        degrees = _projected(placed, self.raster.crs, _DEGREES).round(_DECIMALS)
-        return degrees, _projected(placed, self.raster.crs, self.equal_area)
+        try:
+            degrees = _projected(placed, self.raster.crs, _DEGREES).round(_DECIMALS)
+            metres = _projected(placed, self.raster.crs, self.equal_area)
+        except gdal_errors():
+            return None
+        return (degrees, metres) if np.isfinite([degrees, metres]).all() else None
 
 
 def regions(
@@ -91,22 +103,26 @@ def regions(
     for shape, value in shapes(source, mask=source, connectivity=4):
         if value != 1:
             continue
-        rings, outlines, area_px, area_m2 = [], [], 0.0, 0.0
+        rings, outlines, area_px, area_m2, on_earth = [], [], 0.0, 0.0, True
         for number, ring in enumerate(shape["coordinates"]):
             pixels = _placed(np.asarray(ring), to_pixels).round()
-            degrees, metres = placement.locate(pixels)
             outlines.append(pixels)
             sign = -1 if number else 1
             area_px += abs(_signed_area(pixels)) * sign
+            located = placement.locate(pixels)
+            if located is None:
+                on_earth = False
+                continue
+            degrees, metres = located
             area_m2 += abs(_signed_area(metres)) * sign
             wrong_way = (_signed_area(degrees) > 0) == (number > 0)
             rings.append(degrees[::-1].tolist() if wrong_way else degrees.tolist())
         properties = {
             "score": round(_total_probability(probabilities, band, outlines) / area_px, 4),
             "area_px": round(area_px),
-            "area_m2": round(area_m2, 2) if placement.on_earth else None,
+            "area_m2": round(area_m2, 2) if placement.on_earth and on_earth else None,
         }
-        yield Region({"type": "Polygon", "coordinates": rings}, properties)
+        yield Region({"type": "Polygon", "coordinates": rings} if on_earth else None, properties)
 
 
 def _total_probability(probabilities: "DatasetReader", band: int, outlines: list[Points]) -> float:

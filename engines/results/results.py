@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..images.images import is_remote
 from ..images.scene import RasterInfo, Scene
 from ..segmentation import Segmentation
 from ..system.files import atomic_file, atomic_write_json
@@ -62,8 +63,10 @@ def write_results(
     scene = image if isinstance(image, Scene) else Scene(image)
     stem = _safe_stem(stem)
     path = source_name(source) if source is not None else None
-    if path is not None and _source_of(out_dir / f"{stem}.json") not in (None, path):
-        stem += "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:_DIGEST_CHARACTERS]
+    # Of the whole name: two URLs may differ in their query alone.
+    key = _key(str(source) if is_remote(str(source)) else path) if path is not None else None
+    if key is not None and _key_of(out_dir / f"{stem}.json") not in (None, key):
+        stem += f"-{key[:_DIGEST_CHARACTERS]}"
     overlay_path, json_path = out_dir / f"{stem}_overlay.png", out_dir / f"{stem}.json"
     overlay = Overlay(scene.image)
     if scene.raster is None:
@@ -78,6 +81,7 @@ def write_results(
     document = {
         "schema_version": RESULT_SCHEMA_VERSION,
         "source": path,
+        "source_key": key,
         "width": width,
         "height": height,
         "overlay_file": overlay_path.name,
@@ -129,13 +133,18 @@ def _write_maps(
     return results
 
 
-def _source_of(path: Path) -> str | None:
-    """Return the source named in a JSON file of results: empty if it names none, ``None`` if there is no file."""
+def _key(name: str) -> str:
+    """Return a digest that identifies a source without showing its name."""
+    return hashlib.sha256(os.fsencode(name)).hexdigest()
+
+
+def _key_of(path: Path) -> str | None:
+    """Return the key of the source in a JSON file of results: empty if it has none, ``None`` if there is no file."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return "" if path.exists() else None
-    return str(document.get("source") or "") if isinstance(document, dict) else ""
+    return str(document.get("source_key") or "") if isinstance(document, dict) else ""
 
 
 def _slugs(phrases: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from ..errors import BadInputError
 # Product names by compute capability, for names that the series of a GeForce does not decide.
 _PRODUCTS = {
     "sm80": ("a100", "a30"),
-    "sm86": ("a2", "a10", "a16", "a40", "rtx-a2000", "rtx-a4000", "rtx-a5000", "rtx-a6000"),
+    "sm86": ("rtx-2050", "a2", "a10", "a16", "a40", "rtx-a2000", "rtx-a4000", "rtx-a5000", "rtx-a6000"),
     "sm87": ("orin", "orin-nano", "orin-nx", "agx-orin"),
     "sm89": ("l4", "l40", "l40s", "rtx-6000-ada"),
     "sm90": ("h100", "h200", "gh200"),
@@ -43,7 +43,7 @@ def parse_gpus(text: str) -> tuple[str, ...]:
 def _parse(name: str) -> str:
     plain = re.sub(r"[\s_-]+", "-", name.lower()).removeprefix("nvidia-").removeprefix("jetson-")
     geforce = _GEFORCE.fullmatch(plain)
-    sm = _SERIES.get(geforce[1], "") if geforce else _BY_PRODUCT.get(plain, plain)
+    sm = _BY_PRODUCT.get(plain) or (_SERIES.get(geforce[1], "") if geforce else plain)
     if sm in _COMPILED:
         return sm
     if sm in _PRODUCTS:

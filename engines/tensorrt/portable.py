@@ -46,8 +46,9 @@ def build_portable(bundle: Bundle, gpus: tuple[str, ...], out: Path, force: bool
         built = ensure_engines(compiler, bundle, tuple(Stage), force=force)
         for one in built.values():
             (folder / one.engine.record.engine.name).write_bytes(one.engine.read())
-        # Without the path of the bundle, which means nothing elsewhere.
-        record = EnginesRecord({stage: replace(one.engine.record, bundle="") for stage, one in built.items()})
+        # Without path and times, which mean nothing elsewhere.
+        plain = {"bundle": "", "built_at": "", "build_seconds": 0.0}
+        record = EnginesRecord({stage: replace(one.engine.record, **plain) for stage, one in built.items()})
         (folder / RECORD_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
     return BuildReport(str(bundle.root), str(compiler.platform), built, str(out))
 

@@ -1,5 +1,6 @@
 """Kernels that TensorRT-RTX compiled on this GPU, kept in the user's cache folder for later processes."""
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,17 @@ class RuntimeCache:
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         if self._cache is None:
             self._cache = config.create_runtime_cache()
-            if self.path.is_file():
+            with contextlib.suppress(OSError):  # no file yet, or one that cannot be read
                 self._stored = self.path.read_bytes()
-                if not self._cache.deserialize(self._stored):
-                    _LOG.warning("'%s' does not fit this machine any more: kernels are compiled again", self.path)
+            if self._stored and not self._cache.deserialize(self._stored):
+                _LOG.warning("'%s' does not fit this machine any more: kernels are compiled again", self.path)
         config.set_runtime_cache(self._cache)
         return config
 
     def keep(self) -> None:
         """Write the kernels for later processes. A failure is logged: the next process compiles them again."""
-        data = b"" if self._cache is None else bytes(self._cache.serialize())
+        serialized = None if self._cache is None else self._cache.serialize()
+        data = b"" if serialized is None else bytes(serialized)
         if data and data != self._stored:
             try:
                 atomic_write_bytes(self.path, data)

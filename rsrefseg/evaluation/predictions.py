@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rsrefseg.engines.errors import BadInputError
-from rsrefseg.engines.images.images import read_image
+from rsrefseg.engines.images.images import read_scene
 from rsrefseg.engines.segmentation import Segmentation
 
 from ..data.masks import BoolMask
@@ -67,11 +67,12 @@ def predict_samples(
     for done, group in enumerate(groups, start=1):
         pairs = _shuffled(group) if shuffle_phrases else [(sample, sample.phrase) for sample in group]
         if pairs:
-            image = read_image(group[0].image_path)
-            found = predict(image, [phrase for _, phrase in pairs])
+            scene = read_scene(group[0].image_path)
+            found = predict(scene.image, [phrase for _, phrase in pairs])
             for (sample, phrase), one in zip(pairs, found, strict=True):
-                truth, resized = sample.mask_at((image.shape[0], image.shape[1]), resize_masks)
-                yield SamplePrediction(sample, phrase, one.mask_logits, one.mask, truth, resized)
+                truth, resized = sample.mask_at(scene.size, resize_masks)
+                mask = one.mask if scene.valid is None else one.mask & scene.valid  # as ``infer`` writes it
+                yield SamplePrediction(sample, phrase, one.mask_logits, mask, truth, resized)
         if progress is not None:
             progress(done, len(groups))
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,20 @@ def test_the_truth_scores_1_the_other_object_0_and_an_image_is_encoded_once(boxe
     for alone in (samples[:1], [samples[0], samples[0]]):
         with pytest.raises(BadInputError, match="nothing to score"):
             score(predict_samples(predict, alone, shuffle_phrases=True))
+
+
+def test_pixels_without_data_are_never_part_of_a_scored_mask(boxes: Path, tmp_path: Path) -> None:
+    (sample, *_) = open_dataset(boxes).split("val")
+    pixels = np.dstack([read_image(sample.image_path), np.full(sample.mask_size, 255, np.uint8)])
+    pixels[:4, :, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+
+    def predict(image: np.ndarray, phrases: Sequence[str]) -> list[SimpleNamespace]:
+        return [SimpleNamespace(mask=np.ones(image.shape[:2], np.bool_), mask_logits=None) for _ in phrases]
+
+    (found,) = predict_samples(predict, [replace(sample, image_path=tmp_path / "clear.png")])
+    assert not found.mask[:4].any()
+    assert found.mask[4:].all()
 
 
 @pytest.mark.parametrize("protocol", Protocol)

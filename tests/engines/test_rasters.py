@@ -62,6 +62,27 @@ def test_every_kind_is_read_as_gdal_reads_it(tmp_path: Path, name: str) -> None:
     assert read_image(stored.path).tobytes() == scene.image.tobytes()
 
 
+def test_a_valid_pixel_keeps_a_band_that_equals_nodata(tmp_path: Path) -> None:
+    bands = RGB.copy()
+    bands[:, 0, 0], bands[:, 0, 1] = (255, 200, 100), 255
+    scene = read_scene(write_raster(tmp_path / "a.tif", bands, nodata=255).path, stretch="none")
+    assert scene.image[0, 0].tolist() == [255, 200, 100]
+    assert scene.image[0, 1].tolist() == [0, 0, 0]
+    assert scene.valid is not None
+    assert scene.valid[0, :2].tolist() == [True, False]
+
+
+def test_a_wholly_transparent_raster_has_no_valid_pixel(tmp_path: Path) -> None:
+    bands = np.concatenate([RGB, np.zeros_like(RGB[:1])])
+    scene = read_scene(write_raster(tmp_path / "a.tif", bands, photometric="RGB", alpha="yes").path)
+    assert scene.valid is not None
+    assert not scene.valid.any()
+
+
+def test_an_empty_entry_names_no_band(tmp_path: Path) -> None:
+    refused(write_raster(tmp_path / "a.tif", RGB).path, "has no band ''", bands="3,,1")
+
+
 def test_threads_read_the_same_pixels(tmp_path: Path) -> None:
     stored = write_kind("planar uint16, LZW", tmp_path / "a.tif")
     with ThreadPoolExecutor(8) as pool:

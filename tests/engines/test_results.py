@@ -112,6 +112,15 @@ def test_memory_does_not_grow_with_the_number_of_phrases(tmp_path: Path) -> None
     assert peak_mib(8) < peak_mib(2) + 1  # a mask alone takes 1.4 MiB
 
 
+def test_urls_that_differ_in_their_query_are_two_images(tmp_path: Path) -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    urls = [f"https://user:p@ss@host/scene?id={number}" for number in (1, 2, 1)]
+    first, second, again = (write_results(tmp_path, "scene", image, [found(disc())], url) for url in urls)
+    assert first == again
+    assert not set(first) & set(second)
+    assert json.loads(first[-1].read_bytes())["source"] == "https://host/scene"
+
+
 def test_results_of_another_image_are_not_overwritten(tmp_path: Path) -> None:
     image, out = np.zeros((60, 80, 3), np.uint8), tmp_path / "out"
     sources = [tmp_path / "a" / "1.png", tmp_path / "b" / "1.png"]

@@ -97,3 +97,12 @@ def test_the_manifest_says_for_which_target_attention_was_chosen_and_why(bundle:
 
 def test_attention_nodes_give_the_same_masks(exported: Exported, fused_bundle: Bundle) -> None:
     assert run_parity(fused_bundle.root, "onnxruntime", exported.data, "val", exported.run).holds
+
+
+def test_a_refused_export_of_the_base_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(run_here(capsys, "export", "--base", "--attention", "global=folded:7"), "7 equal parts")
+    assert_refused(run_here(capsys, "export", "--base", "--random-weights", "tiny"), "contradict")
+    assert not any(tmp_path.iterdir())

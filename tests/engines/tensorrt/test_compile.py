@@ -183,6 +183,7 @@ def test_a_spoiled_folder_is_refused(built: Path, folder: Path, spoil: Callable[
         ("sm120,sm86", ("sm86", "sm120")),
         ("rtx-4090, NVIDIA GeForce RTX 3060 Ti,L4", ("sm86", "sm89")),
         ("dgx-spark,rtx_5070_ti", ("sm120", "sm121")),
+        ("rtx-2050,rtx-2060", ("sm75", "sm86")),
     ],
 )
 def test_gpus_are_named_by_capability_or_product(text: str, expected: tuple[str, ...]) -> None:
