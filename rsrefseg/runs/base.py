@@ -42,7 +42,7 @@ class BaseWeights(Record, frozen=True):
     random_weights: bool = False
 
     def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
-        """Build the model before training, with the text padding and dense prompt of ``config``.
+        """Build the model as it was before training, with the text padding and dense prompt of ``config``.
 
         Raises:
             BadInputError: the file is missing, differs from the recorded one, or has other sizes than ``config``.
