@@ -13,7 +13,7 @@ from tests.support.exported import Exported
 from tests.support.places import PHRASE, picture
 
 COMMANDS = {
-    "infer": "infer large.png {phrase} --bundle {bundle} --out disk/results",
+    "infer": "infer large.png {phrase} --tile off --bundle {bundle} --out disk/results",
     "data synth": "data synth disk/scenes --train 9 --val 0 --test 0",
     "train": "train --data {data} --from-scratch --out disk/run",
     "export": "export {run} --out disk/bundle",
