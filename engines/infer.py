@@ -7,7 +7,6 @@ from typing import Any
 
 from .errors import BadInputError
 from .images.images import DEFAULT_MAX_PIXELS, is_remote, open_scene
-from .images.photos import check_size
 from .images.scene import Scene
 from .images.tiles import Tiling
 from .records import Record
@@ -88,8 +87,10 @@ def infer_image(
             _check_valid(image, scene)
             found = segmenter.segment(scene, phrases)
         else:
-            width, height = (min(tiling.tile_px, side) for side in (tiling.width, tiling.height))
-            check_size(f"{image}, a tile", width, height, max_pixels)
+            if min(tiling.tile_px, tiling.width) * min(tiling.tile_px, tiling.height) > max_pixels:
+                raise BadInputError(
+                    f"a tile of {tiling.tile_px} px has more than {max_pixels:,} pixels: give a smaller --tile"
+                )
             scene = source.reduced(LONGEST_LONG_SIDE)
             _check_valid(image, scene)
             found = segment_tiles(segmenter, source, phrases, tiling)

@@ -24,7 +24,7 @@ def segment_tiles(
 ) -> list[TiledSegmentation]:
     """Segment the regions that each phrase refers to in each tile of a scene.
 
-    Memory does not grow with the scene: tiles are read by window, and their logits and valid pixels lie in temporary
+    Memory grows little with the scene: tiles are read by window, and their logits and valid pixels lie in temporary
     files.
 
     Raises:

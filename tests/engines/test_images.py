@@ -1,6 +1,5 @@
 """Photos become uint8 RGB or are refused; stretching and upsampling are those of the model."""
 
-import contextlib
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from PIL import Image
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import read_image, stretch, upsample_logits
+from tests.support.damage import read_mutations, refused
 
 RNG = np.random.default_rng(7)
 IMAGE = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -88,13 +88,6 @@ def test_exif_orientation_is_honoured(tmp_path: Path, name: str, turn: int) -> N
     assert np.abs(read.astype(int) - turned).mean() < 12  # lossy formats smear the edges
 
 
-def refused(path: Path, fact: str, **options: int) -> None:
-    with pytest.raises(BadInputError) as refusal:
-        read_image(path, **options)
-    assert fact in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 REFUSED: list[tuple[str, Write, str]] = [
     ("page.eps", lambda path: path.write_bytes(EPS), "is not an image"),
@@ -125,14 +118,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, name: str, capfd:
         path.write_bytes(whole[: max(9, int(len(whole) * share))])
         refused(path, "cut short")
     assert capfd.readouterr().err == ""
-    for _ in range(30):
-        data = bytearray(whole)
-        for position in random.integers(0, 300, 4):
-            data[position] = random.integers(0, 256)
-        path.write_bytes(data)
-        with contextlib.suppress(BadInputError):  # nothing else is raised
-            read = read_image(path, max_pixels=1_000_000)
-            assert (read.dtype, read.ndim, read.shape[2]) == (np.uint8, 3, 3)
+    read_mutations(path, whole, random, count=30, reach=300)
 
 
 def test_an_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rasterio.features import rasterize
 from rasterio.transform import from_origin
 from rasterio.warp import transform_geom
 
-from rsrefseg.engines.errors import RSRefSegError
+from rsrefseg.engines.errors import BadInputError, RSRefSegError
 from rsrefseg.engines.images.images import read_scene
 from rsrefseg.engines.images.scene import Scene
 from rsrefseg.engines.infer import InferReport, infer_image
@@ -188,6 +188,13 @@ def test_secrets_of_a_url_are_not_written() -> None:
     assert source_name("https://me:secret@host/a.tif?sig=secret") == "https://host/a.tif"
     assert source_name("/vsicurl/https://host/a.tif?sig=secret") == "/vsicurl/https://host/a.tif"
     assert source_name("s3://bucket/a b.tif") == "s3://bucket/a b.tif"
+
+
+def test_a_tile_beyond_the_pixel_limit_is_refused(infer: Infer, tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", quarters()).path
+    with pytest.raises(BadInputError, match="--tile"):
+        infer(path, tile="50", max_pixels=2_499)
+    assert infer(path, tile="50", max_pixels=2_500).provenance.tile_px == 50
 
 
 def test_a_raster_without_valid_pixels_is_refused(infer: Infer, tmp_path: Path) -> None:
