@@ -120,6 +120,7 @@ def data_synth(
     size: Annotated[int, _counts(min=64, max=4096, help="Side of an image in pixels.")] = 256,
     seed: Annotated[int, Option(min=0, help="The same seed gives the same bytes.")] = 0,
     max_referrals: Annotated[int, _counts("--phrases", min=1, help="At most this many phrases an image.")] = 6,
+    absent: Annotated[int, _counts(min=0, max=20, help="Phrases an image that refer to nothing in it.")] = 0,
     workers: Annotated[int, Option(min=1, help="Processes that render.")] = 1,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace an RRSIS-D folder that is there.")] = False,
     as_json: JsonFlag = False,
@@ -232,6 +233,9 @@ def evaluate(
     shuffle_phrases: Annotated[
         bool, _protocol("--shuffle-phrases", help="Exchange phrases within images: a phrase-blind score.")
     ] = False,
+    absent_below: Annotated[
+        float, _protocol(min=0, max=1, help="Empty masks for phrases of a lower presence score.")
+    ] = 0.0,
     resize_masks: ResizeFlag = False,
     images: ImagesOption = None,
     save_predictions: Annotated[
@@ -246,6 +250,20 @@ def evaluate(
     from rsrefseg.bench.accuracy.report import EvaluationRequest
 
     return print_report(run_evaluation(EvaluationRequest(**options)), as_json)
+
+
+@_command(app, "calibrate", "calibrate --data scenes")
+def calibrate(
+    data: DataOption,
+    run: Annotated[Path | None, Argument(help="Run, merged if need be; the latest by default.")] = None,
+    split: Annotated[str, Option(help="Split to fit on, never the one that is scored.")] = "val",
+    images: ImagesOption = None,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Fit scores that say whether an object is there."""
+    from rsrefseg.evaluation.presence import calibrate as calibrate_run
+
+    return print_report(calibrate_run(run, data, split, images), as_json)
 
 
 @_command(app, "merge", "merge runs/001")
@@ -396,6 +414,13 @@ def infer(
     max_pixels: Annotated[
         int, Option(min=1, help="Refuse images with more pixels, unless read in tiles.")
     ] = 100_000_000,
+    threshold: Annotated[
+        float, Option(min=0, max=1, help="A pixel is in the mask if its probability is above this.")
+    ] = 0.5,
+    absent_below: Annotated[
+        float, Option(min=0, max=1, help="Empty masks for phrases of a lower presence score.")
+    ] = 0.0,
+    rle: Annotated[bool, Option("--rle", help="Add COCO run lengths of the masks to the JSON.")] = False,
     bands: Annotated[
         str | None, _raster(metavar="R,G,B", help="Bands by number or description, e.g. 4,3,2 or B04,B03,B02.")
     ] = None,
@@ -412,7 +437,22 @@ def infer(
     from rsrefseg.engines.infer import infer_image
 
     return print_report(
-        infer_image(image, phrases, bundle, backend, out, max_pixels, bands, stretch, tile, overlap), as_json
+        infer_image(
+            image,
+            phrases,
+            bundle,
+            backend,
+            out,
+            max_pixels,
+            bands,
+            stretch,
+            tile,
+            overlap,
+            threshold,
+            absent_below,
+            rle,
+        ),
+        as_json,
     )
 
 

@@ -57,6 +57,9 @@ def infer_image(
     stretch: str = "auto",
     tile: str = "auto",
     overlap: int | None = None,
+    threshold: float = 0.5,
+    absent_below: float = 0.0,
+    rle: bool = False,
 ) -> InferReport:
     """Segment the region of each phrase and write the results to the folder ``out``.
 
@@ -68,6 +71,9 @@ def infer_image(
         out: folder of the results; see ``write_results``.
         tile: see ``Tiling.choose``; tiled rasters may have more than ``max_pixels`` pixels.
         overlap: pixels that neighbouring tiles share; a quarter of a tile by default.
+        threshold: a pixel is in the mask if its probability is above this.
+        absent_below: a mask is empty if the phrase's presence score is below this.
+        rle: add the run lengths of the masks to the JSON file; not with tiles.
 
     Raises:
         BadInputError: the image or a phrase cannot be used, or no backend has that name.
@@ -76,7 +82,9 @@ def infer_image(
         RSRefSegError: the output cannot be written.
     """
     with (
-        Segmenter.open(bundle, backend, cached_phrases=len(phrases)) as segmenter,
+        Segmenter.open(
+            bundle, backend, cached_phrases=len(phrases), threshold=threshold, absent_below=absent_below
+        ) as segmenter,
         open_scene(image, max_pixels, bands, stretch, by_windows=tile != "off") as source,
     ):
         network_size = segmenter.bundle.manifest.geometry.image_size
@@ -87,6 +95,8 @@ def infer_image(
             _check_valid(image, scene)
             found = segmenter.segment(scene, phrases)
         else:
+            if rle:
+                raise BadInputError("--rle is for images that are segmented at once: leave it out, or give --tile off")
             if min(tiling.tile_px, tiling.width) * min(tiling.tile_px, tiling.height) > max_pixels:
                 raise BadInputError(
                     f"a tile of {tiling.tile_px} px has more than {max_pixels:,} pixels: give a smaller --tile"
@@ -95,7 +105,7 @@ def infer_image(
             _check_valid(image, scene)
             found = segment_tiles(segmenter, source, phrases, tiling)
         provenance = Provenance.of(image, scene, segmenter, tiling)
-        files = write_results(out, _stem(image), scene, found, image, provenance)
+        files = write_results(out, _stem(image), scene, found, image, provenance, rle)
         results = json.loads(files[-1].read_bytes())["results"]
         notes = segmenter.bundle.manifest.provenance.notes + (scene.raster.notes if scene.raster is not None else ())
         notes += (note,) if note else ()
@@ -115,10 +125,11 @@ def _stem(image: str) -> str:
 
 def _line(figures: dict[str, Any]) -> str:
     phrase = json.dumps(figures["phrase"], ensure_ascii=False)  # in quotes, control characters escaped
+    presence = "" if figures["presence"] is None else f", presence {figures['presence']:.2f}"
     if figures["box"] is None:
-        return f"{phrase}: nothing found"
+        return f"{phrase}: nothing found{presence}"
     x1, y1, x2, y2 = figures["box"]
     return (
         f"{phrase}: box ({x1}, {y1}) to ({x2}, {y2}), {figures['area_px']:,} px "
-        f"({figures['area_share']:.1%} of the image), mean probability {figures['mean_probability']:.2f}"
+        f"({figures['area_share']:.1%} of the image), mean probability {figures['mean_probability']:.2f}{presence}"
     )

@@ -1,15 +1,53 @@
 """The segmentation of an image by one phrase."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from .errors import BadInputError
 from .images.images import upsample_logits
 from .images.tiles import Tiling
+from .presence import Presence
 
 _NO_DATA_LOGIT = -30.0
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRule:
+    """What becomes part of a mask.
+
+    Attributes:
+        threshold: a pixel is in the mask if its probability is above this.
+        absent_below: the mask is empty if the phrase's presence score is below this.
+        presence: calibration of presence scores; ``None`` if the model has none.
+
+    Raises:
+        BadInputError: a value is out of range, or ``absent_below`` needs a calibration.
+    """
+
+    threshold: float = 0.5
+    absent_below: float = 0.0
+    presence: Presence | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise BadInputError(f"the threshold {self.threshold:g} is not a probability between 0 and 1")
+        if not 0 <= self.absent_below <= 1:
+            raise BadInputError(f"--absent-below {self.absent_below:g} is not a presence score from 0 to 1")
+        if self.absent_below > 0 and self.presence is None:
+            raise BadInputError(
+                "the model has no presence scores for --absent-below: fit them with `rsrefseg calibrate`, then export"
+            )
+
+    def judge(self, mask_logits: npt.NDArray[np.floating]) -> tuple[float | None, float]:
+        """Return the presence score of mask logits (..., h, w), and the logit above which a pixel is in the mask."""
+        score = None if self.presence is None else self.presence.score(mask_logits)
+        if score is not None and score < self.absent_below:
+            return score, math.inf
+        return score, math.log(self.threshold / (1 - self.threshold))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +64,8 @@ class Segmentation:
         network_size: side of the network's square input, px.
         warnings: one line each, if the phrase was cut or contains unknown words.
         valid: (H, W) bool, False in pixels that hold no data and are never part of the mask; ``None`` if all do.
+        presence: presence score, 0..1; ``None`` if the model has none.
+        cut_logit: pixels with a logit above it are in the mask; infinite if the phrase counts as absent.
     """
 
     phrase: str
@@ -34,11 +74,13 @@ class Segmentation:
     network_size: int
     warnings: tuple[str, ...] = ()
     valid: npt.NDArray[np.bool_] | None = None
+    presence: float | None = None
+    cut_logit: float = 0.0
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """(H, W) bool, True where the probability is above 0.5."""
-        mask: npt.NDArray[np.bool_] = self.full_size_logits() > 0
+        """(H, W) bool, True where the probability is above the threshold."""
+        mask: npt.NDArray[np.bool_] = self.full_size_logits() > self.cut_logit
         return mask
 
     @property

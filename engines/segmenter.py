@@ -16,7 +16,7 @@ from .bundle.contracts import Stage
 from .engine import Engine, Tensors
 from .images.images import stretch
 from .images.scene import Scene
-from .segmentation import Segmentation
+from .segmentation import MaskRule, Segmentation
 from .text import TokenBatch, Tokenizer, check_phrases
 
 if TYPE_CHECKING:
@@ -48,11 +48,24 @@ class Segmenter:
         bundle: the bundle to run.
         engine: the engine that runs its graphs.
         cached_phrases: number of phrases whose text features are kept.
+        threshold, absent_below: see ``MaskRule``.
+
+    Raises:
+        BadInputError: a value is out of range, or ``absent_below`` needs presence scores that the bundle lacks.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, *, cached_phrases: int = 128) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        *,
+        cached_phrases: int = 128,
+        threshold: float = 0.5,
+        absent_below: float = 0.0,
+    ) -> None:
         self.bundle = bundle
         self.engine = engine
+        self.rule = MaskRule(threshold, absent_below, bundle.manifest.presence)
         self.backend_reason = f"{engine.name}, as given"
         self._texts: OrderedDict[str, Tensors] = OrderedDict()  # least recently used first
         self._cached_phrases = cached_phrases
@@ -67,6 +80,8 @@ class Segmenter:
         *,
         threads: int | None = None,
         cached_phrases: int = 128,
+        threshold: float = 0.5,
+        absent_below: float = 0.0,
     ) -> "Segmenter":
         """Open a bundle on a backend.
 
@@ -75,15 +90,18 @@ class Segmenter:
             backend: a value of ``Backend``.
             threads: number of CPU threads; by default the cores this process may use.
             cached_phrases: number of phrases whose text features are kept.
+            threshold: a pixel is in the mask if its probability is above this.
+            absent_below: a mask is empty if the phrase's presence score is below this.
 
         Raises:
             BundleError: the bundle is missing, incomplete or changed.
-            BadInputError: no backend has that name.
+            BadInputError: no backend has that name, or see ``Segmenter``.
             MissingPartError: the backend cannot run on this machine.
         """
         bundle = Bundle.open(bundle_dir)
+        MaskRule(threshold, absent_below, bundle.manifest.presence)  # before the engine is loaded
         engine, reason = select_backend(backend, bundle, threads)
-        segmenter = cls(bundle, engine, cached_phrases=cached_phrases)
+        segmenter = cls(bundle, engine, cached_phrases=cached_phrases, threshold=threshold, absent_below=absent_below)
         segmenter.backend_reason = reason
         return segmenter
 
@@ -132,7 +150,11 @@ class Segmenter:
             part = slice(start, start + dim.max)
             logits = self.engine.predict(encoded.features, self._text_features(phrases[part], tokens[part]))
             for phrase, batch, grid in zip(phrases[part], tokens[part], logits, strict=True):
-                found.append(Segmentation(phrase, grid[0], size, network_size, batch.warnings, encoded.valid))
+                found.append(
+                    Segmentation(
+                        phrase, grid[0], size, network_size, batch.warnings, encoded.valid, *self.rule.judge(grid[0])
+                    )
+                )
         return found
 
     def close(self) -> None:

@@ -57,7 +57,7 @@ def segment_tiles(
     assert logits is not None
     size = (tiling.height, tiling.width)
     return [
-        TiledSegmentation(phrase, grids, size, network_size, notes, valid, tiling=tiling)
+        TiledSegmentation(phrase, grids, size, network_size, notes, valid, *segmenter.rule.judge(grids), tiling=tiling)
         for phrase, grids, notes in zip(phrases, logits, warnings, strict=True)
     ]
 

@@ -31,6 +31,7 @@ from rsrefseg.engines.records import Record
 from rsrefseg.engines.system.files import atomic_directory, recover_directory
 from rsrefseg.engines.system.progress import ProgressLine
 from rsrefseg.engines.system.tables import Table
+from rsrefseg.evaluation.presence import presence_of
 from rsrefseg.inference.attention import AttentionChoice
 from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model import sam, siglip
@@ -116,6 +117,8 @@ def export_run(
     _check_free_space(destination, merged.path)
     with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination, MANIFEST_NAME) as folder:
         manifest = _write_bundle(folder, run, merged, settings, progress.update)
+        if manifest.presence is None and run.presence_path.exists():
+            progress.say(f"'{run.presence_path}' is of an earlier model and left out: run `rsrefseg calibrate` again")
     return ExportReport(
         bundle=str(destination),
         run=str(run.path),
@@ -188,6 +191,7 @@ def _write_bundle(
             merge_proof=merged.header.get("merge", {}),
             versions=versions() | {package: version(package) for package in ("onnx", "onnxscript")},
         ),
+        presence=presence_of(run, digest(merged.path)),
     )
     Bundle.write_manifest(folder, manifest)
     progress(len(contracts), len(contracts))

@@ -51,7 +51,9 @@ def run_evaluation(request: EvaluationRequest) -> EvaluationReport:
                 worst.add(prediction, overlap)
 
         with (
-            open_predictor(request.run, request.base, request.bundle, request.backend) as predictor,
+            open_predictor(
+                request.run, request.base, request.bundle, request.backend, request.absent_below
+            ) as predictor,
             ProgressLine(f"evaluating {predictor.name}") as progress,
         ):
             predictions = predict_samples(

@@ -32,7 +32,9 @@ class Predictor(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_predictor(run: Path | None, base: bool, bundle: Path | None, backend: str | None) -> Iterator[Predictor]:
+def open_predictor(
+    run: Path | None, base: bool, bundle: Path | None, backend: str | None, absent_below: float = 0.0
+) -> Iterator[Predictor]:
     """Open a model for the duration of the ``with`` block.
 
     Args:
@@ -40,6 +42,7 @@ def open_predictor(run: Path | None, base: bool, bundle: Path | None, backend: s
         base: use the shipped base instead.
         bundle: use this bundle instead; if only ``backend`` is given, the default bundle.
         backend: runtime for the bundle; ``auto`` if only ``bundle`` is given.
+        absent_below: see ``MaskRule``.
 
     Raises:
         BadInputError: the run or model file does not exist, is unfinished or is damaged.
@@ -49,14 +52,19 @@ def open_predictor(run: Path | None, base: bool, bundle: Path | None, backend: s
     if bundle is not None or backend is not None:
         from rsrefseg.engines.segmenter import Segmenter
 
-        with Segmenter.open(bundle, backend or Backend.AUTO) as segmenter:
+        with Segmenter.open(bundle, backend or Backend.AUTO, absent_below=absent_below) as segmenter:
             provenance = segmenter.bundle.manifest.provenance
             name = f"bundle {segmenter.bundle.root}{', random weights' if provenance.random_weights else ''}"
             runtime, digest = segmenter.engine.name, segmenter.bundle.digest or None
             yield Predictor(segmenter.segment, name, runtime, provenance.checkpoint_sha256, digest)
         return
+    from rsrefseg.engines.segmentation import MaskRule
     from rsrefseg.evaluation.evaluate import predict_with
     from rsrefseg.evaluation.models import base_model, run_model
+    from rsrefseg.evaluation.presence import presence_of
+    from rsrefseg.runs.run import Run
 
     found = base_model() if base else run_model(run)
-    yield Predictor(predict_with(found.model, found.tokenizer), found.source, "torch", sha256_file(found.weights))
+    weights_sha256 = sha256_file(found.weights)
+    rule = MaskRule(absent_below=absent_below, presence=presence_of(Run(found.weights.parent), weights_sha256))
+    yield Predictor(predict_with(found.model, found.tokenizer, rule), found.source, "torch", weights_sha256)

@@ -35,6 +35,7 @@ class EvaluationRequest:
         backend: runtime for the bundle; ``auto`` if only ``bundle`` is given.
         protocol: one of ``Protocol``.
         shuffle_phrases: give each sample the phrase of another object in its image.
+        absent_below: masks are empty if the phrase's presence score is below this.
         resize_masks: resize masks of another size than their image instead of raising an error.
         images: image folder, if it is not the one of the format.
         save_predictions: folder for all predictions.
@@ -52,6 +53,7 @@ class EvaluationRequest:
     backend: str | None = None
     protocol: str = "rsrefseg"
     shuffle_phrases: bool = False
+    absent_below: float = 0.0
     resize_masks: bool = False
     images: Path | None = None
     save_predictions: Path | None = None
@@ -105,6 +107,7 @@ class EvaluationReport:
             "data_format": self.data_format,
             "split": self.request.split,
             "phrases": "shuffled" if self.request.shuffle_phrases else "own",
+            "absent_below": self.request.absent_below,
             "resized_masks": self.resized_masks,
             **self.metrics.to_dict(),
         }
@@ -129,6 +132,9 @@ class EvaluationReport:
     def render(self) -> Group:
         """Return tables of scores and of gIoU by class, and notes, for a terminal."""
         measured = {"gIoU": self.metrics.gIoU, "cIoU": self.metrics.cIoU}
+        if self.metrics.n_acc is not None:
+            measured |= {"N-acc": self.metrics.n_acc}
+            measured |= {"T-acc": self.metrics.t_acc} if self.metrics.t_acc is not None else {}
         measured |= {f"Pr@{threshold}": share for threshold, share in self.metrics.precision_at.items()}
         scores = Table(self.title, ("", *measured))
         scores.add("measured here", *(f"{value:.4f}" for value in measured.values()))
@@ -143,7 +149,9 @@ class EvaluationReport:
         return Group(scores.to_rich(), *beside, classes.to_rich(), *self._notes())
 
     def _notes(self) -> list[str]:
-        notes = [f"{self.resized_masks} masks were resized to their image's size"] if self.resized_masks else []
+        without = self.metrics.no_target_samples
+        notes = [f"{without} of the samples have no target"] if without else []
+        notes += [f"{self.resized_masks} masks were resized to their image's size"] if self.resized_masks else []
         if self.request.save_predictions is not None:
             notes.append(f"{self.metrics.samples} predictions written to {self.request.save_predictions}")
         if self.request.worst_cases is not None:

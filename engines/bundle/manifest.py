@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..errors import BundleError
+from ..presence import Presence
 from ..text import Padding
 from .contracts import Geometry, PositiveInt, Stage, StageContract
 
@@ -150,7 +151,11 @@ class Provenance(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """The content of ``bundle.json``. ``reference`` holds the parity samples, which random weights may lack."""
+    """The content of ``bundle.json``.
+
+    ``reference`` holds the parity samples, which random weights may lack; ``presence`` is the calibration of presence
+    scores, if the run has one.
+    """
 
     schema_version: int = SCHEMA_VERSION
     preset: str
@@ -161,6 +166,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     tokenizer: FileRecord
     reference: FileRecord | None
     provenance: Provenance
+    presence: Presence | None = None
 
     def __post_init__(self) -> None:
         if missing := [stage for stage in Stage if stage not in self.stages]:

@@ -26,7 +26,7 @@ class Figures:
 
     def add(self, top: int, logits: npt.NDArray[np.float32]) -> None:
         """Add a strip (h, W) float32 whose first row is ``top``."""
-        mask = logits > 0
+        mask = logits > self._segmentation.cut_logit
         pixels = mask.astype(np.uint8)
         x, y, width, height = cv2.boundingRect(pixels)
         if width:
@@ -34,7 +34,7 @@ class Figures:
         self._area += cv2.countNonZero(pixels)
         self._probabilities += float(sigmoid(logits[mask]).sum(dtype=np.float64))
         if len(logits) == self._size[0]:
-            self._polygons = _polygons(pixels)
+            self._polygons = _polygons(pixels, logits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -46,6 +46,7 @@ class Figures:
             "area_px": self._area,
             "area_share": round(self._area / (height * width), 6),
             "mean_probability": round(self._probabilities / self._area, 6) if self._area else None,
+            "presence": None if self._segmentation.presence is None else round(self._segmentation.presence, 6),
             "warnings": list(self._segmentation.warnings),
         }
         return figures if self._polygons is None else figures | {"polygons": self._polygons}
@@ -59,7 +60,10 @@ def describe(segmentation: Segmentation, logits: npt.NDArray[np.float32]) -> dic
       for an empty mask.
     - ``area_px``: area of the mask in px; ``area_share``: its share of the image, 0..1.
     - ``mean_probability``: over the pixels of the mask, 0..1; ``None`` for an empty mask.
-    - ``polygons``: one for each connected region, ``{"outer": ring, "holes": [ring, ...]}``; a ring is a list of
+    - ``presence``: how likely it is that the image shows what the phrase refers to, 0..1; ``None`` if the model has no
+      presence scores.
+    - ``polygons``: one for each region connected by edges or corners, ``{"box", "area_px", "score", "outer": ring,
+      "holes": [ring, ...]}``. ``score`` is the mean probability of its pixels. A ring is a list of
       ``[x, y]``, the boundary pixels of the mask that are its corners. Filling all rings of a polygon together
       (``cv2.fillPoly``) restores the region. Tiled rasters have them in their GeoJSON file only.
     - ``warnings``: lines about words that were cut or are unknown.
@@ -73,13 +77,25 @@ def describe(segmentation: Segmentation, logits: npt.NDArray[np.float32]) -> dic
     return figures.to_dict()
 
 
-def _polygons(pixels: npt.NDArray[np.uint8]) -> list[dict[str, Any]]:
+def _polygons(pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
     contours, hierarchy = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings = [contour.reshape(-1, 2).tolist() for contour in contours]
     parents = [] if hierarchy is None else hierarchy[0][:, 3].tolist()
-    polygons: dict[int, dict[str, Any]] = {
-        index: {"outer": ring, "holes": []} for index, ring in enumerate(rings) if parents[index] < 0
-    }
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
+    inside = labels > 0
+    totals = np.bincount(labels[inside], sigmoid(logits[inside]), count)
+    polygons: dict[int, dict[str, Any]] = {}
+    for index, ring in enumerate(rings):
+        if parents[index] < 0:
+            label = labels[ring[0][1], ring[0][0]]
+            left, top, width, height, area = boxes[label].tolist()
+            polygons[index] = {
+                "box": [left, top, left + width, top + height],
+                "area_px": area,
+                "score": round(float(totals[label]) / area, 4),
+                "outer": ring,
+                "holes": [],
+            }
     for ring, parent in zip(rings, parents, strict=True):
         if parent >= 0:
             polygons[parent]["holes"].append(ring)

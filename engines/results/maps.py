@@ -36,20 +36,28 @@ class Maps:
         self._masks, self._probabilities = masks, probabilities
         self.areas_m2: list[float] = []
 
-    def add(self, band: int, top: int, logits: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_] | None) -> None:
+    def add(
+        self,
+        band: int,
+        top: int,
+        logits: npt.NDArray[np.float32],
+        valid: npt.NDArray[np.bool_] | None,
+        cut_logit: float = 0.0,
+    ) -> None:
         """Write a strip of a phrase.
 
         Args:
             band: number of the phrase, from 1.
             top: first row of the strip.
-            logits: (h, W) float32, above 0 inside the mask.
+            logits: (h, W) float32.
             valid: (h, W) bool, or ``None`` if all pixels are valid.
+            cut_logit: the mask is where the logits are above it.
         """
         rows = max(1, _PART_PIXELS // logits.shape[1])
         for start in range(0, len(logits), rows):
             part = logits[start : start + rows]
             window = ((top + start, top + start + len(part)), (0, part.shape[1]))
-            mask = (part > 0).astype(np.uint8)
+            mask = (part > cut_logit).astype(np.uint8)
             usable = True if valid is None else valid[start : start + rows]
             self._masks.write(np.where(usable, mask, np.uint8(NODATA)), band, window=window)
             steps = np.rint(sigmoid(part.copy()) * PROBABILITY_STEPS).astype(np.uint16)

@@ -62,18 +62,21 @@ class Overlay:
         self._scale = scale
         self._found: list[tuple[str, float | None]] = []
 
-    def add(self, phrase: str, logits: npt.NDArray[np.float32], mean_probability: float | None) -> None:
+    def add(
+        self, phrase: str, logits: npt.NDArray[np.float32], mean_probability: float | None, cut_logit: float = 0.0
+    ) -> None:
         """Draw the region of a phrase.
 
         Args:
             phrase: text for the legend.
-            logits: (H, W) float32, above 0 inside the region.
+            logits: (H, W) float32.
             mean_probability: mean over the region, 0..1; ``None`` if the region is empty.
+            cut_logit: the region is where the logits are above it.
         """
         resized = cv2.resize(logits, self._size, interpolation=_interpolation(self._scale, cv2.INTER_LINEAR))
-        mask = resized > 0
+        mask = resized > cut_logit
         if mean_probability is not None and not mask.any():  # too thin for the smaller grid
-            share = cv2.resize((logits > 0).astype(np.float32), self._size, interpolation=cv2.INTER_AREA)
+            share = cv2.resize((logits > cut_logit).astype(np.float32), self._size, interpolation=cv2.INTER_AREA)
             mask = share > 0
         self._drawing.add(mask, colour_of(len(self._found)))
         self._found.append((phrase, mean_probability))

@@ -30,6 +30,7 @@ class Provenance(Record, frozen=True):
         backend: the backend that ran.
         versions: installed versions of this package and of those that may have computed the result.
         raster: place, bands and stretch; ``None`` for photos.
+        threshold, absent_below: see ``MaskRule``.
         tile_px, overlap_px: side and overlap of the tiles; ``None`` if the whole image was segmented at once.
     """
 
@@ -39,6 +40,8 @@ class Provenance(Record, frozen=True):
     backend: str
     versions: dict[str, str]
     raster: RasterInfo | None
+    threshold: float = 0.5
+    absent_below: float = 0.0
     tile_px: int | None = None
     overlap_px: int | None = None
 
@@ -54,6 +57,8 @@ class Provenance(Record, frozen=True):
             backend=segmenter.engine.name,
             versions=versions,
             raster=scene.raster,
+            threshold=segmenter.rule.threshold,
+            absent_below=segmenter.rule.absent_below,
             tile_px=tiling.tile_px if tiling is not None else None,
             overlap_px=tiling.overlap_px if tiling is not None else None,
         )

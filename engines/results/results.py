@@ -21,6 +21,7 @@ from .figures import Figures, describe
 from .maps import open_maps
 from .overlay import Overlay, Reduced
 from .provenance import Provenance, source_name
+from .run_lengths import encode_rle
 
 RESULT_SCHEMA_VERSION = 2
 _SLUG_CHARACTERS = 40
@@ -36,6 +37,7 @@ def write_results(
     segmentations: Sequence[Segmentation],
     source: Path | str | None = None,
     provenance: Provenance | None = None,
+    rle: bool = False,
 ) -> list[Path]:
     """Write the segmentations of an image to files.
 
@@ -53,6 +55,7 @@ def write_results(
         source: file of the image. If ``out_dir`` holds results of another file with this stem, they are kept, and the
             new file names contain a digest of the source's path.
         provenance: added to the JSON file.
+        rle: add COCO run lengths of each mask (``encode_rle``) to the JSON file; needs the whole mask in memory.
 
     Returns:
         Paths of the files: masks in the order of the phrases, for rasters the regions, overlay, JSON.
@@ -76,6 +79,9 @@ def write_results(
         files = [out_dir / f"{stem}_masks.tif", out_dir / f"{stem}.geojson"]
         common = {"source": path, "bundle_sha256": provenance.bundle_sha256 if provenance is not None else None}
         results = _write_maps(files[0], files[1], scene.raster, segmentations, common, overlay)
+    if rle:
+        for result, segmentation in zip(results, segmentations, strict=True):
+            result["rle"] = encode_rle(segmentation.mask)
     _write_png(overlay_path, overlay.render())
     height, width = scene.size if scene.raster is None else segmentations[0].size
     document = {
@@ -100,9 +106,9 @@ def _write_masks(
     results = []
     for path, segmentation in zip(files, segmentations, strict=True):
         logits = segmentation.full_size_logits()
-        _write_png(path, (logits > 0).astype(np.uint8) * np.uint8(255))
+        _write_png(path, (logits > segmentation.cut_logit).astype(np.uint8) * np.uint8(255))
         figures = describe(segmentation, logits)
-        overlay.add(segmentation.phrase, logits, figures["mean_probability"])
+        overlay.add(segmentation.phrase, logits, figures["mean_probability"], segmentation.cut_logit)
         results.append(figures | {"mask_file": path.name})
     return results
 
@@ -123,11 +129,12 @@ def _write_maps(
             figures, reduced = Figures(segmentation, segmentation.size), Reduced(segmentation.size)
             for top, logits in segmentation.strips():
                 valid = None if segmentation.valid is None else segmentation.valid[top : top + len(logits)]
-                maps.add(band, top, logits, valid)
+                maps.add(band, top, logits, valid, segmentation.cut_logit)
                 figures.add(top, logits)
                 reduced.add(top, logits)
             results.append(figures.to_dict() | {"mask_file": masks.name, "mask_band": band})
-            overlay.add(segmentation.phrase, reduced.logits, results[-1]["mean_probability"])
+            mean, cut_logit = results[-1]["mean_probability"], segmentation.cut_logit
+            overlay.add(segmentation.phrase, reduced.logits, mean, cut_logit)
     for result, area_m2 in zip(results, maps.areas_m2, strict=False):
         result["area_m2"] = area_m2
     return results

@@ -21,7 +21,7 @@ class Ref:
     """An entry of the pickle: expressions for one object.
 
     Readers define the allowed values of ``ann_id``, the annotation of the object. ``file_name`` and ``category_id``
-    apply if the JSON file does not have them.
+    apply if the JSON file does not have them. ``no_target`` marks expressions that refer to nothing.
     """
 
     path: Path
@@ -32,6 +32,7 @@ class Ref:
     phrases: tuple[str, ...]
     file_name: Any
     category_id: Any
+    no_target: bool
 
     def __str__(self) -> str:
         return f"expression {self.ref_id} of '{self.path}'"
@@ -113,4 +114,5 @@ def read_refs(path: Path) -> Iterator[Ref]:
         typed = all(isinstance(identity, Id) for identity in (ref_id, image_id, split))
         if not typed or not all(isinstance(phrase, str) for phrase in phrases):
             raise BadInputError(f"{name} is malformed (an id, its split or a sentence has another type)")
-        yield Ref(path, ref_id, image_id, ann_id, str(split), phrases, ref.get("file_name"), ref.get("category_id"))
+        file_name, category_id, no_target = ref.get("file_name"), ref.get("category_id"), ref.get("no_target") is True
+        yield Ref(path, ref_id, image_id, ann_id, str(split), phrases, file_name, category_id, no_target)

@@ -47,7 +47,7 @@ def _samples(ref: Ref, instances: Instances, folder: Path) -> Iterator[Sample]:
     mask = annotated_mask([only_rle(annotation.get("segmentation"), name, hint)], name)
     category = instances.category(annotation, ref)
     for order, phrase in enumerate(ref.phrases):
-        yield Sample(ref.sample_id(order), ref.split, image_path, phrase, category, mask)
+        yield Sample(ref.sample_id(order), ref.split, image_path, phrase, category, mask, not ref.no_target)
 
 
 def _find(root: Path, file: str) -> Path:

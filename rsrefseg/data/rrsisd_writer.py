@@ -25,11 +25,15 @@ _PICKLE_PROTOCOL = 2
 
 @dataclass(frozen=True, slots=True)
 class Referral:
-    """A phrase, the class of the object it refers to, and the object's mask, (H, W) bool."""
+    """A phrase, the class of the object it refers to, and the object's mask, (H, W) bool.
+
+    ``has_target`` is false if the phrase refers to nothing; the class is the one it names, and the mask is empty.
+    """
 
     phrase: str
     category: str
     mask: BoolMask
+    has_target: bool = True
 
 
 # A split, an image (H, W, 3) uint8 RGB, and its phrases with their objects.
@@ -82,6 +86,8 @@ def write_rrsisd(root: Path, scenes: Iterable[WrittenScene], overwrite: bool = F
                     "sent_ids": [identity],
                     "ref_id": identity,
                 }
+                if not referral.has_target:
+                    ref["no_target"] = True
                 annotations.append(annotation)
                 refs.append(ref)
         # Classes are numbered by name after all of them are known.

@@ -7,14 +7,14 @@ import numpy.typing as npt
 import torch
 
 from rsrefseg.engines.images.images import stretch
-from rsrefseg.engines.segmentation import Segmentation
+from rsrefseg.engines.segmentation import MaskRule, Segmentation
 from rsrefseg.engines.text import Tokenizer
 
 from ..model.model import RSRefSeg
 from .predictions import Predict
 
 
-def predict_with(model: RSRefSeg, tokenizer: Tokenizer) -> Predict:
+def predict_with(model: RSRefSeg, tokenizer: Tokenizer, rule: MaskRule = MaskRule()) -> Predict:  # noqa: B008 (frozen)
     """Return a function that runs ``model``, in eval mode; each call encodes its image once for all phrases."""
     device = model.attn_prompter.grid_encoding.device
     image_size = model.config.sam.image_size
@@ -30,6 +30,6 @@ def predict_with(model: RSRefSeg, tokenizer: Tokenizer) -> Predict:
         size = (image.shape[0], image.shape[1])
         logits = prediction.mask_logits.float().cpu().numpy()[:, 0]
         pairs = zip(phrases, logits, strict=True)
-        return [Segmentation(phrase, grid, size, image_size) for phrase, grid in pairs]
+        return [Segmentation(phrase, grid, size, image_size, (), None, *rule.judge(grid)) for phrase, grid in pairs]
 
     return predict

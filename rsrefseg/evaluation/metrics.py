@@ -20,11 +20,15 @@ class Overlap:
         iou: intersection over union, in [0, 1]; ``Protocol`` defines it for an empty union.
         intersection: pixels in both masks, at the protocol's size.
         union: pixels in either mask, at the protocol's size.
+        found: whether the predicted mask has a pixel.
+        has_target: whether the annotated mask has a pixel.
     """
 
     iou: float
     intersection: int
     union: int
+    found: bool
+    has_target: bool
 
 
 class Protocol(StrEnum):
@@ -51,11 +55,12 @@ class Protocol(StrEnum):
             raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} must be one (H, W)")
         if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
             raise ValueError(f"masks must be bool, not {prediction.dtype} and {truth.dtype}")
+        found, has_target = bool(prediction.any()), bool(truth.any())
         if self is Protocol.RMSIN:
             prediction, truth = (resize_nearest(mask, RMSIN_SIZE, RMSIN_SIZE) for mask in (prediction, truth))
         intersection = int(np.count_nonzero(prediction & truth))
         union = int(np.count_nonzero(prediction | truth))
-        return Overlap(self.iou(intersection, union), intersection, union)
+        return Overlap(self.iou(intersection, union), intersection, union, found, has_target)
 
     def iou(self, intersection: int, union: int) -> float:
         """Return intersection over union; 0 (``RMSIN``) or 1 (``RSREFSEG``) for an empty union."""
@@ -88,6 +93,9 @@ class MetricsResult:
         cIoU: sum of intersections over sum of unions (oIoU in remote-sensing tables).
         precision_at: fraction of samples that pass each IoU threshold.
         per_class: scores by class, for samples with a class; sorted by name.
+        no_target_samples: number of samples whose expression refers to nothing.
+        n_acc: share of them with an empty predicted mask; ``None`` without such samples.
+        t_acc: share of the other samples with a predicted mask that is not empty; ``None`` without such samples.
     """
 
     protocol: Protocol
@@ -96,6 +104,9 @@ class MetricsResult:
     cIoU: float  # noqa: N815
     precision_at: dict[float, float]
     per_class: dict[str, ClassResult]
+    no_target_samples: int = 0
+    n_acc: float | None = None
+    t_acc: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict, with keys such as ``Pr@0.5`` for the thresholds."""
@@ -105,6 +116,9 @@ class MetricsResult:
             "gIoU": self.gIoU,
             "cIoU": self.cIoU,
             **{f"Pr@{threshold}": share for threshold, share in self.precision_at.items()},
+            "no_target_samples": self.no_target_samples,
+            "N-acc": self.n_acc,
+            "T-acc": self.t_acc,
             "per_class": {name: asdict(result) for name, result in self.per_class.items()},
         }
 
@@ -117,6 +131,9 @@ class _Tally:
     iou_sum: float = 0.0
     intersection: int = 0
     union: int = 0
+    no_target: int = 0
+    right_with_target: int = 0
+    right_without: int = 0
     passed: dict[float, int] = field(default_factory=lambda: dict.fromkeys(PRECISION_THRESHOLDS, 0))
 
 
@@ -160,6 +177,9 @@ class ReferringMetrics:
             tally.iou_sum += overlap.iou
             tally.intersection += overlap.intersection
             tally.union += overlap.union
+            tally.no_target += not overlap.has_target
+            tally.right_with_target += overlap.has_target and overlap.found
+            tally.right_without += not (overlap.has_target or overlap.found)
             for threshold in PRECISION_THRESHOLDS:
                 tally.passed[threshold] += self.protocol.passes(overlap.iou, threshold)
 
@@ -184,4 +204,9 @@ class ReferringMetrics:
                 )
                 for name, one in sorted(self._classes.items())
             },
+            no_target_samples=total.no_target,
+            n_acc=total.right_without / total.no_target if total.no_target else None,
+            t_acc=total.right_with_target / (total.samples - total.no_target)
+            if total.samples > total.no_target
+            else None,
         )

@@ -34,6 +34,7 @@ class Run:
         self.record_path = path / "run.json"  # configuration, base and data; written once
         self.tokenizer_path = path / "tokenizer.json"
         self.reference_inputs_path = path / "reference_inputs.safetensors"  # for the checks of merging and export
+        self.presence_path = path / "presence.json"  # calibration of presence scores
         self.metrics_path = path / "metrics.jsonl"  # training steps and validations
         self.last_path = path / "last.safetensors"  # the latest checkpoint, for resuming
         self.best_path = path / "best.safetensors"  # trained weights at the best validation gIoU

@@ -44,6 +44,7 @@ def synthesize(
     size: int = 256,
     seed: int = 0,
     max_referrals: int = 6,
+    absent: int = 0,
     workers: int = 1,
     overwrite: bool = False,
 ) -> SynthSummary:
@@ -51,7 +52,8 @@ def synthesize(
 
     Equal arguments produce equal bytes for any number of workers. Every scene has another seed, and a longer split
     begins with the scenes of a shorter one. ``domain`` is one of ``Domain``; ``train``, ``val`` and ``test`` are
-    numbers of images, not of expressions; ``overwrite`` replaces an existing RRSIS-D folder.
+    numbers of images, not of expressions; ``absent`` is the number of phrases without a target in each image;
+    ``overwrite`` replaces an existing RRSIS-D folder.
 
     Raises:
         BadInputError: a value is out of range, or the folder is not empty and may not be replaced.
@@ -71,7 +73,7 @@ def synthesize(
     ]
     expressions = dict.fromkeys(_SPLITS, 0)
     categories = Counter[str]()
-    draw = partial(_draw, domain=Domain(domain), size=size, max_referrals=max_referrals)
+    draw = partial(_draw, domain=Domain(domain), size=size, max_referrals=max_referrals, absent=absent)
 
     def scenes() -> Iterator[WrittenScene]:
         drawn = in_processes(draw, jobs, workers, jobs_per_process=1)
@@ -86,6 +88,6 @@ def synthesize(
     return SynthSummary(out, Domain(domain), size, counts, expressions, dict(sorted(categories.items())))
 
 
-def _draw(job: tuple[str, int], *, domain: Domain, size: int, max_referrals: int) -> tuple[str, Scene]:
+def _draw(job: tuple[str, int], *, domain: Domain, size: int, max_referrals: int, absent: int) -> tuple[str, Scene]:
     split, seed = job
-    return split, render_scene(seed, domain, size, max_referrals)
+    return split, render_scene(seed, domain, size, max_referrals, absent)

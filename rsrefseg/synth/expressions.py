@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .catalog import CATEGORIES
-from .solver import Item, Query, Relation, comparison_set, solve
+from .solver import Item, Query, Relation, comparison_set, fits_nothing, solve
 
 # Weight of each kind among those possible in a scene. Kinds that few objects allow have larger weights, so that phrases
 # are about 20 % class, 20 % colour, 20 % place, 15 % size, 15 % relation, 10 % combination.
@@ -61,6 +61,25 @@ def express(items: Sequence[Item], rng: np.random.Generator, limit: int) -> list
         used[target] += 1
         seen.add((target, kind))
         options = [(k, q, t) for k, q, t in options if (t, k) not in seen and used[t] < _PER_TARGET]
+    return chosen
+
+
+def express_absent(items: Sequence[Item], rng: np.random.Generator, count: int) -> list[tuple[str, Query]]:
+    """Return ``count`` phrases, with their queries, that refer to nothing in a scene.
+
+    Half of them, where possible, name a class that is there with a colour or at a place where none of it is.
+    """
+    there = sorted({item.category for item in items})
+    near = [Query(name, color=color) for name in there for color in CATEGORIES[name].paints]
+    near += [Query(name, place=place) for name in there for place in _PLACES]
+    far = [Query(name, color=color) for name in CATEGORIES if name not in there for color in CATEGORIES[name].paints]
+    far += [Query(name) for name in CATEGORIES if name not in there]
+    pools = [[query for query in pool if fits_nothing(items, query)] for pool in (far, near)]
+    chosen: list[tuple[str, Query]] = []
+    while len(chosen) < count:
+        pool = pools[len(chosen) % 2] or pools[0]
+        query = pool.pop(int(rng.integers(len(pool))))
+        chosen.append((_say(items, query, rng), query))
     return chosen
 
 

@@ -76,6 +76,11 @@ def solve(items: Sequence[Item], query: Query) -> int | None:
     return kept[0] if kept is not None and len(kept) == 1 else None
 
 
+def fits_nothing(items: Sequence[Item], query: Query) -> bool:
+    """Return whether certainly no object has the class, colour and place of a query."""
+    return _placed(items, _select(items, query.category, query.color), query.place) == []
+
+
 def comparison_set(items: Sequence[Item], query: Query) -> int:
     """Return the number of objects a size word compares: those at the place if there are several, else all."""
     kept = _select(items, query.category, query.color) or []

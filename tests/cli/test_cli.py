@@ -20,9 +20,12 @@ from tests.support.places import Capsys
 from tests.support.small import SIZE
 
 COMMANDS = {
-    "": {"demo", "data", "train", "eval", "merge", "convert", "export", "build", "parity", "bench", "infer", "doctor"},
+    "": {
+        "demo", "data", "train", "eval", "calibrate", "merge", "convert", "export", "build", "parity", "bench", "infer",
+        "doctor",
+    },
     "data ": {"synth", "check", "convert"},
-}
+}  # fmt: skip
 JSON_COMMANDS = {
     "doctor": ["doctor"],
     "infer": ["infer", "scene.jpg", "the red box", "the blue box"],

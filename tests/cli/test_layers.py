@@ -18,8 +18,8 @@ LAYERS = ("cli", "bench", "export", "rsrefseg", "engines")
 
 # Modules of engines/ that training and export share with serving; they import one another and nothing else of it.
 LEAVES = {
-    "errors", "records", "segmentation", "text", "bundle.contracts", "images.images", "system.files", "system.progress",
-    "system.tables",
+    "errors", "presence", "records", "segmentation", "text", "bundle.contracts", "images.images", "system.files",
+    "system.progress", "system.tables",
 }  # fmt: skip
 # What the bundle package offers to the exporter besides.
 BUNDLE = {"bundle.bundle", "bundle.manifest", "bundle.reference", "bundle.comparison", "bundle.tolerances"}

@@ -28,7 +28,7 @@ ODD_PHRASES += ["word " * 199, "x" * 900]
 
 def found(mask: np.ndarray, phrase: str = "the stadium", warnings: tuple[str, ...] = ()) -> Segmentation:
     """A segmentation with probability 0.9 inside of a mask and 0.1 outside."""
-    segmentation = Mock(spec=Segmentation, phrase=phrase, mask=mask, warnings=warnings)
+    segmentation = Mock(spec=Segmentation, phrase=phrase, mask=mask, warnings=warnings, presence=None, cut_logit=0.0)
     segmentation.full_size_logits.return_value = np.where(mask, np.log(9), -np.log(9)).astype(np.float32)
     return segmentation
 
@@ -56,7 +56,9 @@ def test_the_figures_of_a_mask() -> None:
     document = figures(found(mask, warnings=("cut",)))
     assert document == {
         "phrase": "the stadium", "box": [7, 2, 9, 5], "area_px": 6, "area_share": 0.03, "mean_probability": 0.9,
-        "polygons": [{"outer": [[7, 2], [7, 4], [8, 4], [8, 2]], "holes": []}], "warnings": ["cut"],
+        "presence": None, "polygons": [
+            {"box": [7, 2, 9, 5], "area_px": 6, "score": 0.9, "outer": [[7, 2], [7, 4], [8, 4], [8, 2]], "holes": []}
+        ], "warnings": ["cut"],
     }  # fmt: skip
     assert json.loads(json.dumps(document)) == document
     empty = {"box": None, "area_px": 0, "area_share": 0, "mean_probability": None, "polygons": []}
@@ -72,6 +74,8 @@ def test_filling_polygons_and_their_holes_gives_back_the_mask(mask: np.ndarray) 
         cv2.fillPoly(region, [np.array(ring, np.int32) for ring in (polygon["outer"], *polygon["holes"])], 1)
         drawn |= region
     assert np.array_equal(drawn.astype(np.bool_), mask)
+    polygons = figures(found(mask))["polygons"]
+    assert sum(polygon["area_px"] for polygon in polygons) == mask.sum()
     (ring,) = figures(found(disc(hole=8)))["polygons"]
     assert len(ring["holes"]) == 1
 

@@ -59,13 +59,20 @@ def small_training(**overrides: Any) -> TrainConfig:
     return TrainConfig(**(settings | overrides))
 
 
-def write_boxes(root: Path, train: int = 10, val: int = 2, seed: int = 0) -> Path:
-    """Write an RRSIS-D folder of dark images, each with two boxes of different colours."""
+def write_boxes(root: Path, train: int = 10, val: int = 2, seed: int = 0, absent: bool = False) -> Path:
+    """Write an RRSIS-D folder of dark images, each with two boxes of different colours.
+
+    With ``absent``, each image also has the phrase of a colour that it does not show.
+    """
     noise = np.random.default_rng(seed)
     scenes = []
     for split in ["train"] * train + ["val"] * val:
         image = noise.integers(0, 60, (*SIZE, 3), dtype=np.uint8)
         boxes = list(_boxes(image, noise))  # painted into the image
+        if absent:
+            shown = {box.phrase for box in boxes}
+            other = next(phrase for phrase in (f"the {colour} box" for colour in COLOURS) if phrase not in shown)
+            boxes.append(Referral(other, "box", np.zeros(SIZE, dtype=np.bool_), has_target=False))
         scenes.append((split, image, boxes))
     write_rrsisd(root, scenes)
     return root

@@ -66,6 +66,21 @@ def test_empty_prediction_for_empty_truth_is_right_for_rsrefseg_and_nothing_for_
     assert scores == {Protocol.RSREFSEG: (1.0, 1.0, 1.0), Protocol.RMSIN: (0.0, 0.0, 0.0)}
 
 
+@pytest.mark.parametrize("protocol", Protocol)
+def test_expressions_without_a_target_have_their_own_scores(protocol: Protocol) -> None:
+    metrics = ReferringMetrics(protocol)
+    metrics.update(row(0, 5), row(0, 10))
+    assert (metrics.result().n_acc, metrics.result().t_acc) == (None, 1.0)
+    for prediction, truth in ((EMPTY, row(0, 10)), (row(5, 9), row(0, 2)), (EMPTY, EMPTY), (row(0, 1), EMPTY)):
+        metrics.update(prediction, truth)
+    metrics.update(EMPTY, EMPTY)
+    result = metrics.result()
+    assert result.no_target_samples == 3
+    assert result.n_acc == pytest.approx(2 / 3)  # two of three empty
+    assert result.t_acc == pytest.approx(2 / 3)  # two of three found something, if only the wrong thing
+    assert result.to_dict().items() >= {"N-acc": result.n_acc, "T-acc": result.t_acc}.items()
+
+
 def test_rmsin_weighs_every_image_alike_whatever_its_size() -> None:
     small, large = (row(0, side // 2, side).repeat(side, axis=0) for side in (10, 960))
     metrics = {protocol: ReferringMetrics(protocol) for protocol in Protocol}

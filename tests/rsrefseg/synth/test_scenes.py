@@ -110,6 +110,32 @@ def test_the_domains_differ_in_colour(renderings: list[Rendering]) -> None:
     assert np.diff((red - blue).reshape(2, len(SEEDS)).mean(axis=1)) > 20
 
 
+def test_phrases_without_a_target_name_nothing_that_is_seen_and_change_nothing_else(tmp_path: Path) -> None:
+    kinds = Counter[bool]()
+    for seed in range(30):
+        plain, rendering = render(seed, Domain.B, 64), render(seed, Domain.B, 64, absent=4)
+        own, nothing = rendering.scene.referrals[:-4], rendering.scene.referrals[-4:]
+        assert np.array_equal(plain.scene.image, rendering.scene.image)
+        assert [one.phrase for one in plain.scene.referrals] == [one.phrase for one in own]
+        for query, referral in zip(rendering.absent, nothing, strict=True):
+            assert not referral.mask.any()
+            assert not referral.has_target
+            alike = [it for it in rendering.items if it.category == query.category]
+            if query.color is not None:
+                assert f" {query.color} " in referral.phrase.lower()
+                assert all(it.color != query.color for it in alike)
+            elif query.place == "left":
+                assert all(it.x > 0.5 for it in alike)
+            elif query.place is None:
+                assert not alike
+            kinds[bool(alike)] += 1
+    assert kinds[True] > 50, "about half of them are near misses"
+    synthesize(tmp_path / "scenes", domain=Domain.B, train=2, val=1, test=0, size=64, absent=3)
+    samples = open_dataset(tmp_path / "scenes").samples
+    assert sum(not sample.has_target for sample in samples) == 9
+    assert all(sample.has_target == sample.mask().any() for sample in samples)
+
+
 @pytest.mark.parametrize("size", [64, 512])
 def test_size_changes_the_resolution_not_the_composition(size: int) -> None:
     small, other = render(3, Domain.A), render(3, Domain.A, size)
