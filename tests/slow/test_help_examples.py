@@ -21,8 +21,8 @@ from tests.support.words import write_word_tokenizer
 
 # In this order each command finds what the ones before it wrote. TensorRT has no engine without a GPU.
 ORDER = (
-    "data synth, data check, data convert, train, merge, calibrate, eval, export, parity, bench, infer, doctor, convert, "
-    "demo"
+    "data synth, data check, data convert, train, merge, calibrate, eval, export, parity, bench, infer, doctor, "
+    "convert, demo"
 )
 WITHOUT_GPU = {"build": "tensorrt"}
 
