@@ -307,6 +307,9 @@ def export(
     run: Annotated[Path | None, Argument(help="Run, merged if need be; the latest by default.")] = None,
     fp16: Annotated[bool, Option("--fp16", help="Half precision written in the graphs.")] = False,
     plan: Annotated[Path | None, Option(help="With --fp16: blocks that stay float32 (parity --bisect).")] = None,
+    fp32_sums: Annotated[
+        str | None, Option(metavar="STAGES", help="With --fp16: stages that sum products in FP32 (parity --audit).")
+    ] = None,
     out: Annotated[Path | None, Option(help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")] = None,
     base: Annotated[bool, Option("--base", help="The shipped tiny base, before any training.")] = False,
     random_weights: Annotated[
@@ -320,15 +323,24 @@ def export(
         _graphs(metavar="windowed=FORM,global=FORM:PARTS,mlp=PARTS", help="Published, additive, folded or padded."),
     ] = None,
     opset: Annotated[int, _graphs(help="18, or 23 for Attention nodes (ONNX Runtime from 1.23 on).")] = 18,
+    check: Annotated[
+        bool | None,
+        _remote("--check/--no-check", help="Compile the graphs; by default for tensorrt, with tensorrt-rtx installed."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
     """Write the bundle of five ONNX graphs."""
+    from rsrefseg.engines.tensorrt.command import checks_export, with_check
     from rsrefseg.export.export import export_run
     from rsrefseg.export.precision.plan import choose_plan
-    from rsrefseg.export.settings import ExportSettings, parse_target
+    from rsrefseg.export.settings import ExportSettings, Target, parse_fp32_sums, parse_target
 
-    settings = ExportSettings(choose_plan(fp16, plan), parse_target(target), attention, opset)
-    return print_report(export_run(run, out, settings, preset=random_weights, base=base), as_json)
+    settings = ExportSettings(
+        choose_plan(fp16, plan), parse_target(target), attention, opset, parse_fp32_sums(fp32_sums)
+    )
+    checked = checks_export(check, settings.runtime is Target.TENSORRT)
+    exported = export_run(run, out, settings, preset=random_weights, base=base)
+    return print_report(with_check(exported, checked), as_json)
 
 
 @_command(app, "build", "build")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Group
 from torch import Tensor, nn
 
 from rsrefseg.checkpoints.model_file import TensorFile, config_of, digest, load_stage, load_tensors
@@ -57,12 +58,13 @@ DEFAULT_SETTINGS = ExportSettings()
 
 
 class ExportReport(Record, frozen=True):
-    """The report of an export: per stage, parameters, GFLOP for one image and phrase, and bytes on disk."""
+    """The report of an export: per stage, parameters, GFLOP for one image and phrase, and bytes on disk; and notes."""
 
     bundle: str
     run: str
     stages: Mapping[str, Mapping[str, float]]
     size_bytes: int
+    notes: tuple[str, ...]
 
     def render(self) -> Any:
         """Return a table for the terminal."""
@@ -70,7 +72,7 @@ class ExportReport(Record, frozen=True):
         table = Table(title, ("stage", "parameters", "GFLOP", "MiB"))
         for name, row in self.stages.items():
             table.add(name, f"{row['parameters']:,}", f"{row['gflop']:.3f}", f"{row['size_bytes'] / 2**20:.2f}")
-        return table.to_rich()
+        return Group(table.to_rich(), *(f"note: {note}" for note in self.notes))
 
 
 def export_run(
@@ -131,6 +133,7 @@ def export_run(
             for stage, record in manifest.stages.items()
         },
         size_bytes=sum(file.size_bytes for file in manifest.files),
+        notes=settings.notes,
     )
 
 
@@ -209,7 +212,9 @@ def _write_stage(
     """Fold, convert, export and check one stage. The module is unusable afterwards."""
     stage, path = contract.stage, folder / f"{contract.stage}.onnx"
     module = fold_for_inference(module, attention, settings.fp16, settings.fused)
-    parts = {} if settings.plan is None else convert_to_half(stage, module, settings.plan.get(stage, {}))
+    parts, fp32_sums = {}, stage in settings.fp32_sums
+    if settings.plan is not None:
+        parts = convert_to_half(stage, module, settings.plan.get(stage, {}), fp32_sums)
     flops = count_flops(module, contract)
     export_graph(module, contract, path, settings.opset)
     parameters, weight_bytes = count_weights(check_graph(path, contract, settings.opset))
@@ -226,6 +231,7 @@ def _write_stage(
         parameters=parameters,
         weight_bytes=weight_bytes,
         precision_plan=tuple(KeptFp32(module=part, reason=why) for part, why in parts.items()),
+        fp32_sums=fp32_sums,
     )
 
 

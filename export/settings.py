@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.inference.attention import AttentionChoice, AttentionForm
 from rsrefseg.model.config import SAM_MLP_RATIO, ModelConfig, SamConfig
@@ -48,6 +49,7 @@ class ExportSettings:
         target: the runtime whose fastest form of attention is used; None for ``runtime``'s default.
         attention: another form of attention, as in ``--attention``.
         opset: ``OPSET``, or ``FUSED_OPSET`` for ``Attention`` nodes.
+        fp32_sums: stages whose half blocks sum products in float32.
 
     Raises:
         BadInputError: a choice is unknown or contradicts another one.
@@ -57,8 +59,11 @@ class ExportSettings:
     target: Target | None = None
     attention: str | None = None
     opset: int = OPSET
+    fp32_sums: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.fp32_sums and not self.fp16:
+            raise BadInputError("--fp32-sums is for half precision: add --fp16")
         if self.opset not in (OPSET, FUSED_OPSET):
             raise BadInputError(f"--opset {self.opset} is unsupported: choose {OPSET}, or {FUSED_OPSET} for Attention")
         if self.fused and self.runtime is Target.TENSORRT:
@@ -83,6 +88,13 @@ class ExportSettings:
     def fused(self) -> bool:
         """Whether attention is one ONNX operator."""
         return self.opset == FUSED_OPSET
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on settings that are allowed but slow, one line each."""
+        if self.runtime is Target.TENSORRT and not self.fp16:
+            return ("TensorRT fuses attention in half precision only: add --fp16 unless you need FP32",)
+        return ()
 
     def resolve(self, config: ModelConfig) -> tuple[AttentionChoice, str]:
         """Return the form of attention for a model, and the reason for it.
@@ -128,6 +140,19 @@ def default_attention(config: SamConfig, target: Target = Target.ONNXRUNTIME, fp
 def _fewest_parts(rows: int, whole_bytes: int, limit_bytes: int) -> int:
     fits = (parts for parts in range(1, rows + 1) if rows % parts == 0 and whole_bytes // parts <= limit_bytes)
     return next(fits, rows)
+
+
+def parse_fp32_sums(text: str | None) -> tuple[Stage, ...]:
+    """Return the stages in a comma-separated list; none without a text.
+
+    Raises:
+        BadInputError: no stage has such a name.
+    """
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        if name not in [stage.value for stage in Stage]:
+            raise BadInputError(f"--fp32-sums '{name}' is not a stage: choose among {', '.join(map(str, Stage))}")
+    return tuple(Stage(name) for name in names)
 
 
 def parse_target(text: str | None) -> Target | None:

@@ -87,6 +87,7 @@ class StageRecord(Struct, frozen=True):
         parameters: number of weights.
         weight_bytes: size of all constants of the graph as stored, which every run reads, bytes.
         precision_plan: parts of an ``fp16`` graph that stay float32, with reasons.
+        fp32_sums: whether an ``fp16`` graph sums its products in float32.
     """
 
     contract: StageContract
@@ -99,6 +100,7 @@ class StageRecord(Struct, frozen=True):
     parameters: _Count
     weight_bytes: _Count
     precision_plan: tuple[KeptFp32, ...] = ()
+    fp32_sums: bool = False
 
     def __post_init__(self) -> None:
         if self.precision_plan and self.precision == "fp32":

@@ -11,6 +11,7 @@ from ..system.progress import ProgressLine
 from .attention import fused_nodes
 from .build import Compiler
 from .float64 import float64_node
+from .footprint import activation_bytes, shared_size, tensor_bytes
 from .library import open_rtx
 from .records import BuildOptions
 
@@ -30,6 +31,7 @@ class StageCheck(Record, frozen=True):
         half: number of them in half precision, which alone can be fused.
         fused: number of them that became one kernel.
         engine_mib: size of the engine, MiB; 0 if it was not built.
+        activation_mib: GPU memory for activations and scratch at the contract's largest sizes, MiB.
         seconds: time to parse and build, s.
         warnings: warnings of parser and builder.
         fault: what is wrong, with the node; None if nothing is.
@@ -42,18 +44,30 @@ class StageCheck(Record, frozen=True):
     half: int
     fused: int
     engine_mib: float
+    activation_mib: float
     seconds: float
     warnings: tuple[str, ...]
     fault: str | None
 
 
 class CompileReport(Record, frozen=True):
-    """The report of ``rsrefseg build --check``."""
+    """The report of ``rsrefseg build --check``.
+
+    Attributes:
+        bundle: folder of the bundle.
+        compiler: name and version of the compiler.
+        gpus: compute capabilities that the graphs were compiled for.
+        stages: the stages, in the order they run.
+        tensor_mib: size of the inputs and outputs of these stages at the contract's largest sizes, MiB.
+        memory_mib: GPU memory of these stages together, without that of CUDA itself, MiB.
+    """
 
     bundle: str
     compiler: str
     gpus: tuple[str, ...]
     stages: tuple[StageCheck, ...]
+    tensor_mib: float
+    memory_mib: float
 
     @property
     def failure(self) -> str | None:
@@ -69,14 +83,16 @@ class CompileReport(Record, frozen=True):
 
         from ..system.tables import Table
 
-        columns = ("stage", "layers", "attentions", "fused", "MiB", "s", "")
+        columns = ("stage", "layers", "attentions", "fused", "engine MiB", "activations MiB", "s", "")
         table = Table(f"{self.bundle}, compiled by {self.compiler} for {', '.join(self.gpus)}", columns, verdict=True)
         for check in self.stages:
             verdict = "FAIL" if check.fault else "ok" if check.half == check.attentions else "ok, FP32 is not fused"
             counts = (check.layers, check.attentions, check.fused)
-            table.add(check.stage, *map(str, counts), f"{check.engine_mib:.1f}", f"{check.seconds:.1f}", verdict)
+            sizes = (f"{size:.1f}" for size in (check.engine_mib, check.activation_mib, check.seconds))
+            table.add(check.stage, *map(str, counts), *sizes, verdict)
         notes = [f"{check.stage}: {line}" for check in self.stages for line in check.warnings]
-        return Group(table.to_rich(), *(Text(note) for note in notes))
+        memory = f"GPU memory: {self.memory_mib:.0f} MiB for engines, activations and tensors, besides CUDA's own"
+        return Group(table.to_rich(), *(Text(note) for note in (memory, *notes)))
 
 
 def check_compilation(bundle: Bundle, stages: tuple[Stage, ...], gpus: tuple[str, ...]) -> CompileReport:
@@ -97,12 +113,16 @@ def check_compilation(bundle: Bundle, stages: tuple[Stage, ...], gpus: tuple[str
     """
     compiler = Compiler.for_gpus(open_rtx(), gpus)
     checks = tuple(_check(compiler, bundle, stage) for stage in stages)
-    return CompileReport(str(bundle.root), str(compiler.library), gpus, checks)
+    tensor_mib = round(tensor_bytes(bundle.manifest.stages[stage].contract for stage in stages) / 2**20, 3)
+    engines_mib = sum(check.engine_mib for check in checks)
+    activations_mib = shared_size({check.stage: check.activation_mib for check in checks})
+    memory_mib = round(engines_mib + activations_mib + tensor_mib, 3)
+    return CompileReport(str(bundle.root), str(compiler.library), gpus, checks, tensor_mib, memory_mib)
 
 
 def _check(compiler: Compiler, bundle: Bundle, stage: Stage) -> StageCheck:
     record, start = bundle.manifest.stages[stage], time.perf_counter()
-    layers = attentions = half = fused = size_bytes = 0
+    layers = attentions = half = fused = size_bytes = activations = 0
     warnings: tuple[str, ...] = ()
     fault = None
     graph = bundle.graph_path(stage)  # a changed file is an error of the bundle, not a finding
@@ -115,6 +135,7 @@ def _check(compiler: Compiler, bundle: Bundle, stage: Stage) -> StageCheck:
         half = len(halves)
         with progress:
             engine = compiler.compile(parsed, record.contract, BuildOptions(), progress)
+        activations = activation_bytes(engine)
         size_bytes, warnings = len(engine), warnings + compiler.library.log.take_warnings()
         together = fused_nodes(engine)
         fused = sum(attention.node in together for attention in parsed.attentions)
@@ -128,5 +149,6 @@ def _check(compiler: Compiler, bundle: Bundle, stage: Stage) -> StageCheck:
     except RSRefSegError as error:
         fault = str(error)
     seconds = round(time.perf_counter() - start, 3)
-    size_mib = round(size_bytes / 2**20, 3)
-    return StageCheck(stage, record.precision, layers, attentions, half, fused, size_mib, seconds, warnings, fault)
+    size_mib, activation_mib = round(size_bytes / 2**20, 3), round(activations / 2**20, 3)
+    counts = (layers, attentions, half, fused)
+    return StageCheck(stage, record.precision, *counts, size_mib, activation_mib, seconds, warnings, fault)

@@ -1,12 +1,14 @@
-"""``rsrefseg build``: checks its options and starts the build or the check they ask for."""
+"""``rsrefseg build``: checks its options and starts the build or the check they ask for. ``export`` checks as well."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..bundle.bundle import Bundle
-from ..errors import BadInputError
+from ..bundle.contracts import Stage
+from ..errors import BadInputError, MissingPartError
 from .check import DEFAULT_GPUS, CompileReport, check_compilation
 from .gpus import parse_gpus
+from .library import open_rtx
 from .portable import build_portable
 from .store import BuildReport, build_bundle, parse_stages
 
@@ -61,6 +63,64 @@ def run_build(request: BuildRequest) -> BuildReport | CompileReport:
     if gpus is None:
         raise BadInputError("--runtime tensorrt-rtx builds for named GPUs: add --gpus, e.g. --gpus sm86,rtx-4090")
     return build_portable(Bundle.open(request.bundle), gpus, request.out or _DEFAULT_OUT, request.force)
+
+
+class CheckedExport(NamedTuple):
+    """The report of an export, and that of its compile check; None if it was not checked."""
+
+    export: Any
+    check: CompileReport | None
+
+    @property
+    def failure(self) -> str | None:
+        """The failure of the compile check; None if it holds or was not made. The bundle is written either way."""
+        return self.check.failure if self.check else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dict: the export's with the check as ``compile_check``."""
+        return {**self.export.to_dict(), "compile_check": self.check.to_dict() if self.check else None}
+
+    def render(self) -> Any:
+        """Return the tables of both for the terminal."""
+        from rich.console import Group
+
+        return Group(self.export.render(), *([self.check.render()] if self.check else []))
+
+
+def checks_export(wanted: bool | None, for_tensorrt: bool) -> bool:
+    """Return whether an export ends with a compile check: by default for TensorRT, where its compiler is installed.
+
+    Args:
+        wanted: ``--check`` or ``--no-check``; None if neither was given.
+        for_tensorrt: whether TensorRT is the target of the export.
+
+    Raises:
+        BadInputError: a check is wanted for another target.
+        MissingPartError: a check is wanted and TensorRT-RTX is not installed.
+    """
+    if wanted and not for_tensorrt:
+        raise BadInputError("--check compiles graphs for TensorRT: leave it out, or choose --target tensorrt")
+    if wanted is False or not for_tensorrt:
+        return False
+    try:
+        open_rtx()
+    except MissingPartError:
+        if wanted:
+            raise
+        return False
+    return True
+
+
+def with_check(export: Any, checked: bool) -> CheckedExport:
+    """Add the compile check of the bundle that an export wrote.
+
+    Args:
+        export: the report of the export.
+        checked: whether to check; if not, only the report is returned.
+    """
+    if not checked:
+        return CheckedExport(export, None)
+    return CheckedExport(export, check_compilation(Bundle.open(Path(export.bundle)), tuple(Stage), DEFAULT_GPUS))
 
 
 def _refuse(request: BuildRequest, portable: bool) -> None:

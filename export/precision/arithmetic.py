@@ -36,6 +36,31 @@ class HalfArithmetic(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class Fp32Sums(HalfArithmetic):
+    """While active, products of float16 tensors are summed in float32, in a form that TensorRT recognises.
+
+    TensorRT multiplies in float16 and sums in float32 where both factors are cast to float32 and the product is cast
+    back at once. A bias must therefore be added after the cast.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Intercept an operation; PyTorch calls this method for each."""
+        if func not in LAYERS or not _any_half(args):
+            return super().__torch_function__(func, types, args, kwargs)
+        named = dict(kwargs or {})
+        bias = args[2] if len(args) > 2 else named.pop("bias", None)
+        product = to_half(func(to_float(args[0]), to_float(args[1]), None, *args[3:], **named))
+        if bias is None:
+            return product
+        return product + (bias if func is F.linear else bias.reshape(-1, 1, 1))
+
+
 def _attention(
     query: Tensor,
     key: Tensor,

@@ -100,6 +100,8 @@ class AuditReport(Record, frozen=True):
             reach = f"reaches {_number(row.largest)}, {row.share_of_float16:.0%} of float16's range"
             parts.append(Text(f"warning: {row.stage} {row.module} {row.what} {reach}", "bold red"))
         if self.warnings:
+            stages = ",".join(dict.fromkeys(str(row.stage) for row in self.warnings))
+            parts.append(f"`rsrefseg export --fp16 --fp32-sums {stages}` keeps sums of products in float32")
             parts.append("`rsrefseg parity --bisect` finds the blocks that must stay float32")
         else:
             parts.append(Text(f"no half block uses more than {WARN_ABOVE:.0%} of float16's range", "green"))

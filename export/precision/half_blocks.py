@@ -17,7 +17,7 @@ from rsrefseg.model.config import ModelConfig
 from rsrefseg.model.model import build_stage
 from rsrefseg.model.prompter import ConvNormAct
 
-from .arithmetic import largest, to_float, to_half
+from .arithmetic import Fp32Sums, largest, to_float, to_half
 from .plan import ALWAYS_FP32, HALF_MAX, PrecisionPlan
 
 
@@ -87,7 +87,9 @@ def half_blocks(stage: Stage, module: nn.Module) -> dict[str, BlockRule]:
     }
 
 
-def convert_to_half(stage: Stage, module: nn.Module, fp32_blocks: Mapping[str, str] | None = None) -> dict[str, str]:
+def convert_to_half(
+    stage: Stage, module: nn.Module, fp32_blocks: Mapping[str, str] | None = None, fp32_sums: bool = False
+) -> dict[str, str]:
     """Convert a float32 stage in place to a stage with half blocks. Its inputs and outputs stay float32.
 
     A block with weights beyond float16's range stays float32.
@@ -96,6 +98,7 @@ def convert_to_half(stage: Stage, module: nn.Module, fp32_blocks: Mapping[str, s
         stage: the stage.
         module: module of the stage, float32, in eval mode.
         fp32_blocks: blocks that stay float32, with reasons.
+        fp32_sums: whether half blocks sum products in float32; factors and results stay float16.
 
     Returns:
         All parts that stay float32, with reasons, for the manifest.
@@ -116,6 +119,8 @@ def convert_to_half(stage: Stage, module: nn.Module, fp32_blocks: Mapping[str, s
             cast_arguments(module.get_submodule(name), to_float)
         else:
             _halve(module, name, rule)
+            if fp32_sums:
+                sum_in_float32(module.get_submodule(name))
     for name in TABLES.get(stage, ()):
         _halve_table(module, name)
     return {**ALWAYS_FP32[stage], **kept}
@@ -174,6 +179,17 @@ def _halve(root: nn.Module, name: str, rule: BlockRule) -> None:
     cast_arguments(module, to_half)
     if not rule.leaves_half:
         module.register_forward_hook(lambda _module, _args, result: to_float(result))
+
+
+def sum_in_float32(module: nn.Module) -> None:
+    """Change a float16 module to sum products in float32; see ``Fp32Sums``."""
+    forward = module.forward
+
+    def forward_with_float32_sums(*args: Any, **kwargs: Any) -> Any:
+        with Fp32Sums():
+            return forward(*args, **kwargs)
+
+    module.forward = forward_with_float32_sums
 
 
 def _halve_table(module: nn.Module, name: str) -> None:

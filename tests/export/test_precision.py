@@ -17,6 +17,7 @@ from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.export.costs import count_flops
 from rsrefseg.export.precision.arithmetic import HalfArithmetic
 from rsrefseg.export.precision.half_blocks import TABLES, convert_to_half, half_blocks
+from rsrefseg.export.precision.half_model import open_half_model
 from rsrefseg.export.precision.plan import ALWAYS_FP32, read_plan, write_plan
 from rsrefseg.export.settings import Target, default_attention
 from rsrefseg.inference.operators import SigmoidGelu
@@ -189,3 +190,22 @@ def test_the_command_refuses_a_plan_before_any_work(exported: Exported, tmp_path
     facts = ("sam_encoder", "image_encoder.blocks.9.mlp", "image_encoder.blocks.1.mlp")
     assert_refused(run_here(capsys, *options, "--fp16"), *facts)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_half_precision_with_sums_in_fp32_is_within_tolerance(exported: Exported, stage: Stage) -> None:
+    model = open_half_model(exported.bundle, exported.run)
+    module = model.load(stage)
+    convert_to_half(stage, module, fp32_sums=True)
+    assert model.check_module(stage, module).passed
+
+
+def test_the_manifest_names_stages_that_sum_in_fp32(exported: Exported, tmp_path: Path, capsys: Capsys) -> None:
+    options = ("export", exported.run, "--out", tmp_path / "bundle", "--fp32-sums", "sam_encoder")
+    assert_refused(run_here(capsys, *options), "--fp32-sums", "--fp16")
+    assert_refused(run_here(capsys, *options[:-1], "sam", "--fp16"), "'sam'", "sam_encoder")
+    assert run_here(capsys, *options, "--fp16", "--no-check").code == 0
+    stages = Bundle.open(tmp_path / "bundle").manifest.stages
+    assert {stage: record.fp32_sums for stage, record in stages.items()} == {
+        stage: stage is Stage.SAM_ENCODER for stage in Stage
+    }

@@ -44,6 +44,11 @@ def test_without_a_target_half_precision_is_for_tensorrt() -> None:
     assert ExportSettings(plan={}, target=Target.ONNXRUNTIME).runtime is Target.ONNXRUNTIME
 
 
+def test_tensorrt_in_single_precision_gets_a_note() -> None:
+    assert "--fp16" in ExportSettings(target=Target.TENSORRT).notes[0]
+    assert ExportSettings().notes == ExportSettings(plan={}).notes == ()
+
+
 def test_another_form_can_be_chosen() -> None:
     default = AttentionChoice(AttentionForm.FOLDED, AttentionForm.ADDITIVE, 16)
     assert parse_attention("windowed=published", default) == replace(default, windowed=AttentionForm.PUBLISHED)

@@ -123,7 +123,7 @@ def test_infer_stays_within_its_memory(full: Full, say: Say) -> None:
 
 
 def test_half_precision_halves_the_bytes_keeps_every_stage_and_is_fused(full: Full, say: Say) -> None:
-    exporting = measured(full.folder, "export", "run", "--fp16", "--out", "half")
+    exporting = measured(full.folder, "export", "run", "--fp16", "--no-check", "--out", "half")
     share = size_of(full.folder / "half") / size_of(full.folder / "bundle")
     report = measured(full.folder, "parity", "--bundle", "half").document
     worst = {row["output"]: row["relative_l2"] for row in report["tensors"] if row["check"] == "stage"}

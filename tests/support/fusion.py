@@ -1,5 +1,6 @@
 """Compiles a single graph with TensorRT-RTX, which needs no GPU."""
 
+import re
 from pathlib import Path
 
 from rsrefseg.engines.tensorrt.attention import find_attentions, fused_nodes
@@ -8,6 +9,18 @@ from rsrefseg.engines.tensorrt.library import open_rtx
 
 def attentions_and_fused(path: Path) -> tuple[set[str], set[str]]:
     """Return the attentions of a graph without dynamic sizes, and those that are one kernel on SM89, by ONNX node."""
+    nodes, engine = compile_graph(path)
+    return nodes, nodes & fused_nodes(engine)
+
+
+def types_of_sums(engine: bytes) -> tuple[set[bytes], set[bytes]]:
+    """Return how an engine sums: codes of its plain products (2 for FP32), types of its fused attentions."""
+    products = re.findall(rb"fully_connected=.*? accumulation_type=(\d)", engine)
+    return set(products), set(re.findall(rb"_hmma_(fp\d\d)_traits", engine))
+
+
+def compile_graph(path: Path) -> tuple[set[str], bytes]:
+    """Return the attentions of a graph without dynamic sizes, by ONNX node, and its engine for SM89."""
     library = open_rtx()
     trt = library.module
     builder = trt.Builder(library.logger)
@@ -20,5 +33,4 @@ def attentions_and_fused(path: Path) -> tuple[set[str], set[str]]:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # engines name nodes
     engine = builder.build_serialized_network(network, config)
     assert engine is not None, f"{path} does not build"
-    nodes = {attention.node for attention in find_attentions(network, trt)}
-    return nodes, nodes & fused_nodes(bytes(engine))
+    return {attention.node for attention in find_attentions(network, trt)}, bytes(engine)

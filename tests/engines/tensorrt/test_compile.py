@@ -1,6 +1,7 @@
 """NVIDIA's own parser and compiler take the graphs, and say which attentions become one kernel: without a GPU."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,19 +9,21 @@ from pathlib import Path
 import pytest
 
 from rsrefseg.engines.bundle.bundle import Bundle
-from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.contracts import IMAGES, Dim, Stage, stage_contracts
 from rsrefseg.engines.errors import BadInputError, BundleError, MissingPartError, RSRefSegError
 from rsrefseg.engines.tensorrt.check import CompileReport, check_compilation
 from rsrefseg.engines.tensorrt.gpus import parse_gpus
 from rsrefseg.engines.tensorrt.portable import build_portable, open_portable
 from rsrefseg.engines.tensorrt.records import RECORD_NAME, StoredEngine
 from rsrefseg.engines.tensorrt.rtx import open_rtx
+from rsrefseg.export import export
 from rsrefseg.export.export import export_run
 from rsrefseg.export.settings import ExportSettings, Target
 from tests.support.attention_graphs import NODE, bundle_with_attention
 from tests.support.commands import assert_refused, run_here
+from tests.support.export_jobs import Shortcut
 from tests.support.exported import Exported
-from tests.support.made_bundle import make_bundle
+from tests.support.made_bundle import change_stage, make_bundle
 from tests.support.places import Capsys
 
 TARGETS = ("sm80", "sm86", "sm89", "sm120")
@@ -86,6 +89,61 @@ def test_a_planted_fault_fails_the_check_and_names_stage_and_node(
     faults = [stage["fault"] for stage in json.loads(ran.out)["stages"]]
     assert faults[0]
     assert faults[1] is None
+
+
+@pytest.fixture
+def quick_export(half: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copy the graphs of ``half`` instead of exporting them."""
+    monkeypatch.setattr(export, "export_graph", Shortcut(half.root))
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_an_export_for_tensorrt_is_compiled_unless_told_not_to(
+    exported: Exported, tmp_path: Path, capsys: Capsys
+) -> None:
+    """The check fails on the small decoder; the bundle is written all the same."""
+    options = ("export", exported.run, "--fp16", "--out", tmp_path / "bundle", "--json")
+    ran = run_here(capsys, *options)
+    assert ran.code == 1
+    assert "stage 'sam_decoder'" in ran.err
+    document = json.loads(ran.out)
+    assert [one["stage"] for one in document["compile_check"]["stages"]] == [str(stage) for stage in Stage]
+    assert Bundle.open(Path(document["bundle"])).manifest.stages[Stage.SAM_DECODER].precision == "fp16"
+    for more in (("--no-check",), ("--target", "onnxruntime-cuda")):
+        ran = run_here(capsys, *options, *more)
+        assert (ran.code, json.loads(ran.out)["compile_check"]) == (0, None), ran.err
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_without_the_compiler_only_a_wanted_check_fails(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys
+) -> None:
+    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    options = ("export", exported.run, "--fp16", "--out", tmp_path / "bundle")
+    assert_refused(run_here(capsys, *options, "--check"), "rsrefseg[tensorrt-rtx]")
+    assert not (tmp_path / "bundle").exists()
+    assert run_here(capsys, *options).code == 0
+
+
+def test_a_check_for_another_target_is_refused(capsys: Capsys) -> None:
+    assert_refused(run_here(capsys, "export", "--base", "--check"), "--check", "--target tensorrt")
+
+
+def test_the_memory_of_the_engines_grows_with_their_largest_batch(half: Bundle, tmp_path: Path) -> None:
+    """Activations are those of the largest sizes in the contract; the report adds what lies in memory together."""
+    stages = (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT, Stage.SAM_ENCODER)
+    report = check_compilation(half, stages, ("sm86",))
+    vision, text, sam = report.stages
+    expected = sum(one.engine_mib for one in report.stages) + max(vision.activation_mib, text.activation_mib)
+    assert report.memory_mib == pytest.approx(expected + sam.activation_mib + report.tensor_mib, abs=0.01)
+    side, images = half.manifest.geometry.image_size, IMAGES.max
+    assert report.tensor_mib > images * 3 * side**2 / 2**20
+    single = Path(shutil.copytree(half.root, tmp_path / "single"))
+    contract = stage_contracts(half.manifest.geometry, images=Dim("images", 1, 1, 1))[Stage.SIGLIP_VISION]
+    change_stage(single, Stage.SIGLIP_VISION, contract=contract)
+    (less,) = check(single).stages
+    assert 0 < less.activation_mib < vision.activation_mib
 
 
 def test_a_changed_file_is_an_error_of_the_bundle(tmp_path: Path, capsys: Capsys) -> None:
