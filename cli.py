@@ -52,7 +52,7 @@ def _panel(title: str) -> Any:
 _weights, _recipe, _model, _machine = map(_panel, ("Initial weights", "Recipe", "Model", "Memory and time"))
 _counts, _protocol, _report, _checkpoint = map(_panel, ("Scenes", "Protocol", "Files to write", "Checkpoint"))
 _graphs, _compiler, _instead, _measured = map(_panel, ("Graphs", "Compiler", "Other reports", "What is measured"))
-_remote, _raster = map(_panel, ("Without a GPU", "Rasters"))
+_remote, _raster, _batch = map(_panel, ("Without a GPU", "Rasters", "Many images"))
 JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on standard output, nothing else.")]
 RunOption = Annotated[Path | None, Option("--run", help="Run folder; the latest under ./runs by default.")]
 BundleOption = Annotated[Path | None, Option("--bundle", help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")]
@@ -418,8 +418,10 @@ def bench(
 
 @_command(app, "infer", 'infer img.png "the stadium"')
 def infer(
-    image: Annotated[str, Argument(help="Photo or raster: a file, a URL, an s3:// or gs:// path.")],
-    phrases: Annotated[list[str], Argument(help="One or more phrases, each in quotes.")],
+    image: Annotated[
+        str, Argument(help="Photo or raster: a file, a URL, an s3:// path; or a folder, a glob, a .txt or .csv list.")
+    ],
+    phrases: Annotated[list[str], Argument(help="More images, if any, and one or more phrases, each in quotes.")],
     bundle: BundleOption = None,
     backend: BackendOption = "auto",
     out: Annotated[Path, Option(help="Folder for masks, overlay and JSON.")] = Path("results"),
@@ -443,29 +445,26 @@ def infer(
     overlap: Annotated[
         int | None, _raster(min=0, show_default="a quarter", help="Pixels that neighbouring tiles share.")
     ] = None,
+    resume: Annotated[
+        bool, _batch("--resume", help="Keep finished results of the same bundle, phrases and options.")
+    ] = False,
+    shard: Annotated[str | None, _batch(metavar="K/N", help="Take the K-th of N parts, for job arrays.")] = None,
+    ray: Annotated[
+        str | None, _batch(metavar="ADDRESS", help="Run on Ray: local, auto, or the address of a cluster.")
+    ] = None,
+    actors: Annotated[
+        int | None, _batch(min=1, show_default="one a GPU, else one a node", help="Ray processes that segment.")
+    ] = None,
+    gpus: Annotated[
+        float | None, _batch(min=0, show_default="1 if there are any", help="GPUs of each Ray process, e.g. 0.5.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> Any:
-    """Segment what phrases refer to in an image."""
-    from rsrefseg.engines.infer import infer_image
+    """Segment what phrases refer to in an image, or in many."""
+    options = _options(locals(), "image", "phrases")
+    from rsrefseg.engines.batch import infer_images
 
-    return print_report(
-        infer_image(
-            image,
-            phrases,
-            bundle,
-            backend,
-            out,
-            max_pixels,
-            bands,
-            stretch,
-            tile,
-            overlap,
-            threshold,
-            absent_below,
-            rle,
-        ),
-        as_json,
-    )
+    return print_report(infer_images([image, *phrases], **options), as_json)
 
 
 @_command(app, "doctor", "doctor --json")

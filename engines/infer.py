@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import BadInputError
 from .images.images import DEFAULT_MAX_PIXELS, is_remote, open_scene
@@ -15,6 +16,7 @@ from .results.provenance import Provenance, source_name
 from .results.results import write_results
 from .segmentation import Segmentation
 from .segmenter import Segmenter
+from .system.progress import ProgressLine
 from .tiling import segment_tiles
 
 
@@ -44,6 +46,29 @@ class InferReport(Record, frozen=True):
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"note: {warning}" for figures in self.results for warning in figures["warnings"]]
         return "\n".join([*lines, f"ran on {self.backend}"])
+
+
+class InferOptions(Record, frozen=True):
+    """What results depend on besides the image, the phrases and the bundle; see ``infer_image``."""
+
+    backend: str = "auto"
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    bands: str | None = None
+    stretch: str = "auto"
+    tile: str = "auto"
+    overlap: int | None = None
+    threshold: float = 0.5
+    absent_below: float = 0.0
+    rle: bool = False
+
+
+class Found(NamedTuple):
+    """The segmentations of one image, and what they were made from."""
+
+    scene: Scene
+    segmentations: Sequence[Segmentation]
+    provenance: Provenance
+    notes: tuple[str, ...]
 
 
 def infer_image(
@@ -81,46 +106,74 @@ def infer_image(
         MissingPartError: the backend cannot run on this machine.
         RSRefSegError: the output cannot be written.
     """
-    with (
-        Segmenter.open(
-            bundle, backend, cached_phrases=len(phrases), threshold=threshold, absent_below=absent_below
-        ) as segmenter,
-        open_scene(image, max_pixels, bands, stretch, by_windows=tile != "off") as source,
-    ):
+    options = InferOptions(backend, max_pixels, bands, stretch, tile, overlap, threshold, absent_below, rle)
+    rule = {"threshold": threshold, "absent_below": absent_below}
+    with Segmenter.open(bundle, backend, cached_phrases=len(phrases), **rule) as segmenter:
+        found = segment_source(segmenter, image, phrases, options)
+        files = write_results(out, result_stem(image), *found[:2], image, found.provenance, rle)
+        results = json.loads(files[-1].read_bytes())["results"]
+        notes = segmenter.bundle.manifest.provenance.notes + found.notes
+        shown = source_name(image) if is_remote(image) else image
+        return InferReport(shown, segmenter.backend_reason, tuple(results), found.provenance, tuple(files), notes)
+
+
+def segment_source(
+    segmenter: Segmenter,
+    image: str,
+    phrases: Sequence[str],
+    options: InferOptions,
+    turn: AbstractContextManager[object] | None = None,
+) -> Found:
+    """Read an image and segment the region of each phrase, in tiles if the options say so.
+
+    Args:
+        segmenter: the bundle that runs; its backend was chosen already.
+        image: a photo or raster.
+        phrases: one or more phrases.
+        options: how the image is read.
+        turn: held while the segmenter runs, so that another thread reads meanwhile. The progress of tiles is only
+            shown without it.
+
+    Raises:
+        BadInputError: the image or a phrase cannot be used.
+        RSRefSegError: a stage cannot be loaded or run.
+    """
+    found: Sequence[Segmentation]
+    by_windows = options.tile != "off"
+    with open_scene(image, options.max_pixels, options.bands, options.stretch, by_windows=by_windows) as source:
         network_size = segmenter.bundle.manifest.geometry.image_size
-        tiling, note = Tiling.choose(tile, overlap, source.size, network_size)
-        found: Sequence[Segmentation]
+        tiling, note = Tiling.choose(options.tile, options.overlap, source.size, network_size)
         if tiling is None:
             scene = source.read_all()
             _check_valid(image, scene)
-            found = segmenter.segment(scene, phrases)
+            with turn or nullcontext():
+                found = segmenter.segment(scene, phrases)
         else:
-            if rle:
+            if options.rle:
                 raise BadInputError("--rle is for images that are segmented at once: leave it out, or give --tile off")
-            if min(tiling.tile_px, tiling.width) * min(tiling.tile_px, tiling.height) > max_pixels:
+            if min(tiling.tile_px, tiling.width) * min(tiling.tile_px, tiling.height) > options.max_pixels:
+                limit = f"{options.max_pixels:,}"
                 raise BadInputError(
-                    f"a tile of {tiling.tile_px} px has more than {max_pixels:,} pixels: give a smaller --tile"
+                    f"a tile of {tiling.tile_px} px has more than {limit} pixels: give a smaller --tile"
                 )
             scene = source.reduced(LONGEST_LONG_SIDE)
             _check_valid(image, scene)
-            found = segment_tiles(segmenter, source, phrases, tiling)
-        provenance = Provenance.of(image, scene, segmenter, tiling)
-        files = write_results(out, _stem(image), scene, found, image, provenance, rle)
-        results = json.loads(files[-1].read_bytes())["results"]
-        notes = segmenter.bundle.manifest.provenance.notes + (scene.raster.notes if scene.raster is not None else ())
-        notes += (note,) if note else ()
-        shown = source_name(image) if is_remote(image) else image
-        return InferReport(shown, segmenter.backend_reason, tuple(results), provenance, tuple(files), notes)
+            with turn or ProgressLine("tiles") as progress:
+                shown = progress.update if isinstance(progress, ProgressLine) else None
+                found = segment_tiles(segmenter, source, phrases, tiling, shown)
+    provenance = Provenance.of(image, scene, segmenter, tiling, options.to_dict())
+    notes = scene.raster.notes if scene.raster is not None else ()
+    return Found(scene, found, provenance, (*notes, note) if note else notes)
+
+
+def result_stem(image: str) -> str:
+    """Return the beginning of the result files' names: the file name without suffix, or a URL's without its query."""
+    return Path(image.partition("?")[0] if is_remote(image) else image).stem
 
 
 def _check_valid(image: str, scene: Scene) -> None:
     if scene.valid is not None and not scene.valid.any():
         raise BadInputError(f"the image '{image}' has no valid pixel: all are nodata, masked or transparent")
-
-
-def _stem(image: str) -> str:
-    """Return the beginning of the result files' names: the file name without suffix, or a URL's without its query."""
-    return Path(image.partition("?")[0] if is_remote(image) else image).stem
 
 
 def _line(figures: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,19 +13,22 @@ from .images.scene import Scene
 from .images.tiles import Tiling
 from .segmentation import TiledSegmentation
 from .segmenter import Segmenter
-from .system.progress import ProgressLine
 
 if TYPE_CHECKING:
     from .images.rasters import Raster
 
 
 def segment_tiles(
-    segmenter: Segmenter, source: "Raster | Scene", phrases: Sequence[str], tiling: Tiling
+    segmenter: Segmenter,
+    source: "Raster | Scene",
+    phrases: Sequence[str],
+    tiling: Tiling,
+    progress: Callable[[int, int], object] | None = None,
 ) -> list[TiledSegmentation]:
     """Segment the regions that each phrase refers to in each tile of a scene.
 
     Memory grows little with the scene: tiles are read by window, and their logits and valid pixels lie in temporary
-    files.
+    files. ``progress`` is called with the number of finished tiles and of all.
 
     Raises:
         BadInputError: a phrase or a window of the scene cannot be used.
@@ -36,24 +39,24 @@ def segment_tiles(
     valid: npt.NDArray[np.bool_] | None = None
     warnings: list[tuple[str, ...]] = [()] * len(phrases)
     network_size = segmenter.bundle.manifest.geometry.image_size
-    with ProgressLine("tiles") as progress:
-        for index, window in enumerate(windows):
-            image, usable = source.read(window)
-            if not usable.all():
-                if valid is None:
-                    valid = _file((tiling.height, tiling.width), np.bool_)
-                    for row in valid:
-                        row[:] = True
-                valid[slice(*window[0]), slice(*window[1])] = usable
-            if index == 0 or usable.any():
-                found = segmenter.segment(image, phrases)
-                if logits is None:
-                    shape = (len(phrases), len(windows), *found[0].mask_logits.shape)
-                    logits = _file(shape, np.float16)
-                    warnings = [one.warnings for one in found]
-                for place, one in enumerate(found):
-                    logits[place, index] = one.mask_logits
-            progress.update(index + 1, len(windows))
+    for index, window in enumerate(windows):
+        image, usable = source.read(window)
+        if not usable.all():
+            if valid is None:
+                valid = _file((tiling.height, tiling.width), np.bool_)
+                for row in valid:
+                    row[:] = True
+            valid[slice(*window[0]), slice(*window[1])] = usable
+        if index == 0 or usable.any():
+            found = segmenter.segment(image, phrases)
+            if logits is None:
+                shape = (len(phrases), len(windows), *found[0].mask_logits.shape)
+                logits = _file(shape, np.float16)
+                warnings = [one.warnings for one in found]
+            for place, one in enumerate(found):
+                logits[place, index] = one.mask_logits
+        if progress is not None:
+            progress(index + 1, len(windows))
     assert logits is not None
     size = (tiling.height, tiling.width)
     return [

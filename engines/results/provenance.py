@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..images.images import is_remote
 from ..images.scene import RasterInfo, Scene
@@ -31,6 +31,7 @@ class Provenance(Record, frozen=True):
         versions: installed versions of this package and of those that may have computed the result.
         raster: place, bands and stretch; ``None`` for photos.
         threshold, absent_below: see ``MaskRule``.
+        options: the options of ``infer`` that the result depends on, as given; ``None`` from Python.
         tile_px, overlap_px: side and overlap of the tiles; ``None`` if the whole image was segmented at once.
     """
 
@@ -42,11 +43,19 @@ class Provenance(Record, frozen=True):
     raster: RasterInfo | None
     threshold: float = 0.5
     absent_below: float = 0.0
+    options: dict[str, Any] | None = None
     tile_px: int | None = None
     overlap_px: int | None = None
 
     @classmethod
-    def of(cls, source: Path | str, scene: Scene, segmenter: "Segmenter", tiling: Tiling | None = None) -> "Provenance":
+    def of(
+        cls,
+        source: Path | str,
+        scene: Scene,
+        segmenter: "Segmenter",
+        tiling: Tiling | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> "Provenance":
         """Return the provenance of results of a segmenter for a scene read from ``source``."""
         name, local = source_name(source), not is_remote(str(source))
         versions = {package: version for package in _PACKAGES if (version := installed_version(package))}
@@ -59,6 +68,7 @@ class Provenance(Record, frozen=True):
             raster=scene.raster,
             threshold=segmenter.rule.threshold,
             absent_below=segmenter.rule.absent_below,
+            options=options,
             tile_px=tiling.tile_px if tiling is not None else None,
             overlap_px=tiling.overlap_px if tiling is not None else None,
         )

@@ -24,7 +24,7 @@ from .provenance import Provenance, source_name
 from .run_lengths import encode_rle
 
 RESULT_SCHEMA_VERSION = 2
-_SLUG_CHARACTERS = 40
+_SLUG_CHARACTERS = 60
 _STEM_BYTES = 120
 _DIGEST_CHARACTERS = 8
 _FAST = 1  # zlib level: for an overlay, speed matters more than size
@@ -43,9 +43,9 @@ def write_results(
 
     The files in ``out_dir`` are masks, ``<stem>_overlay.png`` and, last, ``<stem>.json`` with the figures of
     ``describe`` and the names of the others. The masks of a photo or an array are ``<stem>_<phrase>_mask.png`` for each
-    phrase (0 and 255, the image's size); those of a raster are the bands of ``<stem>_masks.tif``, and their regions
-    ``<stem>.geojson`` (see ``open_maps``). Each file is written atomically, and masks one after another, so memory use
-    does not grow with the number of phrases.
+    phrase (0 and 255, the image's size), where ``<phrase>`` ends with a digest; those of a raster are the bands of
+    ``<stem>_masks.tif``, and their regions ``<stem>.geojson`` (see ``open_maps``). Each file is written atomically, and
+    masks one after another, so memory use does not grow with the number of phrases.
 
     Args:
         out_dir: folder of the files, created if missing.
@@ -64,16 +64,13 @@ def write_results(
         RSRefSegError: the disk is full or the folder cannot be written.
     """
     scene = image if isinstance(image, Scene) else Scene(image)
-    stem = _safe_stem(stem)
-    path = source_name(source) if source is not None else None
-    # Of the whole name: two URLs may differ in their query alone.
-    key = _key(str(source) if is_remote(str(source)) else path) if path is not None else None
-    if key is not None and _key_of(out_dir / f"{stem}.json") not in (None, key):
-        stem += f"-{key[:_DIGEST_CHARACTERS]}"
-    overlay_path, json_path = out_dir / f"{stem}_overlay.png", out_dir / f"{stem}.json"
+    path, key = (source_name(source), _source_key(source)) if source is not None else (None, None)
+    json_path = result_path(out_dir, stem, source)
+    stem = json_path.stem
+    overlay_path = out_dir / f"{stem}_overlay.png"
     overlay = Overlay(scene.image)
     if scene.raster is None:
-        files = [out_dir / f"{stem}_{slug}_mask.png" for slug in _slugs([found.phrase for found in segmentations])]
+        files = [out_dir / f"{stem}_{_slug(found.phrase)}_mask.png" for found in segmentations]
         results = _write_masks(files, segmentations, overlay)
     else:
         files = [out_dir / f"{stem}_masks.tif", out_dir / f"{stem}.geojson"]
@@ -140,9 +137,22 @@ def _write_maps(
     return results
 
 
-def _key(name: str) -> str:
+def result_path(out_dir: Path, stem: str, source: Path | str | None) -> Path:
+    """Return the path of the JSON file of a source: with a digest if another source's results have the stem."""
+    path = out_dir / f"{_safe_stem(stem)}.json"
+    if source is None or _key_of(path) in (None, key := _source_key(source)):
+        return path
+    return path.with_name(f"{path.stem}-{key[:_DIGEST_CHARACTERS]}.json")
+
+
+def _source_key(source: Path | str) -> str:
     """Return a digest that identifies a source without showing its name."""
-    return hashlib.sha256(os.fsencode(name)).hexdigest()
+    # Of the whole name: two URLs may differ in their query alone.
+    return _digest(str(source) if is_remote(str(source)) else source_name(source))
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _key_of(path: Path) -> str | None:
@@ -154,17 +164,11 @@ def _key_of(path: Path) -> str | None:
     return str(document.get("source_key") or "") if isinstance(document, dict) else ""
 
 
-def _slugs(phrases: Sequence[str]) -> list[str]:
-    """Return one name for each phrase, in ASCII letters, digits and hyphens, without duplicates."""
-    slugs: list[str] = []
-    for phrase in phrases:
-        plain = unicodedata.normalize("NFKD", phrase).encode("ascii", "ignore").decode()
-        slug = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:_SLUG_CHARACTERS].strip("-") or "phrase"
-        number, name = 2, slug
-        while name in slugs:
-            name, number = f"{slug}-{number}", number + 1
-        slugs.append(name)
-    return slugs
+def _slug(phrase: str) -> str:
+    """Return a name for a phrase in ASCII letters, digits and hyphens; its digest tells similar phrases apart."""
+    plain = unicodedata.normalize("NFKD", phrase).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:_SLUG_CHARACTERS].strip("-") or "phrase"
+    return f"{slug}-{_digest(phrase)[:_DIGEST_CHARACTERS]}"
 
 
 def _safe_stem(stem: str) -> str:

@@ -18,6 +18,7 @@ _EXTRAS = {
     "tensorrt_rtx": "tensorrt-rtx",
     "tensorrt_rtx_bindings": "tensorrt-rtx",
     "matplotlib": "report",
+    "ray": "ray",
     **dict.fromkeys(TRAIN, "train"),
 }
 

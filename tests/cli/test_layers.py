@@ -35,6 +35,7 @@ WRAPPERS = {
     "tensorrt_rtx": ("engines/tensorrt/library",),
     "tensorrt_rtx_bindings": ("engines/tensorrt/library",),
     "cuda": ("engines/tensorrt/cuda",),
+    "ray": ("engines/cluster",),
 }
 HEAVY = {"torch", "torchvision", "transformers", "segment_anything", "peft", "accelerate", "onnx", "onnxscript"}
 

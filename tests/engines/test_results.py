@@ -86,7 +86,8 @@ def test_files_for_each_phrase_an_overlay_and_the_figures(tmp_path: Path) -> Non
     answers = [found(mask, phrase) for phrase, mask in masks.items()]
     paths = write_results(tmp_path / "new", "scene", image, answers)
     assert [path.name for path in paths] == [
-        "scene_the-stadium-left_mask.png", "scene_the-field_mask.png", "scene_a-ship_mask.png",
+        "scene_the-stadium-left-3fc1c54b_mask.png", "scene_the-field-0a59e3db_mask.png",
+        "scene_a-ship-acdefc95_mask.png",
         "scene_overlay.png", "scene.json",
     ]  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in paths)
@@ -144,7 +145,7 @@ def test_odd_and_equal_phrases_have_files_of_their_own(tmp_path: Path) -> None:
     paths = write_results(tmp_path, "a", np.zeros((60, 80, 3), np.uint8), [found(disc(), phrase) for phrase in phrases])
     assert len(set(paths)) == len(phrases) + 2
     assert {path.parent for path in paths} == {tmp_path}
-    assert all(path.is_file() and path.name.isascii() and len(path.name) < 70 for path in paths)
+    assert all(path.is_file() and path.name.isascii() and len(path.name) < 90 for path in paths)
     assert [result["phrase"] for result in json.loads(paths[-1].read_text())["results"]] == phrases
 
 

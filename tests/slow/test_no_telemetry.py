@@ -87,5 +87,9 @@ def test_infer_is_quiet(recorder: Path, tmp_path: Path, backend: str) -> None:
     picture().save(tmp_path / "scene.png")
     files, calls = watched(recorder, tmp_path, ENTRY, "infer", "scene.png", "the red square", "--backend", backend)
     results = [file for file in files if not file.startswith("home/.cache/rsrefseg/")]
-    assert results == ["results/scene.json", "results/scene_overlay.png", "results/scene_the-red-square_mask.png"]
+    assert results == [
+        "results/scene.json",
+        "results/scene_overlay.png",
+        "results/scene_the-red-square-798eb567_mask.png",
+    ]
     assert calls == []
