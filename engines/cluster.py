@@ -1,6 +1,7 @@
 """Runs the work list of a batch on a Ray cluster: a pool of actors, each with its own segmenter."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -48,6 +49,7 @@ def run_on_ray(job: Job, work: Sequence[Work], cluster: Cluster) -> Iterator[Res
     import ray
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     own = not ray.is_initialized()
     if own:
         _connect(ray, cluster.address)

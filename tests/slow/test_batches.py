@@ -1,0 +1,86 @@
+"""Batches that are killed, on this machine and on a local Ray, and what a batch costs."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rsrefseg.engines.job import Cluster
+from tests.support import ROOT
+from tests.support.batches import PHRASES, batch_job, batch_on_ray, write_scenes, written
+from tests.support.commands import run_alone
+from tests.support.exported import Exported
+from tests.support.made_bundle import make_bundle
+
+ENTRY = "from rsrefseg.__main__ import main; main()"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create a small hand-written bundle. Read-only."""
+    return make_bundle(tmp_path_factory.mktemp("made") / "bundle").root
+
+
+def wait_for_results(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    while len(list(out.rglob("*.json"))) < count:
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.005)
+
+
+def test_kill_9_in_a_batch_of_50(made: Path, tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "scenes", 50)
+    batch_job(str(scenes), str(made), str(tmp_path / "whole"))
+    out = tmp_path / "out"
+    arguments = ["infer", str(scenes), *PHRASES, "--bundle", str(made), "--backend", "onnxruntime", "--out", str(out)]
+    for killed_at in (7, 30):
+        command = [sys.executable, "-P", "-c", ENTRY, *arguments, "--resume"]
+        with subprocess.Popen(command, env={"PYTHONPATH": str(ROOT)}, text=True) as process:
+            wait_for_results(out, killed_at, process)
+            process.kill()
+        assert len(list(out.rglob("*.json"))) < 50
+    done = run_alone(*arguments, "--resume", "--json")
+    assert done.returncode == 0, done.stderr
+    assert written(out) == written(tmp_path / "whole")
+
+
+def test_ray_with_a_killed_actor_writes_what_a_local_run_writes(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    scenes = write_scenes(tmp_path / "scenes", 30)
+    batch_job(str(scenes), str(made), str(tmp_path / "whole"))
+    killed = []
+
+    def kill_an_actor(done: int) -> None:
+        if done == 3:
+            actors = [one for one in psutil.Process().children(recursive=True) if "MapWorker" in one.name()]
+            actors = actors or [
+                one for one in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(one.cmdline())
+            ]
+            assert len(actors) == 2
+            actors[0].kill()
+            killed.append(actors[0].pid)
+
+    report = batch_on_ray(scenes, made, tmp_path / "out", Cluster("local", actors=2, gpus=0), kill_an_actor)
+    assert len(killed) == 1
+    assert (report.failed, report.resumed) == ((), 0)
+    assert written(tmp_path / "out") == written(tmp_path / "whole")
+
+
+def test_ten_images_take_less_than_twice_the_time_of_one(exported: Exported, tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "scenes", 10)
+    one = next(scenes.rglob("*.png"))
+    fastest = {}
+    for name, image in (("one", one), ("ten", scenes)):
+        times = []
+        for number in range(3):
+            start = time.perf_counter()
+            done = run_alone(
+                "infer", image, "the red square", "--bundle", exported.bundle, "--out", tmp_path / f"{name}{number}"
+            )
+            times.append(time.perf_counter() - start)
+            assert done.returncode == 0, done.stderr
+        fastest[name] = min(times)
+    print(fastest)
+    assert fastest["ten"] < 2 * fastest["one"]
