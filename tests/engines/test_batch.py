@@ -123,7 +123,7 @@ def test_a_killed_batch_resumes_to_the_same_files_and_table(scenes: Path, folder
     assert changes is not None
     expected = written(tmp_path / "whole")
     job |= {"out": str(out := tmp_path / "out")}
-    for moment in (Moment(changes // 3), Moment(changes // 2, torn_after=20), Moment(changes - 3)):
+    for moment in (Moment(changes // 3), Moment(changes // 2), Moment(changes - 3)):
         assert run_job(batch_job, job, out, moment) is None
         run_job(batch_job, job | {"resume": True}, out)
         assert written(out) == expected, moment

@@ -2,20 +2,21 @@
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from rsrefseg.engines.batch import infer_batch
+from rsrefseg.engines.infer import InferOptions
 from rsrefseg.engines.job import Cluster
 from tests.support import ROOT
-from tests.support.batches import PHRASES, batch_job, batch_on_ray, write_scenes, written
-from tests.support.commands import run_alone
+from tests.support.batches import PHRASES, batch_job, write_scenes, written
+from tests.support.commands import ENTRY, run_alone
 from tests.support.exported import Exported
 from tests.support.made_bundle import make_bundle
-
-ENTRY = "from rsrefseg.__main__ import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +51,24 @@ def test_ray_with_a_killed_actor_writes_what_a_local_run_writes(made: Path, tmp_
     pytest.importorskip("ray")
     scenes = write_scenes(tmp_path / "scenes", 30)
     batch_job(str(scenes), str(made), str(tmp_path / "whole"))
-    killed = []
+    out, killed = tmp_path / "out", []
 
-    def kill_an_actor(done: int) -> None:
-        if done == 3:
-            actors = [one for one in psutil.Process().children(recursive=True) if "MapWorker" in one.name()]
-            actors = actors or [
-                one for one in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(one.cmdline())
-            ]
-            assert len(actors) == 2
-            actors[0].kill()
-            killed.append(actors[0].pid)
+    def kill_an_actor() -> None:
+        while len(list(out.rglob("*.json"))) < 3:
+            time.sleep(0.005)
+        actors = [one for one in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(one.cmdline())]
+        for actor in actors[:1]:
+            actor.kill()
+            killed.append(actor.pid)
 
-    report = batch_on_ray(scenes, made, tmp_path / "out", Cluster("local", actors=2, gpus=0), kill_an_actor)
+    killer = threading.Thread(target=kill_an_actor, daemon=True)
+    killer.start()
+    cluster = Cluster("local", actors=2, gpus=0)
+    report = infer_batch([str(scenes)], PHRASES, made, out, InferOptions("onnxruntime"), cluster=cluster)
+    killer.join()
     assert len(killed) == 1
     assert (report.failed, report.resumed) == ((), 0)
-    assert written(tmp_path / "out") == written(tmp_path / "whole")
+    assert written(out) == written(tmp_path / "whole")
 
 
 def test_ten_images_take_less_than_twice_the_time_of_one(exported: Exported, tmp_path: Path) -> None:

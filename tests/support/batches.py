@@ -1,16 +1,14 @@
 """A folder of scenes for batches, and what a batch wrote."""
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from rsrefseg.engines.batch import BatchReport, infer_batch
+from rsrefseg.engines.batch import infer_batch
 from rsrefseg.engines.infer import InferOptions
-from rsrefseg.engines.job import Cluster, Result
 from tests.support.rasters import write_raster
 
 PHRASES = ("the red square", "a blue square")
@@ -36,24 +34,6 @@ def write_scenes(folder: Path, count: int) -> Path:
 def batch_job(scenes: str, bundle: str, out: str, resume: bool = False) -> None:
     """Run a batch; a function of a module, for another process."""
     infer_batch([scenes], PHRASES, Path(bundle), Path(out), InferOptions("onnxruntime"), resume)
-
-
-def batch_on_ray(
-    scenes: Path, bundle: Path, out: Path, cluster: Cluster, on_row: Callable[[int], object]
-) -> BatchReport:
-    """Run a batch on Ray; ``on_row`` gets the number of images that are done."""
-    from unittest import mock
-
-    from rsrefseg.engines import cluster as module
-
-    def counted(document: Any) -> Result:
-        counted.done += 1  # type: ignore[attr-defined]
-        on_row(counted.done)  # type: ignore[attr-defined]
-        return real(document)
-
-    counted.done, real = 0, module._result_of  # type: ignore[attr-defined]
-    with mock.patch.object(module, "_result_of", counted):
-        return infer_batch([str(scenes)], PHRASES, bundle, out, InferOptions("onnxruntime"), cluster=cluster)
 
 
 def table(path: Path) -> list[dict[str, str]]:
