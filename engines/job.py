@@ -69,7 +69,12 @@ class Job(Record, frozen=True):
     def open(self, threads: int | None = None) -> Segmenter:
         """Open the bundle; see ``Segmenter.open``."""
         return Segmenter.open(
-            self.bundle, self.options.backend, threads=threads, cached_phrases=max(1, len(self.phrases))
+            self.bundle,
+            self.options.backend,
+            threads=threads,
+            cached_phrases=len(self.phrases),
+            threshold=self.options.threshold,
+            absent_below=self.options.absent_below,
         )
 
     def run(self, segmenter: Segmenter, turn: AbstractContextManager[object], work: Work) -> Result:
@@ -84,9 +89,8 @@ class Job(Record, frozen=True):
         folder, error = self.out / item.place, ""
         try:
             found = segment_source(segmenter, item.image, self.phrases, self.options, turn)
-            *_, path = write_results(
-                folder, result_stem(item.image), found.scene, found.segmentations, item.image, found.provenance
-            )
+            stem, rle = result_stem(item.image), self.options.rle
+            *_, path = write_results(folder, stem, *found[:2], item.image, found.provenance, rle)
             rows = self._rows(item, path, json.loads(path.read_bytes()), time.perf_counter() - started)
         except (MissingPartError, BundleError):
             raise

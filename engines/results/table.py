@@ -7,7 +7,7 @@ from typing import Any
 
 from ..system.files import atomic_file, unwritable
 
-_FIGURES = ("area_px", "area_share", "area_m2", "mean_probability")
+_FIGURES = ("area_px", "area_share", "area_m2", "mean_probability", "presence")
 _BOX = ("x1", "y1", "x2", "y2")
 COLUMNS = (
     "image", "phrase", "error", "seconds", *_BOX, *_FIGURES, "tile_px", "mask_file", "mask_band", "overlay_file",
