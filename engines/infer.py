@@ -107,8 +107,9 @@ def infer_image(
         RSRefSegError: the output cannot be written.
     """
     options = InferOptions(backend, max_pixels, bands, stretch, tile, overlap, threshold, absent_below, rle)
-    rule = {"threshold": threshold, "absent_below": absent_below}
-    with Segmenter.open(bundle, backend, cached_phrases=len(phrases), **rule) as segmenter:
+    with Segmenter.open(
+        bundle, backend, cached_phrases=len(phrases), threshold=threshold, absent_below=absent_below
+    ) as segmenter:
         found = segment_source(segmenter, image, phrases, options)
         files = write_results(out, result_stem(image), *found[:2], image, found.provenance, rle)
         results = json.loads(files[-1].read_bytes())["results"]
