@@ -54,8 +54,23 @@ _counts, _protocol, _report, _checkpoint = map(_panel, ("Scenes", "Protocol", "F
 _graphs, _compiler, _instead, _measured = map(_panel, ("Graphs", "Compiler", "Other reports", "What is measured"))
 _remote, _raster, _batch = map(_panel, ("Without a GPU", "Rasters", "Many images"))
 JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on standard output, nothing else.")]
-RunOption = Annotated[Path | None, Option("--run", help="Run folder; the latest under ./runs by default.")]
-BundleOption = Annotated[Path | None, Option("--bundle", help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")]
+
+
+def _local_run(run: Path | None) -> Path | None:
+    """Return the run, from the hub's cache if it is an address there."""
+    from rsrefseg.engines.hub.fetch import local_folder
+
+    return run if run is None else local_folder(run, "run.json")
+
+
+RunOption = Annotated[
+    Path | None,
+    Option("--run", callback=_local_run, help="Run folder or hf://ORG/NAME; the latest under ./runs by default."),
+]
+BundleOption = Annotated[
+    Path | None,
+    Option("--bundle", help="Bundle folder or hf://ORG/NAME[@REV]; $RSREFSEG_BUNDLE or ./bundle by default."),
+]
 BackendOption = Annotated[str, Option("--backend", help="Runtime to use; 'auto' takes the best that works.")]
 DataOption = Annotated[Path, Option("--data", help="Data set, e.g. an RRSIS-D folder.")]
 ImagesOption = Annotated[Path | None, Option("--images", help="Folder of the images, if not the data set's own.")]
@@ -225,7 +240,10 @@ def train(
 def evaluate(
     data: DataOption,
     split: Annotated[str, Option(help="Split to evaluate.")] = "test",
-    run: Annotated[Path | None, Option(help="Run or merged.safetensors; the latest run by default.")] = None,
+    run: Annotated[
+        Path | None,
+        Option(callback=_local_run, help="Run, merged.safetensors or hf://ORG/NAME; the latest run by default."),
+    ] = None,
     base: Annotated[bool, Option("--base", help="The shipped tiny base, before any training.")] = False,
     bundle: BundleOption = None,
     backend: Annotated[str | None, Option(help="Runtime for the bundle; without it, the run.")] = None,
@@ -304,7 +322,10 @@ def convert(
 
 @_command(app, "export", "export --fp16")
 def export(
-    run: Annotated[Path | None, Argument(help="Run, merged if need be; the latest by default.")] = None,
+    run: Annotated[
+        Path | None,
+        Argument(callback=_local_run, help="Run or hf://ORG/NAME, merged if need be; the latest by default."),
+    ] = None,
     fp16: Annotated[bool, Option("--fp16", help="Half precision written in the graphs.")] = False,
     plan: Annotated[Path | None, Option(help="With --fp16: blocks that stay float32 (parity --bisect).")] = None,
     fp32_sums: Annotated[
@@ -465,6 +486,37 @@ def infer(
     from rsrefseg.engines.batch import infer_images
 
     return print_report(infer_images([image, *phrases], **options), as_json)
+
+
+@_command(app, "download", "download b")
+def download(
+    preset: Annotated[str, Argument(help="b or l.")],
+    as_json: JsonFlag = False,
+) -> Any:
+    """Download the published weights of SAM and SigLIP."""
+    from rsrefseg.engines.hub.bases import download_bases
+    from rsrefseg.engines.system.progress import ProgressLine
+
+    return print_report(download_bases(preset, ProgressLine("download").say), as_json)
+
+
+@_command(app, "push", "push bundle ORG/NAME")
+def push(
+    folder: Annotated[Path, Argument(metavar="DIR", help="Bundle or merged run.")],
+    name: Annotated[str, Argument(metavar="ORG/NAME", help="Repository on the Hugging Face hub; made if need be.")],
+    run: Annotated[
+        Path | None, Option(help="Run of a bundle, for the card; the latest by default, if it is the bundle's.")
+    ] = None,
+    scores: Annotated[
+        list[Path] | None, Option(help="JSON of `rsrefseg eval --json`, for the card (repeatable).")
+    ] = None,
+    private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
+    as_json: JsonFlag = False,
+) -> Any:
+    """Upload a bundle or run with a model card."""
+    from rsrefseg.export.push import push as push_folder
+
+    return print_report(push_folder(folder, name, run, scores or (), private), as_json)
 
 
 @_command(app, "doctor", "doctor --json")

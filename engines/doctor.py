@@ -4,12 +4,15 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import util
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from .errors import MissingPartError, RSRefSegError
+from .errors import MissingPartError, NotInstalledError, RSRefSegError
+from .hub.bases import BASES, bases_of, cached_weights
+from .hub.fetch import hub_library
 from .onnxruntime.library import package
 from .system.cores import usable_cores
 from .system.packages import RUNTIME, TRAIN, how_to_install, import_problem, installed_version
@@ -160,6 +163,20 @@ def _bundle(targets: Sequence[str]) -> tuple[Ability, ...]:
     return (_ability("run the default bundle at full speed", check),) if default_bundle_path().exists() else ()
 
 
+def _weights(preset: str) -> str:
+    """Name the published weights of a preset in the hub's cache; those of a large file have its SHA-256 as name."""
+    found = {base: cached_weights(base) for base in bases_of(preset)}
+    named = ", ".join(f"{base.name} {base.size_gb} GB" for base, path in found.items() if path is None)
+    if named:
+        reason = f"`rsrefseg download {preset}` gets them ({named})"
+        try:
+            hub_library()
+        except NotInstalledError as error:
+            reason = f"{error}; then {reason}"
+        raise MissingPartError(reason)
+    return ", ".join(f"{base.name} ({path.resolve().name[:12]})" for base, path in found.items() if path is not None)
+
+
 def _training() -> str:
     missing = [module for module in TRAIN if util.find_spec(module) is None]
     _require(f"{', '.join(missing)} missing: `pip install {how_to_install(missing[0])}`" if missing else None)
@@ -174,7 +191,7 @@ def _cuda_training() -> str:
     return f"torch {build}"
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[], str]] = {
     "read images, phrases and bundles": _packages,
     "infer, parity and bench on the CPU (onnxruntime)": _onnxruntime,
     "infer, parity and bench on the CPU, BF16 or FP32 (openvino)": _openvino,
@@ -184,6 +201,7 @@ _CHECKS = {
     "compile for named NVIDIA GPUs, and run on this one (tensorrt-rtx)": _tensorrt_rtx,
     "train, merge and export (torch)": _training,
     "train on an NVIDIA GPU": _cuda_training,
+    **{f"train preset {preset} from published weights": partial(_weights, preset) for preset in BASES},
 }
 
 # Targets of an export that suit a runtime, the best runtime and the best target first.

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from ..errors import BundleError
+from ..hub.fetch import local_folder
 from ..system.files import atomic_write_bytes, recover_directory, sha256_file
 from ..text import Tokenizer
 from .contracts import Stage
@@ -46,12 +47,14 @@ class Bundle:
         """Read and check ``bundle.json``, and check that every file in it exists with its full length.
 
         Args:
-            path: folder of the bundle; by default ``default_bundle_path()``.
+            path: folder of the bundle, or its address on the hub, ``hf://ORG/NAME[@REV]``; by default
+                ``default_bundle_path()``.
 
         Raises:
             BundleError: the bundle is missing, incomplete, inconsistent, or of another schema version.
+            RSRefSegError: the hub has no such bundle, or cannot be reached (see ``local_folder``).
         """
-        root = default_bundle_path() if path is None else Path(path)
+        root = local_folder(default_bundle_path() if path is None else Path(path), MANIFEST_NAME)
         recover_directory(root)
         if not root.exists():
             hint = f"make one with `rsrefseg export`, or name one with --bundle or ${BUNDLE_VARIABLE}"

@@ -19,6 +19,7 @@ _EXTRAS = {
     "tensorrt_rtx_bindings": "tensorrt-rtx",
     "matplotlib": "report",
     "ray": "ray",
+    "huggingface_hub": "hub",
     **dict.fromkeys(TRAIN, "train"),
 }
 

@@ -3,17 +3,18 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsrefseg.engines.system.files import atomic_write_text
 
-from .state import Position
+if TYPE_CHECKING:
+    from .state import Position
 
 
 class MetricsLog:
     """Appends one JSON object per line; every object has its optimizer ``step``."""
 
-    def __init__(self, path: Path, position: Position) -> None:
+    def __init__(self, path: Path, position: "Position") -> None:
         """Keep the entries before ``position``; a killed process may have written more."""
         self.path = path
         kept = [json.dumps(entry) + "\n" for entry in read_metrics(path) if _is_before(entry, position)]
@@ -34,7 +35,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _is_before(entry: dict[str, Any], position: Position) -> bool:
+def _is_before(entry: dict[str, Any], position: "Position") -> bool:
     """Return whether an entry precedes a position; an epoch's validation has the number of its last step."""
     done: bool = entry["step"] <= position.step and ("validation" not in entry or entry["epoch"] < position.epoch)
     return done

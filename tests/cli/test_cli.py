@@ -21,8 +21,8 @@ from tests.support.small import SIZE
 
 COMMANDS = {
     "": {
-        "demo", "data", "train", "eval", "calibrate", "merge", "convert", "export", "build", "parity", "bench", "infer",
-        "doctor",
+        "demo", "data", "download", "train", "eval", "calibrate", "merge", "convert", "export", "push", "build",
+        "parity", "bench", "infer", "doctor",
     },
     "data ": {"synth", "check", "convert"},
 }  # fmt: skip

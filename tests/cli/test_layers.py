@@ -18,8 +18,8 @@ LAYERS = ("cli", "bench", "export", "rsrefseg", "engines")
 
 # Modules of engines/ that training and export share with serving; they import one another and nothing else of it.
 LEAVES = {
-    "errors", "presence", "records", "segmentation", "text", "bundle.contracts", "images.images", "system.files",
-    "system.progress", "system.tables",
+    "errors", "hub.bases", "hub.fetch", "presence", "records", "segmentation", "text", "bundle.contracts",
+    "images.images", "system.files", "system.progress", "system.tables",
 }  # fmt: skip
 # What the bundle package offers to the exporter besides.
 BUNDLE = {"bundle.bundle", "bundle.manifest", "bundle.reference", "bundle.comparison", "bundle.tolerances"}
@@ -27,7 +27,19 @@ BUNDLE = {"bundle.bundle", "bundle.manifest", "bundle.reference", "bundle.compar
 BEHIND_LEAVES = {f"images.{name}" for name in ("bands", "contrast", "photos", "rasters", "scene", "tiles")}
 
 # Third-party packages an edge device installs; a runtime only in its own folder, inside a function.
-ON_THE_EDGE = {"numpy", "PIL", "cv2", "rasterio", "tokenizers", "safetensors", "rich", "msgspec", "psutil", "typer"}
+ON_THE_EDGE = {
+    "numpy",
+    "PIL",
+    "cv2",
+    "rasterio",
+    "tokenizers",
+    "safetensors",
+    "rich",
+    "msgspec",
+    "psutil",
+    "typer",
+    "huggingface_hub",
+}
 WRAPPERS = {
     "onnxruntime": ("engines/onnxruntime/library",),
     "openvino": ("engines/openvino/library",),

@@ -14,17 +14,19 @@ from typer.core import TyperGroup
 from rsrefseg import cli
 from rsrefseg.runs.imported_run import rendered_scenes
 from tests.rsrefseg.checkpoints.test_commands import CONFIG
-from tests.support.commands import run_here
+from tests.support.commands import Ran, run_here
 from tests.support.places import Capsys
 from tests.support.upstream import PHRASES, PublicRSRefSeg
 from tests.support.words import write_word_tokenizer
 
-# In this order each command finds what the ones before it wrote. TensorRT has no engine without a GPU.
+# In this order each command finds what the ones before it wrote. TensorRT has no engine without a GPU, and nothing is
+# sent to or fetched from the real hub.
 ORDER = (
     "data synth, data check, data convert, train, merge, calibrate, eval, export, parity, bench, infer, doctor, "
     "convert, demo"
 )
 WITHOUT_GPU = {"build": "tensorrt"}
+OFFLINE = {"download": "check the network", "push": "check the network"}
 
 
 def examples(group: TyperGroup, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
@@ -38,14 +40,22 @@ def examples(group: TyperGroup, prefix: str = "") -> Iterator[tuple[str, list[st
             yield prefix + name, shlex.split(found[1])
 
 
+def assert_refused_last(ran: Ran, reason: str) -> None:
+    """Assert exit code 2 and the reason in the last line; lines of progress may precede it."""
+    assert ran.code == 2
+    assert reason in ran.err.splitlines()[-1]
+
+
 def test_every_example_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:
     app = typer.main.get_command(cli.app)
     assert isinstance(app, TyperGroup)
     by_command = dict(examples(app))
     order = ORDER.split(", ")
-    assert by_command.keys() == {*order, *WITHOUT_GPU}
+    assert by_command.keys() == {*order, *WITHOUT_GPU, *OFFLINE}
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RSREFSEG_BUNDLE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for command in order:
         if command == "infer":
             shutil.copyfile(next((tmp_path / "scenes").rglob("*.jpg")), "img.png")
@@ -58,6 +68,8 @@ def test_every_example_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Monke
                 patch.setattr("rsrefseg.model.config.model_config", lambda preset: CONFIG)
             ran = run_here(capsys, *by_command[command])
         assert ran.code == 0, f"{command}: {ran.err}"
+    for command, reason in OFFLINE.items():
+        assert_refused_last(run_here(capsys, *by_command[command]), reason)
     for command, missing in WITHOUT_GPU.items():
         ran = run_here(capsys, *by_command[command])
         assert ran.code in (0, 2)

@@ -1,0 +1,1 @@
+"""Bundles, runs and published weights on the Hugging Face hub."""
