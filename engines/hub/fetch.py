@@ -1,6 +1,7 @@
 """Downloads from the Hugging Face hub into its client's cache, from which they are used without a network."""
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from glob import escape
 from pathlib import Path
@@ -26,7 +27,7 @@ _TIMEOUT_S = 10.0
 
 
 def hub_library() -> ModuleType:
-    """Return ``huggingface_hub``, which alone reads the user's token.
+    """Return ``huggingface_hub``, which alone reads the user's token; without a terminal, it shows no progress bars.
 
     Raises:
         NotInstalledError: it is not installed.
@@ -35,6 +36,8 @@ def hub_library() -> ModuleType:
         import huggingface_hub
     except ImportError as error:
         raise NotInstalledError("huggingface_hub is not installed: `pip install 'rsrefseg[hub]'`") from error
+    if sys.stderr is None or not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()
     return huggingface_hub
 
 
