@@ -98,7 +98,7 @@ def _tensorrt(bundle: Bundle, threads: int | None, build: bool = True) -> Engine
 
 
 def _tensorrt_rtx(bundle: Bundle, threads: int | None) -> Engine:
-    from .tensorrt.rtx import RtxEngine
+    from .tensorrt.engine import RtxEngine
 
     return RtxEngine(bundle)
 

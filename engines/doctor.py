@@ -123,8 +123,8 @@ def _onnxruntime_cuda() -> str:
 
 
 def _tensorrt() -> str:
+    from .known_faults import known_faults
     from .tensorrt.cuda import Cuda
-    from .tensorrt.known_faults import known_faults
     from .tensorrt.library import gpu_platform, open_tensorrt
 
     library, gpu = open_tensorrt(), Cuda().gpu
@@ -133,8 +133,8 @@ def _tensorrt() -> str:
 
 
 def _tensorrt_rtx() -> str:
+    from .known_faults import known_faults
     from .tensorrt.cuda import Cuda
-    from .tensorrt.known_faults import known_faults
     from .tensorrt.library import gpu_platform, open_rtx
 
     library = open_rtx()

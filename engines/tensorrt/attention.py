@@ -18,17 +18,13 @@ class Attention(NamedTuple):
     half: bool
 
 
-def find_attentions(network: Any, trt: Any) -> tuple[Attention, ...]:
-    """Return the attentions of a parsed network in the network's order.
+def find_attentions(network: Any) -> tuple[Attention, ...]:
+    """Return the attentions of a parsed network (``INetworkDefinition`` without control flow) in its order.
 
     An attention is a softmax between two matrix products, or ONNX's ``Attention``.
-
-    Args:
-        network: an ``INetworkDefinition`` without control flow.
-        trt: the module of TensorRT.
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
-    producer = {layer.get_output(n).name: layer for layer in layers for n in range(layer.num_outputs)}
+    producer = {tensor.name: layer for layer in layers for tensor in _outputs(layer)}
     consumers = defaultdict(list)
     for layer in layers:
         for tensor in _inputs(layer):
@@ -38,25 +34,25 @@ def find_attentions(network: Any, trt: Any) -> tuple[Attention, ...]:
         return [producer[tensor.name] for tensor in _inputs(layer) if tensor.name in producer]
 
     def after(layer: Any) -> list[Any]:
-        return [reader for n in range(layer.num_outputs) for reader in consumers[layer.get_output(n).name]]
+        return [reader for tensor in _outputs(layer) for reader in consumers[tensor.name]]
 
     found = []
     for layer in layers:
+        products = []
         if layer.type.name == "ATTENTION_OUTPUT":
-            found.append(Attention(_node(layer), layer.get_output(0).dtype == trt.DataType.HALF))
+            products = [layer]
         elif layer.type.name == "SOFTMAX":
             first, second = _nearest_products(layer, before), _nearest_products(layer, after)
-            if first and second:
-                half = any(product.get_output(0).dtype == trt.DataType.HALF for product in (*first, *second))
-                found.append(Attention(_node(layer), half))
+            products = first + second if first and second else []
+        if products:
+            named = _ONNX_NAME.search(layer.metadata)
+            half = any(tensor.dtype.name == "HALF" for product in products for tensor in _outputs(product))
+            found.append(Attention(named[1] if named else str(layer.name), half))
     return tuple(found)
 
 
 def fused_nodes(engine: bytes) -> frozenset[str]:
-    """Return the ONNX nodes that fused attention kernels of a serialised engine compute.
-
-    The engine must have been built with the names of its layers, which is the default.
-    """
+    """Return the ONNX nodes that fused attention kernels of an engine compute, if it was built with layer names."""
     return frozenset(
         name for layers in _FUSED_CALL.findall(engine) for name in _ONNX_NAME.findall(layers.decode(errors="replace"))
     )
@@ -67,21 +63,19 @@ def _inputs(layer: Any) -> list[Any]:
     return [tensor for tensor in tensors if tensor is not None]  # optional inputs may be missing
 
 
+def _outputs(layer: Any) -> list[Any]:
+    return [layer.get_output(n) for n in range(layer.num_outputs)]
+
+
 def _nearest_products(start: Any, step: Any) -> list[Any]:
     """Return the matrix products that ``step`` leads to from a layer, through cheap layers only."""
     products, seen, waiting = [], {start.name}, step(start)
     while waiting:
         layer = waiting.pop()
-        if layer.name in seen:
-            continue
-        seen.add(layer.name)
-        if layer.type.name == "MATRIX_MULTIPLY":
-            products.append(layer)
-        elif layer.type.name in _BETWEEN:
-            waiting += step(layer)
+        if layer.name not in seen:
+            seen.add(layer.name)
+            if layer.type.name == "MATRIX_MULTIPLY":
+                products.append(layer)
+            elif layer.type.name in _BETWEEN:
+                waiting += step(layer)
     return products
-
-
-def _node(layer: Any) -> str:
-    named = _ONNX_NAME.search(layer.metadata)
-    return named[1] if named else str(layer.name)

@@ -1,45 +1,52 @@
 """Builds the strongly typed engine of one stage from its graph, with TensorRT 10, 11 or RTX."""
 
-import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, SupportsInt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..bundle.bundle import Bundle
+from msgspec import Struct
+
 from ..bundle.contracts import Stage, StageContract
 from ..bundle.manifest import StageRecord
-from ..errors import RSRefSegError
+from ..engine import check_signature
+from ..errors import BadInputError
+from ..system.files import cache_folder
 from ..system.progress import ProgressLine
-from .attention import Attention, find_attentions, fused_nodes
-from .errors import TrtCalls, host_bytes, parser_errors, unparsable
+from .attention import find_attentions, fused_nodes
 from .inspect import check_precision
-from .library import Library, Platform, named_platform
-from .records import BuildOptions
-from .timing import attach, keep
+from .library import Library, Platform, named_platform, require
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-_LOG = logging.getLogger(__name__)
+_BOUNDS = ("min", "opt", "max")
 _REPORT = "run `rsrefseg doctor`, close other programs on the GPU and build again"
-_EXPORT_AGAIN = "export the bundle again"
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedStage:
-    """A parsed graph: the builder, its strongly typed network, the network's attentions, the parser's warnings."""
+class BuildOptions(Struct, frozen=True):
+    """The options of a build. Strong typing is always on and TF32 always off.
 
-    builder: "trt.Builder"
-    network: "trt.INetworkDefinition"
-    attentions: tuple[Attention, ...]
-    warnings: tuple[str, ...]
+    Attributes:
+        workspace_mib: scratch memory that a layer may use on the GPU, MiB.
+        optimization_level: how long TensorRT searches for kernels, 0 (shortest) to 5.
+
+    Raises:
+        BadInputError: an option is out of range.
+    """
+
+    workspace_mib: int = 4096
+    optimization_level: int = 3
+
+    def __post_init__(self) -> None:
+        if self.workspace_mib < 1:
+            raise BadInputError(f"the workspace must be at least 1 MiB, got {self.workspace_mib}")
+        if not 0 <= self.optimization_level <= 5:
+            raise BadInputError(f"the optimisation level must be 0 to 5, got {self.optimization_level}")
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltEngine:
+class BuiltEngine(NamedTuple):
     """A built engine that is not on disk yet.
 
     Attributes:
@@ -73,127 +80,79 @@ class Compiler:
         """Return the compiler of TensorRT-RTX for named GPU classes."""
         return cls(library, named_platform(library, gpus), gpus)
 
-    def parse(self, bundle: Bundle, stage: Stage, progress: ProgressLine) -> ParsedStage:
-        """Parse the graph of a stage, and show every error of the parser.
+    def parse(self, stage: Stage, graph: Path) -> tuple[Any, ...]:
+        """Parse a graph and return its builder, its strongly typed network and its parser.
 
         Raises:
-            BundleError: a file of the bundle is missing or changed, or the graph cannot be parsed; the message names
-                the node.
+            RSRefSegError: TensorRT cannot parse the graph; the message names the node.
         """
-        library, calls, graph = self.library, TrtCalls(stage, self.library.log), bundle.graph_path(stage)
-        if not TYPE_CHECKING:
-            trt = library.module
-        builder = calls.require(lambda: trt.Builder(library.logger), "start its builder", _REPORT)
-        # By name: the bit is 1 in TensorRT 10 and 0 in TensorRT 11, where 1 has another meaning.
-        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = calls.require(lambda: builder.create_network(flags), "create a strongly typed network", _REPORT)
-        parser = calls.require(lambda: trt.OnnxParser(network, library.logger), "start its ONNX parser", _REPORT)
-        library.log.clear()
-        # By path, not by bytes, so that the parser finds the weights beside the graph.
-        if not parser.parse_from_file(str(graph)):
-            errors = parser_errors(parser)
-            for line in errors:
-                progress.say(f"{stage}: {line}")
-            raise unparsable(stage, str(graph), str(library), errors, library.log)
-        attentions = find_attentions(network, trt) if library.is_rtx else ()
-        return ParsedStage(builder, network, attentions, library.log.take_warnings())
+        hint = "export the bundle with this release, or install a TensorRT that knows the operator"
+        with self.library.step(stage, f"parse '{graph}'", hint):
+            parsed: tuple[Any, ...] = self.library.loaders["network_from_onnx_path"](str(graph), strongly_typed=True)
+            return parsed
 
     def compile(
-        self, parsed: ParsedStage, contract: StageContract, options: BuildOptions, progress: ProgressLine
+        self, parsed: tuple[Any, ...], contract: StageContract, options: BuildOptions, progress: ProgressLine
     ) -> bytes:
         """Build and serialise the engine of a parsed graph, which can be used once.
 
         Raises:
             RSRefSegError: TensorRT rejects an option or cannot build the engine; the message quotes it.
         """
-        library, calls = self.library, TrtCalls(contract.stage, self.library.log)
-        config = calls.require(parsed.builder.create_builder_config, "create a build configuration", _REPORT)
-        self._set_options(calls, config, options)
-        self._add_profile(calls, parsed.builder, config, contract)
-        # TensorRT-RTX measures no timings, and with a cache for them it needs a GPU.
-        timings = None if library.is_rtx else attach(config, self.platform, calls, progress.say)
-        interrupted = threading.Event()
-        config.progress_monitor = _monitor(library, progress, interrupted)
-        hint = (
-            "name other GPUs, or export the bundle again"
-            if self.gpus
-            else "close other programs on the GPU, or change --workspace-mib"
-        )
-        # In a thread, because Ctrl-C raises KeyboardInterrupt in the main thread. If it were raised in a callback of
-        # TensorRT, it would be lost or cancel the build.
-        with ThreadPoolExecutor(1) as pool:
-            job = pool.submit(parsed.builder.build_serialized_network, parsed.network, config)
+        library, loaders, module = self.library, self.library.loaders, self.library.module
+        profile, interrupted = loaders["Profile"](), threading.Event()
+        for spec in contract.inputs:
+            shapes = (spec.sized(**{dim.name: getattr(dim, bound) for dim in spec.dims}) for bound in _BOUNDS)
+            profile.add(spec.name, *shapes)
+        common = {"profiles": [profile], "progress_monitor": _monitor(module, progress, interrupted)}
+        timings = None
+        if self.gpus:
+            named = [(int(gpu[2:-1]), int(gpu[-1])) for gpu in self.gpus]
+            configure = loaders["CreateConfigRTX"](compute_capabilities=named, **common)
+        else:
+            path = cache_folder() / "timing" / f"{self.platform.file_name}.cache"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            timings = str(path)
+            configure = loaders["CreateConfig"](
+                memory_pool_limits={module.MemoryPoolType.WORKSPACE: options.workspace_mib << 20},
+                builder_optimization_level=options.optimization_level,
+                load_timing_cache=timings,
+                **common,
+            )
+
+        def in_full_precision(builder: Any, network: Any, config: Any) -> None:
+            config.clear_flag(module.BuilderFlag.TF32)  # set by default, also for what an FP16 graph keeps in FP32
+            require(not config.get_flag(module.BuilderFlag.TF32))
+
+        configure = loaders["PostprocessConfig"](configure, in_full_precision)
+        hint = "name other GPUs, or export the bundle again" if self.gpus else f"change --workspace-mib, or {_REPORT}"
+        # In a thread, because Ctrl-C in the main thread would be lost in a callback of TensorRT.
+        with library.step(contract.stage, "build the engine", hint), ThreadPoolExecutor(1) as pool:
+            job = pool.submit(loaders["engine_bytes_from_network"], parsed, configure, save_timing_cache=timings)
             try:
-                plan = calls.require(job.result, "build the engine", hint)
+                return bytes(job.result())
             except KeyboardInterrupt:
                 interrupted.set()
                 progress.say("stopping at TensorRT's next step")
                 raise
-        data = host_bytes(plan)
-        if timings is not None:
-            try:
-                keep(timings, self.platform, calls)
-            except RSRefSegError as error:  # the engine itself is complete
-                progress.say(f"the timings of this build are not kept: {error}")
-        return data
 
-    def build(self, bundle: Bundle, stage: Stage, options: BuildOptions, progress: ProgressLine) -> BuiltEngine:
-        """Build the engine of a stage and check its precision.
+    def build(self, graph: Path, record: StageRecord, options: BuildOptions, progress: ProgressLine) -> BuiltEngine:
+        """Build the engine of a graph and check its precision.
 
         Raises:
-            BundleError: TensorRT cannot parse the graph.
-            RSRefSegError: TensorRT cannot build the engine, or the engine has another precision than its graph.
+            RSRefSegError: TensorRT cannot parse the graph or build the engine, or the engine has another precision.
         """
-        record, parsed = bundle.manifest.stages[stage], self.parse(bundle, stage, progress)
-        data = self.compile(parsed, record.contract, options, progress)
-        if self.library.is_rtx:
+        contract = record.contract
+        parsed = self.parse(contract.stage, graph)
+        attentions = find_attentions(parsed[1]) if self.gpus else ()
+        data = self.compile(parsed, contract, options, progress)
+        if self.gpus:
             fused = fused_nodes(data)
-            count = sum(attention.node in fused for attention in parsed.attentions)
-            computes_in = f"{record.precision}, {count} of {len(parsed.attentions)} attentions fused"
-            return BuiltEngine(data, computes_in)
-        engine = load_engine(self.library, stage, data)
+            count = sum(attention.node in fused for attention in attentions)
+            return BuiltEngine(data, f"{record.precision}, {count} of {len(attentions)} attentions fused")
+        engine = load_engine(self.library, contract.stage, data)
         computes_in, layers = prove_engine(self.library, engine, record, progress.say)
         return BuiltEngine(data, computes_in, layers, int(engine.device_memory_size_v2))
-
-    def _set_options(self, calls: TrtCalls, config: "trt.IBuilderConfig", options: BuildOptions) -> None:
-        if not TYPE_CHECKING:
-            trt = self.library.module
-        # FP32 layers must compute in FP32, including those that an FP16 graph deliberately keeps in it.
-        calls.run(lambda: config.clear_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
-        calls.require_true(lambda: not config.get_flag(trt.BuilderFlag.TF32), "switch TF32 off", _REPORT)
-        config.profiling_verbosity = (
-            trt.ProfilingVerbosity.DETAILED
-        )  # the inspector shows types, and engines name nodes
-        if self.gpus:
-            _set_gpus(calls, config, self.library.module, self.gpus)
-            return  # the other options are for a search on the GPU
-        workspace, size = trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20
-        what = f"limit the workspace to {options.workspace_mib} MiB"
-        hint = "change --workspace-mib"
-        calls.run(lambda: config.set_memory_pool_limit(workspace, size), what, hint)
-        calls.require_true(lambda: 0 < config.get_memory_pool_limit(workspace) <= size, what, hint)
-        level, what = options.optimization_level, f"search at optimisation level {options.optimization_level}"
-        config.builder_optimization_level = level
-        calls.require_true(lambda: config.builder_optimization_level == level, what, "change --optimization-level")
-
-    def _add_profile(
-        self, calls: TrtCalls, builder: "trt.Builder", config: "trt.IBuilderConfig", contract: StageContract
-    ) -> None:
-        """Add one optimisation profile with the contract's bounds."""
-        if not TYPE_CHECKING:
-            trt = self.library.module
-        profile = calls.require(builder.create_optimization_profile, "create an optimisation profile", _REPORT)
-        for spec in contract.inputs:
-            low, best, high = (
-                trt.Dims([*spec.sized(**{dim.name: getattr(dim, bound) for dim in spec.dims})])
-                for bound in ("min", "opt", "max")
-            )
-            set_shape = partial(profile.set_shape, spec.name, low, best, high)
-            calls.run(set_shape, f"accept the shapes {spec.shape_text} of '{spec.name}'", _EXPORT_AGAIN)
-        calls.require_true(lambda: bool(profile), "use the contract's shapes as a profile", _EXPORT_AGAIN)
-        calls.require_true(
-            lambda: config.add_optimization_profile(profile) >= 0, "add the optimisation profile", _EXPORT_AGAIN
-        )
 
 
 def load_engine(library: Library, stage: Stage, data: bytes) -> "trt.ICudaEngine":
@@ -202,11 +161,9 @@ def load_engine(library: Library, stage: Stage, data: bytes) -> "trt.ICudaEngine
     Raises:
         RSRefSegError: TensorRT rejects the engine.
     """
-    calls = TrtCalls(stage, library.log)
-    runtime = calls.require(library.runtime, "start its runtime", _REPORT)
-    return calls.require(
-        lambda: runtime.deserialize_cuda_engine(data), "load the engine", "build it again: `rsrefseg build --force`"
-    )
+    with library.step(stage, "load the engine", "build it again: `rsrefseg build --force`"):
+        engine: trt.ICudaEngine = library.loaders["engine_from_bytes"](data, runtime=library.runtime)
+        return engine
 
 
 def prove_engine(
@@ -226,91 +183,40 @@ def prove_engine(
     Raises:
         RSRefSegError: the engine has another signature or precision.
     """
-    contract, calls = record.contract, TrtCalls(record.contract.stage, library.log)
-    _check_signature(library, engine, contract)
     if not TYPE_CHECKING:
         trt = library.module
-    inspector = calls.require(engine.create_engine_inspector, "inspect the engine", _REPORT)
-    layers = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    if not layers:
-        raise calls.failure("report the engine's layers", _REPORT)
+    contract = record.contract
+    found: dict[trt.TensorIOMode, dict[str, str]] = {trt.TensorIOMode.INPUT: {}, trt.TensorIOMode.OUTPUT: {}}
+    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+        dtype = str(engine.get_tensor_dtype(name)).rpartition(".")[2]
+        found[engine.get_tensor_mode(name)][name] = {"HALF": "float16", "FLOAT": "float32"}.get(dtype, dtype.lower())
+    check_signature(f"{contract.stage}.engine", contract, *found.values())
+    with library.step(contract.stage, "report the engine's layers", _REPORT):
+        inspector = engine.create_engine_inspector()
+        layers: str = require(inspector.get_engine_information(trt.LayerInformationFormat.JSON) or None)
     computes_in, note = check_precision(contract.stage, record.precision, layers, str(library))
     if note is not None:
         say(note)
     return computes_in, layers
 
 
-def _set_gpus(calls: TrtCalls, config: Any, trt: Any, gpus: tuple[str, ...]) -> None:
-    config.num_compute_capabilities = len(gpus)
-    for index, gpu in enumerate(gpus):
-        choose = partial(config.set_compute_capability, getattr(trt.ComputeCapability, gpu.upper()), index)
-        calls.require_true(choose, f"compile for {gpu}", "name other GPUs")
+def _monitor(module: Any, progress: ProgressLine, interrupted: threading.Event) -> Any:
+    """Return a monitor that shows the progress of a build's outermost phase and stops once ``interrupted`` is set."""
 
-
-def _check_signature(library: Library, engine: "trt.ICudaEngine", contract: StageContract) -> None:
-    """Check that inputs and outputs of an engine match its contract.
-
-    Raises:
-        RSRefSegError: they differ; the message names both.
-    """
-    if not TYPE_CHECKING:
-        trt = library.module
-    names = {
-        trt.DataType.UINT8: "uint8",
-        trt.DataType.INT64: "int64",
-        trt.DataType.BOOL: "bool",
-        trt.DataType.HALF: "float16",
-        trt.DataType.FLOAT: "float32",
-    }
-    found = {}
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        side = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
-        dtype = engine.get_tensor_dtype(name)
-        found[name] = f"{side} {names.get(dtype, str(dtype))}"
-    wanted = {spec.name: f"input {spec.dtype}" for spec in contract.inputs}
-    wanted |= {spec.name: f"output {spec.dtype}" for spec in contract.outputs}
-    if found != wanted:
-        raise RSRefSegError(
-            f"stage '{contract.stage}': the engine of {library} has {found}, its contract says {wanted}:"
-            f" {_EXPORT_AGAIN}"
-        )
-
-
-def _monitor(library: Library, progress: ProgressLine, interrupted: threading.Event) -> "trt.IProgressMonitor":
-    """Return a monitor that shows the progress of a build's outermost phase, with the current phase as a note.
-
-    Once ``interrupted`` is set, the monitor stops the build. An exception would stop it as well, so none escapes.
-    """
-    if not TYPE_CHECKING:
-        trt = library.module
-
-    class Monitor(trt.IProgressMonitor):
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._phases: dict[str, list[int]] = {}
+            module.IProgressMonitor.__init__(self)
+            self._phases: dict[str, int] = {}
 
-        def phase_start(self, phase_name: str, parent_phase: str, num_steps: SupportsInt) -> None:
-            self._phases[phase_name] = [0, int(num_steps)]
-            self._show()
+        def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
+            self._phases[phase_name] = num_steps
 
-        def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
-            if phase_name in self._phases:
-                self._phases[phase_name][0] = int(step) + 1
-            self._show()
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name == next(iter(self._phases), None):
+                progress.update(step, self._phases[phase_name])  # never the last: the engine is serialised after it
             return not interrupted.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             self._phases.pop(phase_name, None)
-
-        def _show(self) -> None:
-            phases = list(self._phases.items())  # TensorRT calls from several threads
-            try:
-                if phases:
-                    done, total = phases[0][1]
-                    # The engine is serialised after the last step.
-                    progress.update(max(0, min(done, total - 1)), total, note=phases[-1][0])
-            except Exception as error:
-                _LOG.debug("progress cannot be shown: %s", error)
 
     return Monitor()

@@ -1,6 +1,7 @@
 """``rsrefseg build --check``: whether NVIDIA's compiler builds and fuses the graphs of a bundle; no GPU needed."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from ..bundle.bundle import Bundle
@@ -8,19 +9,17 @@ from ..bundle.contracts import Stage
 from ..errors import RSRefSegError
 from ..records import Record
 from ..system.progress import ProgressLine
-from .attention import fused_nodes
-from .build import Compiler
-from .float64 import float64_node
+from .attention import find_attentions, fused_nodes
+from .build import BuildOptions, Compiler
 from .footprint import activation_bytes, shared_size, tensor_bytes
-from .library import open_rtx
-from .records import BuildOptions
+from .library import LOG, open_rtx
 
 # Compiles for the smallest shared memory and the oldest kernels of the GPUs with fused attention. It is also the
 # nearest to Orin's sm87, which TensorRT-RTX does not have.
 DEFAULT_GPUS = ("sm86",)
 
 
-class StageCheck(Record, frozen=True):
+class StageCheck(Record, frozen=True, kw_only=True):
     """What the compiler made of one stage.
 
     Attributes:
@@ -39,15 +38,15 @@ class StageCheck(Record, frozen=True):
 
     stage: Stage
     precision: str
-    layers: int
-    attentions: int
-    half: int
-    fused: int
-    engine_mib: float
-    activation_mib: float
-    seconds: float
-    warnings: tuple[str, ...]
-    fault: str | None
+    layers: int = 0
+    attentions: int = 0
+    half: int = 0
+    fused: int = 0
+    engine_mib: float = 0.0
+    activation_mib: float = 0.0
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    fault: str | None = None
 
 
 class CompileReport(Record, frozen=True):
@@ -77,7 +76,7 @@ class CompileReport(Record, frozen=True):
         return f"{faults[0]}{more}" if faults else None
 
     def render(self) -> Any:
-        """Return a table for the terminal, with faults and warnings below it."""
+        """Return a table for the terminal, with warnings below it."""
         from rich.console import Group
         from rich.text import Text
 
@@ -121,34 +120,46 @@ def check_compilation(bundle: Bundle, stages: tuple[Stage, ...], gpus: tuple[str
 
 
 def _check(compiler: Compiler, bundle: Bundle, stage: Stage) -> StageCheck:
-    record, start = bundle.manifest.stages[stage], time.perf_counter()
-    layers = attentions = half = fused = size_bytes = activations = 0
-    warnings: tuple[str, ...] = ()
-    fault = None
     graph = bundle.graph_path(stage)  # a changed file is an error of the bundle, not a finding
-    progress = ProgressLine(f"compiling {stage}")
+    record, start = bundle.manifest.stages[stage], time.perf_counter()
+    found: dict[str, Any] = {"stage": stage, "precision": record.precision}
+    warnings: list[str] = []
     try:
-        progress.say(f"compiling {stage}")
-        parsed = compiler.parse(bundle, stage, progress)
-        layers, attentions, warnings = parsed.network.num_layers, len(parsed.attentions), parsed.warnings
-        halves = [attention.node for attention in parsed.attentions if attention.half]
-        half = len(halves)
-        with progress:
+        with ProgressLine(f"compiling {stage}") as progress:
+            progress.say(f"compiling {stage}")
+            parsed = compiler.parse(stage, graph)
+            warnings += LOG.warnings
+            attentions = find_attentions(parsed[1])
+            halves = [attention.node for attention in attentions if attention.half]
+            found |= {"layers": parsed[1].num_layers, "attentions": len(attentions), "half": len(halves)}
             engine = compiler.compile(parsed, record.contract, BuildOptions(), progress)
-        activations = activation_bytes(engine)
-        size_bytes, warnings = len(engine), warnings + compiler.library.log.take_warnings()
+            warnings += LOG.warnings
         together = fused_nodes(engine)
-        fused = sum(attention.node in together for attention in parsed.attentions)
-        if (node := float64_node(graph)) is not None:
-            fault = f"stage '{stage}': node '{node}' is in float64, which TensorRT computes in float32: export it again"
+        found["fused"] = sum(attention.node in together for attention in attentions)
+        found["engine_mib"] = round(len(engine) / 2**20, 3)
+        found["activation_mib"] = round(activation_bytes(engine) / 2**20, 3)
         if apart := [node for node in halves if node not in together]:
-            fault = (
-                f"stage '{stage}': {len(apart)} of {half} attentions in half precision are not one kernel, the first"
-                f" is node '{apart[0]}': export the bundle again with `rsrefseg export --fp16`"
+            found["fault"] = (
+                f"stage '{stage}': {len(apart)} of {len(halves)} attentions in half precision are not one kernel, the"
+                f" first is node '{apart[0]}': export the bundle again with `rsrefseg export --fp16`"
             )
+        elif (node := _float64_node(graph)) is not None:
+            found["fault"] = f"stage '{stage}': node '{node}' is in float64, which becomes float32: export it again"
     except RSRefSegError as error:
-        fault = str(error)
+        found["fault"] = str(error)
     seconds = round(time.perf_counter() - start, 3)
-    size_mib, activation_mib = round(size_bytes / 2**20, 3), round(activations / 2**20, 3)
-    counts = (layers, attentions, half, fused)
-    return StageCheck(stage, record.precision, *counts, size_mib, activation_mib, seconds, warnings, fault)
+    return StageCheck(seconds=seconds, warnings=tuple(dict.fromkeys(warnings)), **found)
+
+
+def _float64_node(path: Path) -> str | None:
+    """Return the first node of a graph that takes a float64 constant or makes float64; TensorRT says nothing of it."""
+    import onnx
+
+    double = onnx.TensorProto.DOUBLE
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer if tensor.data_type == double}
+    for node in graph.node:
+        attributes = [(one.name == "to" and one.i == double) or one.t.data_type == double for one in node.attribute]
+        if any(attributes) or constants.intersection(node.input):
+            return str(node.name)
+    return None

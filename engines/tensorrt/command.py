@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..errors import BadInputError, MissingPartError
+from .build import BuildOptions, Compiler
 from .check import DEFAULT_GPUS, CompileReport, check_compilation
+from .cuda import Cuda
 from .gpus import parse_gpus
-from .library import open_rtx
-from .portable import build_portable
-from .store import BuildReport, build_bundle, parse_stages
+from .library import gpu_platform, open_rtx, open_tensorrt
+from .store import BuildReport, build_portable, ensure_engines
 
 _RUNTIMES = ("tensorrt", "tensorrt-rtx")
-_DEFAULT_OUT = Path("engines")
 
 
 class BuildRequest(NamedTuple):
@@ -46,23 +46,40 @@ def run_build(request: BuildRequest) -> BuildReport | CompileReport:
     """Do what a request asks for.
 
     Raises:
-        BadInputError: options contradict each other, or name what does not exist.
-        RSRefSegError: see ``build_bundle``, ``check_compilation`` and ``build_portable``.
+        BadInputError: options contradict each other, are out of range, or name what does not exist.
+        RSRefSegError: see ``ensure_engines``, ``check_compilation`` and ``build_portable``.
     """
     if request.runtime not in _RUNTIMES:
         raise BadInputError(f"unknown runtime '{request.runtime}': known are {', '.join(_RUNTIMES)}")
-    stages = parse_stages(request.stages)
+    names = [name.strip() for name in (request.stages or ", ".join(Stage)).split(",") if name.strip()]
+    if unknown := [name for name in names if name not in list(Stage)]:
+        raise BadInputError(f"unknown stage '{unknown[0]}': known are {', '.join(Stage)}")
+    stages = tuple(stage for stage in Stage if stage in names)
     gpus = None if request.gpus is None else parse_gpus(request.gpus)
     portable = request.runtime == "tensorrt-rtx"
-    _refuse(request, portable)
+    unused: tuple[str, ...]
     if request.check:
-        return check_compilation(Bundle.open(request.bundle), stages, gpus or DEFAULT_GPUS)
-    if not portable:
-        options = (request.stages, request.workspace_mib, request.optimization_level, request.force)
-        return build_bundle(request.bundle, *options)
-    if gpus is None:
+        how, unused = "--check", ("out", "force", "workspace_mib", "optimization_level")
+    elif portable:
+        how, unused = "--runtime tensorrt-rtx", ("stages", "workspace_mib", "optimization_level")
+    else:
+        how, unused = "a build for this GPU (or add --runtime tensorrt-rtx)", ("gpus", "out")
+    if wrong := [name for name in unused if getattr(request, name) not in (None, False)]:
+        raise BadInputError(f"--{wrong[0].replace('_', '-')} has no effect with {how}: leave it out")
+    if portable and gpus is None and not request.check:
         raise BadInputError("--runtime tensorrt-rtx builds for named GPUs: add --gpus, e.g. --gpus sm86,rtx-4090")
-    return build_portable(Bundle.open(request.bundle), gpus, request.out or _DEFAULT_OUT, request.force)
+    options = {"workspace_mib": request.workspace_mib, "optimization_level": request.optimization_level}
+    requested = {name: value for name, value in options.items() if value is not None}
+    BuildOptions(**requested)
+    bundle = Bundle.open(request.bundle)
+    if request.check:
+        return check_compilation(bundle, stages, gpus or DEFAULT_GPUS)
+    if gpus is not None:
+        return build_portable(bundle, gpus, request.out or Path("engines"), request.force)
+    library = open_tensorrt()
+    return ensure_engines(
+        Compiler(library, gpu_platform(library, Cuda().gpu)), bundle, stages, requested, request.force
+    )
 
 
 class CheckedExport(NamedTuple):
@@ -121,20 +138,3 @@ def with_check(export: Any, checked: bool) -> CheckedExport:
     if not checked:
         return CheckedExport(export, None)
     return CheckedExport(export, check_compilation(Bundle.open(Path(export.bundle)), tuple(Stage), DEFAULT_GPUS))
-
-
-def _refuse(request: BuildRequest, portable: bool) -> None:
-    """Raise BadInputError for the first option that would have no effect."""
-    search = {
-        "--workspace-mib": request.workspace_mib is not None,
-        "--optimization-level": request.optimization_level is not None,
-    }
-    if request.check:
-        how, unused = "--check", {"--out": request.out is not None, "--force": request.force, **search}
-    elif portable:
-        how, unused = "--runtime tensorrt-rtx", {"--stages": request.stages is not None, **search}
-    else:
-        how = "a build for this GPU (or add --runtime tensorrt-rtx)"
-        unused = {"--gpus": request.gpus is not None, "--out": request.out is not None}
-    if wrong := [name for name, given in unused.items() if given]:
-        raise BadInputError(f"{wrong[0]} has no effect with {how}: leave it out")

@@ -1,7 +1,9 @@
-"""Runs a bundle on TensorRT engines built on this machine. Tensors stay on the GPU from pixels to mask logits."""
+"""Runs a bundle on TensorRT engines. Tensors stay on the GPU from pixels to mask logits."""
 
-from collections import OrderedDict
+import logging
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,18 +13,19 @@ from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..engine import IMAGE_STAGES, Arrays, Engine, Tensors
 from ..errors import BundleError, MissingPartError, RSRefSegError
+from ..system.files import cache_folder
 from .build import Compiler
 from .cuda import Cuda
-from .library import Library, gpu_platform, open_tensorrt
+from .gpus import parse_gpus
+from .library import Library, gpu_platform, open_rtx, open_tensorrt
 from .memory import DeviceTensor
-from .phrases import PHRASE_STAGES, PhraseRunner
-from .records import StoredEngine
-from .runtime_cache import RuntimeCache
 from .session import Session
-from .store import ensure_engines, find_engine
+from .store import StoredEngine, ensure_engines, find_engine, open_portable
 
-# Each has two execution contexts and a CUDA graph; few different numbers of phrases occur.
-_MOST_RUNNERS = 8
+ENGINES_VARIABLE = "RSREFSEG_ENGINES"
+_PHRASE_STAGES = (Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
+_CAPTURED_AT = 2  # TensorRT requires a run with the same shapes before a capture
+_LOG = logging.getLogger(__name__)
 
 
 class TensorRTEngine(Engine):
@@ -48,9 +51,9 @@ class TensorRTEngine(Engine):
         self._session: Session | None = None
         self._image: DeviceTensor | None = None
         self._image_read: Any = None
-        self._image_written: Any = None
         self._fixed: dict[str, DeviceTensor] = {}
-        self._runners: OrderedDict[int, PhraseRunner] = OrderedDict()
+        self._runners: dict[int, _PhraseRunner] = {}
+        self._compiler = self._make_compiler()
         self._stored = self._find(build)
 
     def provider_of(self, stage: Stage) -> str:
@@ -63,39 +66,39 @@ class TensorRTEngine(Engine):
         with self._lock, self._opened().settled():
             self.load(*IMAGE_STAGES)
             session, cuda = self._opened(), self._cuda
-            sizes = {"images": 1}
             if self._image is None:
-                inputs = session.contracts[Stage.SIGLIP_VISION].inputs
-                self._image = session.tensors(inputs, sizes, session.main)["image"]
-                self._image_written, self._image_read = cuda.make_event(), cuda.make_event()
+                (spec,) = session.contracts[Stage.SIGLIP_VISION].inputs
+                self._image = session.pool.tensor(spec.sized(images=1), spec.dtype, session.main)
+                self._image_read = cuda.event()
             # SAM's encoder may still be reading the previous image.
-            cuda.wait_in_stream(session.main, self._image_read)
+            cuda.call("cudaStreamWaitEvent", session.main, self._image_read, 0)
             session.staging.upload("image", image, self._image.address, session.main)
-            cuda.record(self._image_written, session.main)
-            cuda.wait_in_stream(session.side, self._image_written)
+            self._image.written(session.main)
+            self._image.wait(session.side)
             features: Tensors = {}
             for stage in (Stage.SAM_ENCODER, Stage.SIGLIP_VISION):
-                outputs = session.tensors(session.contracts[stage].outputs, sizes, session.stream_of(stage))
-                session.enqueue(stage, sizes, {"image": self._image, **outputs})
+                specs = session.contracts[stage].outputs
+                outputs = session.tensors(specs, {"images": 1}, session.stream_of(stage))
+                session.run_once(stage, {"images": 1}, {"image": self._image, **outputs})
                 features |= outputs
-            cuda.record(self._image_read, session.side)
+            cuda.call("cudaEventRecord", self._image_read, session.side)
             return features
 
     def encode_text(self, input_ids: npt.NDArray[np.int64], token_mask: npt.NDArray[np.bool_]) -> list[Tensors]:
         """Run the text encoder on P phrases. Returns before it finishes."""
         feeds = {"input_ids": input_ids, "token_mask": token_mask}
-        self.bundle.manifest.stages[Stage.SIGLIP_TEXT].contract.check_inputs(feeds)
-        self.load(Stage.SIGLIP_TEXT)
+        contract, sizes = self.contract(Stage.SIGLIP_TEXT), {"phrases": len(input_ids)}
+        contract.check_inputs(feeds)
         with self._lock, self._opened().settled():
-            session, count = self._opened(), len(input_ids)
-            sizes = {"phrases": count}
-            contract = session.contracts[Stage.SIGLIP_TEXT]
+            self.load(Stage.SIGLIP_TEXT)
+            session = self._opened()
             batch = session.tensors((*contract.inputs, *contract.outputs), sizes, session.main)
             for name, array in feeds.items():
                 session.staging.upload(name, array, batch[name].address, session.main)
-            session.enqueue(Stage.SIGLIP_TEXT, sizes, batch)
-            kept = {name: tensor for name, tensor in batch.items() if name != "input_ids"}
-            rows = [{name: self._row(session, tensor, row) for name, tensor in kept.items()} for row in range(count)]
+            session.run_once(Stage.SIGLIP_TEXT, sizes, batch)
+            del feeds["input_ids"]
+            names = [*feeds, *(spec.name for spec in contract.outputs)]
+            rows = [{name: self._row(session, batch[name], row) for name in names} for row in range(len(input_ids))]
             for tensor in batch.values():
                 tensor.written(session.main)  # the next user of this memory waits for the copies too
             return rows
@@ -103,71 +106,69 @@ class TensorRTEngine(Engine):
     def _predict(self, image: Tensors, phrases: Sequence[Tensors]) -> npt.NDArray[np.float32]:
         """Run prompter and decoder, as one CUDA graph from the third call with a number of phrases on."""
         with self._lock, self._opened().settled():
-            self.load(*PHRASE_STAGES)
+            self.load(*_PHRASE_STAGES)
             session, count = self._opened(), len(phrases)
-            self._gather(session, image, phrases)
-            self._runner(session, count).run()
+            if not self._fixed:
+                contracts = [session.contracts[stage] for stage in _PHRASE_STAGES]
+                specs = {spec.name: spec for contract in contracts for spec in (*contract.inputs, *contract.outputs)}
+                most = {dim.name: dim.max for contract in contracts for dim in contract.dims}
+                self._fixed = session.tensors(list(specs.values()), most, session.main)
+            parts = [(self._fixed[name].address, tensor) for name, tensor in image.items()]
+            for row, phrase in enumerate(phrases):
+                parts += [(self._fixed[name].address + row * one.size_bytes, one) for name, one in phrase.items()]
+            for address, tensor in parts:
+                tensor.wait(session.main)
+                self._cuda.copy(address, tensor.address, tensor.size_bytes, "DeviceToDevice", session.main)
+            if count not in self._runners:
+                self._runners[count] = _PhraseRunner(session, count, self._fixed)
+            self._runners[count].run()
             (spec,) = session.contracts[Stage.SAM_DECODER].outputs
-            shape = spec.sized(phrases=count)
-            fetch = session.staging.download(spec.name, self._fixed[spec.name].address, shape, spec.dtype, session.main)
-            self._cuda.wait_for_stream(session.main, "finish the encoders, prompter and decoder")
-            return fetch()
+            logits = {spec.name: self._fixed[spec.name]}
+            fetched = session.fetch(logits, session.main, **{spec.name: spec.sized(phrases=count)})
+            return fetched[spec.name]
 
     def to_host(self, tensors: Tensors) -> Arrays:
         """Return copies of tensors in host memory."""
         with self._lock, self._opened().settled():
-            session, cuda = self._opened(), self._cuda
-            fetched = {}
-            for name, tensor in tensors.items():
-                cuda.wait_in_stream(session.main, tensor.ready)
-                fetched[name] = session.staging.download(
-                    f"kept {name}", tensor.address, tensor.shape, str(tensor.dtype), session.main
-                )
-            cuda.wait_for_stream(session.main, "finish the encoders")
-            return {name: fetch() for name, fetch in fetched.items()}
+            return self._opened().fetch(tensors, self._opened().main)
 
     def close(self) -> None:
         """Free all engines and GPU memory. Existing features become unusable."""
         with self._lock:
+            self._image = self._image_read = None
+            self._fixed.clear()
+            self._runners.clear()
             if self._session is not None:
                 session, self._session = self._session, None
-                graphs = [runner.graph for runner in self._runners.values() if runner.graph is not None]
-                self._runners.clear()
-                self._fixed.clear()
-                self._image = None
-                events = [event for event in (self._image_read, self._image_written) if event is not None]
-                self._image_read = self._image_written = None
-                session.close(graphs, events)
+                session.close()
+            for error in self._cuda.free():
+                _LOG.warning("%s", error)
             super().close()
 
     def _open_library(self) -> Library:
         return open_tensorrt()
 
-    def _compiler(self) -> Compiler:
+    def _make_compiler(self) -> Compiler:
         return Compiler(self._library, gpu_platform(self._library, self._cuda.gpu))
 
     def _find(self, build: bool) -> dict[Stage, StoredEngine]:
         """Return the current engine of every stage, building missing and stale ones."""
-        compiler = self._compiler()
-        found = {stage: find_engine(self.bundle, stage, compiler.platform) for stage in Stage}
-        engines = {stage: one.engine for stage, one in found.items() if one.engine is not None}
-        lacking = [stage for stage in Stage if stage not in engines]
+        found = {stage: find_engine(self.bundle, stage, self._compiler.platform, {}) for stage in Stage}
+        lacking = [stage for stage in Stage if found[stage].reasons]
         if lacking and not build:
             reason = f"no TensorRT engine of {lacking[0]} for this machine ({found[lacking[0]].reasons[0]})"
             raise MissingPartError(f"{reason}: build it with `rsrefseg build`")
         if lacking:
-            built = ensure_engines(compiler, self.bundle, lacking)
-            engines |= {stage: one.engine for stage, one in built.items()}
-        return engines
+            found |= ensure_engines(self._compiler, self.bundle, lacking, {}).stages
+        return {stage: one.engine for stage, one in found.items() if one.engine is not None}
 
     def _opened(self) -> Session:
         if self._session is None:
-            records, cache = self.bundle.manifest.stages, self._runtime_cache()
-            self._session = Session(self._library, self._cuda, self._stored, records, cache)
+            kernels = cache_folder() / "kernels" / f"{self._compiler.platform.file_name}.cache"
+            records = self.bundle.manifest.stages
+            kept = kernels if self._library.is_rtx else None
+            self._session = Session(self._library, self._cuda, self._stored, records, kept)
         return self._session
-
-    def _runtime_cache(self) -> RuntimeCache | None:
-        return None
 
     def _load(self, stage: Stage) -> Any:
         self.bundle.graph_path(stage)
@@ -185,31 +186,75 @@ class TensorRTEngine(Engine):
     def _row(self, session: Session, batch: DeviceTensor, row: int) -> DeviceTensor:
         """Copy the part of one phrase: a view would keep the whole batch alive."""
         kept = session.pool.tensor(batch.shape[1:], str(batch.dtype), session.main)
-        size = kept.size_bytes
-        self._cuda.copy_over(kept.address, batch.address + row * size, size, session.main)
+        source = batch.address + row * kept.size_bytes
+        self._cuda.copy(kept.address, source, kept.size_bytes, "DeviceToDevice", session.main)
         kept.written(session.main)
         return kept
 
-    def _gather(self, session: Session, image: Tensors, phrases: Sequence[Tensors]) -> None:
-        """Copy the features of image and phrases to the addresses that prompter and decoder read from."""
-        cuda, stream = self._cuda, session.main
-        if not self._fixed:
-            contracts = [session.contracts[stage] for stage in PHRASE_STAGES]
-            specs = {spec.name: spec for contract in contracts for spec in (*contract.inputs, *contract.outputs)}
-            most = {dim.name: dim.max for contract in contracts for dim in contract.dims}
-            self._fixed = session.tensors(list(specs.values()), most, session.main)
-        parts = [(self._fixed[name].address, tensor) for name, tensor in image.items()]
-        for row, phrase in enumerate(phrases):
-            parts += [(self._fixed[name].address + row * tensor.size_bytes, tensor) for name, tensor in phrase.items()]
-        for address, tensor in parts:
-            cuda.wait_in_stream(stream, tensor.ready)
-            cuda.copy_over(address, tensor.address, tensor.size_bytes, stream)
 
-    def _runner(self, session: Session, count: int) -> PhraseRunner:
-        runner = self._runners.pop(count, None) or PhraseRunner(session, count, self._fixed)
-        self._runners[count] = runner
-        if len(self._runners) > _MOST_RUNNERS:
-            _, oldest = self._runners.popitem(last=False)
-            if oldest.graph is not None:
-                self._cuda.free_graph(oldest.graph)
-        return runner
+class RtxEngine(TensorRTEngine):
+    """Runs every stage as an engine of TensorRT-RTX on CUDA device 0.
+
+    ``$RSREFSEG_ENGINES`` names a folder from ``rsrefseg build --runtime tensorrt-rtx``. Without it, the constructor
+    builds missing and stale engines for this GPU. The first run on a GPU compiles the engines' kernels, which takes
+    seconds, and keeps them in the user's cache folder.
+
+    Args:
+        bundle: the bundle to run.
+
+    Raises:
+        MissingPartError: TensorRT-RTX, CUDA or a GPU is missing, or the named folder is for another GPU or version.
+        BundleError: the named folder is of another bundle.
+        RSRefSegError: an engine cannot be built.
+    """
+
+    name = "tensorrt-rtx"
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
+
+    def _open_library(self) -> Library:
+        return open_rtx()
+
+    def _make_compiler(self) -> Compiler:
+        return Compiler.for_gpus(self._library, parse_gpus(f"sm{self._cuda.gpu.compute_capability.replace('.', '')}"))
+
+    def _find(self, build: bool) -> dict[Stage, StoredEngine]:
+        folder = os.environ.get(ENGINES_VARIABLE)
+        if not folder:
+            return super()._find(build)
+        return open_portable(Path(folder), self.bundle, self._library.version, self._compiler.gpus[0])
+
+
+class _PhraseRunner:
+    """Runs prompter and decoder for ``count`` phrases on fixed tensors, from the third run on as one CUDA graph.
+
+    Each has its own execution contexts: a graph contains the state of its contexts at the time of capture, which
+    another number of phrases must not change.
+    """
+
+    def __init__(self, session: Session, count: int, tensors: Mapping[str, DeviceTensor]) -> None:
+        self._session, self._count = session, count
+        self._contexts = {stage: session.context(stage) for stage in _PHRASE_STAGES}
+        for stage, context in self._contexts.items():
+            sizes = {dim.name: count for dim in session.contracts[stage].dims}
+            session.bind(stage, context, sizes, tensors)
+        self._uses = 0
+        self._graph: Any = None
+
+    def run(self) -> None:
+        """Enqueue one run of both stages on the main stream."""
+        self._uses += 1
+        if self._graph is not None:
+            self._session.cuda.call("cudaGraphLaunch", self._graph, self._session.main)
+            return
+        self._enqueue()
+        if self._uses == _CAPTURED_AT:
+            try:
+                self._graph = self._session.cuda.capture(self._session.main, self._enqueue)
+            except RSRefSegError as error:
+                _LOG.warning("prompter and decoder run without a CUDA graph for %d phrases: %s", self._count, error)
+
+    def _enqueue(self) -> None:
+        for stage, context in self._contexts.items():
+            self._session.enqueue(stage, context)

@@ -4,8 +4,7 @@ The inspector's JSON is not a stable format: names of keys and kinds of layers d
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
 from typing import Any
 
 from ..bundle.contracts import Stage
@@ -13,38 +12,15 @@ from ..errors import RSRefSegError
 
 # Parts of the names of matrix products, convolutions and attention.
 _HEAVY = ("conv", "gemm", "matmul", "matrix_multiply", "matrixmultiply", "mha", "attention", "einsum")
-_HALF, _SINGLE = ("half", "fp16", "float16", "f16f16"), ("float", "fp32", "float32")
+_HALF, _SINGLE, _TF32 = ("half", "fp16", "float16", "f16f16"), ("float", "fp32", "float32"), ("tf32",)
 _KIND_KEYS = ("LayerType", "ParameterType", "Name", "TacticName")
 _TYPE_KEYS = ("Format/Datatype", "Datatype", "DataType", "Format")
-_TF32 = "tf32"
-_MOVES = ("reformat", "shuffle", "noop", "cast")
-# Layers that contain a whole part of a graph and show only the types at its borders.
-_OPAQUE = ("foreignnode", "myelin")
+_MOVES = ("reformat", "shuffle", "noop", "cast")  # layers that are named after their consumers
+_OPAQUE = ("foreignnode", "myelin")  # layers that contain a part of a graph and show only the types at its borders
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCount:
-    """The number of heavy layers by precision.
-
-    Attributes:
-        half: layers with an FP16 input or output.
-        single: layers with FP32 inputs and outputs only.
-        tf32: layers among ``single`` whose kernel rounds to TF32.
-        unknown: layers whose types the inspector does not report.
-    """
-
-    half: int
-    single: int
-    tf32: int
-    unknown: int
-
-    def __str__(self) -> str:
-        counts = {"FP16": self.half, "FP32": self.single - self.tf32, "TF32": self.tf32, "unknown": self.unknown}
-        return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "none"
-
-
-def count_layers(information: str) -> LayerCount:
-    """Count the heavy layers in the inspector's JSON.
+def count_layers(information: str) -> Counter[str]:
+    """Count the heavy layers in the inspector's JSON by precision: FP16, FP32, TF32, or unknown.
 
     Raises:
         ValueError: the text is not a JSON object with layers.
@@ -53,24 +29,7 @@ def count_layers(information: str) -> LayerCount:
     layers = document.get("Layers", document.get("layers")) if isinstance(document, dict) else None
     if not isinstance(layers, list):
         raise ValueError("it lists no layers")
-    half = single = tf32 = unknown = 0
-    for layer in layers:
-        kind = layer if isinstance(layer, str) else " ".join(str(layer.get(key, "")) for key in _KIND_KEYS)
-        if not any(mark in kind.lower() for mark in (*_HEAVY, *_OPAQUE)):
-            continue
-        if isinstance(layer, dict) and any(mark in str(layer.get("LayerType", "")).lower() for mark in _MOVES):
-            continue  # named after its consumer
-        types = " ".join(_types(layer)).lower() if isinstance(layer, dict) else ""
-        tactic = str(layer.get("TacticName", "")).lower() if isinstance(layer, dict) else ""
-        if any(mark in types or mark in tactic for mark in _HALF):
-            half += 1
-        elif _TF32 in tactic:  # also within a part that shows no types
-            single, tf32 = single + 1, tf32 + 1
-        elif any(mark in types for mark in _SINGLE) and not any(mark in kind.lower() for mark in _OPAQUE):
-            single += 1
-        else:
-            unknown += 1
-    return LayerCount(half, single, tf32, unknown)
+    return Counter(filter(None, map(_precision, layers)))
 
 
 def check_precision(stage: Stage, precision: str, information: str, library: str) -> tuple[str, str | None]:
@@ -92,24 +51,38 @@ def check_precision(stage: Stage, precision: str, information: str, library: str
         count = count_layers(information)
     except ValueError as error:
         return "unknown", f"{stage}: {library}'s inspector does not report the precision ({error})"
+    text = ", ".join(f"{number} {name}" for name, number in sorted(count.items())) or "none"
     wrong = None
-    if precision == "fp16" and count.half == 0 and count.single and not count.unknown:
-        wrong = f"requested in FP16, but every matrix product and convolution of its engine runs in FP32 ({count})"
-    elif precision == "fp32" and (count.half or count.tf32):
-        wrong = f"requested in FP32, but its engine computes in lower precision ({count})"
+    if precision == "fp16" and count["FP32"] + count["TF32"] and not count["FP16"] + count["unknown"]:
+        wrong = f"requested in FP16, but every matrix product and convolution of its engine runs in FP32 ({text})"
+    elif precision == "fp32" and count["FP16"] + count["TF32"]:
+        wrong = f"requested in FP32, but its engine computes in lower precision ({text})"
     if wrong is not None:
         raise RSRefSegError(
             f"stage '{stage}': {wrong}: {library} did not keep the graph's types and the engine is discarded;"
             " export the bundle again, and if the error persists, build with another version of it"
         )
-    if count.unknown and not (count.half if precision == "fp16" else count.single):
-        return str(count), f"{stage}: {library}'s inspector reports no types, so {precision} is not confirmed"
-    return str(count), None
+    if count["unknown"] and not count[precision.upper()]:
+        return text, f"{stage}: {library}'s inspector reports no types, so {precision} is not confirmed"
+    return text, None
 
 
-def _types(layer: dict[str, Any]) -> Iterator[str]:
-    for key in ("Inputs", "Outputs"):
-        tensors = layer.get(key)
-        for tensor in tensors if isinstance(tensors, list) else []:
-            if isinstance(tensor, dict):
-                yield from (str(tensor[name]) for name in _TYPE_KEYS if name in tensor)
+def _precision(layer: Any) -> str | None:
+    """Return the precision of a layer of the inspector's list; None if it does not multiply."""
+    if not isinstance(layer, dict):
+        return "unknown" if _any((*_HEAVY, *_OPAQUE), str(layer)) else None
+    kind = " ".join(str(layer.get(key, "")) for key in _KIND_KEYS)
+    if not _any((*_HEAVY, *_OPAQUE), kind) or _any(_MOVES, str(layer.get("LayerType", ""))):
+        return None
+    tensors = [tensor for side in ("Inputs", "Outputs") for tensor in layer.get(side) or [] if isinstance(tensor, dict)]
+    types = " ".join(str(tensor.get(key, "")) for tensor in tensors for key in _TYPE_KEYS)
+    tactic = str(layer.get("TacticName", ""))
+    if _any(_HALF, f"{types} {tactic}"):
+        return "FP16"
+    if _any(_TF32, tactic):  # also within a part that shows no types
+        return "TF32"
+    return "FP32" if _any(_SINGLE, types) and not _any(_OPAQUE, kind) else "unknown"
+
+
+def _any(marks: tuple[str, ...], text: str) -> bool:
+    return any(mark in text.lower() for mark in marks)

@@ -1,61 +1,107 @@
-"""TensorRT 10 and 11, and TensorRT-RTX: the imported module, its version, the logger, and the platform of engines."""
+"""TensorRT 10, 11 and RTX: the module, polygraphy's loaders for it, its log, and the platform of its engines."""
 
 import logging
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, cached_property
+from typing import Any
 
-from ..errors import MissingPartError, NotInstalledError
-from .cuda import EXTRA, Gpu
-from .errors import ErrorLog
-
-if TYPE_CHECKING:
-    import tensorrt as trt
+from ..bundle.contracts import Stage
+from ..engine import one_line
+from ..errors import MissingPartError, RSRefSegError
+from .cuda import EXTRA, Gpu, cannot_import
 
 RTX = "TensorRT-RTX"
 _RTX_EXTRA = "pip install 'rsrefseg[tensorrt-rtx]', with Python 3.11 or later"
 _OLDEST = (10, 3)  # the oldest supported version, which JetPack 6 contains
-_LOG = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+class Log(logging.Handler):
+    """Errors and warnings of TensorRT and polygraphy since they were last cleared."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message; polygraphy's critical ones only repeat that a step failed."""
+        if record.levelno < logging.CRITICAL:
+            kept = self.errors if record.levelno >= logging.ERROR else self.warnings
+            kept.append(" ".join(record.getMessage().split()))
+
+    def clear(self) -> None:
+        """Drop all messages."""
+        self.errors.clear()
+        self.warnings.clear()
+
+
+LOG = Log()
+
+
+@dataclass(eq=False)
 class Library:
-    """One kind of TensorRT.
-
-    Attributes:
-        module: the imported module; its names are those of TensorRT 11.
-        version: e.g. ``10.9.0.34``.
-        is_rtx: whether it is TensorRT-RTX.
-        logger: the logger for every builder, parser and runtime.
-        log: errors and warnings that it reported to the logger.
-    """
+    """One kind of TensorRT: its imported module, whose names are those of TensorRT 11, and its version."""
 
     module: Any
     version: str
     is_rtx: bool
-    logger: Any
-    log: ErrorLog
-    _runtime: "trt.Runtime | None" = None
 
-    def runtime(self) -> "trt.Runtime":
-        """Return the runtime that loads engines. It lives as long as this object, which must outlive the engines."""
-        if self._runtime is None:
-            self._runtime = self.module.Runtime(self.logger)
-        return self._runtime
+    @cached_property
+    def loaders(self) -> dict[str, Any]:
+        """Polygraphy's loaders for this kind, by name; raises MissingPartError if it is not installed."""
+        # Its modules choose the kind when they are imported, so each kind has its own.
+        for name in [name for name in sys.modules if name.split(".")[0] == "polygraphy"]:
+            del sys.modules[name]
+        try:
+            from polygraphy import config
+
+            config.USE_TENSORRT_RTX = self.is_rtx
+            from polygraphy.backend import tensorrt_rtx, trt
+            from polygraphy.logger import G_LOGGER
+        except ImportError as error:
+            raise cannot_import("polygraphy", error) from error
+        G_LOGGER.use_python_logging_system, G_LOGGER.colors, G_LOGGER.letter = True, False, False
+        G_LOGGER.module_severity = G_LOGGER.WARNING
+        G_LOGGER.python_logger.handlers, G_LOGGER.python_logger.propagate = [LOG], False
+        return {**vars(trt), **vars(tensorrt_rtx)}
+
+    @cached_property
+    def runtime(self) -> Any:
+        """The runtime that loads engines; it must outlive them."""
+        return self.module.Runtime(self.loaders["get_trt_logger"]())
+
+    @contextmanager
+    def step(self, stage: Stage, what: str, hint: str) -> Iterator[None]:
+        """Turn every failure inside into an RSRefSegError: stage, "could not ``what``", TensorRT's log, hint."""
+        LOG.clear()
+        try:
+            yield
+        except RSRefSegError:
+            raise
+        except Exception as error:
+            nodes = [line for line in LOG.errors if line.startswith("In node")]  # how the parser names a node
+            reason = "; ".join(dict.fromkeys(nodes or LOG.errors)) or str(error)
+            reason = one_line(RuntimeError(reason))
+            raise RSRefSegError(f"stage '{stage}': {self} could not {what} ({reason}): {hint}") from error
 
     def __str__(self) -> str:
         return f"{RTX if self.is_rtx else 'TensorRT'} {self.version}"
 
 
+def require(result: Any) -> Any:
+    """Return the result of a call of TensorRT; None and False mean that it failed and logged why."""
+    if result is None or result is False:
+        raise RuntimeError("TensorRT gave no reason")
+    return result
+
+
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What an engine is built for; elsewhere it may fail to run, or run slower.
-
-    Attributes:
-        text: a short description.
-        parts: versions and GPU, by the names that messages use.
-    """
+    """What an engine is built for: a short description, and versions and GPU by the names that messages use."""
 
     text: str
     parts: dict[str, str]
@@ -89,59 +135,33 @@ def named_platform(library: Library, gpus: tuple[str, ...]) -> Platform:
 
 
 def open_tensorrt() -> Library:
-    """Import TensorRT 10 or 11.
-
-    Raises:
-        MissingPartError: it is not installed, cannot be imported, or is too old.
-    """
+    """Import TensorRT 10 or 11; raises MissingPartError if it is missing, broken or too old."""
     try:
         import tensorrt
     except ImportError as error:
-        raise _cannot_import("tensorrt", error, "tensorrt", EXTRA) from error
-    version = str(getattr(tensorrt, "__version__", "unknown"))
-    numbers = re.match(r"(\d+)\.(\d+)", version)
+        raise cannot_import("tensorrt", error) from error
+    library = _library(tensorrt, False)
+    numbers = re.match(r"(\d+)\.(\d+)", library.version)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < _OLDEST:
-        raise MissingPartError(f"TensorRT {version} is too old, {'.'.join(map(str, _OLDEST))} is needed: {EXTRA}")
-    return Library(tensorrt, version, False, *_make_logger(tensorrt))
+        raise MissingPartError(f"{library} is too old, {'.'.join(map(str, _OLDEST))} is needed: {EXTRA}")
+    return library
 
 
 def open_rtx() -> Library:
-    """Import TensorRT-RTX, whose parser and compiler need no GPU and no driver.
-
-    Raises:
-        MissingPartError: it is not installed, or cannot be imported.
-    """
+    """Import TensorRT-RTX, whose compiler needs no GPU and no driver; raises MissingPartError if it is missing."""
     try:
         try:
             import tensorrt_rtx as module
         except ModuleNotFoundError:
             import tensorrt_rtx_bindings as module  # installed without the meta package
+
+            sys.modules["tensorrt_rtx"] = module  # the name that polygraphy imports
     except (ImportError, OSError) as error:
-        raise _cannot_import(RTX, error, "tensorrt_rtx_bindings", _RTX_EXTRA) from error
-    return Library(module, str(module.__version__), True, *_make_logger(module))
+        raise cannot_import(RTX, error, _RTX_EXTRA) from error
+    return _library(module, True)
 
 
-def _cannot_import(name: str, error: Exception, module: str, hint: str) -> MissingPartError:
-    if isinstance(error, ModuleNotFoundError) and error.name == module:
-        return NotInstalledError(f"{name} is not installed: {hint}")
-    return MissingPartError(f"{name} cannot be imported ({' '.join(str(error).split())}): {hint}")
-
-
-@lru_cache
-def _make_logger(module: Any) -> tuple[Any, ErrorLog]:
-    """Create the logger of a module, once per process: it keeps the first logger it receives and ignores later ones."""
-    log, severity = ErrorLog(), module.ILogger.Severity
-
-    class Logger(module.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            module.ILogger.__init__(self)
-
-        def log(self, level: Any, msg: str) -> None:
-            if level in (severity.INTERNAL_ERROR, severity.ERROR):
-                log.add(msg)
-            elif level == severity.WARNING:
-                log.warn(msg)
-            else:
-                _LOG.debug("%s", msg)
-
-    return Logger(), log
+@cache
+def _library(module: Any, is_rtx: bool) -> Library:
+    """Return the library of a module: one per process, because TensorRT keeps the first logger that it receives."""
+    return Library(module, str(getattr(module, "__version__", "unknown")), is_rtx)

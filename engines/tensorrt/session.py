@@ -1,26 +1,31 @@
-"""A bundle's engines in GPU memory, with two streams and shared activation memory."""
+"""A bundle's engines in GPU memory, with two streams, shared activation memory and contexts to run them."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from ..bundle.contracts import Stage, TensorSpec
+from ..bundle.contracts import Dim, Stage, TensorSpec
 from ..bundle.manifest import StageRecord
 from ..engine import Arrays
 from ..errors import RSRefSegError
+from ..system.files import atomic_write_bytes
 from .build import load_engine, prove_engine
-from .context import Place, StageContext, sizes_of
 from .cuda import Cuda
-from .library import Library
+from .library import Library, require
 from .memory import DevicePool, DeviceTensor, Staging, aligned
-from .records import StoredEngine
-from .runtime_cache import RuntimeCache
+from .store import StoredEngine
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 # SAM's encoder runs in parallel to SigLIP's; all other stages wait for one of them anyway.
 SIDE_STAGE = Stage.SAM_ENCODER
+_AGAIN = "start again; if the error persists, build again with `rsrefseg build --force`"
 _LOG = logging.getLogger(__name__)
 
 
@@ -35,7 +40,7 @@ class Session:
         cuda: the CUDA runtime.
         stored: the engine of each stage.
         records: the record of each stage's graph.
-        cache: kernels that TensorRT-RTX compiled before; None for TensorRT 10 and 11.
+        kernels: file of the kernels that TensorRT-RTX compiled before; None for TensorRT 10 and 11.
     """
 
     def __init__(
@@ -44,35 +49,65 @@ class Session:
         cuda: Cuda,
         stored: Mapping[Stage, StoredEngine],
         records: Mapping[Stage, StageRecord],
-        cache: RuntimeCache | None,
+        kernels: Path | None,
     ) -> None:
         self.library, self.cuda = library, cuda
         self.contracts = {stage: record.contract for stage, record in records.items()}
-        self._stored, self._records, self._cache = stored, records, cache
+        self._stored, self._records, self._kernels = stored, records, kernels
+        self._cache: Any = None
         self._engines: dict[Stage, Any] = {}
-        self._contexts: dict[Stage, StageContext] = {}
+        self._contexts: dict[Stage, Any] = {}
+        self.pool, self.staging = DevicePool(cuda), Staging(cuda)
         # An engine that was built without a GPU must be loaded to learn how much memory it needs.
         needs = {
             stage: aligned(one.record.activation_bytes or int(self._engine(stage).device_memory_size_v2))
             for stage, one in stored.items()
         }
         shared = max(size for stage, size in needs.items() if stage is not SIDE_STAGE)
-        self._activations = self.cuda.allocate(shared + needs[SIDE_STAGE], "for activations")
-        self.main, self.side = self.cuda.make_stream(), self.cuda.make_stream()
-        self._on_main = Place(self.main, self._activations, shared)
-        self._on_side = Place(self.side, self._activations + shared, needs[SIDE_STAGE])
-        self.pool, self.staging = DevicePool(self.cuda), Staging(self.cuda)
+        first = cuda.allocate(shared + needs[SIDE_STAGE])
+        self._activations = {True: (first + shared, needs[SIDE_STAGE]), False: (first, shared)}
+        self.main, self.side = cuda.stream(), cuda.stream()
 
-    def load(self, stage: Stage) -> StageContext:
+    def load(self, stage: Stage) -> Any:
         """Return the context of a stage for calls with varying shapes, loading its engine on first use."""
         if stage not in self._contexts:
             self._contexts[stage] = self.context(stage)
         return self._contexts[stage]
 
-    def context(self, stage: Stage) -> StageContext:
-        """Return a new context of a stage."""
-        place = self._on_side if stage is SIDE_STAGE else self._on_main
-        return StageContext(self.library, self.contracts[stage], self._engine(stage), place, self._cache)
+    def context(self, stage: Stage) -> "trt.IExecutionContext":
+        """Return a new execution context of a stage. A CUDA graph of it is valid until shapes or addresses change."""
+        if not TYPE_CHECKING:
+            trt = self.library.module
+        engine = self._engine(stage)
+        with self.library.step(stage, "create an execution context", _AGAIN):
+            how: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            if self._kernels is not None:
+                how = self._with_kernels(engine, how)
+            context: trt.IExecutionContext = require(engine.create_execution_context(how))
+            if context.active_optimization_profile != 0:
+                require(context.set_optimization_profile_async(0, int(self.stream_of(stage))))
+            context.set_device_memory(*self._activations[stage is SIDE_STAGE])
+        return context
+
+    def bind(self, stage: Stage, context: Any, sizes: Mapping[str, int], tensors: Mapping[str, DeviceTensor]) -> None:
+        """Set the shapes and addresses of a context's tensors, which may be larger, for sizes by dimension."""
+        contract = self.contracts[stage]
+        addresses = {spec.name: tensors[spec.name].address for spec in (*contract.inputs, *contract.outputs)}
+        with self.library.step(stage, f"accept tensors of the sizes {dict(sizes)}", _AGAIN):
+            for spec in contract.inputs:
+                require(context.set_input_shape(spec.name, spec.sized(**sizes)))
+            require(not context.infer_shapes())  # returns the names of those that lack a shape
+            for spec in contract.outputs:
+                shape = tuple(context.get_tensor_shape(spec.name)[:])
+                if shape != spec.sized(**sizes):
+                    raise ValueError(f"'{spec.name}' is {list(shape)}, its contract says {list(spec.sized(**sizes))}")
+            for name, address in addresses.items():
+                require(context.set_tensor_address(name, address))
+
+    def enqueue(self, stage: Stage, context: Any) -> None:
+        """Enqueue one run of a context on the stage's stream."""
+        with self.library.step(stage, "run", _AGAIN):
+            require(context.execute_async_v3(int(self.stream_of(stage))))
 
     def stream_of(self, stage: Stage) -> Any:
         """Return the stream that a stage runs on."""
@@ -82,31 +117,38 @@ class Session:
         """Return new tensors for the specs of a contract, by name. ``stream`` may write them from now on."""
         return {spec.name: self.pool.tensor(spec.sized(**sizes), spec.dtype, stream) for spec in specs}
 
-    def enqueue(self, stage: Stage, sizes: Mapping[str, int], tensors: Mapping[str, DeviceTensor]) -> None:
-        """Enqueue one run of a stage on its stream, and mark its outputs as written."""
+    def run_once(self, stage: Stage, sizes: Mapping[str, int], tensors: Mapping[str, DeviceTensor]) -> None:
+        """Enqueue one run of a stage on any tensors, and mark its outputs as written."""
         context = self.load(stage)
-        context.bind(sizes, {name: tensor.address for name, tensor in tensors.items()})
-        context.enqueue()
+        self.bind(stage, context, sizes, tensors)
+        self.enqueue(stage, context)
         for spec in self.contracts[stage].outputs:
             tensors[spec.name].written(self.stream_of(stage))
 
     def run(self, stage: Stage, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run one stage on arrays and return its outputs as arrays."""
         contract, stream = self.contracts[stage], self.stream_of(stage)
-        sizes = sizes_of(contract, {name: array.shape for name, array in feeds.items()})
+        sizes = {
+            dim.name: size
+            for spec in contract.inputs
+            for dim, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
+            if isinstance(dim, Dim)
+        }
         with self.settled():
             tensors = self.tensors((*contract.inputs, *contract.outputs), sizes, stream)
             for spec in contract.inputs:
                 self.staging.upload(spec.name, feeds[spec.name], tensors[spec.name].address, stream)
-            self.enqueue(stage, sizes, tensors)
-            fetched = {
-                spec.name: self.staging.download(
-                    spec.name, tensors[spec.name].address, spec.sized(**sizes), spec.dtype, stream
-                )
-                for spec in contract.outputs
-            }
-            self.cuda.wait_for_stream(stream, f"finish stage '{stage}'")
-            return {name: fetch() for name, fetch in fetched.items()}
+            self.run_once(stage, sizes, tensors)
+            return self.fetch({spec.name: tensors[spec.name] for spec in contract.outputs}, stream)
+
+    def fetch(self, tensors: Mapping[str, DeviceTensor], stream: Any, **shapes: tuple[int, ...]) -> Arrays:
+        """Wait for a stream and return copies of tensors, or of their first elements in the shapes given."""
+        fetched = {}
+        for name, tensor in tensors.items():
+            tensor.wait(stream)
+            fetched[name] = self.staging.download(name, tensor, shapes.get(name, tensor.shape), stream)
+        self.cuda.call("cudaStreamSynchronize", stream)
+        return {name: read() for name, read in fetched.items()}
 
     @contextmanager
     def settled(self) -> Iterator[None]:
@@ -114,27 +156,28 @@ class Session:
         try:
             yield
         except BaseException:
-            for stream in (self.side, self.main):
-                self._quietly(self.cuda.wait_for_stream, stream, "finish after an error")
+            self._wait()
             raise
 
-    def close(self, graphs: Sequence[Any] = (), events: Sequence[Any] = ()) -> None:
-        """Free everything. Errors are logged, not raised, because they would hide an earlier error."""
-        for stream in (self.side, self.main):
-            self._quietly(self.cuda.wait_for_stream, stream, "finish")
-        for graph in graphs:
-            self._quietly(self.cuda.free_graph, graph)
-        for event in events:
-            self._quietly(self.cuda.free_event, event)
-        if self._cache is not None:
-            self._cache.keep()
+    def close(self) -> None:
+        """Free all engines; the caller frees what was made with CUDA. Errors are logged: they may follow another."""
+        self._wait()
+        if self._cache is not None and self._kernels is not None:
+            try:
+                atomic_write_bytes(self._kernels, bytes(self._cache.serialize() or b""))
+            except RSRefSegError as error:
+                _LOG.warning("compiled kernels are not kept: %s", error)
+        self._cache = None
         self._contexts.clear()
         self._engines.clear()
-        self.pool.close(self._quietly)
-        self.staging.close(self._quietly)
-        self._quietly(self.cuda.free, self._activations)
+        self.pool.closed = True
+
+    def _wait(self) -> None:
         for stream in (self.side, self.main):
-            self._quietly(self.cuda.free_stream, stream)
+            try:
+                self.cuda.call("cudaStreamSynchronize", stream)
+            except RSRefSegError as error:
+                _LOG.warning("%s", error)
 
     def _engine(self, stage: Stage) -> Any:
         if stage not in self._engines:
@@ -144,8 +187,16 @@ class Session:
             self._engines[stage] = engine
         return self._engines[stage]
 
-    def _quietly(self, do: Callable[..., None], *arguments: Any) -> None:
-        try:
-            do(*arguments)
-        except RSRefSegError as error:
-            _LOG.warning("%s", error)
+    def _with_kernels(self, engine: Any, strategy: Any) -> Any:
+        """Return a runtime configuration of TensorRT-RTX with the kernels that were compiled before."""
+        config, module = engine.create_runtime_config(), self.library.module
+        config.set_execution_context_allocation_strategy(strategy)
+        # Compiled before the first run: a CUDA graph would keep the slower kernels that run meanwhile.
+        config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
+        if self._cache is None and self._kernels is not None:
+            self._cache = config.create_runtime_cache()
+            with contextlib.suppress(OSError):  # no file yet, or one that cannot be read
+                if not self._cache.deserialize(self._kernels.read_bytes()):
+                    _LOG.warning("'%s' does not fit this machine any more: kernels are compiled again", self._kernels)
+        config.set_runtime_cache(self._cache)
+        return config

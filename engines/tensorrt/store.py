@@ -1,72 +1,84 @@
-"""Finds the engines of a bundle that are current on this machine, and builds those that are missing or stale."""
+"""The engines of a bundle for one platform, in a folder with a record: current ones are used, others built again.
 
-import contextlib
+An engine file is native code: loading it can run it. Engines are therefore never part of a bundle. They lie in the
+user's cache folder, or in a folder that the user names. An engine is loaded only if its record fits bundle and
+platform, and its bytes match the digest in the record.
+"""
+
 import hashlib
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..bundle.manifest import FileRecord
 from ..errors import BadInputError, BundleError, MissingPartError
+from ..system.files import atomic_directory, atomic_write_bytes, cache_folder
 from ..system.progress import ProgressLine
-from .build import Compiler
-from .cuda import Cuda
-from .library import Platform, gpu_platform, open_tensorrt
-from .records import (
-    BuildOptions,
-    EngineRecord,
-    Fingerprint,
-    StoredEngine,
-    bundle_path,
-    engines_folder,
-    store_engine,
-    stored_engines,
-)
+from .build import BuildOptions, Compiler
+from .library import RTX, Platform, open_rtx
 
-_NO_ENGINE = "it has no engine yet"
+RECORD_NAME = "record.json"
+# Increase it with any change to the build that is not an option, such as a builder flag.
+_RECIPE = "1"
+_VERSIONS = ("TensorRT", RTX, "driver")  # of a platform; engines for others are replaced
 
 
-class Found(Struct, frozen=True):
-    """The result of the search for a stage's engine.
+class EngineRecord(Struct, frozen=True):
+    """The record of a built engine.
 
     Attributes:
-        engine: the current engine; ``None`` if there is none.
-        reasons: why there is none, one text each.
-        options: options of the engine, or of the most similar stale one; the defaults if there is neither.
+        parts: everything the engine depends on, as named texts: graph, contract, precision, platform, options.
+        options: the options of its build.
+        engine: file of the engine.
+        computes_in: see ``BuiltEngine``.
+        activation_bytes: GPU memory one run needs besides weights, inputs and outputs; 0 if not known before loading.
+        build_seconds: duration of the build.
     """
 
-    engine: StoredEngine | None
-    reasons: tuple[str, ...] = ()
-    options: BuildOptions = BuildOptions()
+    parts: dict[str, str]
+    options: BuildOptions
+    engine: FileRecord
+    computes_in: str
+    activation_bytes: int
+    build_seconds: float
+
+
+class StoredEngine(NamedTuple):
+    """An engine on disk: its folder, its record, and the fix if its file is missing or changed."""
+
+    folder: Path
+    record: EngineRecord
+    hint: str = "build it again with `rsrefseg build`"
+
+    def read(self) -> bytes:
+        """Return the bytes of the engine, after verifying their digest.
+
+        Raises:
+            BundleError: the file is missing or changed; the message names it.
+        """
+        path = self.folder / self.record.engine.name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise BundleError(f"'{path}' {problem}: {self.hint}") from error
+        if hashlib.sha256(data).hexdigest() != self.record.engine.sha256:
+            raise BundleError(f"'{path}' was changed after it was built: {self.hint}")
+        return data
 
 
 class StageBuild(NamedTuple):
-    """The engine of a stage, and why it was built; no reasons if it was current."""
+    """The engine of a stage, if there is one, and why it is or was not current; no reasons if it is."""
 
-    engine: StoredEngine
+    engine: StoredEngine | None
     reasons: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dict."""
-        record = self.engine.record
-        return {
-            "stage": record.fingerprint.parts["stage"],
-            "built": bool(self.reasons),
-            "reasons": list(self.reasons),
-            "folder": str(self.engine.folder),
-            "size_bytes": record.engine.size_bytes,
-            "build_seconds": record.build_seconds,
-            "computes_in": record.computes_in,
-        }
 
 
 class BuildReport(NamedTuple):
@@ -79,118 +91,142 @@ class BuildReport(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""
-        stages = [build.to_dict() for build in self.stages.values()]
-        return {"bundle": self.bundle, "platform": self.platform, "out": self.out, "stages": stages}
+        stages = []
+        for stage, (engine, reasons) in self.stages.items():
+            assert engine is not None
+            stages.append(
+                {
+                    "stage": str(stage),
+                    "built": bool(reasons),
+                    "reasons": list(reasons),
+                    "folder": str(engine.folder),
+                    "size_bytes": engine.record.engine.size_bytes,
+                    "build_seconds": engine.record.build_seconds,
+                    "computes_in": engine.record.computes_in,
+                }
+            )
+        return self._asdict() | {"stages": stages}
 
     def render(self) -> Any:
         """Return a table for the terminal."""
         from ..system.tables import Table
 
-        columns = ("stage", "", "MiB", "s", "computes in")
         where = f", in {self.out}" if self.out else ""
+        columns = ("stage", "", "MiB", "s", "computes in")
         table = Table(f"{self.bundle} for {self.platform}{where}", columns, words=2, verdict=True)
-        for stage, (engine, reasons) in self.stages.items():
-            did, record = f"built: {'; '.join(reasons)}" if reasons else "current", engine.record
-            size, seconds = f"{record.engine.size_bytes / 2**20:.1f}", f"{record.build_seconds:.1f}"
-            table.add(stage, did, size, seconds, record.computes_in)
+        for one in self.to_dict()["stages"]:
+            did = f"built: {'; '.join(one['reasons'])}" if one["built"] else "current"
+            size, seconds = f"{one['size_bytes'] / 2**20:.1f}", f"{one['build_seconds']:.1f}"
+            table.add(one["stage"], did, size, seconds, one["computes_in"])
         return table.to_rich()
 
 
-def parse_stages(text: str | None) -> tuple[Stage, ...]:
-    """Parse a comma-separated list of stages; without a list, return all stages.
-
-    Raises:
-        BadInputError: a stage is unknown.
-    """
-    names = [name.strip() for name in (text or "").split(",") if name.strip()]
-    if unknown := [name for name in names if name not in list(Stage)]:
-        raise BadInputError(f"unknown stage '{unknown[0]}': known are {', '.join(Stage)}")
-    return tuple(stage for stage in Stage if not names or stage in names)
-
-
-def build_bundle(
-    path: Path | None,
-    stages: str | None = None,
-    workspace_mib: int | None = None,
-    optimization_level: int | None = None,
-    force: bool = False,
-) -> BuildReport:
-    """Build the missing and stale engines of a bundle.
-
-    Args:
-        path: folder of the bundle; by default ``$RSREFSEG_BUNDLE`` or ``./bundle``.
-        stages: comma-separated stages; by default all.
-        workspace_mib: see ``BuildOptions``; by default that of the previous engine.
-        optimization_level: see ``BuildOptions``; by default that of the previous engine.
-        force: build current engines again as well.
-
-    Raises:
-        BadInputError: a stage is unknown, or an option is out of range.
-        BundleError: the bundle is incomplete, or TensorRT cannot parse a graph.
-        MissingPartError: TensorRT, CUDA, a GPU or a cache folder is missing.
-        RSRefSegError: TensorRT cannot build an engine, or the engine cannot be written.
-    """
-    chosen = parse_stages(stages)
-    given = {"workspace_mib": workspace_mib, "optimization_level": optimization_level}
-    requested = {name: value for name, value in given.items() if value is not None}
-    BuildOptions(**requested)
-    bundle = Bundle.open(path)
-    library = open_tensorrt()
-    compiler = Compiler(library, gpu_platform(library, Cuda().gpu))
-    built = ensure_engines(compiler, bundle, chosen, requested, force)
-    return BuildReport(str(bundle.root), str(compiler.platform), built)
-
-
-def find_engine(bundle: Bundle, stage: Stage, platform: Platform, requested: dict[str, int] | None = None) -> Found:
-    """Find the newest engine of a stage that was built from this graph for this platform.
+def find_engine(bundle: Bundle, stage: Stage, platform: Platform, requested: Mapping[str, int]) -> StageBuild:
+    """Find the engine of a stage in the user's cache folder, with the reasons why it is not current.
 
     Args:
         bundle: the bundle.
         stage: the stage.
         platform: platform of this machine.
-        requested: options that the engine must have; by default any.
+        requested: options that the engine must have; those that are not named may have any value.
     """
-    stale: list[Found] = []
-    for stored in stored_engines():
-        found = stored.record.fingerprint
-        wanted = Fingerprint.of(bundle, stage, platform, replace(found.options, **(requested or {})))
-        if found == wanted:
-            return Found(stored, options=found.options)
-        if stored.record.precedes(wanted, bundle):
-            stale.append(Found(None, tuple(found.differences(wanted)), found.options))
-    return min(stale, key=lambda one: len(one.reasons), default=Found(None, (_NO_ENGINE,)))
+    folder = _folder(bundle, platform)
+    if (record := _records(folder).get(stage)) is None:
+        return StageBuild(None, ("it has no engine yet",))
+    wanted = _parts(bundle, stage, platform, replace(record.options, **requested))
+    return StageBuild(StoredEngine(folder, record), _differences(record.parts, wanted))
 
 
 def ensure_engines(
-    compiler: Compiler,
-    bundle: Bundle,
-    stages: Sequence[Stage],
-    requested: dict[str, int] | None = None,
-    force: bool = False,
-) -> dict[Stage, StageBuild]:
-    """Build missing and stale engines, and report why; current engines stay unchanged.
+    compiler: Compiler, bundle: Bundle, stages: Sequence[Stage], requested: Mapping[str, int], force: bool = False
+) -> BuildReport:
+    """Build missing and stale engines in the user's cache folder, and report why; current engines stay unchanged.
+
+    Args:
+        compiler: builds the engines.
+        bundle: the bundle.
+        stages: the stages to build.
+        requested: fields of ``BuildOptions``; by default those of the previous engine.
+        force: build current engines again as well.
 
     Raises:
-        RSRefSegError: see ``build_bundle``. Engines that were built before the error stay.
+        MissingPartError: there is no cache folder that can be written.
+        RSRefSegError: TensorRT cannot parse a graph or build an engine. Engines that were built before the error stay.
     """
-    done = {}
+    folder, done = _folder(bundle, compiler.platform), {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        hint = "set XDG_CACHE_HOME to a folder that can be written"
+        raise MissingPartError(f"cannot write '{folder}' ({error.strerror or error}): {hint}") from error
     if note := bundle.manifest.note_for("tensorrt"):
         ProgressLine("building").say(note)
-    with _alone(compiler.platform, ProgressLine("building").say):
-        for stage in stages:
-            found = find_engine(bundle, stage, compiler.platform, requested)
-            engine, reasons = found.engine, found.reasons
-            if engine is not None and force:
-                engine, reasons = None, ("requested with --force",)
-            if engine is not None:
-                try:
-                    engine.read()
-                except BundleError as error:
-                    engine, reasons = None, (str(error).partition(": ")[0],)
-            if engine is None:
-                engine = _build(compiler, bundle, stage, replace(found.options, **(requested or {})), reasons)
-            done[stage] = StageBuild(engine, reasons)
-    return done
+    for stage in stages:
+        engine, reasons = find_engine(bundle, stage, compiler.platform, requested)
+        if engine is not None and not reasons:
+            try:
+                engine.read()
+                reasons = ("requested with --force",) if force else ()
+            except BundleError as error:
+                reasons = (str(error).partition(": ")[0],)
+        if reasons:
+            options = replace(engine.record.options if engine else BuildOptions(), **requested)
+            engine = _build(compiler, bundle, stage, options, reasons)
+        done[stage] = StageBuild(engine, reasons)
+    return BuildReport(str(bundle.root), str(compiler.platform), done)
+
+
+def build_portable(bundle: Bundle, gpus: tuple[str, ...], out: Path, force: bool = False) -> BuildReport:
+    """Build the engines of all stages for named GPU classes with TensorRT-RTX, without a GPU.
+
+    Engines that this user built before are copied, so that the same build gives the same bytes.
+
+    Args:
+        bundle: the bundle.
+        gpus: compute capabilities such as ``sm86``; every engine serves them all.
+        out: folder to make; an older folder of engines is replaced.
+        force: build current engines again as well.
+
+    Raises:
+        MissingPartError: TensorRT-RTX is not installed.
+        RSRefSegError: a graph does not parse or build, or the folder cannot be written.
+    """
+    with atomic_directory(out, replaces=RECORD_NAME) as folder:
+        report = ensure_engines(Compiler.for_gpus(open_rtx(), gpus), bundle, tuple(Stage), {}, force)
+        engines = {stage: one.engine for stage, one in report.stages.items() if one.engine is not None}
+        for stage, engine in engines.items():
+            (folder / f"{stage}.engine").write_bytes(engine.read())
+        _write_records(folder, {stage: replace(one.record, build_seconds=0.0) for stage, one in engines.items()})
+    return report._replace(out=str(out))
+
+
+def open_portable(folder: Path, bundle: Bundle, version: str, gpu: str) -> dict[Stage, StoredEngine]:
+    """Return the engines in a folder, after checking that they were built from a bundle and run on this machine.
+
+    Args:
+        folder: the folder.
+        bundle: the bundle to run.
+        version: version of TensorRT-RTX here.
+        gpu: compute capability of the GPU, such as ``sm86``.
+
+    Raises:
+        MissingPartError: the folder holds no record, or its engines are for another version or other GPUs.
+        BundleError: its engines were built from other graphs; the message names the stage.
+    """
+    hint, records = f"build it with `rsrefseg build --runtime tensorrt-rtx --gpus ... --out {folder}`", _records(folder)
+    for stage in Stage:
+        if stage not in records:
+            raise MissingPartError(f"'{folder}' holds no engine of '{stage}' (or no readable {RECORD_NAME}): {hint}")
+        found, options = records[stage].parts, records[stage].options
+        platform = Platform("", {name: found.get(name, "") for name in (RTX, "GPUs")})
+        if different := _differences(found, _parts(bundle, stage, platform, options)):
+            problem = f"is of another bundle than '{bundle.root}' ('{stage}': {different[0]})"
+            raise BundleError(f"'{folder}' {problem}: {hint}")
+        if found[RTX] != version:
+            raise MissingPartError(f"'{folder}' is of {RTX} {found[RTX]}, this is {version}: install that, or {hint}")
+        if gpu not in found["GPUs"].split(", "):
+            raise MissingPartError(f"'{folder}' is for {found['GPUs']}, this GPU is {gpu}: {hint}")
+    return {stage: StoredEngine(folder, record, hint) for stage, record in records.items()}
 
 
 def _build(
@@ -199,46 +235,55 @@ def _build(
     with ProgressLine(f"building {stage}") as progress:
         progress.say(f"building {stage}: {'; '.join(reasons)}")
         start = time.perf_counter()
-        built = compiler.build(bundle, stage, options, progress)
-        seconds = time.perf_counter() - start
+        built = compiler.build(bundle.graph_path(stage), bundle.manifest.stages[stage], options, progress)
+        seconds = round(time.perf_counter() - start, 3)
         progress.say(f"built {stage} in {seconds:.1f} s")
-    record = EngineRecord(
-        fingerprint=Fingerprint.of(bundle, stage, compiler.platform, options),
-        bundle=bundle_path(bundle),
-        engine=FileRecord(f"{stage}.engine", hashlib.sha256(built.data).hexdigest(), len(built.data)),
-        computes_in=built.computes_in,
-        activation_bytes=built.activation_bytes,
-        built_at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),  # noqa: UP017 - Python 3.10
-        build_seconds=round(seconds, 3),
-    )
-    stored = store_engine(record, built.data, built.layers)
-    for other in stored_engines():  # engines are large, so superseded ones are removed
-        before = other.record
-        if other.folder != stored.folder and before.precedes(record.fingerprint, bundle) and before.same_gpu(record):
-            shutil.rmtree(other.folder, ignore_errors=True)
-    return stored
+    folder, parts = _folder(bundle, compiler.platform), _parts(bundle, stage, compiler.platform, options)
+    file = FileRecord(f"{stage}.engine", hashlib.sha256(built.data).hexdigest(), len(built.data))
+    record = EngineRecord(parts, options, file, built.computes_in, built.activation_bytes, seconds)
+    atomic_write_bytes(folder / file.name, built.data)
+    if built.layers:
+        atomic_write_bytes(folder / f"{stage}.layers.json", built.layers.encode())
+    _write_records(folder, _records(folder) | {stage: record})
+    return StoredEngine(folder, record)
 
 
-@contextlib.contextmanager
-def _alone(platform: Platform, say: Callable[[str], None]) -> Iterator[None]:
-    """Allow one build for a platform at a time: parallel builds would distort each other's timings."""
-    import fcntl
+def _folder(bundle: Bundle, platform: Platform) -> Path:
+    """Return the folder in the user's cache folder for the engines of a bundle on a GPU."""
+    gpu = [f"{name} {text}" for name, text in platform.parts.items() if name not in _VERSIONS]
+    return cache_folder() / "engines" / _digest([str(bundle.root.resolve()), *gpu])[:32]
 
-    path = engines_folder() / f".{platform.file_name}.lock"
+
+def _parts(bundle: Bundle, stage: Stage, platform: Platform, options: BuildOptions) -> dict[str, str]:
+    """Return everything that an engine depends on."""
+    record = bundle.manifest.stages[stage]
+    fixed = {"precision": record.precision, "contract": _digest(record.contract), "build recipe": _RECIPE}
+    graphs = {f"graph file {file.name}": file.sha256 for file in (record.graph, *record.data)}
+    chosen = {f"option {name}": str(value) for name, value in asdict(options).items()}
+    return fixed | graphs | platform.parts | chosen
+
+
+def _differences(mine: dict[str, str], theirs: dict[str, str]) -> tuple[str, ...]:
+    """Return the differences of two engines, one text each, e.g. ``driver CUDA 12.4 -> CUDA 13.0``."""
+
+    def short(text: str) -> str:
+        return f"{text[:12]}..." if len(text) == 64 else text  # a digest
+
+    changed = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+    return tuple(f"{name} {short(mine.get(name, 'none'))} -> {short(theirs.get(name, 'none'))}" for name in changed)
+
+
+def _records(folder: Path) -> dict[Stage, EngineRecord]:
+    """Return the records of a folder; none if they are missing or unreadable."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        hint = "set XDG_CACHE_HOME to a folder that can be written"
-        raise MissingPartError(f"cannot write '{path.parent}' ({error.strerror or error}): {hint}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another build for this GPU is running: waiting for it")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:
-            say(f"the file system of '{path.parent}' has no locks: run no other build meanwhile")
-        yield
-    finally:
-        os.close(descriptor)
+        return msgspec.json.decode((folder / RECORD_NAME).read_bytes(), type=dict[Stage, EngineRecord])
+    except (OSError, ValueError, RecursionError, BadInputError):
+        return {}
+
+
+def _write_records(folder: Path, records: dict[Stage, EngineRecord]) -> None:
+    atomic_write_bytes(folder / RECORD_NAME, msgspec.json.format(msgspec.json.encode(records), indent=2))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()

@@ -23,9 +23,10 @@ def compile_graph(path: Path) -> tuple[set[str], bytes]:
     """Return the attentions of a graph without dynamic sizes, by ONNX node, and its engine for SM89."""
     library = open_rtx()
     trt = library.module
-    builder = trt.Builder(library.logger)
+    logger = library.loaders["get_trt_logger"]()
+    builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, library.logger)
+    parser = trt.OnnxParser(network, logger)
     assert parser.parse_from_file(str(path)), [str(parser.get_error(place)) for place in range(parser.num_errors)]
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
@@ -33,4 +34,4 @@ def compile_graph(path: Path) -> tuple[set[str], bytes]:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # engines name nodes
     engine = builder.build_serialized_network(network, config)
     assert engine is not None, f"{path} does not build"
-    return {attention.node for attention in find_attentions(network, trt)}, bytes(engine)
+    return {attention.node for attention in find_attentions(network)}, bytes(engine)

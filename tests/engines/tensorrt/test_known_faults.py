@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from rsrefseg.engines.tensorrt.known_faults import known_faults
+from rsrefseg.engines.known_faults import known_faults
 from rsrefseg.engines.tensorrt.library import open_rtx, open_tensorrt
 from tests.support.commands import run_here
-from tests.support.doubles.tensorrt_double import doubled
-from tests.support.doubles.tensorrt_rtx_double import doubled_rtx
+from tests.support.doubles.tensorrt_double import doubled, doubled_rtx
 from tests.support.places import Capsys
 
 

@@ -10,14 +10,14 @@ import tensorrt_rtx_bindings as real
 
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.errors import BadInputError, BundleError, MissingPartError, RSRefSegError
+from rsrefseg.engines.errors import BadInputError, MissingPartError, RSRefSegError
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.segmenter import Segmenter
-from rsrefseg.engines.tensorrt.portable import build_portable
-from rsrefseg.engines.tensorrt.rtx import ENGINES_VARIABLE, RtxEngine
+from rsrefseg.engines.tensorrt.engine import ENGINES_VARIABLE, RtxEngine
+from rsrefseg.engines.tensorrt.store import build_portable
 from tests.support.commands import run_here
-from tests.support.doubles import tensorrt_rtx_double, tensorrt_running
-from tests.support.doubles.tensorrt_rtx_double import doubled_rtx
+from tests.support.doubles import tensorrt_running
+from tests.support.doubles.tensorrt_double import doubled_rtx
 from tests.support.doubles.tensorrt_values import State
 from tests.support.exported import Exported
 from tests.support.made_bundle import PHRASES, change_stage
@@ -86,7 +86,7 @@ def test_engines_from_elsewhere_must_fit(rtx: State, bundle: Bundle, monkeypatch
     with pytest.raises(MissingPartError, match="for sm89, this GPU is sm86"):
         RtxEngine(bundle)
     (Path(out or "") / "record.json").write_text("{}")
-    with pytest.raises(BundleError, match="cannot be read"):
+    with pytest.raises(MissingPartError, match="holds no engine"):
         RtxEngine(bundle)
     assert rtx.deserialized == 0
 
@@ -97,16 +97,11 @@ def test_a_gpu_without_a_compiler_is_refused(bundle: Bundle) -> None:
         RtxEngine(bundle)
 
 
-@pytest.mark.parametrize("name", ["Runtime", "ICudaEngine", "IRuntimeConfig", "IRuntimeCache"])
+@pytest.mark.parametrize("name", ["Runtime", "ICudaEngine", "IRuntimeConfig", "IRuntimeCache", "IExecutionContext"])
 def test_the_double_of_the_device_has_no_names_of_its_own(name: str) -> None:
-    mine, theirs = getattr(tensorrt_rtx_double, name), getattr(real, name)
+    mine, theirs = getattr(tensorrt_running, name), getattr(real, name)
     named = {member for member, value in vars(mine).items() if callable(value) and not member.startswith("_")}
     assert named <= set(dir(theirs))
-
-
-def test_contexts_of_the_double_have_no_names_of_their_own() -> None:
-    names = {member for member in vars(tensorrt_running.IExecutionContext) if not member.startswith("_")}
-    assert names <= set(dir(real.IExecutionContext))
 
 
 def test_an_engine_of_another_precision_is_refused_when_it_is_loaded(rtx: State, folder: Path) -> None:

@@ -1,5 +1,6 @@
-"""Runtime of the double of TensorRT: runs plans with ONNX Runtime in the order of CUDA's streams."""
+"""Runtime of the double of TensorRT: runs engines with ONNX Runtime in the order of CUDA's streams."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -7,20 +8,45 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import tensorrt_rtx_bindings as real
 
 from tests.support.doubles.cuda_values import Access, Operation, RuleBroken
-from tests.support.doubles.tensorrt_building import MAGIC
-from tests.support.doubles.tensorrt_values import (
-    DataType,
-    Dims,
-    ExecutionContextAllocationStrategy,
-    TensorIOMode,
-    fallible,
-    state,
-)
+from tests.support.doubles.tensorrt_values import fallible, state
 
+PLANS: dict[str, tuple[dict[str, Any], bytes]] = {}  # profile and graph, by the digest of the real engine
+KERNELS = b"double of compiled kernels of "
 _DTYPES = {"uint8": "UINT8", "int64": "INT64", "bool": "BOOL", "float16": "HALF", "float32": "FLOAT"}
 _HEAVY_OPERATORS = {"MatMul", "Gemm", "Conv", "Einsum"}
+
+
+class IRuntimeCache:
+    def __init__(self) -> None:
+        self._kernels = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        if fits := blob == KERNELS + state().version.encode():
+            self._kernels = blob
+        return fits
+
+    def serialize(self) -> bytes:
+        return KERNELS + state().version.encode()
+
+
+class IRuntimeConfig:
+    def __init__(self) -> None:
+        self.dynamic_shapes_kernel_specialization_strategy = real.DynamicShapesKernelSpecializationStrategy.LAZY
+        self._strategy = real.ExecutionContextAllocationStrategy.STATIC
+        self._cache: IRuntimeCache | None = None
+
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self._cache = cache
+        return True
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._strategy = strategy
 
 
 class EngineInspector:
@@ -29,31 +55,27 @@ class EngineInspector:
 
     @fallible("")
     def get_engine_information(self, format: Any) -> str:
-        return json.dumps({"Layers": list(self._engine.layers()), "Bindings": []})
+        return json.dumps({"Layers": list(self._engine._layers()), "Bindings": []})
 
 
 class Runtime:
+    engine_host_code_allowed = False
+
     def __init__(self, logger: Any) -> None:
         state().keep_logger(logger)
 
     @fallible(None)
     def deserialize_cuda_engine(self, serialized_engine: Any) -> Any:
-        data = bytes(serialized_engine)
-        if not data.startswith(MAGIC):
-            raise RuleBroken("these bytes are no plan: the real one would run whatever they are")
-        header, _, graph = data[len(MAGIC) :].partition(b"\n")
-        values = json.loads(header)
-        if values["version"] != state().version:
-            return state().refuse(f"the plan was made by {values['version']}, this is {state().version}")
+        found = PLANS.get(hashlib.sha256(serialized_engine).hexdigest())
+        if found is None:
+            raise RuleBroken("these bytes are no engine: the real one would run whatever they are")
         state().deserialized += 1
-        return ICudaEngine(values, graph)
+        return ICudaEngine(*found)
 
 
 class ICudaEngine:
-    _types, _modes = DataType.__members__, TensorIOMode
-
-    def __init__(self, header: dict[str, Any], graph: bytes) -> None:
-        self.header, self.model = header, onnx.load_from_string(graph)
+    def __init__(self, profile: dict[str, Any], graph: bytes) -> None:
+        self.profile, self.model = profile, onnx.load_from_string(graph)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
@@ -70,46 +92,56 @@ class ICudaEngine:
 
     @property
     def device_memory_size_v2(self) -> int:
-        return 1000 + 64 * sum(int(np.prod(high)) for _, _, high in self.header["profile"].values())
+        return 1000 + 64 * sum(int(np.prod(high)) for _, _, high in self.profile.values())
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]
 
     def get_tensor_mode(self, name: str) -> Any:
-        return self._modes.INPUT if self.tensors[name] in self.inputs else self._modes.OUTPUT
+        return real.TensorIOMode.INPUT if self.tensors[name] in self.inputs else real.TensorIOMode.OUTPUT
 
-    @fallible(DataType.HALF)
+    @fallible(real.DataType.HALF)
     def get_tensor_dtype(self, name: str) -> Any:
-        return self._types[_DTYPES[str(self.dtype(name))]]
+        return getattr(real.DataType, _DTYPES[str(self._dtype(name))])
 
     def create_engine_inspector(self) -> Any:
         return EngineInspector(self)
 
-    def create_execution_context(self, strategy: Any = ExecutionContextAllocationStrategy.STATIC) -> Any:
-        return IExecutionContext(self, strategy)
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
 
-    def dtype(self, name: str) -> np.dtype[Any]:
+    def create_execution_context(self, how: Any) -> Any:
+        if state().is_rtx:
+            if how._cache is None:
+                raise RuleBroken("a context without a cache compiles its kernels in every process")
+            how = how._strategy
+        return IExecutionContext(self, how)
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.tensors[name].type.tensor_type.elem_type))
 
-    def layers(self) -> Iterator[Any]:
+    def _layers(self) -> Iterator[Any]:
         """Yield layers as the inspector of this version writes them."""
         typed = onnx.shape_inference.infer_shapes(self.model)
         specs = (*typed.graph.value_info, *self.tensors.values())
         found = {spec.name: spec.type.tensor_type.elem_type for spec in specs}
         found |= {weight.name: weight.data_type for weight in typed.graph.initializer}
-        words = ("Row major linear FP32", "Row major linear FP16 format") if state().major == 10 else ("Float", "Half")
+        words = (
+            ("Row major linear FP32", "Row major linear FP16 format")
+            if state().version.startswith("10.")
+            else ("Float", "Half")
+        )
         for node in self.model.graph.node:
             half = found.get(node.input[0]) == onnx.TensorProto.FLOAT16
             tensors = [{"Name": name, "Format/Datatype": words[half]} for name in (*node.input, *node.output)]
             layer = {"Name": node.name or f"{node.op_type}_of_{node.output[0]}", "Inputs": tensors, "Outputs": tensors}
-            kind = "gemm" if node.op_type in _HEAVY_OPERATORS else "kgen"
-            yield layer | {"LayerType": kind} if self.header["detailed"] else layer["Name"]
+            yield layer | {"LayerType": "gemm" if node.op_type in _HEAVY_OPERATORS else "kgen"}
 
 
 class IExecutionContext:
     def __init__(self, engine: ICudaEngine, strategy: Any) -> None:
         self._engine = engine
-        self._user_managed = strategy == ExecutionContextAllocationStrategy.USER_MANAGED
+        self._user_managed = strategy == real.ExecutionContextAllocationStrategy.USER_MANAGED
         self._profile = 0 if engine.contexts == 0 else -1
         engine.contexts += 1
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -133,7 +165,7 @@ class IExecutionContext:
             self._memory = (memory, size)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        low, _, high = self._engine.header["profile"][name]
+        low, _, high = self._engine.profile[name]
         fits = len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
         if self._profile < 0 or not fits:
             return state().refuse(f"{name}: {list(shape)} is outside of the profile {low} to {high}", False)
@@ -145,14 +177,14 @@ class IExecutionContext:
     def infer_shapes(self) -> list[str]:
         return [spec.name for spec in self._engine.inputs if spec.name not in self._shapes]
 
-    @fallible(Dims([7]))
+    @fallible((7,))
     def get_tensor_shape(self, name: str) -> Any:
         sizes: dict[str, int] = {}
         for spec in self._engine.inputs:
             for dim, size in zip(spec.type.tensor_type.shape.dim, self._shapes.get(spec.name, ()), strict=False):
                 sizes[dim.dim_param] = size
         dims = self._engine.tensors[name].type.tensor_type.shape.dim
-        return Dims([dim.dim_value if dim.HasField("dim_value") else sizes.get(dim.dim_param, -1) for dim in dims])
+        return tuple(dim.dim_value if dim.HasField("dim_value") else sizes.get(dim.dim_param, -1) for dim in dims)
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         if name not in self._engine.tensors:
@@ -171,13 +203,13 @@ class IExecutionContext:
             raise RuleBroken("ran on the default stream")
         engine, addresses, changes = self._engine, dict(self._addresses), self._changes
         shapes = {name: self.get_tensor_shape(name) for name in engine.tensors}
-        sizes = {name: int(np.prod(shape)) * engine.dtype(name).itemsize for name, shape in shapes.items()}
+        sizes = {name: int(np.prod(shape)) * engine._dtype(name).itemsize for name, shape in shapes.items()}
         inputs = [spec.name for spec in engine.inputs]
         outputs = [name for name in engine.tensors if name not in inputs]
 
         def on_gpu(name: str) -> np.ndarray:
             view = state().cuda.view(addresses[name], sizes[name])
-            return view.view(engine.dtype(name)).reshape(shapes[name])
+            return view.view(engine._dtype(name)).reshape(shapes[name])
 
         def run() -> None:
             feeds = {name: on_gpu(name).copy() for name in inputs}

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .library import Library
+from .tensorrt.library import Library
 
 _JETSON = Path("/etc/nv_tegra_release")
 _ISSUE = "https://github.com/NVIDIA/TensorRT/issues/"
