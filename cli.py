@@ -52,7 +52,7 @@ def _panel(title: str) -> Any:
 _weights, _recipe, _model, _machine = map(_panel, ("Initial weights", "Recipe", "Model", "Memory and time"))
 _counts, _protocol, _report, _checkpoint = map(_panel, ("Scenes", "Protocol", "Files to write", "Checkpoint"))
 _graphs, _compiler, _instead, _measured = map(_panel, ("Graphs", "Compiler", "Other reports", "What is measured"))
-_remote, _raster, _batch = map(_panel, ("Without a GPU", "Rasters", "Many images"))
+_remote, _raster, _maps, _batch = map(_panel, ("Without a GPU", "Rasters", "Maps of rasters", "Many images"))
 JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on standard output, nothing else.")]
 
 
@@ -466,8 +466,20 @@ def infer(
     overlap: Annotated[
         int | None, _raster(min=0, show_default="a quarter", help="Pixels that neighbouring tiles share.")
     ] = None,
+    probability: Annotated[
+        str | None, _maps(metavar="TYPE", help="Also write probabilities: uint8 (in steps of 0.004) or float.")
+    ] = None,
+    vector: Annotated[
+        Path | None, _maps(show_default="GeoJSON", help="File of the polygons: .geojson, .gpkg, .fgb or .shp.")
+    ] = None,
+    simplify: Annotated[
+        float, _maps(min=0, help="Simplify the polygons: largest distance from the exact outline in pixels.")
+    ] = 0.0,
+    min_area: Annotated[
+        str | None, _maps(metavar="AREA", help="Leave out smaller polygons, e.g. 50m2 or 20px.")
+    ] = None,
     resume: Annotated[
-        bool, _batch("--resume", help="Keep finished results of the same bundle, phrases and options.")
+        bool, _batch("--resume", help="Keep finished results, or tiles of one image, if nothing changed.")
     ] = False,
     shard: Annotated[str | None, _batch(metavar="K/N", help="Take the K-th of N parts, for job arrays.")] = None,
     ray: Annotated[

@@ -76,7 +76,8 @@ def infer_images(
         arguments: images and phrases; see ``split_arguments``.
         bundle: the bundle's folder.
         out: folder of the results.
-        resume, shard: see ``infer_batch``. Either of them, or ``ray``, makes an image a batch of one.
+        resume: see ``infer_batch`` and, for one image, ``infer_image``.
+        shard: see ``infer_batch``. It or ``ray`` makes an image a batch of one.
         ray, actors, gpus: see ``Cluster``.
         options: fields of ``InferOptions``.
 
@@ -86,9 +87,11 @@ def infer_images(
     images, phrases = split_arguments(arguments)
     if ray is None and (actors is not None or gpus is not None):
         raise BadInputError("--actors and --gpus are for Ray: add --ray, or leave them out")
-    if not (resume or shard or ray or is_batch(images)):
-        return infer_image(images[0], phrases, bundle=bundle, out=out, **options)
+    if not (shard or ray or is_batch(images)):
+        return infer_image(images[0], phrases, bundle=bundle, out=out, resume=resume, **options)
     cluster = Cluster(ray, actors, gpus) if ray is not None else None
+    if options.pop("vector", None) is not None:
+        raise BadInputError("--vector names the file of one image: leave it out, each image has its own GeoJSON")
     return infer_batch(images, phrases, bundle, out, InferOptions(**options), resume, shard, cluster)
 
 

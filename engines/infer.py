@@ -1,22 +1,27 @@
 """``rsrefseg infer``: segment an image by phrases; write masks, an overlay and a JSON file."""
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import BadInputError
-from .images.images import DEFAULT_MAX_PIXELS, is_remote, open_scene
+from .images.images import DEFAULT_MAX_PIXELS, open_scene
+from .images.names import is_remote, shown_name
 from .images.scene import Scene
 from .images.tiles import Tiling
 from .records import Record
+from .results.map_options import MapOptions
 from .results.overlay import LONGEST_LONG_SIDE
 from .results.provenance import Provenance, source_name
 from .results.results import write_results
 from .segmentation import Segmentation
 from .segmenter import Segmenter
 from .system.progress import ProgressLine
+from .tile_store import open_store
 from .tiling import segment_tiles
 
 
@@ -60,6 +65,24 @@ class InferOptions(Record, frozen=True):
     threshold: float = 0.5
     absent_below: float = 0.0
     rle: bool = False
+    probability: str | None = None
+    vector: str | None = None
+    simplify: float = 0.0
+    min_area: str | None = None
+
+    @property
+    def maps(self) -> MapOptions:
+        """The options of the files of a raster."""
+        vector = Path(self.vector) if self.vector is not None else None
+        return MapOptions(self.probability, vector, self.simplify, self.min_area)
+
+
+class Tiles(NamedTuple):
+    """A folder of finished tiles, whether those of an interrupted run are used, and what removes it at the end."""
+
+    folder: Path
+    resume: bool
+    kept: ExitStack
 
 
 class Found(NamedTuple):
@@ -85,6 +108,11 @@ def infer_image(
     threshold: float = 0.5,
     absent_below: float = 0.0,
     rle: bool = False,
+    probability: str | None = None,
+    vector: Path | None = None,
+    simplify: float = 0.0,
+    min_area: str | None = None,
+    resume: bool = False,
 ) -> InferReport:
     """Segment the region of each phrase and write the results to the folder ``out``.
 
@@ -99,6 +127,8 @@ def infer_image(
         threshold: a pixel is in the mask if its probability is above this.
         absent_below: a mask is empty if the phrase's presence score is below this.
         rle: add the run lengths of the masks to the JSON file; not with tiles.
+        probability, vector, simplify, min_area: options of the files of a raster; see ``MapOptions``.
+        resume: use the finished tiles of an interrupted run with the same image, phrases and options.
 
     Raises:
         BadInputError: the image or a phrase cannot be used, or no backend has that name.
@@ -106,16 +136,26 @@ def infer_image(
         MissingPartError: the backend cannot run on this machine.
         RSRefSegError: the output cannot be written.
     """
-    options = InferOptions(backend, max_pixels, bands, stretch, tile, overlap, threshold, absent_below, rle)
-    with Segmenter.open(
-        bundle, backend, cached_phrases=len(phrases), threshold=threshold, absent_below=absent_below
-    ) as segmenter:
-        found = segment_source(segmenter, image, phrases, options)
-        files = write_results(out, result_stem(image), *found[:2], image, found.provenance, rle)
+    file = str(vector) if vector is not None else None
+    options = InferOptions(
+        backend, max_pixels, bands, stretch, tile, overlap, threshold, absent_below, rle, probability, file, simplify,
+        min_area,
+    )  # fmt: skip
+    maps = options.maps
+    rule = {"threshold": threshold, "absent_below": absent_below}
+    key = hashlib.sha256(os.fsencode(source_name(image))).hexdigest()[:16]
+    with (
+        Segmenter.open(bundle, backend, cached_phrases=len(phrases), **rule) as segmenter,
+        ExitStack() as kept,
+    ):
+        tiles = Tiles(out / f".tiles-{key}", resume, kept)
+        found = segment_source(segmenter, image, phrases, options, tiles=tiles)
+        files = write_results(out, result_stem(image), *found[:2], image, found.provenance, rle, maps)
         results = json.loads(files[-1].read_bytes())["results"]
         notes = segmenter.bundle.manifest.provenance.notes + found.notes
-        shown = source_name(image) if is_remote(image) else image
-        return InferReport(shown, segmenter.backend_reason, tuple(results), found.provenance, tuple(files), notes)
+        return InferReport(
+            shown_name(image), segmenter.backend_reason, tuple(results), found.provenance, tuple(files), notes
+        )
 
 
 def segment_source(
@@ -124,6 +164,7 @@ def segment_source(
     phrases: Sequence[str],
     options: InferOptions,
     turn: AbstractContextManager[object] | None = None,
+    tiles: Tiles | None = None,
 ) -> Found:
     """Read an image and segment the region of each phrase, in tiles if the options say so.
 
@@ -134,6 +175,7 @@ def segment_source(
         options: how the image is read.
         turn: held while the segmenter runs, so that another thread reads meanwhile. The progress of tiles is only
             shown without it.
+        tiles: where tiles are kept until the results are written; temporary files by default.
 
     Raises:
         BadInputError: the image or a phrase cannot be used.
@@ -159,10 +201,15 @@ def segment_source(
                 )
             scene = source.reduced(LONGEST_LONG_SIDE)
             _check_valid(image, scene)
+        provenance = Provenance.of(image, scene, segmenter, tiling, options.to_dict())
+        if tiling is not None:
+            settings = {"phrases": list(phrases), "provenance": provenance.to_dict()}
+            store = None
+            if tiles is not None:
+                store = tiles.kept.enter_context(open_store(tiles.folder, settings, tiles.resume))
             with turn or ProgressLine("tiles") as progress:
                 shown = progress.update if isinstance(progress, ProgressLine) else None
-                found = segment_tiles(segmenter, source, phrases, tiling, shown)
-    provenance = Provenance.of(image, scene, segmenter, tiling, options.to_dict())
+                found = segment_tiles(segmenter, source, phrases, tiling, shown, store)
     notes = scene.raster.notes if scene.raster is not None else ()
     return Found(scene, found, provenance, (*notes, note) if note else notes)
 
@@ -174,6 +221,7 @@ def result_stem(image: str) -> str:
 
 def _check_valid(image: str, scene: Scene) -> None:
     if scene.valid is not None and not scene.valid.any():
+        image = shown_name(image)
         raise BadInputError(f"the image '{image}' has no valid pixel: all are nodata, masked or transparent")
 
 

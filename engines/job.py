@@ -90,7 +90,8 @@ class Job(Record, frozen=True):
         try:
             found = segment_source(segmenter, item.image, self.phrases, self.options, turn)
             stem, rle = result_stem(item.image), self.options.rle
-            *_, path = write_results(folder, stem, *found[:2], item.image, found.provenance, rle)
+            maps = self.options.maps
+            *_, path = write_results(folder, stem, *found[:2], item.image, found.provenance, rle, maps)
             rows = self._rows(item, path, json.loads(path.read_bytes()), time.perf_counter() - started)
         except (MissingPartError, BundleError):
             raise

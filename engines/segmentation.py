@@ -13,6 +13,7 @@ from .images.tiles import Tiling
 from .presence import Presence
 
 _NO_DATA_LOGIT = -30.0
+_STRIP_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +120,19 @@ class TiledSegmentation(Segmentation):
         return logits
 
     def strips(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """Yield ``full_size_logits`` from top to bottom, a row of tiles at a time."""
-        spans = self.tiling.rows
-        ends = [start for start, _ in spans[1:]] + [self.tiling.height]
-        down, across = self.tiling.weights(spans), self.tiling.weights(self.tiling.columns)
-        for (top, _), bottom in zip(spans, ends, strict=True):
-            strip = np.zeros((bottom - top, self.tiling.width), np.float32)
-            for row, (start, end) in enumerate(spans):
+        """Yield ``full_size_logits`` from top to bottom, at most 4 million pixels at a time."""
+        height, width = self.size
+        down, across = self.tiling.weights(self.tiling.rows), self.tiling.weights(self.tiling.columns)
+        step = max(1, _STRIP_PIXELS // width)
+        for top in range(0, height, step):
+            bottom = min(top + step, height)
+            strip = np.zeros((bottom - top, width), np.float32)
+            for row, (start, end) in enumerate(self.tiling.rows):
                 if start < bottom and end > top:
-                    rows = slice(max(start, top), min(end, bottom))
-                    inside = slice(rows.start - start, rows.stop - start)
-                    self._add_row(strip[rows.start - top : rows.stop - top], row, inside, down[row, inside], across)
+                    rows = range(max(start, top), min(end, bottom))
+                    inside = range(rows.start - start, rows.stop - start)
+                    weights = down[row, inside.start : inside.stop]
+                    self._add_row(strip[rows.start - top : rows.stop - top], row, inside, weights, across)
             if self.valid is not None:
                 strip[~self.valid[top:bottom]] = _NO_DATA_LOGIT
             yield top, strip
@@ -138,7 +141,7 @@ class TiledSegmentation(Segmentation):
         self,
         strip: npt.NDArray[np.float32],
         row: int,
-        inside: slice,
+        inside: range,
         down: npt.NDArray[np.float32],
         across: npt.NDArray[np.float32],
     ) -> None:
@@ -147,7 +150,7 @@ class TiledSegmentation(Segmentation):
         for column, (left, right) in enumerate(columns):
             grid = self.mask_logits[row * len(columns) + column].astype(np.float32)
             size = (self.tiling.rows[row][1] - self.tiling.rows[row][0], right - left)
-            logits = upsample_logits(grid, self.network_size, size)[inside]
+            logits = upsample_logits(grid, self.network_size, size, inside)
             strip[:, left:right] += logits * down[:, None] * across[column]
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadInputError
+from .names import is_remote
 from .scene import Scene
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_PIXELS = 100_000_000
 _ROWS_PER_BLOCK = 32
+_Blocks = tuple[tuple[slice, npt.NDArray[np.float32], slice], ...]
 
 
 def read_scene(
@@ -82,11 +83,6 @@ def read_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.ND
     return read_scene(path, max_pixels).image
 
 
-def is_remote(name: str) -> bool:
-    """Return whether a name is one that only GDAL understands: a URL, a ``/vsi`` path or a subdataset."""
-    return re.match(r"/vsi|[a-z][a-z0-9+]*://|[A-Za-z0-9_]{2,}:", name) is not None and not Path(name).exists()
-
-
 def stretch(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """Stretch an image (H, W, 3) uint8 to the networks' square input (3, size, size) uint8.
 
@@ -105,16 +101,25 @@ def stretch(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
 
 
 def upsample_logits(
-    logits: npt.NDArray[np.float32], stretched_size: int, original: tuple[int, int]
+    logits: npt.NDArray[np.float32], stretched_size: int, original: tuple[int, int], rows: range | None = None
 ) -> npt.NDArray[np.float32]:
-    """Resize mask logits (h, w) float32 to the image's size (H, W) float32.
+    """Resize mask logits (h, w) float32 to the image's size (H, W) float32, or to some of its rows (len(rows), W).
 
     Two bilinear steps with half-pixel centres and no antialiasing, as published: mask grid -> ``stretched_size`` square
     -> ``original`` (H, W). Equal to ``F.interpolate(mode="bilinear", align_corners=False)`` twice, including its
     float32 weights, from which OpenCV's differ by 2e-5 of the range.
     """
     height, width = original
-    return _stretch_rows(_stretch_rows(logits.T, stretched_size, width).T, stretched_size, height)
+    wanted = range(height) if rows is None else rows
+    down = _blocks(logits.shape[0], stretched_size, height)[
+        wanted.start // _ROWS_PER_BLOCK : -(-wanted.stop // _ROWS_PER_BLOCK)
+    ]
+    # Of the grid, only the rows that are summed.
+    first = down[0][2].start
+    across = _resize(logits[first : down[-1][2].stop].T, _blocks(logits.shape[1], stretched_size, width)).T
+    above = down[0][0].start
+    inside = tuple((_moved(block, above), weights, _moved(taken, first)) for block, weights, taken in down)
+    return _resize(across, inside)[wanted.start - above : wanted.stop - above]
 
 
 def _check_image(image: npt.NDArray[np.uint8]) -> None:
@@ -122,17 +127,24 @@ def _check_image(image: npt.NDArray[np.uint8]) -> None:
         raise BadInputError(f"an image must be (height, width, 3) uint8 RGB, got {list(image.shape)} {image.dtype}")
 
 
-def _stretch_rows(values: npt.NDArray[np.float32], between: int, height: int) -> npt.NDArray[np.float32]:
-    """Resize (h, w) -> (between, w) -> (height, w) in one step, without the intermediate array."""
-    resized = np.empty((height, values.shape[1]), np.float32)
-    for rows, weights, source in _blocks(values.shape[0], between, height):
+def _resize(values: npt.NDArray[np.float32], blocks: _Blocks) -> npt.NDArray[np.float32]:
+    """Resize the rows of (h, w) by the weights of ``_blocks``."""
+    resized = np.empty((blocks[-1][0].stop, values.shape[1]), np.float32)
+    for rows, weights, source in blocks:
         np.matmul(weights, values[source], out=resized[rows])
     return resized
 
 
+def _moved(rows: slice, up: int) -> slice:
+    return slice(rows.start - up, rows.stop - up)
+
+
 @functools.lru_cache(maxsize=16)  # consecutive phrases, and often images, have the same size
-def _blocks(source: int, between: int, height: int) -> tuple[tuple[slice, npt.NDArray[np.float32], slice], ...]:
-    """Return for each block of target rows: the rows, their weights (rows, n), and the n source rows they sum."""
+def _blocks(source: int, between: int, height: int) -> _Blocks:
+    """Return the weights of a resize source -> between -> height in one step, without an array between.
+
+    For each block of target rows: the rows, their weights (rows, n), and the n source rows they sum.
+    """
     blocks = []
     for start in range(0, height, _ROWS_PER_BLOCK):
         rows = slice(start, min(start + _ROWS_PER_BLOCK, height))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..errors import BadInputError
 from .bands import choose_bands
 from .contrast import Method, Stretch, to_8_bits
+from .names import shown_name, without_secrets
 from .photos import check_size
 from .scene import RasterInfo, Scene
 from .tiles import Window
@@ -185,18 +186,18 @@ def open_raster(name: str, max_pixels: int | None, bands: str | None = None, str
     Raises:
         BadInputError: it cannot be read, has more than ``max_pixels`` pixels (None: no limit), or lacks a band.
     """
-    chosen = Stretch.parse(stretch)
+    chosen, shown = Stretch.parse(stretch), shown_name(name)
     import rasterio
     from rasterio.errors import RasterioIOError
 
     with rasterio.Env(**gdal_options()), contextlib.ExitStack() as opened:
-        with _as_bad_input(name):
+        with _as_bad_input(shown):
             try:
                 dataset = opened.enter_context(open_dataset(Path(name).absolute() if Path(name).exists() else name))
             except RasterioIOError as error:
-                raise _unopened(name, error) from error
-            _check(name, dataset, max_pixels)
-            raster = Raster(name, dataset, bands, chosen)
+                raise _unopened(shown, error) from error
+            _check(shown, dataset, max_pixels)
+            raster = Raster(shown, dataset, bands, chosen)
         yield raster
 
 
@@ -243,7 +244,8 @@ def _check(name: str, dataset: Any, max_pixels: int | None) -> None:
     if not dataset.count:
         if dataset.subdatasets:
             raise BadInputError(
-                f"'{name}' holds {len(dataset.subdatasets)} rasters: name one of them, e.g. '{dataset.subdatasets[0]}'"
+                f"'{name}' holds {len(dataset.subdatasets)} rasters: name one of them, e.g."
+                f" '{shown_name(dataset.subdatasets[0])}'"
             )
         raise BadInputError(f"the raster '{name}' has no bands")
     check_size(name, dataset.width, dataset.height, max_pixels or dataset.width * dataset.height)
@@ -257,7 +259,7 @@ def _unopened(name: str, error: Exception) -> BadInputError:
 
 
 def _reason(error: BaseException) -> str:
-    """Return GDAL's first message in one line."""
+    """Return GDAL's first message in one line, without the secrets of URLs."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(without_secrets(str(error)).split())[:300] or type(error).__name__

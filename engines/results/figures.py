@@ -22,7 +22,6 @@ class Figures:
         self._area = 0
         self._probabilities = 0.0
         self._boxes: list[tuple[int, int, int, int]] = []
-        self._polygons: list[dict[str, Any]] | None = None
 
     def add(self, top: int, logits: npt.NDArray[np.float32]) -> None:
         """Add a strip (h, W) float32 whose first row is ``top``."""
@@ -33,14 +32,12 @@ class Figures:
             self._boxes.append((x, top + y, x + width, top + y + height))
         self._area += cv2.countNonZero(pixels)
         self._probabilities += float(sigmoid(logits[mask]).sum(dtype=np.float64))
-        if len(logits) == self._size[0]:
-            self._polygons = _polygons(pixels, logits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
         height, width = self._size
         left, upper, right, lower = np.array(self._boxes or [(0, 0, 0, 0)]).T
-        figures = {
+        return {
             "phrase": self._segmentation.phrase,
             "box": [int(left.min()), int(upper.min()), int(right.max()), int(lower.max())] if self._area else None,
             "area_px": self._area,
@@ -49,7 +46,6 @@ class Figures:
             "presence": None if self._segmentation.presence is None else round(self._segmentation.presence, 6),
             "warnings": list(self._segmentation.warnings),
         }
-        return figures if self._polygons is None else figures | {"polygons": self._polygons}
 
 
 def describe(segmentation: Segmentation, logits: npt.NDArray[np.float32]) -> dict[str, Any]:
@@ -65,7 +61,7 @@ def describe(segmentation: Segmentation, logits: npt.NDArray[np.float32]) -> dic
     - ``polygons``: one for each region connected by edges or corners, ``{"box", "area_px", "score", "outer": ring,
       "holes": [ring, ...]}``. ``score`` is the mean probability of its pixels. A ring is a list of
       ``[x, y]``, the boundary pixels of the mask that are its corners. Filling all rings of a polygon together
-      (``cv2.fillPoly``) restores the region. Tiled rasters have them in their GeoJSON file only.
+      (``cv2.fillPoly``) restores the region. Tiled rasters have them in their vector file only.
     - ``warnings``: lines about words that were cut or are unknown.
 
     Args:
@@ -74,10 +70,11 @@ def describe(segmentation: Segmentation, logits: npt.NDArray[np.float32]) -> dic
     """
     figures = Figures(segmentation, (logits.shape[0], logits.shape[1]))
     figures.add(0, logits)
-    return figures.to_dict()
+    return figures.to_dict() | {"polygons": _polygons(logits > segmentation.cut_logit, logits)}
 
 
-def _polygons(pixels: npt.NDArray[np.uint8], logits: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
+def _polygons(mask: npt.NDArray[np.bool_], logits: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
+    pixels = mask.astype(np.uint8)
     contours, hierarchy = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings = [contour.reshape(-1, 2).tolist() for contour in contours]
     parents = [] if hierarchy is None else hierarchy[0][:, 3].tolist()

@@ -1,10 +1,9 @@
 """What a result was made from."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..images.images import is_remote
+from ..images.names import is_remote, without_secrets
 from ..images.scene import RasterInfo, Scene
 from ..images.tiles import Tiling
 from ..records import Record
@@ -78,4 +77,4 @@ def source_name(source: Path | str) -> str:
     """Return the absolute path of a local file, or another name without the secrets of a URL: user, password, query."""
     if not is_remote(str(source)):
         return str(Path(source).resolve())
-    return re.sub(r"(?<=://)[^/]*@|\?.*", "", str(source))
+    return without_secrets(str(source))

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..images.rasters import gdal_errors
 from ..images.scene import RasterInfo
+from .simplify import simplified
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -21,7 +22,7 @@ _DECIMALS = 8  # of degrees: about a millimetre
 
 
 class Region(NamedTuple):
-    """A connected region and the ``score``, ``area_px`` and ``area_m2`` of its pixels.
+    """A connected region and its properties, such as the ``score``, ``area_px`` and ``area_m2`` of its pixels.
 
     Attributes:
         geometry: GeoJSON geometry; ``None`` if a point is outside the domain of the projection.
@@ -65,64 +66,76 @@ class Placement:
         """Whether pixels can be mapped to longitude and latitude."""
         return self.equal_area is not None
 
-    def locate(self, pixels: Points) -> tuple[Points, Points] | None:
-        """Return longitudes and latitudes of points (N, 2) of columns and rows, and their place in metres.
+    def area_m2(self, rings: list[Points]) -> float | None:
+        """Return the area of a polygon in pixels on the ellipsoid, m2; ``None`` if it cannot be projected."""
+        projected = self._in(self.equal_area, rings) if self.equal_area is not None else None
+        return None if projected is None else _area(projected)
 
-        ``None`` if a point is outside the domain of a projection, such as the corners of a full-disc image.
+    def geometry(self, rings: list[Points], in_degrees: bool) -> dict[str, Any] | None:
+        """Return a polygon in pixels as a GeoJSON geometry.
+
+        Its coordinates are longitude and latitude or, without ``in_degrees``, in the raster's CRS; in pixels without a
+        place on earth. ``None`` if a point is outside the domain of the projection, such as the corners of a full-disc
+        image.
         """
-        if self.equal_area is None or self.raster.crs is None:
-            return pixels, pixels
-        placed = _placed(pixels, self.raster.transform)
+        if not self.on_earth:
+            return _polygon(rings)
+        placed = self._in(_DEGREES if in_degrees else self.raster.crs, rings)
+        if placed is None or not in_degrees:
+            return None if placed is None else _polygon(placed)
+        degrees = [ring.round(_DECIMALS) for ring in placed]
+        longitudes = np.concatenate(degrees)[:, 0]
+        beyond = np.abs(longitudes).max() > 180 or np.ptp(longitudes) > 180
+        return _cut_at_antimeridian(degrees) if beyond else _polygon(degrees)
+
+    def _in(self, crs: str | None, rings: list[Points]) -> list[Points] | None:
+        placed = [_placed(ring, self.raster.transform) for ring in rings]
+        if crs == self.raster.crs:
+            return placed
         try:
-            degrees = _projected(placed, self.raster.crs, _DEGREES).round(_DECIMALS)
-            metres = _projected(placed, self.raster.crs, self.equal_area)
+            projected = [_projected(ring, self.raster.crs, crs) for ring in placed]
         except gdal_errors():
             return None
-        return (degrees, metres) if np.isfinite([degrees, metres]).all() else None
+        return projected if all(np.isfinite(ring).all() for ring in projected) else None
 
 
 def regions(
-    masks: "DatasetReader", probabilities: "DatasetReader", band: int, placement: Placement
+    masks: "DatasetReader",
+    probabilities: "DatasetReader",
+    band: int,
+    placement: Placement,
+    in_degrees: bool = True,
+    simplify_px: float = 0,
 ) -> Iterator[Region]:
     """Yield the regions of a mask that are connected by pixel edges.
 
     Args:
-        masks: dataset whose ``band`` is 1 inside the mask.
-        probabilities: dataset of the probabilities times 65535.
+        masks: dataset whose ``band`` is 1 inside the mask, 0 elsewhere.
+        probabilities: dataset of the probabilities times 65535 inside the mask, 0 elsewhere.
         band: number of the band in both.
         placement: place of the pixels.
+        in_degrees: see ``Placement.geometry``.
+        simplify_px: see ``simplified``.
 
     Yields:
         Regions whose outer rings run counter-clockwise and whose holes run clockwise. ``score`` is the mean probability
-        of the pixels; ``area_m2`` is the area on the ellipsoid, ``None`` without a place on earth.
+        of the pixels; ``area_m2`` is the area on the ellipsoid, ``None`` without a place on earth. Both are those of
+        the exact outline.
     """
     import rasterio
     from rasterio.features import shapes
 
-    source, to_pixels = rasterio.band(masks, band), tuple(~masks.transform)[:6]  # GDAL applies the transform
-    for shape, value in shapes(source, mask=source, connectivity=4):
-        if value != 1:
-            continue
-        rings, outlines, area_px, area_m2, on_earth = [], [], 0.0, 0.0, True
-        for number, ring in enumerate(shape["coordinates"]):
-            pixels = _placed(np.asarray(ring), to_pixels).round()
-            outlines.append(pixels)
-            sign = -1 if number else 1
-            area_px += abs(_signed_area(pixels)) * sign
-            located = placement.locate(pixels)
-            if located is None:
-                on_earth = False
-                continue
-            degrees, metres = located
-            area_m2 += abs(_signed_area(metres)) * sign
-            wrong_way = (_signed_area(degrees) > 0) == (number > 0)
-            rings.append(degrees[::-1].tolist() if wrong_way else degrees.tolist())
+    to_pixels = tuple(~masks.transform)[:6]  # GDAL applies the transform
+    source = rasterio.band(masks, band)
+    for shape, _ in shapes(source, mask=source, connectivity=4):
+        outlines = [_placed(np.asarray(ring), to_pixels).round() for ring in shape["coordinates"]]
+        area_px, area_m2 = _area(outlines), placement.area_m2(outlines)
         properties = {
             "score": round(_total_probability(probabilities, band, outlines) / area_px, 4),
             "area_px": round(area_px),
-            "area_m2": round(area_m2, 2) if placement.on_earth and on_earth else None,
+            "area_m2": None if area_m2 is None else round(area_m2, 2),
         }
-        yield Region({"type": "Polygon", "coordinates": rings} if on_earth else None, properties)
+        yield Region(placement.geometry(simplified(outlines, simplify_px), in_degrees), properties)
 
 
 def _total_probability(probabilities: "DatasetReader", band: int, outlines: list[Points]) -> float:
@@ -152,6 +165,32 @@ def _projected(points: Points, source: str, target: str) -> Points:
     from rasterio.warp import transform
 
     return np.array(transform(source, target, points[:, 0], points[:, 1])).T
+
+
+def _polygon(rings: list[Points]) -> dict[str, Any]:
+    """Return rings as a GeoJSON polygon: the outer ring counter-clockwise, holes clockwise."""
+    wrong_ways = [(_signed_area(ring) > 0) == (number > 0) for number, ring in enumerate(rings)]
+    turned = [ring[::-1] if wrong_way else ring for ring, wrong_way in zip(rings, wrong_ways, strict=True)]
+    return {"type": "Polygon", "coordinates": [ring.tolist() for ring in turned]}
+
+
+def _cut_at_antimeridian(degrees: list[Points]) -> dict[str, Any]:
+    """Return a polygon with longitudes from -180 to 180, cut in parts if it crosses the antimeridian (RFC 7946)."""
+    from rasterio.warp import transform_geom
+
+    wrapped = [np.column_stack([(ring[:, 0] + 180) % 360 - 180, ring[:, 1]]) for ring in degrees]
+    cut = transform_geom(_DEGREES, _DEGREES, _polygon(wrapped), antimeridian_cutting=True)
+    polygons = [cut["coordinates"]] if cut["type"] == "Polygon" else cut["coordinates"]
+    parts = [_polygon([np.asarray(ring).round(_DECIMALS) for ring in rings])["coordinates"] for rings in polygons]
+    if len(parts) == 1:
+        return {"type": "Polygon", "coordinates": parts[0]}
+    return {"type": "MultiPolygon", "coordinates": parts}
+
+
+def _area(rings: list[Points]) -> float:
+    """Return the area of a polygon of outer ring and holes."""
+    outer, *holes = (abs(_signed_area(ring)) for ring in rings)
+    return outer - sum(holes)
 
 
 def _signed_area(ring: Points) -> float:

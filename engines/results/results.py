@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..images.images import is_remote
+from ..errors import BadInputError
+from ..images.names import is_remote
 from ..images.scene import RasterInfo, Scene
-from ..segmentation import Segmentation
+from ..segmentation import Segmentation, TiledSegmentation
 from ..system.files import atomic_file, atomic_write_json
 from .figures import Figures, describe
+from .map_options import MapOptions
 from .maps import open_maps
 from .overlay import Overlay, Reduced
 from .provenance import Provenance, source_name
@@ -27,6 +29,7 @@ RESULT_SCHEMA_VERSION = 2
 _SLUG_CHARACTERS = 60
 _STEM_BYTES = 120
 _DIGEST_CHARACTERS = 8
+_NOTHING = MapOptions()
 _FAST = 1  # zlib level: for an overlay, speed matters more than size
 
 
@@ -38,14 +41,15 @@ def write_results(
     source: Path | str | None = None,
     provenance: Provenance | None = None,
     rle: bool = False,
+    maps: MapOptions = _NOTHING,
 ) -> list[Path]:
     """Write the segmentations of an image to files.
 
     The files in ``out_dir`` are masks, ``<stem>_overlay.png`` and, last, ``<stem>.json`` with the figures of
     ``describe`` and the names of the others. The masks of a photo or an array are ``<stem>_<phrase>_mask.png`` for each
     phrase (0 and 255, the image's size), where ``<phrase>`` ends with a digest; those of a raster are the bands of
-    ``<stem>_masks.tif``, and their regions ``<stem>.geojson`` (see ``open_maps``). Each file is written atomically, and
-    masks one after another, so memory use does not grow with the number of phrases.
+    ``<stem>_masks.tif``, and their regions ``<stem>.geojson`` or ``maps.vector`` (see ``open_maps``). Each file is
+    written atomically, and masks one after another, so memory use does not grow with the number of phrases.
 
     Args:
         out_dir: folder of the files, created if missing.
@@ -56,11 +60,13 @@ def write_results(
             new file names contain a digest of the source's path.
         provenance: added to the JSON file.
         rle: add COCO run lengths of each mask (``encode_rle``) to the JSON file; needs the whole mask in memory.
+        maps: options of the files of a raster.
 
     Returns:
-        Paths of the files: masks in the order of the phrases, for rasters the regions, overlay, JSON.
+        Paths of the files: masks in the order of the phrases, for rasters the regions and probabilities, overlay, JSON.
 
     Raises:
+        BadInputError: an option does not suit the image.
         RSRefSegError: the disk is full or the folder cannot be written.
     """
     scene = image if isinstance(image, Scene) else Scene(image)
@@ -70,12 +76,16 @@ def write_results(
     overlay_path = out_dir / f"{stem}_overlay.png"
     overlay = Overlay(scene.image)
     if scene.raster is None:
+        if maps != _NOTHING:
+            raise BadInputError("a photo has no maps: --probability, --vector, --simplify and --min-area need a raster")
         files = [out_dir / f"{stem}_{_slug(found.phrase)}_mask.png" for found in segmentations]
         results = _write_masks(files, segmentations, overlay)
     else:
-        files = [out_dir / f"{stem}_masks.tif", out_dir / f"{stem}.geojson"]
+        files = [out_dir / f"{stem}_masks.tif", maps.vector or out_dir / f"{stem}.geojson"]
+        if maps.probability is not None:
+            files.append(out_dir / f"{stem}_probability.tif")
         common = {"source": path, "bundle_sha256": provenance.bundle_sha256 if provenance is not None else None}
-        results = _write_maps(files[0], files[1], scene.raster, segmentations, common, overlay)
+        results = _write_maps(files, scene.raster, segmentations, common, overlay, maps)
     if rle:
         for result, segmentation in zip(results, segmentations, strict=True):
             result["rle"] = encode_rle(segmentation.mask)
@@ -111,17 +121,17 @@ def _write_masks(
 
 
 def _write_maps(
-    masks: Path,
-    vectors: Path,
+    files: Sequence[Path],
     raster: RasterInfo,
     segmentations: Sequence[Segmentation],
     common: dict[str, Any],
     overlay: Overlay,
+    options: MapOptions,
 ) -> list[dict[str, Any]]:
     """Write masks and regions of a raster, draw them, and return the figures."""
     results = []
     phrases = [segmentation.phrase for segmentation in segmentations]
-    with open_maps(raster, segmentations[0].size, phrases, common, masks, vectors) as maps:
+    with open_maps(raster, segmentations[0].size, phrases, common, files, options) as maps:
         for band, segmentation in enumerate(segmentations, 1):
             figures, reduced = Figures(segmentation, segmentation.size), Reduced(segmentation.size)
             for top, logits in segmentation.strips():
@@ -129,8 +139,10 @@ def _write_maps(
                 maps.add(band, top, logits, valid, segmentation.cut_logit)
                 figures.add(top, logits)
                 reduced.add(top, logits)
-            results.append(figures.to_dict() | {"mask_file": masks.name, "mask_band": band})
-            mean, cut_logit = results[-1]["mean_probability"], segmentation.cut_logit
+            whole = not isinstance(segmentation, TiledSegmentation)
+            measured = describe(segmentation, logits) if whole else figures.to_dict()
+            results.append(measured | {"mask_file": files[0].name, "mask_band": band})
+            mean, cut_logit = measured["mean_probability"], segmentation.cut_logit
             overlay.add(segmentation.phrase, reduced.logits, mean, cut_logit)
     for result, area_m2 in zip(results, maps.areas_m2, strict=False):
         result["area_m2"] = area_m2

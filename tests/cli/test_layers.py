@@ -24,7 +24,7 @@ LEAVES = {
 # What the bundle package offers to the exporter besides.
 BUNDLE = {"bundle.bundle", "bundle.manifest", "bundle.reference", "bundle.comparison", "bundle.tolerances"}
 # What only the leaves import.
-BEHIND_LEAVES = {f"images.{name}" for name in ("bands", "contrast", "photos", "rasters", "scene", "tiles")}
+BEHIND_LEAVES = {f"images.{name}" for name in ("bands", "contrast", "names", "photos", "rasters", "scene", "tiles")}
 
 # Third-party packages an edge device installs; a runtime only in its own folder, inside a function.
 ON_THE_EDGE = {
@@ -49,6 +49,7 @@ WRAPPERS = {
     "polygraphy": ("engines/tensorrt/library",),
     "cuda": ("engines/tensorrt/cuda",),
     "ray": ("engines/cluster",),
+    "pyogrio": ("engines/results/vectors",),
 }
 HEAVY = {"torch", "torchvision", "transformers", "segment_anything", "peft", "accelerate", "onnx", "onnxscript"}
 

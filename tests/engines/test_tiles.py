@@ -1,6 +1,9 @@
 """Large scenes are segmented in overlapping tiles whose logits are blended into one mask."""
 
 import json
+import signal
+import subprocess
+import sys
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
@@ -176,3 +179,78 @@ def test_memory_does_not_grow_with_the_height_of_a_scene(folder: Path, tmp_path:
 
     small = peak_mib(4)
     assert peak_mib(24) < small + 8  # one float32 copy of the larger scene, three bands, takes 4.5 MiB
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rsrefseg.engines.infer import infer_image
+from rsrefseg.engines.segmenter import Segmenter
+
+segment, calls = Segmenter.segment, []
+
+def killed(*arguments):
+    calls.append(arguments)
+    if len(calls) == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return segment(*arguments)
+
+Segmenter.segment = killed
+path, folder, out, *phrases = sys.argv[1:]
+infer_image(path, phrases, Path(folder), "onnxruntime", Path(out), tile="64", overlap=16)
+"""
+
+
+def test_a_killed_run_continues_after_its_finished_tiles(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bands = np.maximum(squares(4), 1)
+    bands[:, :, 230:] = bands[:, 20:60, 20:60] = 0
+    path, out = write_raster(tmp_path / "a.tif", bands, nodata=0, photometric="RGB").path, tmp_path / "out"
+    whole = infer(folder, path, tmp_path / "whole", tile="64", overlap=16)
+    tiles, row = 25, 5
+    calls = []
+    segment = Segmenter.segment
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return segment(*arguments)
+
+    monkeypatch.setattr(Segmenter, "segment", counted)
+
+    def kill() -> None:
+        ran = subprocess.run([sys.executable, "-c", _KILLED, path, folder, out, *PHRASES], check=False)
+        assert ran.returncode == -signal.SIGKILL
+        assert [entry.name.startswith(".tiles-") for entry in out.iterdir() if not entry.name.startswith("a")] == [True]
+        calls.clear()
+
+    for options, expected in (
+        ({"resume": True}, tiles - 2 * row),
+        ({}, tiles),
+        ({"resume": True, "overlap": 8}, tiles),
+    ):
+        kill()
+        resumed = infer(folder, path, out, **{"tile": "64", "overlap": 16, **options})
+        assert len(calls) == expected
+        if "overlap" not in options:
+            assert resumed.files[0].read_bytes() == whole.files[0].read_bytes()
+            assert resumed.results == whole.results
+        assert not list(out.glob(".*"))
+
+
+def test_a_run_that_fails_before_its_first_tile_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", squares(4), photometric="RGB").path
+    with pytest.raises(BadInputError):
+        infer_image(str(path), [" "], folder, "onnxruntime", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_strips_of_a_wide_scene_stay_small(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of tiles as high as the scene."""
+    monkeypatch.setattr("rsrefseg.engines.segmentation._STRIP_PIXELS", 2000)
+    segmenter, scene = Segmenter(bundle, OnnxRuntimeEngine(bundle)), Scene(np.moveaxis(squares(2), 0, 2).copy())
+    (found,) = segment_tiles(segmenter, scene, PHRASES[:1], Tiling(128, 128, 128, 0))
+    strips = list(found.strips())
+    assert {strip.size for _, strip in strips} <= {15 * 128, 8 * 128}
+    (whole,) = segmenter.segment(scene, PHRASES[:1])
+    assert np.abs(np.concatenate([strip for _, strip in strips]) - whole.full_size_logits()).max() < 0.01
