@@ -86,7 +86,8 @@ class Placement:
         degrees = [ring.round(_DECIMALS) for ring in placed]
         longitudes = np.concatenate(degrees)[:, 0]
         beyond = np.abs(longitudes).max() > 180 or np.ptp(longitudes) > 180
-        return _cut_at_antimeridian(degrees) if beyond else _polygon(degrees)
+        metres = self._in(self.equal_area, rings) if beyond else None
+        return _polygon(degrees) if metres is None else _cut_at_antimeridian(metres, self.equal_area)
 
     def _in(self, crs: str | None, rings: list[Points]) -> list[Points] | None:
         placed = [_placed(ring, self.raster.transform) for ring in rings]
@@ -174,12 +175,12 @@ def _polygon(rings: list[Points]) -> dict[str, Any]:
     return {"type": "Polygon", "coordinates": [ring.tolist() for ring in turned]}
 
 
-def _cut_at_antimeridian(degrees: list[Points]) -> dict[str, Any]:
-    """Return a polygon with longitudes from -180 to 180, cut in parts if it crosses the antimeridian (RFC 7946)."""
+def _cut_at_antimeridian(metres: list[Points], plane: str | None) -> dict[str, Any]:
+    """Return a polygon of a plane with longitudes from -180 to 180, cut in parts at the antimeridian (RFC 7946)."""
     from rasterio.warp import transform_geom
 
-    wrapped = [np.column_stack([(ring[:, 0] + 180) % 360 - 180, ring[:, 1]]) for ring in degrees]
-    cut = transform_geom(_DEGREES, _DEGREES, _polygon(wrapped), antimeridian_cutting=True)
+    # From a plane, because GDAL cuts nothing that is in longitude and latitude.
+    cut = transform_geom(plane, _DEGREES, _polygon(metres), antimeridian_cutting=True)
     polygons = [cut["coordinates"]] if cut["type"] == "Polygon" else cut["coordinates"]
     parts = [_polygon([np.asarray(ring).round(_DECIMALS) for ring in rings])["coordinates"] for rings in polygons]
     if len(parts) == 1:
