@@ -185,7 +185,7 @@ def train(
     path: Annotated[Path | None, Option("--data", help="Data set, e.g. an RRSIS-D folder.")] = None,
     images: ImagesOption = None,
     config: Annotated[str | None, Option(help="TOML file of settings; b or l: the published recipe.")] = None,
-    preset: Annotated[str | None, Option(show_default="tiny", help="tiny, b or l.")] = None,
+    preset: Annotated[str | None, Option(show_default="the files' sizes, or tiny", help="tiny, s, b or l.")] = None,
     out: Annotated[Path | None, Option(help="Run folder; the next free ./runs/NNN by default.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue the run in --out (or the latest).")] = False,
     from_scratch: Annotated[bool | None, _weights("--from-scratch", help="Train all weights from random ones.")] = None,
@@ -220,6 +220,9 @@ def train(
     text_padding: Annotated[str | None, _model(show_default="fixed", help="fixed (64 tokens) or longest.")] = None,
     dense_prompt: Annotated[
         bool | None, _model(show_default="dense-prompt", help="SAM's mask prompt, or none.")
+    ] = None,
+    profile: Annotated[
+        str | None, _model(show_default="that of the files", help="Preprocessing: published or aerial-d.")
     ] = None,
     resize_masks: Annotated[
         bool | None, Option(show_default="no-resize-masks", help="Resize masks of another size than their image.")

@@ -120,7 +120,8 @@ class Segmenter:
             RSRefSegError: a stage cannot be loaded or run.
         """
         pixels, valid = (image.image, image.valid) if isinstance(image, Scene) else (image, None)
-        square = stretch(pixels, self.bundle.manifest.geometry.image_size)[None]
+        preprocessing = self.bundle.manifest.preprocessing
+        square = stretch(pixels, preprocessing.image_size, preprocessing.resize)[None]
         return EncodedImage(pixels.shape[0], pixels.shape[1], self.engine.encode_image(square), valid)
 
     def segment(

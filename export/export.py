@@ -35,7 +35,6 @@ from rsrefseg.engines.system.tables import Table
 from rsrefseg.evaluation.presence import presence_of
 from rsrefseg.inference.attention import AttentionChoice
 from rsrefseg.inference.stages import fold_for_inference
-from rsrefseg.model import sam, siglip
 from rsrefseg.model.config import Preset, model_config
 from rsrefseg.model.model import geometry
 from rsrefseg.model.stages import run_stage
@@ -176,12 +175,15 @@ def _write_bundle(
         geometry=geometry(config),
         stages=stages,
         preprocessing=Preprocessing(
-            image_size=config.sam.image_size,
+            image_size=config.image_size,
             siglip_size=config.siglip.image_size,
-            siglip_mean=(siglip.IMAGE_MEAN,) * 3,
-            siglip_std=(siglip.IMAGE_STD,) * 3,
-            sam_mean=_unit_range(sam.PIXEL_MEAN),
-            sam_std=_unit_range(sam.PIXEL_STD),
+            siglip_mean=config.preprocessing.siglip_mean,
+            siglip_std=config.preprocessing.siglip_std,
+            sam_size=config.sam.image_size,
+            sam_mean=config.preprocessing.sam_mean,
+            sam_std=config.preprocessing.sam_std,
+            resize=config.preprocessing.resize,
+            profile=config.preprocessing.profile,
         ),
         text=TextPolicy(
             padding=config.text_padding, length=config.siglip.text_length, pad_id=config.siglip.pad_token_id
@@ -254,9 +256,3 @@ def _check_free_space(destination: Path, merged: Path) -> None:
             f"the bundle needs {needed / 2**20:.0f} MiB, the disk of '{destination}' has {free / 2**20:.0f} MiB free: "
             "free some or choose another place with --out"
         )
-
-
-def _unit_range(values: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Convert SAM's constants for values in 0..255 to the manifest's for values in 0..1."""
-    red, green, blue = (value / 255.0 for value in values)
-    return red, green, blue

@@ -48,6 +48,7 @@ class Runner(ABC):
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.image_size = bundle.manifest.geometry.image_size
+        self.resize = bundle.manifest.preprocessing.resize
         self.threads = usable_cores()
         self.providers: dict[Stage, str] = {}
         self.precisions: dict[Stage, str] = {}
@@ -83,7 +84,7 @@ class Runner(ABC):
 
     def encode(self, image: npt.NDArray[np.uint8]) -> Any:
         """Resize and encode an image, (H, W, 3) uint8; return its features for ``predict``."""
-        square = {"image": stretch(image, self.image_size)[None]}
+        square = {"image": stretch(image, self.image_size, self.resize)[None]}
         return {name: tensor for stage in IMAGE_STAGES for name, tensor in self.run(stage, square).items()}
 
     def predict(self, features: Any, phrases: Sequence[str], size: tuple[int, int]) -> Prediction:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..errors import BundleError
+from ..images.images import Resize
 from ..presence import Presence
 from ..text import Padding
 from .contracts import Geometry, PositiveInt, Stage, StageContract
@@ -108,11 +109,11 @@ class StageRecord(Struct, frozen=True):
 
 
 class Preprocessing(Struct, frozen=True):
-    """The preprocessing of uint8 images inside the image graphs, for documentation: the host does not repeat it.
+    """The preprocessing of images: the host resizes, the image graphs do the rest.
 
-    Means and standard deviations are per RGB channel, for values in 0..1. Both resizes are bilinear with half-pixel
-    centres, without antialiasing and without keeping the aspect ratio; only the first, to ``image_size``, runs on the
-    host.
+    Means and standard deviations are per RGB channel, for values in 0..1. No resize keeps the aspect ratio. Only the
+    first, to ``image_size``, runs on the host, with the filter ``resize``. Those inside the graphs are bilinear with
+    half-pixel centres, without antialiasing, to ``siglip_size`` and ``sam_size`` (None, as in older bundles: none).
     """
 
     image_size: int
@@ -121,6 +122,9 @@ class Preprocessing(Struct, frozen=True):
     siglip_std: _Channels
     sam_mean: _Channels
     sam_std: _Channels
+    sam_size: int | None = None
+    resize: Resize = "opencv"
+    profile: str = "published"
 
 
 class TextPolicy(Struct, frozen=True):

@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .rasters import Raster
 
 DEFAULT_MAX_PIXELS = 100_000_000
+Resize = Literal["opencv", "pillow"]
 _ROWS_PER_BLOCK = 32
 _Blocks = tuple[tuple[slice, npt.NDArray[np.float32], slice], ...]
 
@@ -83,20 +84,25 @@ def read_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.ND
     return read_scene(path, max_pixels).image
 
 
-def stretch(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+def stretch(image: npt.NDArray[np.uint8], size: int, resize: Resize = "opencv") -> npt.NDArray[np.uint8]:
     """Stretch an image (H, W, 3) uint8 to the networks' square input (3, size, size) uint8.
 
-    The resize is bilinear, without antialiasing and without keeping the aspect ratio: OpenCV's INTER_LINEAR, as in the
-    published pipeline.
+    The resize is bilinear and does not keep the aspect ratio: without antialiasing (``opencv``, OpenCV's INTER_LINEAR,
+    as in the published pipeline) or with it (``pillow``, Pillow's BILINEAR).
 
     Raises:
         BadInputError: the array has another shape or type.
     """
     import cv2
+    from PIL import Image
 
     _check_image(image)
     planes = np.empty((3, size, size), np.uint8)
-    cv2.split(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), list(planes))
+    if resize == "pillow":
+        resized = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    else:
+        resized = np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
+    cv2.split(resized, list(planes))
     return planes
 
 

@@ -11,16 +11,19 @@ _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".model", ".
 _TIMEOUT_S = 10.0
 
 
-def find_model(path: Path, needed: Sequence[Sequence[str]], say: Callable[[str], None]) -> Path:
+def find_model(
+    path: Path, needed: Sequence[Sequence[str]], say: Callable[[str], None], also: Sequence[str] = ()
+) -> Path:
     """Return ``path``, or the cached folder of the hub model of that name.
 
     A name has one slash, and neither it nor its first half exists as a path. The cache is ``$HF_HOME`` or
-    ``~/.cache/huggingface``. Only the files of ``needed`` are downloaded.
+    ``~/.cache/huggingface``. Only the files of ``needed`` and ``also`` are downloaded.
 
     Args:
         path: a file or folder, or a name such as ``google/siglip-so400m-patch14-384``.
         needed: groups of file names; the folder must have one file of each group.
         say: called with a line that reports a download.
+        also: names of files to download if the model has them.
 
     Raises:
         MissingPartError: the model is not in the cache and cannot be downloaded.
@@ -48,7 +51,7 @@ def find_model(path: Path, needed: Sequence[Sequence[str]], say: Callable[[str],
         # A short request first: without a network, a download retries for minutes.
         HfApi().model_info(name, timeout=_TIMEOUT_S)
         say(f"downloading '{name}' into {constants.HF_HUB_CACHE}")
-        folder = Path(snapshot_download(name, allow_patterns=[file for group in needed for file in group]))
+        folder = Path(snapshot_download(name, allow_patterns=[*also, *(file for group in needed for file in group)]))
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise BadInputError(f"no file or folder '{name}', and the hub has no such public model: check it") from error
     except Exception as error:  # without a network, the HTTP client raises errors of its own classes

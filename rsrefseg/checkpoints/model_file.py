@@ -122,6 +122,11 @@ def config_of(file: TensorFile) -> ModelConfig:
         raise BadInputError(f"the configuration in '{file.path}' is damaged: {error}") from error
 
 
+def read_config(path: Path) -> ModelConfig:
+    """Return the configuration of a model file without reading its tensors."""
+    return config_of(load_tensors(path, _NO_TENSOR))
+
+
 @contextlib.contextmanager
 def _without_weights() -> Iterator[None]:
     """Build modules without allocating parameters: initialising them takes longer than reading the weights."""

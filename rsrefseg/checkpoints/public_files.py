@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from rsrefseg.engines.errors import BadInputError
 
-from ..model.config import ModelConfig
+from ..model.config import ModelConfig, named
 from ..model.model import RSRefSeg, build_model
 from .key_matching import Matches, fill
 from .model_file import digest
-from .sam_file import match_sam
-from .siglip_folder import CONFIG_NAME, match_siglip
+from .sam_file import match_sam, read_sam
+from .siglip_folder import CONFIG_NAME, match_siglip, read_normalization, read_siglip
 from .tensor_files import weight_files
 
 
@@ -67,6 +69,20 @@ def check_public_files(config: ModelConfig, sam: Path, siglip: Path) -> tuple[st
     """
     expected = build_model(config, device="meta")
     return tuple(note for matches in _matches(config, expected, sam, siglip) for note in matches.notes)
+
+
+def fit_config(config: ModelConfig, sam: Path, siglip: Path, keep_sizes: bool = False) -> ModelConfig:
+    """Return ``config`` with the sizes and the normalisation of both files, named after the preset of these sizes.
+
+    With ``keep_sizes``, only the normalisation changes.
+
+    Raises:
+        BadInputError: a file cannot be read or is of another kind.
+    """
+    normalised = replace(config, preprocessing=read_normalization(siglip, config.preprocessing))
+    if keep_sizes:
+        return normalised
+    return named(replace(normalised, sam=read_sam(sam, config.sam), siglip=read_siglip(siglip)), config)
 
 
 def weights_digest(path: Path) -> str:

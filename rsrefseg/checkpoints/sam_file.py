@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from rsrefseg.engines.errors import BadInputError
 
-from ..model.config import ModelConfig
+from ..model.config import ModelConfig, SamConfig
 from .key_matching import Matches, match
 from .tensor_files import State, read_weights
 
@@ -18,6 +19,7 @@ SAM_FILES = (("config.json",), ("model.safetensors",))
 # Constants that RSRefSeg computes; no SAM file contains them.
 OWN_CONSTANTS = ("sam_decoder.position_encoding",)
 
+_BLOCKS = ("image_encoder.blocks.", "vision_encoder.layers.")
 _STAGES = ("sam_encoder.", "sam_decoder.")
 # Constants of SAM's normalisation, which some re-saved files contain.
 _UNUSED = ("pixel_mean", "pixel_std")
@@ -64,14 +66,9 @@ def match_sam(path: Path, config: ModelConfig, expected: Mapping[str, Tensor]) -
         BadInputError: the file cannot be read, or is not a SAM of this size.
     """
     state = read_weights(path)
-    is_port = any(name.startswith("vision_encoder.") for name in state)
+    is_port = _is_port(state, path)
     if is_port:
         state = join_shared_encoding(state, _SHARED, _OTHER, path)
-    elif not any(name.startswith("image_encoder.") for name in state):
-        raise BadInputError(
-            f"'{path}' is not a SAM checkpoint: it has neither segment-anything's names (image_encoder.…) nor the "
-            "Hugging Face ones (vision_encoder.…)"
-        )
 
     def source_name(name: str) -> str:
         published = name.partition(".")[2]
@@ -79,6 +76,59 @@ def match_sam(path: Path, config: ModelConfig, expected: Mapping[str, Tensor]) -
 
     ours = {name: tensor for name, tensor in expected.items() if name.startswith(_STAGES) and name not in OWN_CONSTANTS}
     return match(ours, source_name, state, _UNUSED.__contains__, path, f"SAM for preset '{config.preset}'")
+
+
+def read_sam(path: Path, known: SamConfig) -> SamConfig:
+    """Return the sizes of a SAM (ViT-B, -L, -H or any other) from the shapes of its tensors.
+
+    No shape shows the decoder's heads and epsilon: they are SAM's own, or those of ``known`` if all shapes fit it.
+
+    Raises:
+        BadInputError: the file cannot be read or is not a SAM.
+    """
+    state = read_weights(path)
+    is_port = _is_port(state, path)
+
+    def shape(name: str) -> tuple[int, ...]:
+        name = hugging_face_name(name) if is_port else name
+        if name not in state:
+            raise BadInputError(f"'{path}' misses tensor '{name}': it is not a SAM checkpoint")
+        return tuple(state[name].shape)
+
+    depth = len({name.split(".")[2] for name in state if name.startswith(_BLOCKS)})
+    embed_dim, _, _, patch_size = shape("image_encoder.patch_embed.proj.weight")
+    grid_size = shape("image_encoder.pos_embed")[1]
+    # A block over windows of side w has 2 w - 1 relative positions along each axis.
+    positions = [shape(f"image_encoder.blocks.{block}.attn.rel_pos_h") for block in range(depth)]
+    windows = [(rows + 1) // 2 for rows, _ in positions]
+    try:
+        found = SamConfig(
+            image_size=grid_size * patch_size,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=embed_dim // positions[0][1],
+            global_attn_indexes=tuple(block for block, window in enumerate(windows) if window == grid_size),
+            window_size=next((window for window in windows if window != grid_size), known.window_size),
+            prompt_channels=shape("image_encoder.neck.0.weight")[0],
+            decoder_mlp_dim=shape("mask_decoder.transformer.layers.0.mlp.lin1.weight")[0],
+        )
+    except (IndexError, ZeroDivisionError) as error:
+        raise BadInputError(f"'{path}' is not a SAM checkpoint: it has no blocks of an image encoder") from error
+    hidden = {name: getattr(known, name) for name in ("decoder_num_heads", "decoder_norm_epsilon")}
+    return known if replace(found, **hidden) == known else found
+
+
+def _is_port(state: State, path: Path) -> bool:
+    """Return whether a SAM has the names of the Hugging Face port."""
+    if any(name.startswith("vision_encoder.") for name in state):
+        return True
+    if not any(name.startswith("image_encoder.") for name in state):
+        raise BadInputError(
+            f"'{path}' is not a SAM checkpoint: it has neither segment-anything's names (image_encoder.…) nor the "
+            "Hugging Face ones (vision_encoder.…)"
+        )
+    return False
 
 
 def hugging_face_name(name: str) -> str:

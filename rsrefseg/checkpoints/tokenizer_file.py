@@ -1,4 +1,4 @@
-"""Reads the tokenizer of a SigLIP model from ``tokenizer.json`` or from SentencePiece's ``spiece.model``."""
+"""Reads the tokenizer of a SigLIP or SigLIP 2 from ``tokenizer.json`` or from SentencePiece's ``spiece.model``."""
 
 import string
 import tempfile
@@ -9,17 +9,20 @@ from tokenizers import Regex, models, normalizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 
 from rsrefseg.engines.errors import BadInputError, MissingPartError
-from rsrefseg.engines.text import Padding, Tokenizer
+from rsrefseg.engines.text import TEXT_LENGTH, Padding, Tokenizer
 
-from ..data.annotation_files import read_bytes
+from ..data.annotation_files import parse_object, read_bytes, read_text
 from ..model.config import ModelConfig
 
 FAST_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 SPIECE_NAME = "spiece.model"
 _END = "</s>"
 _MAX_FILE_BYTES = 64 << 20
 _UNIGRAM = 1
 _WORD_START = "\u2581"
+# Classes of ``transformers`` that lower-case text before their ``tokenizer.json`` does its work.
+_LOWER_CASING = ("Siglip2Tokenizer", "Siglip2TokenizerFast")
 
 
 def tokenizer_bytes(path: Path, config: ModelConfig) -> bytes:
@@ -34,13 +37,27 @@ def tokenizer_bytes(path: Path, config: ModelConfig) -> bytes:
         MissingPartError: ``spiece.model`` cannot be read here.
     """
     siglip, content = config.siglip, _read(path)
+    found_pad_id = _pad_id(content)
     tokenizer = _opened(content, path, siglip.text_length, config.text_padding, siglip.pad_token_id)
-    if tokenizer.vocabulary_size > siglip.vocab_size or tokenizer.end_id != siglip.pad_token_id:
+    pad_id = tokenizer.end_id if found_pad_id is None else found_pad_id
+    if tokenizer.vocabulary_size > siglip.vocab_size or pad_id != siglip.pad_token_id:
         raise BadInputError(
-            f"'{path}' has {tokenizer.vocabulary_size} tokens and ends a phrase with token {tokenizer.end_id}; preset "
+            f"'{path}' has {tokenizer.vocabulary_size} tokens and pads a phrase with token {pad_id}; preset "
             f"'{config.preset}' has {siglip.vocab_size} and {siglip.pad_token_id}: give the tokenizer of its SigLIP"
         )
     return content
+
+
+def pad_token_id(path: Path) -> int:
+    """Return the id of the padding token of a tokenizer: its end token, unless its files name another one.
+
+    Raises:
+        BadInputError: the tokenizer is missing or cannot be read.
+        MissingPartError: ``spiece.model`` cannot be read here.
+    """
+    content = _read(path)
+    found = _pad_id(content)
+    return _opened(content, path, TEXT_LENGTH, "fixed").end_id if found is None else found
 
 
 def open_tokenizer(path: Path, length: int, padding: Padding) -> Tokenizer:
@@ -64,7 +81,40 @@ def _read(path: Path) -> bytes:
         raise BadInputError(f"the tokenizer '{file}' does not exist: give a {FAST_NAME} or {SPIECE_NAME}")
     if file.suffix == ".model":
         return convert_spiece(file).to_str(pretty=True).encode() + b"\n"
-    return read_bytes(file, _MAX_FILE_BYTES)
+    return _with_settings(read_bytes(file, _MAX_FILE_BYTES), file.with_name(TOKENIZER_CONFIG_NAME))
+
+
+def _with_settings(content: bytes, path: Path) -> bytes:
+    """Return ``tokenizer.json`` with what only the ``tokenizer_config.json`` beside it says: lower case, padding."""
+    if not path.is_file():
+        return content
+    settings = parse_object(read_text(path, _MAX_FILE_BYTES), f"'{path}'")
+    try:
+        tokenizer = FastTokenizer.from_str(content.decode())
+    except Exception:  # reported by ``Tokenizer``, which opens the content later
+        return content
+    lower = settings.get("tokenizer_class") in _LOWER_CASING
+    token = settings.get("pad_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    pad_id = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    pads_otherwise = pad_id is not None and tokenizer.encode("").ids[-1:] != [pad_id]
+    if not lower and not pads_otherwise:
+        return content
+    if lower:
+        steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    if pads_otherwise:
+        tokenizer.enable_padding(pad_id=pad_id, pad_token=token)
+    return tokenizer.to_str(pretty=True).encode() + b"\n"
+
+
+def _pad_id(content: bytes) -> int | None:
+    """Return the padding token that ``tokenizer.json`` names, if it does."""
+    try:
+        padding = FastTokenizer.from_str(content.decode()).padding
+    except Exception:  # reported by ``Tokenizer``, which opens the content later
+        return None
+    return None if padding is None else int(padding["pad_id"])
 
 
 def _opened(content: bytes, path: Path, length: int, padding: Padding, pad_id: int | None = None) -> Tokenizer:

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rsrefseg.engines.images.images import stretch
 from rsrefseg.engines.segmentation import MaskRule, Segmentation
 from rsrefseg.engines.text import Tokenizer
 
@@ -17,19 +16,21 @@ from .predictions import Predict
 def predict_with(model: RSRefSeg, tokenizer: Tokenizer, rule: MaskRule = MaskRule()) -> Predict:  # noqa: B008 (frozen)
     """Return a function that runs ``model``, in eval mode; each call encodes its image once for all phrases."""
     device = model.attn_prompter.grid_encoding.device
-    image_size = model.config.sam.image_size
+    config = model.config
 
     @torch.inference_mode()
     def predict(image: npt.NDArray[np.uint8], phrases: Sequence[str]) -> list[Segmentation]:
         tokens = tokenizer.encode(phrases)
         prediction = model(
-            torch.from_numpy(stretch(image, image_size)).unsqueeze(0).to(device),
+            torch.from_numpy(config.stretch(image)).unsqueeze(0).to(device),
             torch.from_numpy(tokens.input_ids).to(device),
             torch.from_numpy(tokens.token_mask).to(device),
         )
         size = (image.shape[0], image.shape[1])
         logits = prediction.mask_logits.float().cpu().numpy()[:, 0]
         pairs = zip(phrases, logits, strict=True)
-        return [Segmentation(phrase, grid, size, image_size, (), None, *rule.judge(grid)) for phrase, grid in pairs]
+        return [
+            Segmentation(phrase, grid, size, config.image_size, (), None, *rule.judge(grid)) for phrase, grid in pairs
+        ]
 
     return predict

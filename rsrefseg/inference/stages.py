@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from ..model import siglip
 from ..model.prompter import AttnPrompter
 from ..model.sam import SamDecoder, SamEncoder
 from ..model.siglip import SiglipText, SiglipVision
@@ -37,7 +36,7 @@ def fold_for_inference(
     match module:
         case SiglipVision():
             if not fp16:
-                mean, std = (torch.full((3,), value * _PIXEL_RANGE) for value in (siglip.IMAGE_MEAN, siglip.IMAGE_STD))
+                mean, std = module.pixel_mean * _PIXEL_RANGE, module.pixel_std * _PIXEL_RANGE
                 # Normalisation commutes with the resize, which is linear with weights that sum to 1.
                 fold_pixels(module.embeddings.get_submodule("patch_embedding"), mean, std)
                 module.takes_pixels = True
@@ -48,6 +47,7 @@ def fold_for_inference(
             return InferencePrompter(module)
         case SamEncoder():
             if not fp16:
+                # As for SigLIP, the normalisation commutes with a resize.
                 fold_pixels(module.image_encoder.patch_embed.proj, module.pixel_mean, module.pixel_std)
                 module.takes_pixels = True
             module.set_submodule("image_encoder", InferenceImageEncoder(module.image_encoder, attention, fused))
@@ -61,8 +61,8 @@ def fold_pixels(convolution: nn.Module, mean: Tensor, std: Tensor) -> None:
 
     Args:
         convolution: convolution of RGB pixels.
-        mean: (3,) mean of each channel, on the 0 to 255 scale.
-        std: (3,) standard deviation of each channel.
+        mean: mean of each of 3 channels, on the 0 to 255 scale.
+        std: standard deviation of each channel.
     """
     assert isinstance(convolution, nn.Conv2d)
     assert convolution.padding in ((0, 0), "valid")

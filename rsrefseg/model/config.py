@@ -1,23 +1,32 @@
-"""Model configurations, validated at construction, and the three presets."""
+"""Model configurations, validated at construction, and the presets."""
 
 from enum import StrEnum
 from typing import Annotated, get_args
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import Meta
+from msgspec.structs import replace
 
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.images.images import stretch
 from rsrefseg.engines.records import Record
 from rsrefseg.engines.text import Padding
 
+from .preprocessing import Preprocessing
+
 # Width of the MLPs in SAM's image encoder, as a multiple of ``embed_dim``.
 SAM_MLP_RATIO = 4
+# Name of a configuration that is none of the presets.
+CUSTOM = "custom"
 _Count = Annotated[int, Meta(ge=1)]
 
 
 class Preset(StrEnum):
-    """Named model sizes. ``b`` and ``l`` are the paper's RSRefSeg-b and RSRefSeg-l; ``tiny`` runs anywhere."""
+    """Named model sizes: ``b`` and ``l`` are the paper's RSRefSeg-b and -l, ``s`` has SigLIP's base size."""
 
     TINY = "tiny"
+    S = "s"
     B = "b"
     L = "l"
 
@@ -114,12 +123,22 @@ class ModelConfig(Record, frozen=True):
     sam: SamConfig
     dense_prompt: bool = True
     text_padding: Padding = "fixed"
+    preprocessing: Preprocessing = Preprocessing()
 
     def __post_init__(self) -> None:
         if self.text_padding not in get_args(Padding):
             raise BadInputError(
                 f"unknown text padding '{self.text_padding}': choose one of {', '.join(get_args(Padding))}"
             )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input of both image towers, px."""
+        return self.preprocessing.image_size or self.sam.image_size
+
+    def stretch(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Resize an image, (H, W, 3) uint8 RGB, to the input of both image towers, (3, S, S) uint8."""
+        return stretch(image, self.image_size, self.preprocessing.resize)
 
     @property
     def prompt_grid_size(self) -> int:
@@ -143,6 +162,10 @@ def _check_heads(channels: int, heads: int) -> None:
 # ``siglip-so400m-patch14-384`` (paper, section III-C)
 _SO400M_TOWER = TransformerConfig(1152, 4304, num_hidden_layers=27, num_attention_heads=16)
 _SO400M = SiglipConfig(384, 14, vision=_SO400M_TOWER, text=_SO400M_TOWER, vocab_size=32000)
+# ``siglip-base-patch16-384``
+_BASE_TOWER = TransformerConfig(768, 3072, num_hidden_layers=12, num_attention_heads=12)
+_BASE = SiglipConfig(384, 16, vision=_BASE_TOWER, text=_BASE_TOWER, vocab_size=32000)
+_VIT_B = SamConfig(1024, 768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11))
 
 
 def model_config(preset: str) -> ModelConfig:
@@ -171,10 +194,19 @@ def model_config(preset: str) -> ModelConfig:
                 decoder_mlp_dim=256,
                 decoder_num_heads=4,
             )
+        case Preset.S:
+            siglip, sam = _BASE, _VIT_B
         case Preset.B:
-            siglip, sam = _SO400M, SamConfig(1024, 768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11))
+            siglip, sam = _SO400M, _VIT_B
         case Preset.L:
             siglip, sam = _SO400M, SamConfig(1024, 1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23))
         case _:
             raise BadInputError(f"unknown preset '{preset}': choose one of {', '.join(Preset)}")
     return ModelConfig(Preset(preset), siglip, sam)
+
+
+def named(config: ModelConfig, default: ModelConfig) -> ModelConfig:
+    """Return ``config`` with the name of ``default`` or of a preset of its sizes, else ``custom``."""
+    known = (default, *map(model_config, Preset))
+    name = next((one.preset for one in known if (one.siglip, one.sam) == (config.siglip, config.sam)), CUSTOM)
+    return replace(config, preset=name)

@@ -93,7 +93,7 @@ class RSRefSeg(nn.Module):
 def geometry(config: ModelConfig) -> Geometry:
     """Return the sizes of the stages' tensors that follow from a configuration."""
     return Geometry(
-        image_size=config.sam.image_size,
+        image_size=config.image_size,
         clip_tokens=config.siglip.grid_size**2,
         clip_channels=config.siglip.vision.hidden_size,
         text_length=config.siglip.text_length,
@@ -108,13 +108,13 @@ def build_stage(stage: Stage, config: ModelConfig) -> nn.Module:
     """Build the module of one stage with random weights."""
     match stage:
         case Stage.SIGLIP_VISION:
-            return SiglipVision(config.siglip)
+            return SiglipVision(config.siglip, config.preprocessing)
         case Stage.SIGLIP_TEXT:
             return SiglipText(config.siglip, config.text_padding)
         case Stage.ATTN_PROMPTER:
             return AttnPrompter(config)
         case Stage.SAM_ENCODER:
-            return SamEncoder(config.sam)
+            return SamEncoder(config.sam, config.preprocessing)
         case Stage.SAM_DECODER:
             return SamDecoder(config.sam, config.dense_prompt)
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import SAM_MLP_RATIO, SamConfig
+from .preprocessing import Preprocessing
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
+_PIXEL_RANGE = 255.0
 
 
 class ChannelLayerNorm(nn.Module):
@@ -43,7 +43,7 @@ def _replace_layer_norms(module: nn.Module) -> None:
 
 
 class SamEncoder(nn.Module):
-    """Normalise an image and compute SAM's image embedding with the ViT and its neck.
+    """Normalise and resize an image and compute SAM's image embedding with the ViT and its neck.
 
     If ``takes_pixels``, the weights of the patch embedding include the normalisation and take pixels of 0 to 255.
     """
@@ -51,8 +51,10 @@ class SamEncoder(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, config: SamConfig) -> None:
+    def __init__(self, config: SamConfig, preprocessing: Preprocessing) -> None:
         super().__init__()
+        size = config.image_size
+        self.resize_to = None if preprocessing.image_size in (None, size) else (size, size)
         self.takes_pixels = False
         self.image_encoder = ImageEncoderViT(
             img_size=config.image_size,
@@ -69,8 +71,9 @@ class SamEncoder(nn.Module):
             global_attn_indexes=config.global_attn_indexes,
         )
         _replace_layer_norms(self)
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+        for name, values in (("mean", preprocessing.sam_mean), ("std", preprocessing.sam_std)):
+            pixels = torch.tensor([value * _PIXEL_RANGE for value in values]).view(1, 3, 1, 1)
+            self.register_buffer(f"pixel_{name}", pixels, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode images.
@@ -79,9 +82,11 @@ class SamEncoder(nn.Module):
             image: (N, 3, S, S) uint8, RGB.
 
         Returns:
-            image_embedding (N, D, S/16, S/16) float32.
+            image_embedding (N, D, g, g) float32.
         """
         pixels = image.float() if self.takes_pixels else (image.float() - self.pixel_mean) / self.pixel_std
+        if self.resize_to is not None:
+            pixels = F.interpolate(pixels, size=self.resize_to, mode="bilinear", align_corners=False)
         embedding: Tensor = self.image_encoder(pixels)
         return embedding
 

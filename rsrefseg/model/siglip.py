@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
@@ -9,9 +10,7 @@ from transformers import SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, 
 from rsrefseg.engines.text import Padding
 
 from .config import SiglipConfig, TransformerConfig
-
-IMAGE_MEAN = 0.5
-IMAGE_STD = 0.5
+from .preprocessing import Preprocessing
 
 
 class SiglipVision(nn.Module):
@@ -20,7 +19,10 @@ class SiglipVision(nn.Module):
     If ``takes_pixels``, the weights of the patch embedding include the normalisation and take pixels of 0 to 255.
     """
 
-    def __init__(self, config: SiglipConfig) -> None:
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: SiglipConfig, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.image_size = config.image_size
         self.takes_pixels = False
@@ -36,6 +38,8 @@ class SiglipVision(nn.Module):
         self.embeddings: nn.Module = tower.embeddings
         self.encoder: nn.Module = tower.encoder
         self.post_layernorm: nn.LayerNorm = tower.post_layernorm
+        for name, values in (("mean", preprocessing.siglip_mean), ("std", preprocessing.siglip_std)):
+            self.register_buffer(f"pixel_{name}", torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode images as published: bilinear resize without antialiasing, features after the last norm.
@@ -46,7 +50,7 @@ class SiglipVision(nn.Module):
         Returns:
             clip_features (N, T, C) float32, T tokens in row-major order of the patch grid.
         """
-        pixels = image.float() if self.takes_pixels else (image.float() / 255.0 - IMAGE_MEAN) / IMAGE_STD
+        pixels = image.float() if self.takes_pixels else (image.float() / 255.0 - self.pixel_mean) / self.pixel_std
         pixels = F.interpolate(
             pixels, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False, antialias=False
         )

@@ -85,7 +85,7 @@ def convert_checkpoint(
     # All checks run before the model allocates memory.
     matches = match_published(checkpoint, config, build_model(config, device="meta").state_dict())
     content = tokenizer_bytes(tokenizer, config)
-    inputs = reference_inputs(data, config.sam.image_size)
+    inputs = reference_inputs(data, config)
     model = build_model(config)
     fill(model, matches)
     model.refresh_position_encodings()

@@ -43,7 +43,7 @@ def rendered_scenes() -> tuple[Scene, ...]:
     return tuple(render_scene(seed, Domain.A, _SCENE_SIZE, PHRASES_PER_IMAGE) for seed in range(IMAGES))
 
 
-def reference_inputs(data: Path | None, image_size: int) -> tuple[ReferenceInput, ...]:
+def reference_inputs(data: Path | None, config: ModelConfig) -> tuple[ReferenceInput, ...]:
     """Return images and phrases for the check of an export, from a data set or, without one, from rendered scenes.
 
     Raises:
@@ -51,14 +51,12 @@ def reference_inputs(data: Path | None, image_size: int) -> tuple[ReferenceInput
     """
     if data is None:
         scenes = rendered_scenes()
-        return tuple(
-            ReferenceInput.of(one.image, (item.phrase for item in one.referrals), image_size) for one in scenes
-        )
+        return tuple(ReferenceInput.of(one.image, (item.phrase for item in one.referrals), config) for one in scenes)
     dataset = open_dataset(data)
     split = next((split for split in _SPLITS if split in dataset.splits), None)
     if split is None:
         raise BadInputError(f"'{data}' has no samples in its splits {', '.join(_SPLITS)}: give another --data")
-    return pick_reference_inputs(dataset.split(split), image_size)
+    return pick_reference_inputs(dataset.split(split), config)
 
 
 def write_imported_run(
@@ -117,7 +115,7 @@ def make_base_run(out: Path) -> Run:
     """
     check_new(out)
     base, model = shipped(Preset.TINY), load_model(shipped_base())
-    inputs = reference_inputs(None, model.config.sam.image_size)
+    inputs = reference_inputs(None, model.config)
     header = {"merge": {"adapters": 0}, "source": {"base": base.to_dict()}}
     return write_imported_run(out, model, base, shipped_tokenizer().read_bytes(), inputs, header)
 
@@ -137,7 +135,7 @@ def make_random_run(out: Path, config: ModelConfig, seed: int = 0, tokenizer: Pa
     """
     check_new(out)
     base = random_weights()
-    inputs = reference_inputs(None, config.sam.image_size)
+    inputs = reference_inputs(None, config)
     phrases = [referral.phrase for scene in rendered_scenes() for referral in scene.referrals]
     content = tokenizer_bytes(tokenizer, config) if tokenizer else word_tokenizer(phrases, config)
     header = {"random_weights": True, "merge": {"adapters": 0}, "source": {"base": base.to_dict(), "seed": seed}}

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from rsrefseg.engines.errors import BadInputError
-from rsrefseg.engines.images.images import read_image, stretch
+from rsrefseg.engines.images.images import read_image
 from rsrefseg.engines.text import Tokenizer
 
 from ..checkpoints.model_file import load_tensors, save_tensors
 from ..data.samples import Sample, group_by_image
+from ..model.config import ModelConfig
 
 IMAGES = 3
 PHRASES_PER_IMAGE = 4
@@ -30,9 +31,9 @@ class ReferenceInput:
     phrases: tuple[str, ...]
 
     @classmethod
-    def of(cls, image: npt.NDArray[np.uint8], phrases: Iterable[str], image_size: int) -> Self:
-        """Resize an image, (H, W, 3) uint8, to a square of ``image_size`` pixels and remove repeated phrases."""
-        stretched = torch.from_numpy(stretch(image, image_size))
+    def of(cls, image: npt.NDArray[np.uint8], phrases: Iterable[str], config: ModelConfig) -> Self:
+        """Resize an image, (H, W, 3) uint8, to the input of a model and remove repeated phrases."""
+        stretched = torch.from_numpy(config.stretch(image))
         return cls(stretched, (image.shape[0], image.shape[1]), tuple(dict.fromkeys(phrases))[:PHRASES_PER_IMAGE])
 
     def tensors(self, tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -42,11 +43,11 @@ class ReferenceInput:
         return {"image": self.image.unsqueeze(0), "input_ids": ids, "token_mask": mask}
 
 
-def pick_reference_inputs(samples: Sequence[Sample], image_size: int) -> tuple[ReferenceInput, ...]:
+def pick_reference_inputs(samples: Sequence[Sample], config: ModelConfig) -> tuple[ReferenceInput, ...]:
     """Return the images with the most phrases, in order of samples, with their distinct phrases."""
     groups = sorted(group_by_image(samples), key=len, reverse=True)[:IMAGES]
     return tuple(
-        ReferenceInput.of(read_image(group[0].image_path), (sample.phrase for sample in group), image_size)
+        ReferenceInput.of(read_image(group[0].image_path), (sample.phrase for sample in group), config)
         for group in groups
     )
 

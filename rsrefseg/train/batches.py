@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from rsrefseg.engines.errors import RSRefSegError
-from rsrefseg.engines.images.images import read_image, stretch
+from rsrefseg.engines.images.images import read_image
 
+from ..model.config import ModelConfig
 from .data import TrainingData
 
 Draw = tuple[int, int]  # (image, epoch)
@@ -53,8 +54,8 @@ class TrainingBatches(TorchDataset[Batch | RSRefSegError]):
     would raise another error with the worker's traceback as the message.
     """
 
-    def __init__(self, data: TrainingData, image_size: int, phrases_per_image: int, seed: int) -> None:
-        self.data, self.image_size = data, image_size
+    def __init__(self, data: TrainingData, config: ModelConfig, phrases_per_image: int, seed: int) -> None:
+        self.data, self.config = data, config
         self.phrases_per_image, self.seed = phrases_per_image, seed
 
     def count_phrases(self, draws: Sequence[Draw]) -> int:
@@ -71,10 +72,10 @@ class TrainingBatches(TorchDataset[Batch | RSRefSegError]):
         image = read_image(chosen[0].image_path)
         size = (image.shape[0], image.shape[1])
         masks = [sample.mask_at(size, self.data.resize_masks)[0] for sample in chosen]
-        side, nearest = (self.image_size, self.image_size), cv2.INTER_NEAREST_EXACT
+        side, nearest = (self.config.image_size,) * 2, cv2.INTER_NEAREST_EXACT
         truth = np.stack([cv2.resize(mask.astype(np.uint8), side, interpolation=nearest) for mask in masks])
         return Example(
-            torch.from_numpy(stretch(image, self.image_size)),
+            torch.from_numpy(self.config.stretch(image)),
             tuple(sample.phrase for sample in chosen),
             torch.from_numpy(truth),
         )

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from rsrefseg.engines.errors import MissingPartError
 from rsrefseg.engines.system.progress import ProgressLine
 
 from ..model.config import ModelConfig, Preset
 from ..runs.run import Run, latest_run, next_run
 from .config import TrainConfig
-from .settings import Settings, WeightsSettings, resolve_settings
+from .settings import Settings, resolve_settings
 
 if TYPE_CHECKING:
     from ..evaluation.metrics import MetricsResult
@@ -40,19 +42,22 @@ def run_training(
     """
     settings = resolve_settings(file, options)
     _refuse_missing(settings, resume)
-    from ..runs.base import BaseWeights
+    from ..runs.base import BaseKind, BaseWeights
     from .processes import agreed, this_process
     from .train import train
     from .trainer import Watcher
 
     out = Path(agreed(str(out or (latest_run().path if resume else next_run()))))
-    run, is_main, model = Run(out), this_process().is_main_process, settings.model.config()
+    run, is_main, is_preset_named = Run(out), this_process().is_main_process, "preset" in options
     with ProgressLine(f"training {out}") as progress:
         if resume and run.record_path.is_file():
+            record, model = run.read_record(), settings.model.config()
+            base = BaseWeights.from_dict(record["base"])
+            if base.kind in (BaseKind.FILE, BaseKind.FILES) and not is_preset_named:
+                model = replace(model, preset=record["model"].get("preset"))  # the sizes are those of the files
             settings.refuse_changes(run, model)
-            base = BaseWeights.from_dict(run.read_record()["base"])
         else:
-            base = _base(settings.weights, settings.model.preset, model, progress if is_main else None)
+            base, model = _base(settings, is_preset_named, progress if is_main else None)
         watcher = _watcher(progress) if is_main else Watcher()
         tokenizer = settings.weights.tokenizer
         result = train(
@@ -73,29 +78,46 @@ def _refuse_missing(settings: Settings, resume: bool) -> None:
         raise MissingPartError(f"training still needs {' and '.join(missing)} (see --help)")
 
 
-def _base(weights: WeightsSettings, preset: str, model: ModelConfig, progress: ProgressLine | None) -> "BaseWeights":
-    """Return the weights that the settings name; ``progress`` reports notes."""
+def _base(
+    settings: Settings, is_preset_named: bool, progress: ProgressLine | None
+) -> tuple["BaseWeights", ModelConfig]:
+    """Return the weights that the settings name and the model to train; ``progress`` reports notes.
+
+    Sizes and preprocessing are those of the weights' files, unless the user names a preset or a profile.
+    """
     from ..checkpoints.hub import find_model
-    from ..checkpoints.public_files import check_public_files
+    from ..checkpoints.model_file import read_config
+    from ..checkpoints.public_files import check_public_files, fit_config
     from ..checkpoints.sam_file import SAM_FILES
-    from ..checkpoints.siglip_folder import SIGLIP_FILES
+    from ..checkpoints.siglip_folder import SIGLIP_FILES, SIGLIP_SETTINGS
     from ..runs import base
 
     def say(line: str) -> None:
         if progress is not None:
             progress.say(line)
 
+    def prepared(model: ModelConfig) -> ModelConfig:
+        return replace(model, preprocessing=settings.preprocessing.of(model.preprocessing))
+
+    weights, model = settings.weights, settings.model.config()
     if weights.from_scratch:
-        return base.from_scratch()
+        return base.from_scratch(), prepared(model)
     if weights.random_weights:
         say("note: the base's weights are random: for measuring only")
-        return base.random_weights()
+        return base.random_weights(), prepared(model)
     if weights.sam is not None and weights.siglip is not None:
-        sam, siglip = find_model(weights.sam, SAM_FILES, say), find_model(weights.siglip, SIGLIP_FILES, say)
+        sam = find_model(weights.sam, SAM_FILES, say)
+        siglip = find_model(weights.siglip, SIGLIP_FILES, say, SIGLIP_SETTINGS)
+        model = prepared(fit_config(model, sam, siglip, keep_sizes=is_preset_named))
         for note in check_public_files(model, sam, siglip):
             say(f"note: {note}")
-        return base.from_public_files(sam, siglip)
-    return base.from_file(weights.base) if weights.base is not None else base.shipped(preset)
+        return base.from_public_files(sam, siglip), model
+    if weights.base is not None:
+        chosen, found = base.from_file(weights.base), read_config(weights.base)
+        kept = {"text_padding": model.text_padding, "dense_prompt": model.dense_prompt}
+        same = model if is_preset_named else found
+        return chosen, prepared(replace(same, preprocessing=found.preprocessing, **kept))
+    return base.shipped(settings.model.preset), prepared(model)
 
 
 def _watcher(progress: ProgressLine) -> "Watcher":

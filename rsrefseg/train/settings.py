@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 from msgspec.structs import replace
 
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.images.images import Resize
 from rsrefseg.engines.text import Padding
 
 from ..model.config import LoraSettings, ModelConfig, Preset, model_config
+from ..model.preprocessing import Channels, Preprocessing, choose_preprocessing
 from ..runs.run import Run
 from .config import FROM_SCRATCH, LossWeights, Precision, TrainConfig
 
@@ -36,6 +38,25 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def config(self) -> ModelConfig:
         """Return the configuration of the model."""
         return replace(model_config(self.preset), text_padding=self.text_padding, dense_prompt=self.dense_prompt)
+
+
+class PreprocessingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A profile, or the files' preprocessing, with single values of ``Preprocessing`` in place of its own."""
+
+    profile: str | None = None
+    image_size: int | None = None
+    resize: Resize | None = None
+    siglip_mean: Channels | None = None
+    siglip_std: Channels | None = None
+    sam_mean: Channels | None = None
+    sam_std: Channels | None = None
+
+    def __post_init__(self) -> None:
+        self.of(Preprocessing())
+
+    def of(self, default: Preprocessing) -> Preprocessing:
+        """Return the preprocessing of a model whose files say ``default``."""
+        return choose_preprocessing(default, **structs.asdict(self))
 
 
 class DataSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +96,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """All settings of a training; ``given`` has the values of the file and the options by table."""
 
     model: ModelSettings
+    preprocessing: PreprocessingSettings
     data: DataSettings
     weights: WeightsSettings
     training: TrainConfig
@@ -91,20 +113,24 @@ class Settings(Struct, frozen=True, kw_only=True):
             BadInputError: a setting differs; the message names the first one.
         """
         record = run.read_record()
-        recorded = _by_table(TrainConfig.from_dict(record["train"])) | {"model": record["model"]}
-        wanted = _by_table(self.training) | {"model": model.to_dict()}
+        before = ModelConfig.from_dict(record["model"]).preprocessing
+        recorded = _by_table(TrainConfig.from_dict(record["train"]))
+        recorded |= {"model": record["model"], "preprocessing": _with_profile(before)}
+        wanted = _by_table(self.training)
+        wanted |= {"model": model.to_dict(), "preprocessing": _with_profile(self.preprocessing.of(before))}
         for table, values in self.given.items():
             for name in values if table in wanted else ():
-                before, now = recorded[table].get(name), wanted[table][name]
-                if before != now:
+                was, now = recorded[table].get(name), wanted[table][name]
+                if was != now:
                     raise BadInputError(
-                        f"'{run.path}' was started with {name} {before}, not {now}: leave it out to continue the run, "
+                        f"'{run.path}' was started with {name} {was}, not {now}: leave it out to continue the run, "
                         "or give another --out"
                     )
 
 
 _TABLES: dict[str, type[Struct]] = {
     "model": ModelSettings,
+    "preprocessing": PreprocessingSettings,
     "data": DataSettings,
     "weights": WeightsSettings,
     "training": TrainConfig,
@@ -145,7 +171,7 @@ def resolve_settings(file: str | None, options: Mapping[str, Any]) -> Settings:
 
 def _convert(given: Tables, source: str | None) -> Settings:
     """Validate tables; ``source`` is their file, for messages."""
-    document: dict[str, Any] = {table: given.get(table, {}) for table in ("model", "data", "weights")}
+    document: dict[str, Any] = {table: given.get(table, {}) for table in ("model", "preprocessing", "data", "weights")}
     defaults = FROM_SCRATCH if document["weights"].get("from_scratch") is True else {}
     parts = {name: given[name] for name in ("lora", "loss") if name in given}
     document["training"] = {**defaults, **given.get("training", {}), **parts}
@@ -179,6 +205,10 @@ def _read_toml(name: str) -> Tables:
     if no_tables := [table for table, values in document.items() if not isinstance(values, dict)]:
         raise BadInputError(f"'{name}': '{no_tables[0]}' must be a table: write [{no_tables[0]}] above its keys")
     return document
+
+
+def _with_profile(preprocessing: Preprocessing) -> dict[str, Any]:
+    return {"profile": preprocessing.profile, **preprocessing.to_dict()}
 
 
 def _by_table(config: TrainConfig) -> Tables:

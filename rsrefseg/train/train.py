@@ -105,7 +105,7 @@ def train(
         if is_main and not started:
             phrases = [sample.phrase for sample in samples]
             atomic_write_bytes(run.tokenizer_path, tokenizer_for(base, tokenizer, model_config, phrases))
-            reference = pick_reference_inputs(validation or samples, model_config.sam.image_size)
+            reference = pick_reference_inputs(validation or samples, model_config)
             save_reference_inputs(run.reference_inputs_path, reference)
         processes.wait_for_everyone()
         reader = open_tokenizer(run, model_config)

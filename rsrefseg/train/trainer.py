@@ -72,7 +72,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=mixed_precision)
         self.is_main = self.accelerator.is_main_process
         self.watcher = watcher if self.is_main else Watcher()
-        self.batches = TrainingBatches(data, model.config.sam.image_size, config.phrases_per_image, config.seed)
+        self.batches = TrainingBatches(data, model.config, config.phrases_per_image, config.seed)
         place = self.accelerator.process_index, self.accelerator.num_processes
         self.sampler = EpochBatches(len(data.groups), config.batch_size, config.seed, *place)
         on_cuda = self.accelerator.device.type == "cuda"

@@ -39,7 +39,7 @@ SAM = small_config().sam
 @pytest.mark.parametrize(
     ("make", "fact"),
     [
-        (lambda: model_config("huge"), "tiny, b, l"),
+        (lambda: model_config("huge"), "tiny, s, b, l"),
         (lambda: replace(TOWER, num_attention_heads=5), "attention heads"),
         (lambda: TransformerConfig.from_dict(TOWER.to_dict() | {"num_attention_heads": 0}), "num_attention_heads"),
         (lambda: SiglipConfig(64, 8, TOWER, replace(TOWER, hidden_size=12), 32), "one hidden_size"),

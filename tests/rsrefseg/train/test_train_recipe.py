@@ -181,7 +181,7 @@ def batches(boxes: Path, small_base: Path) -> TrainingBatches:
     """At most one phrase of each image."""
     groups = group_by_image(open_dataset(boxes).split("train"))
     tokenizer = Tokenizer(small_base.with_name("tokenizer.json"), length=12)
-    return TrainingBatches(TrainingData(groups, (), tokenizer), 64, phrases_per_image=1, seed=0)
+    return TrainingBatches(TrainingData(groups, (), tokenizer), small_config(), phrases_per_image=1, seed=0)
 
 
 def test_phrases_are_drawn_in_each_epoch_and_keep_their_truth(batches: TrainingBatches) -> None:

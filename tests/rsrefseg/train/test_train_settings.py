@@ -116,7 +116,7 @@ def test_a_run_continues_with_the_same_settings_only(settings: str, capsys: Capt
         ("[training]\nlearning_rate = nan", ("[training] learning_rate", "nan")),
         ("[lora]\ndropout = 1", ("[lora] dropout", "1")),
         ("[training]\nprecision = 'fp8'", ("[training] precision", "fp8", "auto, fp32, bf16, fp16")),
-        ("[model]\npreset = 'x'", ("[model] preset", "'x'", "tiny, b, l")),
+        ("[model]\npreset = 'x'", ("[model] preset", "'x'", "tiny, s, b, l")),
         ("[model]\ntext_padding = 'x'", ("[model] text_padding", "fixed, longest")),
         ("[weights]\nsam = 3", ("[weights] sam", "3")),
         ("[weights]\nsam = 'x'", ("--sam and --siglip",)),
