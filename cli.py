@@ -304,11 +304,16 @@ def merge(
 def convert(
     file: Annotated[Path, Argument(help="RSRefSeg checkpoint in the public layout.")],
     out: Annotated[Path, Option(help="Run folder to make.")],
-    preset: Annotated[str | None, _checkpoint(help="b or l; by default by the width of its SAM.")] = None,
+    preset: Annotated[str | None, _checkpoint(help="s, b or l; by default by the sizes of its towers.")] = None,
     tokenizer: Annotated[Path | None, Option(help="Its tokenizer.json or spiece.model, or their folder.")] = None,
+    sam: Annotated[Path | None, _checkpoint(help="SAM's file, folder or hub name, where it has no base.")] = None,
+    siglip: Annotated[Path | None, _checkpoint(help="SigLIP's folder or hub name; has the tokenizer.")] = None,
+    profile: Annotated[
+        str | None, _checkpoint(show_default="by its layout", help="Preprocessing: published or aerial-d.")
+    ] = None,
     data: Annotated[Path | None, Option(help="Data set for reference inputs; rendered scenes by default.")] = None,
     lora_alpha: Annotated[
-        float | None, _checkpoint(help="LoRA alpha it was trained with; its rank by default.")
+        float | None, _checkpoint(help="LoRA alpha it was trained with; its rank, or 16 without base.")
     ] = None,
     text_padding: Annotated[str, _checkpoint(help="longest (as published) or fixed (64 tokens).")] = "longest",
     dense_prompt: Annotated[bool, _checkpoint(help="Whether it was trained with SAM's mask prompt.")] = True,

@@ -7,28 +7,37 @@ from msgspec.structs import replace
 
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.records import Record
+from rsrefseg.engines.system.progress import ProgressLine
 from rsrefseg.engines.text import Padding
 
+from ..checkpoints.hub import find_model
 from ..checkpoints.key_matching import fill
 from ..checkpoints.model_file import digest
-from ..checkpoints.tensor_files import read_wrapped
+from ..checkpoints.public_files import fit_config, pin_public_files
+from ..checkpoints.sam_file import SAM_FILES, match_sam
+from ..checkpoints.siglip_folder import SIGLIP_FILES, SIGLIP_SETTINGS, match_siglip
+from ..checkpoints.tensor_files import State, read_wrapped
 from ..checkpoints.tokenizer_file import tokenizer_bytes
-from ..checkpoints.upstream_layout import guess_config, match_published, plain_checkpoint
-from ..model.config import ModelConfig
+from ..checkpoints.upstream_layout import guess_config, is_partial, match_published, plain_checkpoint, published_name
+from ..model.config import ModelConfig, Preset, model_config
 from ..model.model import build_model
+from ..model.preprocessing import AERIAL_D, PUBLISHED, choose_preprocessing
 from .base import BaseKind, BaseWeights
 from .imported_run import check_new, reference_inputs, write_imported_run
 
 # Public models use the Hugging Face port of SAM, whose mask decoder has this epsilon instead of 1e-5.
 _PORT_NORM_EPSILON = 1e-6
+# LoRA alpha of the public checkpoints that hold only the trained part; the files do not say it.
+_PARTIAL_ALPHA = 16.0
 _SIGLIP = "google/siglip-so400m-patch14-384"
 
 
 class ConvertReport(Record, frozen=True):
-    """Result of a conversion: preset, number of tensors and merged adapters, unused tensors (``dropped``)."""
+    """Result of a conversion: preset, profile, number of tensors and merged adapters, unused ones (``dropped``)."""
 
     run: str
     preset: str
+    profile: str
     tensors: int
     adapters: int
     dropped: tuple[str, ...]
@@ -37,7 +46,12 @@ class ConvertReport(Record, frozen=True):
     def render(self) -> str:
         """Return the report as lines of text."""
         found = f"{self.tensors} tensors, {self.adapters} LoRA adapters folded"
-        return "\n".join([f"{self.run}: preset '{self.preset}', {found}", *(f"note: {note}" for note in self.notes)])
+        return "\n".join(
+            [
+                f"{self.run}: preset '{self.preset}', profile '{self.profile}', {found}",
+                *(f"note: {note}" for note in self.notes),
+            ]
+        )
 
 
 def convert_checkpoint(
@@ -49,18 +63,24 @@ def convert_checkpoint(
     lora_alpha: float | None = None,
     text_padding: str = "longest",
     dense_prompt: bool = True,
+    sam: Path | None = None,
+    siglip: Path | None = None,
+    profile: str | None = None,
 ) -> ConvertReport:
     """Read a public RSRefSeg checkpoint and write a run: model, tokenizer, reference inputs and record.
 
     Args:
-        file: checkpoint in the public layout.
+        file: checkpoint in a public layout, with all weights or only what was trained.
         out: run folder to create.
-        config: configuration of the checkpoint; None to detect the preset from its SAM.
-        tokenizer: ``tokenizer.json``, ``spiece.model`` or a folder with one of them.
+        config: configuration of the checkpoint; None for that of ``sam`` and ``siglip``, or to detect the preset.
+        tokenizer: ``tokenizer.json``, ``spiece.model`` or a folder with one of them; by default that of ``siglip``.
         data: data set for the reference inputs; None for rendered scenes.
-        lora_alpha: LoRA alpha of the training; None if it equals the rank.
+        lora_alpha: LoRA alpha of the training; None if it equals the rank, or 16 for a file of the trained part.
         text_padding: ``longest`` as published, or ``fixed``.
         dense_prompt: whether the model was trained with SAM's mask prompt.
+        sam: SAM's file, folder or hub name, for the weights that the checkpoint lacks; goes with ``siglip``.
+        siglip: SigLIP's or SigLIP 2's folder or hub name.
+        profile: preprocessing; None for ``aerial-d`` if the file has only the trained part, else ``published``.
 
     Raises:
         BadInputError: the checkpoint, tokenizer, data set or folder cannot be used. Nothing is written.
@@ -69,18 +89,37 @@ def convert_checkpoint(
     if not file.is_file():
         raise BadInputError(f"the checkpoint '{file}' is not a file: give a .safetensors or .pth file")
     check_new(out)
+    if (sam is None) != (siglip is None):
+        raise BadInputError("--sam and --siglip go together: give both")
+    choose_preprocessing(model_config(Preset.TINY).preprocessing, profile)
+    bases: State | None = None
+    if sam is not None and siglip is not None:
+        with ProgressLine(f"converting {file}") as progress:
+            sam = find_model(sam, SAM_FILES, progress.say)
+            siglip = find_model(siglip, SIGLIP_FILES, progress.say, SIGLIP_SETTINGS)
+        tokenizer = tokenizer or siglip
+        config = fit_config(config or model_config(Preset.B), sam, siglip, keep_sizes=config is not None)
+        expected = build_model(config, device="meta").state_dict()
+        pairs = (*match_sam(sam, config, expected).pairs, *match_siglip(siglip, config, expected).pairs)
+        bases = {published_name(pair.name): pair.tensor for pair in pairs}
     if tokenizer is None:
         raise BadInputError(
             "the checkpoint has no tokenizer: give the one of its SigLIP with --tokenizer (tokenizer.json or "
             f"spiece.model of {_SIGLIP})"
         )
-    checkpoint = plain_checkpoint(read_wrapped(file), lora_alpha, file)
+    state = read_wrapped(file)
+    if lora_alpha is None and is_partial(state):
+        lora_alpha = _PARTIAL_ALPHA
+    checkpoint = plain_checkpoint(state, lora_alpha, file, bases)
     config = config or guess_config(checkpoint)
     config = replace(
         config,
         sam=replace(config.sam, decoder_norm_epsilon=_PORT_NORM_EPSILON),
         text_padding=cast(Padding, text_padding),
         dense_prompt=dense_prompt,
+        preprocessing=choose_preprocessing(
+            config.preprocessing, profile or (AERIAL_D if is_partial(state) else PUBLISHED)
+        ),
     )
     # All checks run before the model allocates memory.
     matches = match_published(checkpoint, config, build_model(config, device="meta").state_dict())
@@ -89,7 +128,8 @@ def convert_checkpoint(
     model = build_model(config)
     fill(model, matches)
     model.refresh_position_encodings()
-    base = BaseWeights(BaseKind.CONVERTED, str(file.resolve()), digest(file))
+    files = pin_public_files(sam, siglip) if sam is not None and siglip is not None else None
+    base = BaseWeights(BaseKind.CONVERTED, str(file.resolve()), digest(file), files)
     header = {
         "merge": {"adapters": checkpoint.adapters},
         "source": {"base": base.to_dict(), "dropped": matches.dropped},
@@ -98,6 +138,7 @@ def convert_checkpoint(
     return ConvertReport(
         run=str(run.path),
         preset=str(config.preset),
+        profile=config.preprocessing.profile,
         tensors=len(matches.pairs),
         adapters=checkpoint.adapters,
         dropped=matches.dropped,

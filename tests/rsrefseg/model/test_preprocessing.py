@@ -16,6 +16,7 @@ from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.text import Tokenizer
 from rsrefseg.evaluation.evaluate import predict_with
 from rsrefseg.export.export import export_run
+from rsrefseg.export.settings import ExportSettings
 from rsrefseg.model.config import ModelConfig
 from rsrefseg.model.model import build_model
 from rsrefseg.model.preprocessing import PROFILES, Preprocessing, choose_preprocessing
@@ -54,10 +55,8 @@ def test_aerial_d_is_what_its_training_code_does() -> None:
 
 @pytest.mark.parametrize("fp16", [False, True])
 def test_a_bundle_keeps_its_preprocessing(tmp_path: Path, fp16: bool) -> None:
-    from rsrefseg.export.settings import ExportSettings
-
     run = make_random_run(tmp_path / "run", aerial())
-    export_run(run.path, tmp_path / "bundle", ExportSettings(fp16=fp16))
+    export_run(run.path, tmp_path / "bundle", ExportSettings(plan={} if fp16 else None))
     stated = Bundle.open(tmp_path / "bundle").manifest.preprocessing
     assert (stated.profile, stated.resize) == ("own", "pillow")
     assert (stated.image_size, stated.siglip_size, stated.sam_size) == (80, 64, 64)
