@@ -209,7 +209,7 @@ def test_what_cannot_be_used_is_refused_before_the_work(file: Path, tokenizer: P
     for message, options in (
         ("--tokenizer", {"tokenizer": None}),
         ("no tokenizer in", {"tokenizer": tmp_path}),
-        ("neither ViT-B nor ViT-L", {"config": None}),
+        ("which no preset has", {"config": None}),
         ("unknown text padding", {"text_padding": "none"}),
         ("not empty", {"out": tokenizer.parent}),
     ):
