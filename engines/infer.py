@@ -142,10 +142,11 @@ def infer_image(
         min_area,
     )  # fmt: skip
     maps = options.maps
-    rule = {"threshold": threshold, "absent_below": absent_below}
     key = hashlib.sha256(os.fsencode(source_name(image))).hexdigest()[:16]
     with (
-        Segmenter.open(bundle, backend, cached_phrases=len(phrases), **rule) as segmenter,
+        Segmenter.open(
+            bundle, backend, cached_phrases=len(phrases), threshold=threshold, absent_below=absent_below
+        ) as segmenter,
         ExitStack() as kept,
     ):
         tiles = Tiles(out / f".tiles-{key}", resume, kept)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import BundleError, MissingPartError
-from .images.images import is_remote
+from .images.names import is_remote
 from .infer import InferOptions, result_stem, segment_source
 from .records import Record
 from .results.provenance import source_name

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import BadInputError
-from .images.images import is_remote
+from .images.names import is_remote
 from .results.provenance import source_name
 
 # What a folder is searched for, in lower case. Other formats of GDAL take a list or a glob.

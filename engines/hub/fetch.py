@@ -34,10 +34,11 @@ def hub_library() -> ModuleType:
     """
     try:
         import huggingface_hub
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise NotInstalledError("huggingface_hub is not installed: `pip install 'rsrefseg[hub]'`") from error
     if sys.stderr is None or not sys.stderr.isatty():
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
     return huggingface_hub
 
 

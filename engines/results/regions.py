@@ -91,10 +91,11 @@ class Placement:
 
     def _in(self, crs: str | None, rings: list[Points]) -> list[Points] | None:
         placed = [_placed(ring, self.raster.transform) for ring in rings]
-        if crs == self.raster.crs:
+        own = self.raster.crs
+        if own is None or crs is None or crs == own:
             return placed
         try:
-            projected = [_projected(ring, self.raster.crs, crs) for ring in placed]
+            projected = [_projected(ring, own, crs) for ring in placed]
         except gdal_errors():
             return None
         return projected if all(np.isfinite(ring).all() for ring in projected) else None
