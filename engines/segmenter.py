@@ -48,7 +48,8 @@ class Segmenter:
         bundle: the bundle to run.
         engine: the engine that runs its graphs.
         cached_phrases: number of phrases whose text features are kept.
-        threshold, absent_below: see ``MaskRule``.
+        threshold: a pixel is in the mask if its probability is above this.
+        absent_below: a mask is empty if the phrase's presence score is below this.
 
     Raises:
         BadInputError: a value is out of range, or ``absent_below`` needs presence scores that the bundle lacks.
