@@ -185,7 +185,9 @@ def train(
     path: Annotated[Path | None, Option("--data", help="Data set, e.g. an RRSIS-D folder.")] = None,
     images: ImagesOption = None,
     config: Annotated[str | None, Option(help="TOML file of settings; b or l: the published recipe.")] = None,
-    preset: Annotated[str | None, Option(show_default="the files' sizes, or tiny", help="tiny, s, b or l.")] = None,
+    preset: Annotated[
+        str | None, Option(show_default="tiny", help="tiny, s, b or l; otherwise as weights given.")
+    ] = None,
     out: Annotated[Path | None, Option(help="Run folder; the next free ./runs/NNN by default.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue the run in --out (or the latest).")] = False,
     from_scratch: Annotated[bool | None, _weights("--from-scratch", help="Train all weights from random ones.")] = None,
@@ -222,7 +224,7 @@ def train(
         bool | None, _model(show_default="dense-prompt", help="SAM's mask prompt, or none.")
     ] = None,
     profile: Annotated[
-        str | None, _model(show_default="that of the files", help="Preprocessing: published or aerial-d.")
+        str | None, _model(help="Preprocessing: published or aerial-d; by default that of the files.")
     ] = None,
     resize_masks: Annotated[
         bool | None, Option(show_default="no-resize-masks", help="Resize masks of another size than their image.")
@@ -523,7 +525,9 @@ def download(
 @_command(app, "push", "push bundle ORG/NAME")
 def push(
     folder: Annotated[Path, Argument(metavar="DIR", help="Bundle or merged run.")],
-    name: Annotated[str, Argument(metavar="ORG/NAME", help="Repository on the Hugging Face hub; made if need be.")],
+    name: Annotated[
+        str, Argument(metavar="ORG/NAME", help="Repository on the Hugging Face hub; created if it does not exist.")
+    ],
     run: Annotated[
         Path | None, Option(help="Run of a bundle, for the card; the latest by default, if it is the bundle's.")
     ] = None,

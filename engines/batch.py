@@ -10,8 +10,9 @@ from typing import Any
 
 from .bundle.bundle import Bundle
 from .errors import BadInputError
+from .images.names import shown_name
 from .infer import InferOptions, InferReport, infer_image
-from .job import Cluster, Job, Result, Work, shown_name
+from .job import Cluster, Job, Result, Work
 from .records import Record
 from .results.table import Table, seconds_of
 from .system.progress import ProgressLine
@@ -124,11 +125,12 @@ def infer_batch(
         RSRefSegError: the table cannot be written.
     """
     started = time.perf_counter()
+    options.check()
     opened = Bundle.open(bundle)
     check_phrases(phrases)
     tokenizer = opened.tokenizer()
     for phrase in phrases:
-        tokenizer.encode([phrase])  # a phrase that cannot be used is no fault of the images
+        tokenizer.encode([phrase])  # refuses a phrase before any image is read
     job = Job(opened.root.resolve(), opened.digest, tuple(phrases), options, out.resolve())
     items = work_list(images, out, shard)
     name = f"results-{shard.replace('/', '-of-')}.csv" if shard else "results.csv"

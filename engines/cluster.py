@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MissingPartError, RSRefSegError
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _MOST_BLOCKS = 10_000  # of images; a block whose actor died runs again
+_RETRIES = 2  # of an image whose actor died: it may be the image that kills it
 
 
 class Worker:
     """An actor: opens the bundle with its first image and keeps it."""
 
-    def __init__(self, job: Job, threads: int | None) -> None:
+    def __init__(self, job: Job, threads: int | None, folder: str) -> None:
+        os.chdir(folder)  # names of images may be relative
         self._job, self._threads = job, threads
         self._segmenter: Segmenter | None = None
 
@@ -56,7 +59,10 @@ def run_on_ray(job: Job, work: Sequence[Work], cluster: Cluster) -> Iterator[Res
     try:
         resources = ray.cluster_resources()
         gpus = cluster.gpus if cluster.gpus is not None else float(resources.get("GPU", 0) >= 1)
-        by_gpu = int(resources.get("GPU", 0) // gpus) if gpus else len(ray.nodes())
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if gpus and not any(node.get("GPU", 0) >= gpus for node in nodes):
+            raise MissingPartError(f"no node of the cluster has {gpus:g} GPUs: give a smaller --gpus")
+        by_gpu = int(resources.get("GPU", 0) // gpus) if gpus else len(nodes)
         actors = cluster.actors or max(1, by_gpu)
         threads = None if gpus else max(1, int(resources.get("CPU", 1)) // actors)
         context = ray.data.DataContext.get_current()
@@ -64,7 +70,12 @@ def run_on_ray(job: Job, work: Sequence[Work], cluster: Cluster) -> Iterator[Res
         rows = [{"number": number, "image": item.image, "place": item.place} for number, item in work]
         pool = ray.data.ActorPoolStrategy(size=min(actors, len(rows)))
         results = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS)).map(
-            Worker, fn_constructor_args=(job, threads), compute=pool, num_cpus=1, num_gpus=gpus
+            Worker,
+            fn_constructor_args=(job, threads, str(Path.cwd())),
+            compute=pool,
+            num_cpus=1,
+            num_gpus=gpus,
+            max_task_retries=_RETRIES,
         )
         for row in results.iter_rows():
             yield _result_of(json.loads(row["result"]))

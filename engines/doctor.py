@@ -10,7 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from .errors import MissingPartError, NotInstalledError, RSRefSegError
+from .errors import BadInputError, MissingPartError, NotInstalledError, RSRefSegError
 from .hub.bases import BASES, bases_of, cached_weights
 from .hub.fetch import hub_library
 from .onnxruntime.library import package
@@ -135,12 +135,17 @@ def _tensorrt() -> str:
 def _tensorrt_rtx() -> str:
     from .known_faults import known_faults
     from .tensorrt.cuda import Cuda
+    from .tensorrt.gpus import parse_gpus
     from .tensorrt.library import gpu_platform, open_rtx
 
     library = open_rtx()
     try:
         gpu = Cuda().gpu
     except MissingPartError as error:
+        return f"{library}, compiles only: {error}"
+    try:
+        parse_gpus(f"sm{gpu.compute_capability.replace('.', '')}")
+    except BadInputError as error:
         return f"{library}, compiles only: {error}"
     faults = known_faults(library, gpu.compute_capability)
     return _with_faults(str(gpu_platform(library, gpu)), faults, "tensorrt-rtx")

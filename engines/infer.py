@@ -1,23 +1,23 @@
 """``rsrefseg infer``: segment an image by phrases; write masks, an overlay and a JSON file."""
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import BadInputError
+from .images.contrast import Stretch
 from .images.images import DEFAULT_MAX_PIXELS, open_scene
 from .images.names import is_remote, shown_name
+from .images.photos import check_size
 from .images.scene import Scene
 from .images.tiles import Tiling
 from .records import Record
 from .results.map_options import MapOptions
 from .results.overlay import LONGEST_LONG_SIDE
-from .results.provenance import Provenance, source_name
-from .results.results import write_results
+from .results.provenance import Provenance
+from .results.results import source_key, write_results
 from .segmentation import Segmentation
 from .segmenter import Segmenter
 from .system.progress import ProgressLine
@@ -69,6 +69,16 @@ class InferOptions(Record, frozen=True):
     vector: str | None = None
     simplify: float = 0.0
     min_area: str | None = None
+
+    def check(self) -> None:
+        """Refuse values that no image can be segmented with.
+
+        Raises:
+            BadInputError: see ``MapOptions``, ``Stretch.parse`` and ``Tiling.choose``.
+        """
+        _ = self.maps
+        Stretch.parse(self.stretch)
+        Tiling.choose(self.tile, self.overlap, (1, 1), 1)
 
     @property
     def maps(self) -> MapOptions:
@@ -142,7 +152,7 @@ def infer_image(
         min_area,
     )  # fmt: skip
     maps = options.maps
-    key = hashlib.sha256(os.fsencode(source_name(image))).hexdigest()[:16]
+    key = source_key(image)[:16]
     with (
         Segmenter.open(
             bundle, backend, cached_phrases=len(phrases), threshold=threshold, absent_below=absent_below
@@ -188,6 +198,7 @@ def segment_source(
         network_size = segmenter.bundle.manifest.geometry.image_size
         tiling, note = Tiling.choose(options.tile, options.overlap, source.size, network_size)
         if tiling is None:
+            check_size(shown_name(image), source.size[1], source.size[0], options.max_pixels)
             scene = source.read_all()
             _check_valid(image, scene)
             with turn or nullcontext():
@@ -204,7 +215,7 @@ def segment_source(
             _check_valid(image, scene)
         provenance = Provenance.of(image, scene, segmenter, tiling, options.to_dict())
         if tiling is not None:
-            settings = {"phrases": list(phrases), "provenance": provenance.to_dict()}
+            settings = {"source_key": source_key(image), "phrases": list(phrases), "provenance": provenance.to_dict()}
             store = None
             if tiles is not None:
                 store = tiles.kept.enter_context(open_store(tiles.folder, settings, tiles.resume))

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import BundleError, MissingPartError
-from .images.names import is_remote
+from .images.names import is_remote, shown_name, without_secrets
 from .infer import InferOptions, result_stem, segment_source
 from .records import Record
-from .results.provenance import source_name
 from .results.results import result_path, write_results
 from .results.table import Row, failed_rows, rows_of
 from .segmenter import Segmenter
+from .system.files import sha256_file
 from .worklist import Item
 
 Work = tuple[int, Item]  # with the position in the work list
@@ -34,7 +34,7 @@ class Cluster(Record, frozen=True):
 
 
 class Result(NamedTuple):
-    """What became of an image: its rows of the table, and what went wrong, if anything.
+    """The result of one image: its rows of the table, and what went wrong, if anything.
 
     Attributes:
         number: position in the work list.
@@ -95,15 +95,16 @@ class Job(Record, frozen=True):
             rows = self._rows(item, path, json.loads(path.read_bytes()), time.perf_counter() - started)
         except (MissingPartError, BundleError):
             raise
-        except Exception as problem:  # decoders and drivers raise almost anything; the other images go on
-            error = " ".join(f"{item.image if not str(problem) else ''} {problem}".split()) or type(problem).__name__
+        except Exception as problem:  # decoders and drivers raise almost anything; the batch continues
+            text = " ".join(str(problem).split()) or f"{shown_name(item.image)}: {type(problem).__name__}"
+            error = without_secrets(text)
             rows = failed_rows(shown_name(item.image), self.phrases, error, round(time.perf_counter() - started, 3))
         return Result(number, rows, error, segmenter.backend_reason)
 
     def finished(self, item: Item, seconds: dict[tuple[str, str], float]) -> list[Row] | None:
         """Return the rows of an image whose results an earlier run wrote; ``None`` if they are missing or differ.
 
-        They differ if the bundle, the phrases or an option changed, or if the image is newer.
+        They differ if the bundle, the phrases, an option or the image changed.
 
         Args:
             item: the image.
@@ -115,11 +116,16 @@ class Job(Record, frozen=True):
             made = document["provenance"]
             same = made["bundle_sha256"] == self.bundle_sha256 and made["options"] == self.options.to_dict()
             names = {document["overlay_file"], *(result["mask_file"] for result in document["results"])}
+            if made["raster"] is not None:
+                names.add(f"{path.stem}.geojson")
             if not same or [result["phrase"] for result in document["results"]] != list(self.phrases):
                 return None
             oldest = min(path.with_name(name).stat().st_mtime for name in names)
-            if not is_remote(item.image) and Path(item.image).stat().st_mtime > oldest:
-                return None
+            if not is_remote(item.image):
+                image, file = Path(item.image), Path(item.image).stat()
+                # The time of change is that of a copy or move, too.
+                if max(file.st_mtime, file.st_ctime) > oldest and sha256_file(image) != made["source_sha256"]:
+                    return None
             known = [seconds.get((shown_name(item.image), phrase)) for phrase in self.phrases]
             return self._rows(item, path, document, known[0])
         except (OSError, ValueError, KeyError, TypeError):
@@ -128,8 +134,3 @@ class Job(Record, frozen=True):
     def _rows(self, item: Item, path: Path, document: dict[str, Any], seconds: float | None) -> list[Row]:
         shown = seconds if seconds is None else round(seconds, 3)
         return rows_of(shown_name(item.image), document, path.relative_to(self.out), shown)
-
-
-def shown_name(image: str) -> str:
-    """Return the name of an image without the secrets of a URL."""
-    return source_name(image) if is_remote(image) else image

@@ -12,7 +12,7 @@ from .images.images import upsample_logits
 from .images.tiles import Tiling
 from .presence import Presence
 
-_NO_DATA_LOGIT = -30.0
+NO_DATA_LOGIT = -30.0
 _STRIP_PIXELS = 1 << 22
 
 
@@ -93,7 +93,7 @@ class Segmentation:
         """Return the logits at the image's size, (H, W) float32; -30 in pixels that hold no data."""
         logits = upsample_logits(self.mask_logits, self.network_size, self.size)
         if self.valid is not None:
-            logits[~self.valid] = _NO_DATA_LOGIT
+            logits[~self.valid] = NO_DATA_LOGIT
         return logits
 
     def strips(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
@@ -134,7 +134,7 @@ class TiledSegmentation(Segmentation):
                     weights = down[row, inside.start : inside.stop]
                     self._add_row(strip[rows.start - top : rows.stop - top], row, inside, weights, across)
             if self.valid is not None:
-                strip[~self.valid[top:bottom]] = _NO_DATA_LOGIT
+                strip[~self.valid[top:bottom]] = NO_DATA_LOGIT
             yield top, strip
 
     def _add_row(

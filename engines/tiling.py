@@ -9,7 +9,7 @@ import numpy as np
 
 from .images.scene import Scene
 from .images.tiles import Tiling
-from .segmentation import TiledSegmentation
+from .segmentation import NO_DATA_LOGIT, TiledSegmentation
 from .segmenter import Segmenter
 from .text import check_phrases
 from .tile_store import TileStore
@@ -65,6 +65,8 @@ def segment_tiles(
                 logits = store.array("logits", shape, np.float16)
             for place, one in enumerate(found):
                 logits[place, index] = one.mask_logits
+        if not usable.any():
+            logits[:, index] = NO_DATA_LOGIT  # nothing is present there
         if (index + 1) % row == 0:
             for array in (logits, valid):
                 if array is not None:

@@ -3,6 +3,7 @@
 import csv
 import glob
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -38,15 +39,17 @@ class Item(NamedTuple):
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the images and the phrases of a command line.
 
-    The first argument is an image. So is another that is a file, a folder, a URL or a matching glob, or has the suffix
-    of an image or a list, so that no name of a file is ever asked as a phrase.
+    The first argument is an image. So is each of the next that is a file, a folder, a URL or a matching glob, or has
+    the suffix of an image or a list, so that no name of a file is ever asked as a phrase.
 
     Raises:
-        BadInputError: no phrase is left.
+        BadInputError: no phrase is left, or an image follows a phrase.
     """
     first, *others = arguments
-    images = [first, *filter(_names_images, others)]
-    phrases = [argument for argument in others if not _names_images(argument)]
+    images = [first, *itertools.takewhile(_names_images, others)]
+    phrases = others[len(images) - 1 :]
+    if late := [phrase for phrase in phrases if _names_images(phrase)]:
+        raise BadInputError(f"'{late[0]}' names images and follows a phrase: give images first, then phrases")
     if not phrases:
         named = " and ".join(f"'{image}'" for image in images[:3])
         raise BadInputError(f'no phrase given: {named} name images; say what to look for, e.g. "the stadium"')
@@ -79,6 +82,11 @@ def work_list(images: Sequence[str], out: Path, shard: str | None = None) -> lis
     places: set[str] = set()
     for argument in images:
         root, names = _expanded(argument, out.resolve())
+        if not names:
+            raise BadInputError(
+                f"no image in '{argument}' (results in --out are left out): folders are searched for"
+                f" {', '.join(IMAGE_SUFFIXES)}"
+            )
         for name in names:
             key = name if is_remote(name) else os.path.abspath(name)  # noqa: PTH100 (links stay)
             if key in items:
@@ -87,9 +95,6 @@ def work_list(images: Sequence[str], out: Path, shard: str | None = None) -> lis
             place = place if place not in places else f"{place}-{_digest(key)}"
             places.add(place)
             items[key] = Item(name, place)
-    if not items:
-        named = " or ".join(f"'{image}'" for image in images[:3])
-        raise BadInputError(f"no image in {named}: folders are searched for {', '.join(IMAGE_SUFFIXES)}")
     return list(items.values())[part]
 
 

@@ -142,6 +142,8 @@ def check_destination(path: Path) -> None:
     Raises:
         BadInputError: ``path`` is a file, or a folder with other contents.
     """
+    if str(path).startswith("hf:/"):
+        raise BadInputError(f"'{path}' is an address on the hub: give a folder with --out, then `rsrefseg push` it")
     recover_directory(path)
     if path.is_dir() and ((path / MANIFEST_NAME).is_file() or not any(path.iterdir())):
         return

@@ -14,7 +14,7 @@ from rsrefseg.engines.system.tables import Table
 CARD_NAME = "README.md"
 _SCORE_COLUMNS = ("gIoU", "cIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9")
 # Folder of a repository in the hub's cache.
-_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/(?:snapshots|blobs)/")
 _NOT_RECORDED = "not recorded"
 
 
@@ -149,7 +149,7 @@ def _scores(scores: Sequence[Score]) -> str:
     if not scores:
         return "None recorded. `rsrefseg push --scores FILE` adds those that `rsrefseg eval --json` printed."
     table = Table(
-        "Shares of 1. gIoU is also called mIoU, cIoU oIoU.",
+        "Values are fractions. gIoU is also called mIoU, cIoU oIoU.",
         ("data", "split", "protocol", "samples", *_SCORE_COLUMNS),
         words=3,
     )
@@ -168,7 +168,8 @@ def _bases(run: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         return [("the tiny base of rsrefseg", "Apache-2.0")]
     if base.get("kind") in ("scratch", "random"):
         return [("random weights", "none")]
-    paths = [base["files"][part]["path"] for part in ("sam", "siglip")] if base.get("files") else [base.get("path")]
+    paths = [base["path"]] if base.get("path") or not base.get("files") else []
+    paths += [base["files"][part]["path"] for part in ("sam", "siglip")] if base.get("files") else []
     return [_base_row(path) for path in paths]
 
 

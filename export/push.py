@@ -174,7 +174,7 @@ def _given_scores(paths: Sequence[Path], models: set[str | None]) -> list[Score]
 def _upload(name: str, files: Sequence[Path], texts: Mapping[str, str], private: bool, message: str) -> tuple[str, str]:
     """Upload all files in one commit; return the page of the repository and the commit."""
     hub = hub_library()
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = hub.HfApi()
     additions = [hub.CommitOperationAdd(path.name, path) for path in files]
@@ -182,6 +182,8 @@ def _upload(name: str, files: Sequence[Path], texts: Mapping[str, str], private:
     try:
         url = api.create_repo(name, private=private or None, exist_ok=True)
         return str(url), str(api.create_commit(name, additions, commit_message=message).oid)
+    except HFValidationError as error:
+        raise BadInputError(f"'{name}' is not a name on the hub: {error}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         hint = "log in with `hf auth login`, with a token that may write" if status in (401, 403, 404) else "try again"

@@ -21,6 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # `Path` joins the two slashes.
 _ADDRESS = re.compile(rf"hf:/{{1,2}}(?P<name>{NAME.pattern})(@(?P<revision>[\w./-]+))?")
 _PREFIX = "hf:/"
+_MANIFEST = "bundle.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SUM = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+)")
 _TIMEOUT_S = 10.0
@@ -57,10 +58,12 @@ def local_folder(path: Path, needed: str) -> Path:
     if not str(path).startswith(_PREFIX):
         return path
     if (address := _ADDRESS.fullmatch(str(path))) is None:
-        raise BadInputError(f"'{path}' is not an address on the hub: write hf://ORG/NAME or hf://ORG/NAME@REVISION")
+        shown = str(path).replace("hf:/", "hf://", 1)
+        raise BadInputError(f"'{shown}' is not an address on the hub: write hf://ORG/NAME or hf://ORG/NAME@REVISION")
     say = ProgressLine("hub").say
     folder = download(address["name"], needed, revision=address["revision"] or "main", say=say)
-    _check_sums(folder)
+    if needed != _MANIFEST:  # a bundle checks its files itself
+        _check_sums(folder)
     return folder
 
 
@@ -152,9 +155,11 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _check_sums(folder: Path) -> None:
-    """Raise BadInputError if a file differs from its digest in ``SHA256SUMS``; the file is optional."""
+    """Raise BadInputError if a file of a run differs from its digest in ``SHA256SUMS``."""
     path = folder / SUMS_NAME
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    if not path.is_file():
+        raise BadInputError(f"'{folder}' has no {SUMS_NAME}: upload the run with `rsrefseg push`")
+    for line in path.read_text(encoding="utf-8").splitlines():
         if (found := _SUM.fullmatch(line)) is None:
             raise BadInputError(f"'{path}' is not a list of SHA-256 digests: push the run again")
         file = folder / found[2]

@@ -164,7 +164,9 @@ def open_maps(
 def _copy_as_cog(source: Path, path: Path, resampling: str) -> None:
     import rasterio.shutil
 
-    rasterio.shutil.copy(source, path, driver="COG", compress="DEFLATE", overview_resampling=resampling)
+    rasterio.shutil.copy(
+        source, path, driver="COG", compress="DEFLATE", bigtiff="IF_SAFER", overview_resampling=resampling
+    )
 
 
 def _plain(phrase: str) -> str:

@@ -1,5 +1,6 @@
 """What a result was made from."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,5 +77,5 @@ class Provenance(Record, frozen=True):
 def source_name(source: Path | str) -> str:
     """Return the absolute path of a local file, or another name without the secrets of a URL: user, password, query."""
     if not is_remote(str(source)):
-        return str(Path(source).resolve())
+        return os.path.realpath(source)  # unlike ``Path.resolve`` also of a link to itself
     return without_secrets(str(source))

@@ -70,8 +70,9 @@ def write_results(
         RSRefSegError: the disk is full or the folder cannot be written.
     """
     scene = image if isinstance(image, Scene) else Scene(image)
-    path, key = (source_name(source), _source_key(source)) if source is not None else (None, None)
+    path, key = (source_name(source), source_key(source)) if source is not None else (None, None)
     json_path = result_path(out_dir, stem, source)
+    json_path.unlink(missing_ok=True)  # it is written last and vouches for the other files
     stem = json_path.stem
     overlay_path = out_dir / f"{stem}_overlay.png"
     overlay = Overlay(scene.image)
@@ -152,12 +153,12 @@ def _write_maps(
 def result_path(out_dir: Path, stem: str, source: Path | str | None) -> Path:
     """Return the path of the JSON file of a source: with a digest if another source's results have the stem."""
     path = out_dir / f"{_safe_stem(stem)}.json"
-    if source is None or _key_of(path) in (None, key := _source_key(source)):
+    if source is None or _key_of(path) in (None, key := source_key(source)):
         return path
     return path.with_name(f"{path.stem}-{key[:_DIGEST_CHARACTERS]}.json")
 
 
-def _source_key(source: Path | str) -> str:
+def source_key(source: Path | str) -> str:
     """Return a digest that identifies a source without showing its name."""
     # Of the whole name: two URLs may differ in their query alone.
     return _digest(str(source) if is_remote(str(source)) else source_name(source))

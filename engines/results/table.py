@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import BadInputError
 from ..system.files import atomic_file, unwritable
 
 _FIGURES = ("area_px", "area_share", "area_m2", "mean_probability", "presence")
@@ -58,10 +59,13 @@ class Table:
         path: the CSV file. An earlier one is replaced.
 
     Raises:
+        BadInputError: the file is another table.
         RSRefSegError: the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and not path.read_bytes().startswith(",".join(COLUMNS).encode()):
+            raise BadInputError(f"'{path}' is not a table of infer: choose another --out")
         self.path = path
         self._rows: dict[int, list[Row]] = {}
 
@@ -103,4 +107,7 @@ def seconds_of(path: Path) -> dict[tuple[str, str], float]:
         return {}
     # A row that was cut short lacks its last columns.
     whole = (row for row in rows if row["notes"] is not None and row["seconds"])
-    return {(row["image"], row["phrase"]): float(row["seconds"]) for row in whole}
+    try:
+        return {(row["image"], row["phrase"]): float(row["seconds"]) for row in whole}
+    except ValueError:  # edited by hand
+        return {}

@@ -15,6 +15,7 @@ from ..errors import BadInputError, MissingPartError
 from ..system.files import atomic_file
 from .regions import Region
 
+_SHAPEFILE_SIDECARS = (".prj", ".cpg", ".qix", ".sbn", ".sbx")  # an earlier file's would describe the new one
 _DRIVERS = {".geojson": "GeoJSON", ".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".shp": "ESRI Shapefile"}
 _FIELDS = {
     "phrase": object, "score": np.float64, "area_px": np.int64, "area_m2": np.float64, "source": object,
@@ -27,13 +28,15 @@ def check_vector_file(path: Path) -> None:
     """Check that a vector file of this name can be written.
 
     Raises:
-        BadInputError: the suffix names no known format.
+        BadInputError: the suffix names no known format, or a GeoPackage holds other layers.
         MissingPartError: the format needs pyogrio, which is not installed.
     """
     if path.suffix.lower() not in _DRIVERS:
         raise BadInputError(f"'{path}' is not a vector file: its suffix must be one of {', '.join(_DRIVERS)}")
     if not in_degrees(path) and importlib.util.find_spec("pyogrio") is None:
         raise MissingPartError(f"'{path.name}' needs pyogrio: pip install 'rsrefseg[geo]'")
+    if path.suffix.lower() == ".gpkg" and path.exists():
+        _check_layers(path)
 
 
 def in_degrees(path: Path) -> bool:
@@ -57,9 +60,21 @@ def write_regions(path: Path, found: Iterable[Region], crs: str | None) -> None:
             _write_geojson(temporary, found)
         return
     with atomic_file(path) as temporary:
+        for suffix in _SHAPEFILE_SIDECARS if path.suffix.lower() == ".shp" else ():
+            path.with_suffix(suffix).unlink(missing_ok=True)
         _write_layer(temporary, _DRIVERS[path.suffix.lower()], list(found), crs)
         for sidecar in set(temporary.parent.iterdir()) - {temporary}:
             sidecar.replace(path.with_name(sidecar.name))
+
+
+def _check_layers(path: Path) -> None:
+    """Refuse to replace a GeoPackage that holds other layers."""
+    from pyogrio import list_layers
+    from pyogrio.errors import DataSourceError
+
+    with contextlib.suppress(DataSourceError):  # not a GeoPackage at all
+        if others := [name for name in list_layers(path)[:, 0] if name != path.stem]:
+            raise BadInputError(f"'{path}' holds the layer '{others[0]}' of another source: name a new file")
 
 
 def _write_geojson(path: Path, found: Iterable[Region]) -> None:

@@ -54,6 +54,8 @@ def run_build(request: BuildRequest) -> BuildReport | CompileReport:
     names = [name.strip() for name in (request.stages or ", ".join(Stage)).split(",") if name.strip()]
     if unknown := [name for name in names if name not in list(Stage)]:
         raise BadInputError(f"unknown stage '{unknown[0]}': known are {', '.join(Stage)}")
+    if not names:
+        raise BadInputError(f"--stages names no stage: known are {', '.join(Stage)}")
     stages = tuple(stage for stage in Stage if stage in names)
     gpus = None if request.gpus is None else parse_gpus(request.gpus)
     portable = request.runtime == "tensorrt-rtx"

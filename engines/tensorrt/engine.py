@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..engine import IMAGE_STAGES, Arrays, Engine, Tensors
-from ..errors import BundleError, MissingPartError, RSRefSegError
+from ..errors import BadInputError, BundleError, MissingPartError, RSRefSegError
 from ..system.files import cache_folder
 from .build import Compiler
 from .cuda import Cuda
@@ -164,7 +165,9 @@ class TensorRTEngine(Engine):
 
     def _opened(self) -> Session:
         if self._session is None:
-            kernels = cache_folder() / "kernels" / f"{self._compiler.platform.file_name}.cache"
+            # Kernels fit one model of GPU, engines all of a compute capability.
+            device = re.sub(r"[^A-Za-z0-9.]+", "_", f"{self._compiler.platform.file_name}-{self._cuda.gpu.name}")
+            kernels = cache_folder() / "kernels" / f"{device}.cache"
             records = self.bundle.manifest.stages
             kept = kernels if self._library.is_rtx else None
             self._session = Session(self._library, self._cuda, self._stored, records, kept)
@@ -217,7 +220,11 @@ class RtxEngine(TensorRTEngine):
         return open_rtx()
 
     def _make_compiler(self) -> Compiler:
-        return Compiler.for_gpus(self._library, parse_gpus(f"sm{self._cuda.gpu.compute_capability.replace('.', '')}"))
+        gpu = f"sm{self._cuda.gpu.compute_capability.replace('.', '')}"
+        try:
+            return Compiler.for_gpus(self._library, parse_gpus(gpu))
+        except BadInputError as error:
+            raise MissingPartError(f"TensorRT-RTX does not run on this GPU ({gpu}): use --backend tensorrt") from error
 
     def _find(self, build: bool) -> dict[Stage, StoredEngine]:
         folder = os.environ.get(ENGINES_VARIABLE)

@@ -44,17 +44,20 @@ class DeviceTensor:
         Raises:
             RSRefSegError: the engine that created the tensor was closed.
         """
-        if self._pool.closed:
-            raise RSRefSegError("these features were freed when their engine was closed: encode image and phrase again")
-        return self._block.address
+        return self._open().address
 
     def wait(self, stream: Any) -> None:
-        """Make a stream wait for the last write."""
-        self._pool.cuda.call("cudaStreamWaitEvent", stream, self._block.ready, 0)
+        """Make a stream wait for the last write; raises as ``address`` does."""
+        self._pool.cuda.call("cudaStreamWaitEvent", stream, self._open().ready, 0)
 
     def written(self, stream: Any) -> None:
-        """Record that the work enqueued on a stream so far writes the tensor."""
-        self._pool.cuda.call("cudaEventRecord", self._block.ready, stream)
+        """Record that the work enqueued on a stream so far writes the tensor; raises as ``address`` does."""
+        self._pool.cuda.call("cudaEventRecord", self._open().ready, stream)
+
+    def _open(self) -> _Block:
+        if self._pool.closed:
+            raise RSRefSegError("these features were freed when their engine was closed: encode image and phrase again")
+        return self._block
 
 
 class DevicePool:

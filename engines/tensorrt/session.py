@@ -198,5 +198,5 @@ class Session:
             with contextlib.suppress(OSError):  # no file yet, or one that cannot be read
                 if not self._cache.deserialize(self._kernels.read_bytes()):
                     _LOG.warning("'%s' does not fit this machine any more: kernels are compiled again", self._kernels)
-        config.set_runtime_cache(self._cache)
+        require(config.set_runtime_cache(self._cache))
         return config

@@ -5,6 +5,7 @@ user's cache folder, or in a folder that the user names. An engine is loaded onl
 platform, and its bytes match the digest in the record.
 """
 
+import fcntl
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from .build import BuildOptions, Compiler
 from .library import RTX, Platform, open_rtx
 
 RECORD_NAME = "record.json"
+_DIGEST_CHARACTERS = 16
 # Increase it with any change to the build that is not an option, such as a builder flag.
 _RECIPE = "1"
 _VERSIONS = ("TensorRT", RTX, "driver")  # of a platform; engines for others are replaced
@@ -133,6 +135,9 @@ def find_engine(bundle: Bundle, stage: Stage, platform: Platform, requested: Map
     folder = _folder(bundle, platform)
     if (record := _records(folder).get(stage)) is None:
         return StageBuild(None, ("it has no engine yet",))
+    path = folder / record.engine.name
+    if not path.is_file() or path.stat().st_size != record.engine.size_bytes:
+        return StageBuild(StoredEngine(folder, record), ("its engine file is missing or incomplete",))
     wanted = _parts(bundle, stage, platform, replace(record.options, **requested))
     return StageBuild(StoredEngine(folder, record), _differences(record.parts, wanted))
 
@@ -194,8 +199,8 @@ def build_portable(bundle: Bundle, gpus: tuple[str, ...], out: Path, force: bool
     with atomic_directory(out, replaces=RECORD_NAME) as folder:
         report = ensure_engines(Compiler.for_gpus(open_rtx(), gpus), bundle, tuple(Stage), {}, force)
         engines = {stage: one.engine for stage, one in report.stages.items() if one.engine is not None}
-        for stage, engine in engines.items():
-            (folder / f"{stage}.engine").write_bytes(engine.read())
+        for engine in engines.values():
+            (folder / engine.record.engine.name).write_bytes(engine.read())
         _write_records(folder, {stage: replace(one.record, build_seconds=0.0) for stage, one in engines.items()})
     return report._replace(out=str(out))
 
@@ -239,12 +244,19 @@ def _build(
         seconds = round(time.perf_counter() - start, 3)
         progress.say(f"built {stage} in {seconds:.1f} s")
     folder, parts = _folder(bundle, compiler.platform), _parts(bundle, stage, compiler.platform, options)
-    file = FileRecord(f"{stage}.engine", hashlib.sha256(built.data).hexdigest(), len(built.data))
+    digest = hashlib.sha256(built.data).hexdigest()
+    # The digest in the name keeps an engine that is in use valid until the record names the new one.
+    file = FileRecord(f"{stage}-{digest[:_DIGEST_CHARACTERS]}.engine", digest, len(built.data))
     record = EngineRecord(parts, options, file, built.computes_in, built.activation_bytes, seconds)
     atomic_write_bytes(folder / file.name, built.data)
     if built.layers:
         atomic_write_bytes(folder / f"{stage}.layers.json", built.layers.encode())
-    _write_records(folder, _records(folder) | {stage: record})
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another build may add a stage of its own
+        before = _records(folder)
+        _write_records(folder, before | {stage: record})
+    if stage in before and before[stage].engine.name != file.name:
+        (folder / before[stage].engine.name).unlink(missing_ok=True)
     return StoredEngine(folder, record)
 
 

@@ -32,18 +32,21 @@ def find_model(
     name = str(path)
     if path.exists() or not _NAME.fullmatch(name) or path.suffix in _WEIGHT_SUFFIXES or path.parent.exists():
         return path
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     def lacking(folder: Path) -> str | None:
         groups = (group for group in needed if not any((folder / file).is_file() for file in group))
         return next((" or ".join(group) for group in groups), None)
 
-    found = "it is not in the cache"
+    found, complete = "it is not in the cache", None
     try:
         cached = Path(snapshot_download(name, local_files_only=True, allow_patterns=list(needed[0])))
         if (part := lacking(cached)) is None:
-            return cached
+            complete = cached
+            # Optional files are in the cache, or known to be absent.
+            if all(try_to_load_from_cache(name, file, revision=cached.name) is not None for file in also):
+                return cached
         found = f"the cache lacks its {part}"
     except Exception:  # the errors for "not in the cache" differ between releases
         pass
@@ -55,6 +58,8 @@ def find_model(
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise BadInputError(f"no file or folder '{name}', and the hub has no such public model: check it") from error
     except Exception as error:  # without a network, the HTTP client raises errors of its own classes
+        if complete is not None:
+            return complete
         raise MissingPartError(
             f"no file or folder '{name}', {found}, and it cannot be downloaded ({type(error).__name__}): give a path, "
             f"or run `hf download {name}` where there is a network and copy the folder or its cache here "

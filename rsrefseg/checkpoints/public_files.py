@@ -58,7 +58,7 @@ def pin_public_files(sam: Path, siglip: Path) -> PublicFiles:
     Raises:
         BadInputError: a file is missing.
     """
-    return PublicFiles(*(PinnedPath(str(path.resolve()), weights_digest(path)) for path in (sam, siglip)))
+    return PublicFiles(*(PinnedPath(str(path.absolute()), weights_digest(path)) for path in (sam, siglip)))
 
 
 def check_public_files(config: ModelConfig, sam: Path, siglip: Path) -> tuple[str, ...]:

@@ -110,6 +110,8 @@ def convert_checkpoint(
     state = read_wrapped(file)
     if lora_alpha is None and is_partial(state):
         lora_alpha = _PARTIAL_ALPHA
+    if not is_partial(state):
+        bases = sam = siglip = None  # a whole checkpoint: a missing tensor is a fault, not one of the bases
     checkpoint = plain_checkpoint(state, lora_alpha, file, bases)
     config = config or guess_config(checkpoint)
     config = replace(

@@ -48,7 +48,8 @@ def run_training(
     from .trainer import Watcher
 
     out = Path(agreed(str(out or (latest_run().path if resume else next_run()))))
-    run, is_main, is_preset_named = Run(out), this_process().is_main_process, "preset" in options
+    run, is_main = Run(out), this_process().is_main_process
+    is_preset_named = "preset" in settings.given.get("model", {})
     with ProgressLine(f"training {out}") as progress:
         if resume and run.record_path.is_file():
             record, model = run.read_record(), settings.model.config()
@@ -114,9 +115,16 @@ def _base(
         return base.from_public_files(sam, siglip), model
     if weights.base is not None:
         chosen, found = base.from_file(weights.base), read_config(weights.base)
-        kept = {"text_padding": model.text_padding, "dense_prompt": model.dense_prompt}
-        same = model if is_preset_named else found
-        return chosen, prepared(replace(same, preprocessing=found.preprocessing, **kept))
+        given = settings.given.get("model", {})
+        of = {name: model if name in given else found for name in ("text_padding", "dense_prompt")}
+        return chosen, prepared(
+            replace(
+                model if is_preset_named else found,
+                preprocessing=found.preprocessing,
+                text_padding=of["text_padding"].text_padding,
+                dense_prompt=of["dense_prompt"].dense_prompt,
+            )
+        )
     return base.shipped(settings.model.preset), prepared(model)
 
 

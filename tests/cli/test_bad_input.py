@@ -37,7 +37,7 @@ def change_byte(path: Path) -> None:
 
 # What else may be wrong with an image or a bundle: tests/engines/test_images.py and test_bundle.py.
 SPOILED: dict[str, tuple[Callable[[], Any], str]] = {
-    "image is a folder": (lambda: (SCENE.unlink(), SCENE.mkdir()), "'scene.png' is a folder"),
+    "image is a folder": (lambda: (SCENE.unlink(), SCENE.mkdir()), "no image in 'scene.png'"),
     "image is empty": (lambda: SCENE.write_bytes(b""), "'scene.png' is empty"),
     "image is text": (lambda: SCENE.write_text("not an image\n" * 9), "'scene.png' is not an image"),
     "image is cut": (lambda: cut_in_half(SCENE), "'scene.png'"),

@@ -96,12 +96,13 @@ def test_resume_redoes_what_changed_and_nothing_else(
         patch.setattr(Segmenter, "open", None)  # nothing is left to do
         assert run(copies, resume=True).resumed == 6
     assert table(tmp_path / "out/results.csv") == rows, "seconds are kept"
-    image, other, third, *_ = sorted(copies.rglob("*.*"))
-    os.utime(image, (2**33, 2**33))
+    image, other, third, fourth = sorted(copies.rglob("*.png"))[:4]
+    os.utime(fourth, (2**33, 2**33))  # the same content
+    shutil.copy2(scenes / fourth.relative_to(copies), image)
+    os.utime(image, (0, 0))  # replaced by an older file
     next((tmp_path / "out" / other.relative_to(copies)).glob("*_overlay.png")).unlink()
     next((tmp_path / "out" / third.relative_to(copies)).glob("*.json")).write_text("{")
     assert run(copies, resume=True).resumed == 3
-    os.utime(image)
     run(copies)
     assert run(copies, resume=True, options=InferOptions("onnxruntime", tile="20")).resumed == 0
     assert run(copies, resume=True, phrases=PHRASES[:1]).resumed == 0
@@ -131,9 +132,16 @@ def test_a_killed_batch_resumes_to_the_same_files_and_table(scenes: Path, folder
 
 
 def test_phrases_and_options_are_checked_before_any_image(run: Run, tmp_path: Path, scenes: Path) -> None:
-    for wrong in ({"phrases": ("the red square", "")}, {"phrases": ("🚢",)}, {"shard": "9/8"}):
+    options = ({"tile": "x"}, {"stretch": "x"}, {"probability": "x"}, {"min_area": "x"})
+    bad = [{"options": InferOptions("onnxruntime", **one)} for one in options]
+    for wrong in (*bad, {"phrases": ("the red square", "")}, {"phrases": ("🚢",)}, {"shard": "9/8"}):
         with pytest.raises(BadInputError):
             run(**wrong)
     with pytest.raises(BadInputError, match="--ray"):
         infer_images([str(scenes), "x"], bundle=None, out=tmp_path, actors=2)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/results.csv").write_text("name;phone\n")
+    with pytest.raises(BadInputError, match=r"results\.csv"):
+        run()
+    assert (tmp_path / "out/results.csv").read_text() == "name;phone\n"

@@ -23,7 +23,9 @@ from rsrefseg.engines.images.scene import Scene
 from rsrefseg.engines.images.tiles import Tiling
 from rsrefseg.engines.infer import InferReport, infer_image
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
+from rsrefseg.engines.presence import Presence
 from rsrefseg.engines.results.overlay import Reduced
+from rsrefseg.engines.segmentation import MaskRule
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.tiling import segment_tiles
 from tests.support.rasters import write_raster
@@ -148,6 +150,18 @@ def test_one_tile_is_the_whole_scene(bundle: Bundle) -> None:
     (tiled,) = segment_tiles(segmenter, scene, PHRASES[:1], Tiling(64, 64, 64, 0))
     (whole,) = segmenter.segment(scene, PHRASES[:1])
     assert np.abs(tiled.full_size_logits() - whole.full_size_logits()).max() < 0.01  # kept as float16
+
+
+def test_tiles_without_data_do_not_count_for_presence(bundle: Bundle) -> None:
+    pixels = np.moveaxis(squares(2), 0, 2).copy()
+    valid = np.ones(pixels.shape[:2], np.bool_)
+    valid[:64, :64] = False
+    segmenter = Segmenter(bundle, OnnxRuntimeEngine(bundle))
+    presence = Presence(scale=1, bias=0, auc=1, with_target=1, without_target=1, checkpoint_sha256="0" * 64)
+    segmenter.rule = MaskRule(presence=presence)
+    (tiled,) = segment_tiles(segmenter, Scene(pixels, valid), PHRASES[:1], Tiling(128, 128, 64, 0))
+    assert tiled.presence == pytest.approx(presence.score(tiled.mask_logits[1:]))
+    assert tiled.mask_logits[0].max() < -20
 
 
 def test_photos_are_tiled_as_well(folder: Path, tmp_path: Path) -> None:

@@ -241,6 +241,20 @@ def test_the_command_writes_what_it_is_asked_for(
     assert_refused(run_here(capsys, *asked, "--vector", "a.kml"), "a.kml")
 
 
+def test_a_geopackage_with_other_layers_and_the_crs_of_an_old_shapefile_stay_apart(tmp_path: Path) -> None:
+    package, shapes = tmp_path / "project.gpkg", tmp_path / "a.shp"
+    write(tmp_path, PLACES["UTM, south"], vector=package)
+    write(tmp_path, PLACES["UTM, south"], vector=package)  # its own layer
+    raw.write(package, np.empty(0, object), [], [], geometry_type="Point", crs="EPSG:4326", layer="wells", append=True)
+    before = package.read_bytes()
+    with pytest.raises(BadInputError, match="wells"):
+        MapOptions(vector=package)
+    assert package.read_bytes() == before
+    write(tmp_path, PLACES["UTM, south"], vector=shapes)
+    write(tmp_path, PLACES["no CRS"], vector=shapes)
+    assert read(shapes)[0]["crs"] is None
+
+
 def test_messages_do_not_show_the_secrets_of_a_url() -> None:
     name = "/vsicurl/http://me:hidden@127.0.0.1:1/a.tif?sig=hidden"
     with pytest.raises(BadInputError) as caught, open_scene(name, 10**6):
