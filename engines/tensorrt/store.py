@@ -199,9 +199,12 @@ def build_portable(bundle: Bundle, gpus: tuple[str, ...], out: Path, force: bool
     with atomic_directory(out, replaces=RECORD_NAME) as folder:
         report = ensure_engines(Compiler.for_gpus(open_rtx(), gpus), bundle, tuple(Stage), {}, force)
         engines = {stage: one.engine for stage, one in report.stages.items() if one.engine is not None}
-        for engine in engines.values():
-            (folder / engine.record.engine.name).write_bytes(engine.read())
-        _write_records(folder, {stage: replace(one.record, build_seconds=0.0) for stage, one in engines.items()})
+        records = {}
+        for stage, engine in engines.items():
+            file = replace(engine.record.engine, name=f"{stage}.engine")
+            (folder / file.name).write_bytes(engine.read())
+            records[stage] = replace(engine.record, engine=file, build_seconds=0.0)
+        _write_records(folder, records)
     return report._replace(out=str(out))
 
 

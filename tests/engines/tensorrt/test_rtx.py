@@ -10,7 +10,7 @@ import tensorrt_rtx_bindings as real
 
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.errors import BadInputError, MissingPartError, RSRefSegError
+from rsrefseg.engines.errors import MissingPartError, RSRefSegError
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.tensorrt.engine import ENGINES_VARIABLE, RtxEngine
@@ -59,7 +59,7 @@ def test_engines_and_kernels_are_kept(
         logits(bundle, RtxEngine(bundle))
     assert len(rtx.built) == 5, "built once"
     (kernels,) = (cache / "kernels").iterdir()
-    assert kernels.name == f"{real.__version__}-sm86.cache"
+    assert kernels.name == f"{real.__version__}_sm86_Double_of_a_GPU.cache"
     assert not caplog.messages
     kernels.write_bytes(b"of another GPU")
     logits(bundle, RtxEngine(bundle))
@@ -93,7 +93,7 @@ def test_engines_from_elsewhere_must_fit(rtx: State, bundle: Bundle, monkeypatch
 
 @pytest.mark.usefixtures("cache")
 def test_a_gpu_without_a_compiler_is_refused(bundle: Bundle) -> None:
-    with doubled_rtx("8.7"), pytest.raises(BadInputError, match="sm87"):
+    with doubled_rtx("8.7"), pytest.raises(MissingPartError, match="sm87"):
         RtxEngine(bundle)
 
 

@@ -189,14 +189,17 @@ class CudaDouble:
         return _OK, Event(next(self._numbers))
 
     def cudaEventDestroy(self, event: Any) -> tuple[Any, ...]:
+        event.destroyed = True
         return (_OK,)
 
     def cudaEventRecord(self, event: Any, stream: Any) -> tuple[Any, ...]:
+        _check_event(event)
         event.stream, event.after = stream, len(stream.issued)
         event.clock = _merged(stream.clock, self._host)
         return (_OK,)
 
     def cudaEventSynchronize(self, event: Any) -> tuple[Any, ...]:
+        _check_event(event)
         if event.stream is not None:
             self._finish(event.stream, event.after)
             self._host = _merged(self._host, event.clock)
@@ -204,6 +207,7 @@ class CudaDouble:
         return (self._sticky,)
 
     def cudaStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> tuple[Any, ...]:
+        _check_event(event)
         other, after = event.stream, event.after
         if other is not None:
             stream.clock = _merged(stream.clock, event.clock)
@@ -266,6 +270,11 @@ class CudaDouble:
         for stream in capturing:
             stream.capture_broken = True
         return bool(capturing)
+
+
+def _check_event(event: Any) -> None:
+    if event.destroyed:
+        raise RuleBroken("used an event that was destroyed")
 
 
 def _merged(one: Clock, other: Clock) -> Clock:

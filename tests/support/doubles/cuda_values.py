@@ -74,6 +74,7 @@ class Event(Handle):
     stream: Stream | None = None
     after: int = 0
     clock: Clock = field(default_factory=dict)
+    destroyed: bool = False
 
 
 @dataclass
