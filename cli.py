@@ -512,7 +512,7 @@ def infer(
 
 @_command(app, "download", "download b")
 def download(
-    preset: Annotated[str, Argument(help="b or l.")],
+    preset: Annotated[str, Argument(help="s, b or l.")],
     as_json: JsonFlag = False,
 ) -> Any:
     """Download the published weights of SAM and SigLIP."""

@@ -50,6 +50,7 @@ def _siglip(name: str, size_gb: float) -> Base:
 
 _SO400M = _siglip("google/siglip-so400m-patch14-384", 3.51)
 BASES = {
+    "s": (_sam("vit_b", 0.37), _siglip("google/siglip-base-patch16-384", 0.81)),
     "b": (_sam("vit_b", 0.37), _SO400M),
     "l": (_sam("vit_l", 1.25), _SO400M),
 }
@@ -104,7 +105,8 @@ def download_bases(preset: str, say: Callable[[str], None]) -> Downloaded:
                 raise BadInputError(f"'{path}' is not the file on the hub, its SHA-256 differs: delete it, then repeat")
             files.append(BaseFile(str(path), found, path.stat().st_size))
         options.append(f"{base.option} {weights if base.option == '--sam' else folder}")
-    return Downloaded(preset, tuple(files), f"rsrefseg train --config {preset} --data PATH {' '.join(options)}")
+    start = "--preset s" if preset == "s" else f"--config {preset}"  # the paper has recipes for b and l
+    return Downloaded(preset, tuple(files), f"rsrefseg train {start} --data PATH {' '.join(options)}")
 
 
 def bases_of(preset: str) -> tuple[Base, ...]:

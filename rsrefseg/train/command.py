@@ -73,7 +73,7 @@ def _refuse_missing(settings: Settings, resume: bool) -> None:
     weights, preset = settings.weights, settings.model.preset
     chosen = weights.from_scratch or weights.random_weights or weights.base or weights.sam
     if preset != Preset.TINY and not chosen and not resume:
-        ways = "--sam and --siglip, see `rsrefseg doctor`, or --base"
+        ways = f"--sam and --siglip, see `rsrefseg download {preset}`, or --base"
         missing.append(f"weights for preset '{preset}', which ships none ({ways})")
     if missing:
         raise MissingPartError(f"training still needs {' and '.join(missing)} (see --help)")
