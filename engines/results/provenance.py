@@ -1,6 +1,7 @@
 """What a result was made from."""
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +59,12 @@ class Provenance(Record, frozen=True):
     ) -> "Provenance":
         """Return the provenance of results of a segmenter for a scene read from ``source``."""
         name, local = source_name(source), not is_remote(str(source))
-        versions = {package: version for package in _PACKAGES if (version := installed_version(package))}
         return cls(
             source=name,
             source_sha256=sha256_file(Path(name)) if local else None,
             bundle_sha256=segmenter.bundle.digest,
             backend=segmenter.engine.name,
-            versions=versions,
+            versions=_versions(),
             raster=scene.raster,
             threshold=segmenter.rule.threshold,
             absent_below=segmenter.rule.absent_below,
@@ -72,6 +72,11 @@ class Provenance(Record, frozen=True):
             tile_px=tiling.tile_px if tiling is not None else None,
             overlap_px=tiling.overlap_px if tiling is not None else None,
         )
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {package: version for package in _PACKAGES if (version := installed_version(package))}
 
 
 def source_name(source: Path | str) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ..errors import BadInputError
 from ..images.names import is_remote
@@ -30,7 +30,6 @@ _SLUG_CHARACTERS = 60
 _STEM_BYTES = 120
 _DIGEST_CHARACTERS = 8
 _NOTHING = MapOptions()
-_FAST = 1  # zlib level: for an overlay, speed matters more than size
 
 
 def write_results(
@@ -191,5 +190,7 @@ def _safe_stem(stem: str) -> str:
 
 
 def _write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    # OpenCV takes half of Pillow's time. It expects blue, green, red.
+    _, data = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)
     with atomic_file(path, durable=False) as temporary:
-        Image.fromarray(pixels).save(temporary, compress_level=_FAST)
+        temporary.write_bytes(data)
