@@ -1,5 +1,6 @@
 """Batches that are killed, on this machine and on a local Ray, and what a batch costs."""
 
+import math
 import subprocess
 import sys
 import threading
@@ -74,16 +75,14 @@ def test_ray_with_a_killed_actor_writes_what_a_local_run_writes(made: Path, tmp_
 def test_ten_images_take_less_than_twice_the_time_of_one(exported: Exported, tmp_path: Path) -> None:
     scenes = write_scenes(tmp_path / "scenes", 10)
     one = next(scenes.rglob("*.png"))
-    fastest = {}
-    for name, image in (("one", one), ("ten", scenes)):
-        times = []
-        for number in range(3):
+    fastest = {"one": math.inf, "ten": math.inf}
+    for number in range(5):  # in turns, so that other work on the machine disturbs both
+        for name, image in (("one", one), ("ten", scenes)):
             start = time.perf_counter()
             done = run_alone(
                 "infer", image, "the red square", "--bundle", exported.bundle, "--out", tmp_path / f"{name}{number}"
             )
-            times.append(time.perf_counter() - start)
+            fastest[name] = min(fastest[name], time.perf_counter() - start)
             assert done.returncode == 0, done.stderr
-        fastest[name] = min(times)
     print(fastest)
     assert fastest["ten"] < 2 * fastest["one"]
