@@ -193,4 +193,4 @@ def _write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
     # OpenCV takes half of Pillow's time. It expects blue, green, red.
     _, data = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)
     with atomic_file(path, durable=False) as temporary:
-        temporary.write_bytes(data)
+        temporary.write_bytes(data.tobytes())
