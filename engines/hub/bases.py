@@ -96,7 +96,7 @@ def download_bases(preset: str, say: Callable[[str], None]) -> Downloaded:
     """
     files, options = [], []
     for base in bases_of(preset):
-        folder = download(base.name, base.weights, (base.weights, *base.others), say=say)
+        folder = download(base.name, [[base.weights]], (base.weights, *base.others), say=say)
         weights = _weights(base, folder)
         known = _known_digests(base.name, folder.name)
         for path in [weights, *(folder / name for name in base.others if (folder / name).is_file())]:

@@ -61,14 +61,18 @@ def local_folder(path: Path, needed: str) -> Path:
         shown = str(path).replace("hf:/", "hf://", 1)
         raise BadInputError(f"'{shown}' is not an address on the hub: write hf://ORG/NAME or hf://ORG/NAME@REVISION")
     say = ProgressLine("hub").say
-    folder = download(address["name"], needed, revision=address["revision"] or "main", say=say)
+    folder = download(address["name"], [[needed]], revision=address["revision"] or "main", say=say)
     if needed != _MANIFEST:  # a bundle checks its files itself
         _check_sums(folder)
     return folder
 
 
 def download(
-    name: str, needed: str, patterns: Sequence[str] = ("*",), revision: str = "main", say: Callable[[str], None] = print
+    name: str,
+    needed: Sequence[Sequence[str]],
+    patterns: Sequence[str] = ("*",),
+    revision: str = "main",
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Return the cached folder of a repository, after downloading what the cache lacks.
 
@@ -76,14 +80,14 @@ def download(
 
     Args:
         name: ``ORG/NAME``.
-        needed: pattern of a file that the repository must have.
+        needed: groups of patterns; the repository must have a file of each group.
         patterns: patterns of the files to download.
         revision: branch, tag or commit.
         say: called with a line that reports a download or a missing network.
 
     Raises:
         NotInstalledError: ``huggingface_hub`` is not installed.
-        BadInputError: the hub has no such repository or revision, or the repository lacks the needed file.
+        BadInputError: the hub has no such repository or revision, or the repository lacks a needed file.
         MissingPartError: the repository is not in the cache, and it cannot be downloaded.
     """
     hub = hub_library()
@@ -94,8 +98,9 @@ def download(
     try:
         info = repository(name, revision)
         files = [file for file in info.siblings or () if _matches(file.rfilename, patterns)]
-        if not any(_matches(file.rfilename, (needed,)) for file in files):
-            raise BadInputError(f"'{name}' on the hub has no {needed} at '{revision}': check the name")
+        if lacking := [group for group in needed if not any(_matches(file.rfilename, group) for file in files)]:
+            part = " or ".join(lacking[0])
+            raise BadInputError(f"'{name}' on the hub has no {part} at '{revision}': check the name")
         absent = [file for file in files if not isinstance(_look_up(hub, name, file.rfilename, str(info.sha)), str)]
         if absent:
             size_mb = sum(file.size or 0 for file in absent) / 1e6
@@ -109,8 +114,9 @@ def download(
             say(f"note: the hub cannot be used ({type(error).__name__}): '{name}' is taken from the cache as it is")
             return cached
         raise MissingPartError(
-            f"'{name}' is not in the cache ({constants.HF_HUB_CACHE}) and cannot be downloaded "
-            f"({type(error).__name__}): check the network, or copy the folder here and give its path"
+            f"'{name}' is not, or not wholly, in the cache ({constants.HF_HUB_CACHE}) and cannot be downloaded "
+            f"({type(error).__name__}): check the network, or run `hf download {name}` where there is one, copy the "
+            "folder here and give its path"
         ) from error
 
 
@@ -133,7 +139,9 @@ def repository(name: str, revision: str = "main") -> "ModelInfo":
     return info
 
 
-def _cached(hub: Any, name: str, revision: str, patterns: Sequence[str], needed: str) -> Path | None:
+def _cached(
+    hub: Any, name: str, revision: str, patterns: Sequence[str], needed: Sequence[Sequence[str]]
+) -> Path | None:
     """Return the complete cached folder of a repository, if there is one."""
     try:
         folder = Path(
@@ -141,7 +149,7 @@ def _cached(hub: Any, name: str, revision: str, patterns: Sequence[str], needed:
         )
     except Exception:  # the errors for "not in the cache" differ between releases
         return None
-    return folder if any(folder.glob(needed)) else None
+    return folder if all(any(any(folder.glob(pattern)) for pattern in group) for group in needed) else None
 
 
 def _look_up(hub: Any, name: str, file: str, commit: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rsrefseg.runs.run import Run
-from tests.support.commands import Ran, assert_refused, run_alone, run_here
+from tests.support.commands import Ran, assert_refused, assert_refused_last, run_alone, run_here
 from tests.support.exported import Exported
 from tests.support.hub_server import SECRET, Hub, hub_server
 from tests.support.made_bundle import PHRASES
@@ -134,11 +134,6 @@ def test_a_run_is_pushed_with_its_scores_and_exported_elsewhere(
     changed = hub.repositories[NAME].files()["tokenizer.json"] + b" "
     hub.put(NAME, **{"tokenizer.json": changed})
     assert_refused_last(client.run("export", ADDRESS, "--out", "bundle"), "tokenizer.json' was changed")
-
-
-def assert_refused_last(ran: Ran, fact: str) -> None:
-    assert ran.code == 2
-    assert fact in ran.err.splitlines()[-1]
 
 
 def test_the_card_of_a_bundle_has_the_facts_of_its_run(demo_place: Path, hub: Hub, client: Client) -> None:

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from rsrefseg import cli
 from rsrefseg.runs.imported_run import rendered_scenes
 from tests.rsrefseg.checkpoints.test_commands import CONFIG
-from tests.support.commands import Ran, run_here
+from tests.support.commands import assert_refused_last, run_here
 from tests.support.places import Capsys
 from tests.support.upstream import PHRASES, PublicRSRefSeg
 from tests.support.words import write_word_tokenizer
@@ -38,12 +38,6 @@ def examples(group: TyperGroup, prefix: str = "") -> Iterator[tuple[str, list[st
             found = re.fullmatch(r"Example: rsrefseg (.+)", command.epilog or "")
             assert found is not None, f"{prefix}{name} has no example"
             yield prefix + name, shlex.split(found[1])
-
-
-def assert_refused_last(ran: Ran, reason: str) -> None:
-    """Assert exit code 2 and the reason in the last line; lines of progress may precede it."""
-    assert ran.code == 2
-    assert reason in ran.err.splitlines()[-1]
 
 
 def test_every_example_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capsys) -> None:

@@ -59,3 +59,8 @@ def assert_refused(ran: Ran, *facts: str) -> None:
     assert len(ran.err) < 700, "more than anybody reads"
     for fact in facts:
         assert fact in ran.err
+
+
+def assert_refused_last(ran: Ran, *facts: str) -> None:
+    """Assert exit code 2 and ``facts`` in the last line of standard error; notes and progress may precede it."""
+    assert_refused(Ran(ran.code, ran.result, ran.out, ran.err.splitlines(keepends=True)[-1]), *facts)

@@ -4,20 +4,17 @@ import json
 import shutil
 import socket
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import RepositoryNotFoundError
 
 from rsrefseg.checkpoints.hub import find_model
 from rsrefseg.checkpoints.sam_file import SAM_FILES
 from rsrefseg.checkpoints.siglip_folder import SIGLIP_FILES
 from rsrefseg.engines.errors import MissingPartError
-from tests.support.commands import assert_refused, run_here
+from tests.support.commands import assert_refused_last, run_here
+from tests.support.hub_server import hub_server
 from tests.support.runs import refused
 from tests.support.upstream import brought_config, port_sam, write_siglip_folder
 
@@ -74,7 +71,7 @@ def test_what_is_not_cached_is_refused_quickly_with_a_hint(place: Path, boxes: P
     started = time.monotonic()
     ran = run_here(capsys, "train", "--data", boxes, "--sam", SAM, "--out", "run", "--siglip", "made/other")
     assert time.monotonic() - started < 5
-    assert_refused(ran, "'made/other'", "give a path", "hf download made/other")
+    assert_refused_last(ran, "'made/other'", "give its path", "hf download made/other")
     assert not Path("run/run.json").exists()
 
 
@@ -82,7 +79,7 @@ def test_a_cache_that_lacks_a_file_is_no_model(place: Path, home: Path, monkeypa
     folder = shutil.copytree(home / "siglip", place / "siglip", ignore=shutil.ignore_patterns("model.safetensors"))
     put_in_cache(place / "hub", SIGLIP, folder)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
-    with refused(SIGLIP, "the cache lacks its model.safetensors", kind=MissingPartError):
+    with refused(SIGLIP, "not wholly, in the cache", kind=MissingPartError):
         find_model(Path(SIGLIP), SIGLIP_FILES, print)
 
 
@@ -96,37 +93,21 @@ def test_what_is_no_name_or_exists_stays_a_path(place: Path, path: str) -> None:
     assert find_model(Path(path), SIGLIP_FILES, print) == Path(path)
 
 
-@dataclass
-class HubDouble:
-    """Double of the hub that has the model 'made/new' and records downloads."""
-
-    folder: Path
-    fetched: list[str] = field(default_factory=list)
-
-    def ask(self, name: str, timeout: float) -> None:
-        assert timeout <= 10
-        if name != "made/new":
-            response = SimpleNamespace(headers={}, request=None, status_code=404)
-            raise RepositoryNotFoundError("404", response=response)  # type: ignore[arg-type]
-
-    def snapshot_download(self, name: str, *, local_files_only: bool = False, allow_patterns: list[str]) -> str:
-        if local_files_only:
-            raise FileNotFoundError(name)
-        self.fetched += allow_patterns
-        return str(self.folder)
-
-
 def test_a_download_takes_only_what_is_needed(place: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    double = HubDouble(home / "siglip")
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", double.ask)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", double.snapshot_download)
-    reported: list[str] = []
-    assert find_model(Path("made/new"), SIGLIP_FILES, reported.append) == home / "siglip"
-    assert sorted(double.fetched) == ["config.json", "model.safetensors", "spiece.model", "tokenizer.json"]
-    (line,) = reported
-    assert "'made/new'" in line
-    with refused("'made/tpyo'", "no such public model"):
-        find_model(Path("made/tpyo"), SIGLIP_FILES, print)
-    double.folder = place
-    with refused("'made/new'", "has no config.json"):
-        find_model(Path("made/new"), SAM_FILES, print)
+    """From a server on loopback."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hub"))
+    with hub_server() as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        files = {path.name: path.read_bytes() for path in (home / "siglip").iterdir()}
+        hub.put("made/new", **files, **{"README.md": b"card"})
+        hub.put("made/card", **{"README.md": b"card"})
+        reported: list[str] = []
+        folder = find_model(Path("made/new"), SIGLIP_FILES, reported.append)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+        assert "'made/new'" in reported[0]
+        with refused("'made/tpyo'", "no file or folder"):
+            find_model(Path("made/tpyo"), SIGLIP_FILES, print)
+        with refused("'made/card'", "has no config.json"):
+            find_model(Path("made/card"), SAM_FILES, print)
