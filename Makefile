@@ -1,7 +1,7 @@
 # make demo    the whole job on made scenes, minutes on two CPU cores
 # make test    lint, types and the fast tests
 # make test-slow    kills, several processes, real benches, wheels in fresh environments
-# make test-full    presets b and l at their full size: about 25 minutes, 12 GB of memory, 20 GB of disk
+# make test-full    presets and public checkpoints at full size: about 40 minutes, 12 GB of memory, 20 GB of disk
 # make docs    the documentation site in ./site, with its command reference
 # make gpu-check    on a CUDA machine: parity and latency of every GPU backend, one JSON a command in ./gpu_check;
 #                   TensorRT with EXTRAS=cuda,tensorrt,train, options as in GPU_CHECK='--preset b --out DIR'
@@ -31,7 +31,7 @@ test-slow: $(VENV)/.ready
 	$(BIN)/pytest tests/slow
 
 test-full: $(VENV)/.ready
-	$(BIN)/pytest -m full_size -o faulthandler_timeout=3600 tests/slow/test_full_size.py
+	$(BIN)/pytest -m full_size -o faulthandler_timeout=3600 tests/slow
 
 gpu-check: EXTRAS = cuda,train
 gpu-check: $(VENV)/.ready

@@ -1,40 +1,29 @@
-"""RSRefSeg-b and -l with random weights: `make test-full`, 20 GB of disk, 20 minutes of two idle server cores."""
+"""Presets s, b and l with random weights: `make test-full`, 20 GB of disk, 25 minutes of two idle server cores."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rsrefseg.engines.bundle.contracts import Stage
-from tests.support.commands import ENTRY
+from tests.support.measured import Measured, measured, size_of
 
 pytestmark = pytest.mark.full_size
 
-GIB = 2**30
 Say = Callable[[str], None]
 # Of the published arithmetic; SAM's encoder less the projections of the tokens that pad its windows (3.2% and 4.5%).
 GFLOP = {
+    "s": {Stage.SAM_ENCODER: 972 * 0.968, Stage.SAM_DECODER: 4.4},
     "b": {Stage.SIGLIP_VISION: 666, Stage.SIGLIP_TEXT: 53, Stage.SAM_ENCODER: 972 * 0.968, Stage.SAM_DECODER: 4.4},
     "l": {Stage.SIGLIP_VISION: 666, Stage.SIGLIP_TEXT: 53, Stage.SAM_ENCODER: 2986 * 0.955, Stage.SAM_DECODER: 4.4},
 }
-EXPORT_S, EXPORT_GIB, INFER_GIB = {"b": 300, "l": 600}, {"b": 10, "l": 14}, {"b": 12, "l": 14}
-
-
-class Measured(NamedTuple):
-    """A successful command: its JSON, duration in s and peak memory."""
-
-    document: Any
-    wall_s: float
-    peak_gib: float
+EXPORT_S = {"s": 300, "b": 300, "l": 600}
+EXPORT_GIB, INFER_GIB = {"s": 6, "b": 10, "l": 14}, {"s": 2.5, "b": 12, "l": 14}
 
 
 class Full(NamedTuple):
@@ -43,22 +32,6 @@ class Full(NamedTuple):
     preset: str
     folder: Path
     exporting: Measured
-
-
-def measured(folder: Path, *arguments: str) -> Measured:
-    """Run a command with ``--json`` in a new process and measure it."""
-    with tempfile.TemporaryFile() as out:
-        start = time.perf_counter()
-        child = subprocess.Popen([sys.executable, "-P", "-c", ENTRY, *arguments, "--json"], cwd=folder, stdout=out)
-        _, status, usage = os.wait4(child.pid, 0)
-        wall_s = time.perf_counter() - start
-        assert os.waitstatus_to_exitcode(status) == 0, arguments
-        out.seek(0)
-        return Measured(json.load(out), wall_s, usage.ru_maxrss * 1024 / GIB)
-
-
-def size_of(bundle: Path) -> int:
-    return sum(file.stat().st_size for file in bundle.iterdir())
 
 
 @pytest.fixture

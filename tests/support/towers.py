@@ -19,6 +19,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "base-patch16-384": {"image_size": 96, "patch_size": 16, "hidden_size": 32, "intermediate_size": 128, "heads": 2},
     "large-patch16-384": {"image_size": 96, "patch_size": 16, "hidden_size": 40, "intermediate_size": 160, "heads": 5},
 }
+# The published one: 27 layers, 256,000 tokens.
+SO400M = {"image_size": 384, "patch_size": 14, "hidden_size": 1152, "intermediate_size": 4304, "heads": 16}
 
 
 def gemma_tokenizer(vocab_size: int = 600) -> Tokenizer:
@@ -51,13 +53,19 @@ def write_gemma_tokenizer(folder: Path, tokenizer_class: str = "GemmaTokenizer")
 
 
 def write_siglip2(folder: Path, layout: str, depth: int = 2, tokenizer_class: str = "GemmaTokenizer") -> SiglipModel:
-    """Write a folder of this layout and return its model."""
+    """Write a small folder of this layout and return its model."""
+    return write_siglip2_of(folder, LAYOUTS[layout], depth, 600, tokenizer_class)
+
+
+def write_siglip2_of(
+    folder: Path, sizes: dict[str, int], depth: int, vocab_size: int, tokenizer_class: str = "GemmaTokenizer"
+) -> SiglipModel:
+    """Write a folder of these sizes and return its model."""
     folder.mkdir(parents=True)
-    sizes = dict(LAYOUTS[layout])
-    image = {name: sizes.pop(name) for name in ("image_size", "patch_size")}
-    tower = sizes | {"num_attention_heads": sizes.pop("heads"), "num_hidden_layers": depth}
-    tower.pop("heads", None)
-    text = tower | {"vocab_size": 600, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": None}
+    image = {name: sizes[name] for name in ("image_size", "patch_size")}
+    tower = {name: sizes[name] for name in ("hidden_size", "intermediate_size")}
+    tower |= {"num_attention_heads": sizes["heads"], "num_hidden_layers": depth}
+    text = tower | {"vocab_size": vocab_size, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": None}
     model = randomize(SiglipModel(SiglipConfig(vision_config=tower | image, text_config=text)), 2)
     model.logit_scale.data.fill_(1.5)
     model.logit_bias.data.fill_(-1.0)
