@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rsrefseg.engines.errors import BadInputError
 
-from . import jsonl, nwpu_refer, phrase_lists, rrsisd
+from . import aerial_d, jsonl, nwpu_refer, phrase_lists, refdior, remotesam, rrsisd
 from .samples import Dataset, Sample
 
 
@@ -16,7 +16,7 @@ class DatasetFormat:
 
     Attributes:
         name: name of the format.
-        layout: files of the format, for messages.
+        layout: files that show the format, for messages; the guide to own data has all of them.
         matches: returns whether a path has the format; cheap, and true for an incomplete copy, which ``read`` reports.
         read: returns the samples of a path; the second argument is another image folder, or None for the default.
     """
@@ -27,28 +27,21 @@ class DatasetFormat:
     read: Callable[[Path, Path | None], tuple[Sample, ...]]
 
 
-_LISTS = "output_phrase_{train,val,test}.txt"
-# The first match is used: annotation files of NWPU-Refer can have RRSIS-D's names, lists of RISBench RefSegRS's.
+# The first match is used: annotation files of NWPU-Refer and RemoteSAM-270K can have RRSIS-D's names, lists of RISBench
+# RefSegRS's.
 FORMATS = (
+    DatasetFormat("NWPU-Refer", "new_refs(unc).p and image/", nwpu_refer.matches, nwpu_refer.read),
+    DatasetFormat("RemoteSAM-270K", "refs(unc)_RemoteSAM.p and JPEGImages/", remotesam.matches, remotesam.read),
+    DatasetFormat("RRSIS-D", "rrsisd/refs(unc).p and images/rrsisd/JPEGImages/", rrsisd.matches, rrsisd.read),
     DatasetFormat(
-        "NWPU-Refer",
-        "new_refs(unc).p, new_instances.json (or without new_), image/",
-        nwpu_refer.matches,
-        nwpu_refer.read,
+        "RISBench", "output_phrase_train.txt and img_rgb/", phrase_lists.is_risbench, phrase_lists.read_risbench
     ),
     DatasetFormat(
-        "RRSIS-D", "rrsisd/refs(unc).p, rrsisd/instances.json, images/rrsisd/JPEGImages/", rrsisd.matches, rrsisd.read
+        "RefSegRS", "output_phrase_train.txt and images/*.tif", phrase_lists.has_lists, phrase_lists.read_refsegrs
     ),
-    DatasetFormat(
-        "RISBench",
-        f"{_LISTS}, img_rgb/*.png (or images/), mask/*.png (or masks/)",
-        phrase_lists.is_risbench,
-        phrase_lists.read_risbench,
-    ),
-    DatasetFormat(
-        "RefSegRS", f"{_LISTS}, images/*.tif, masks/*.tif", phrase_lists.has_lists, phrase_lists.read_refsegrs
-    ),
-    DatasetFormat("JSONL", "FILE.jsonl and a folder of images in the same place", jsonl.matches, jsonl.read),
+    DatasetFormat("RefDIOR", "phrase_txts/train.json and masks/", refdior.matches, refdior.read),
+    DatasetFormat("Aerial-D", "train/annotations/*.xml and train/images/", aerial_d.matches, aerial_d.read),
+    DatasetFormat("JSONL", "FILE.jsonl", jsonl.matches, jsonl.read),
 )
 
 

@@ -11,7 +11,7 @@ from rsrefseg.engines.records import Record
 from rsrefseg.engines.system.files import atomic_file
 
 from .annotation_files import image_file_name, parse_object, read_lines
-from .masks import Rle, annotated_mask, checked_size, empty_rle, only_rle, rle_box
+from .masks import Rle, annotated_mask, checked_size, empty_rle, rle_box, run_length_masks
 from .samples import Dataset, Sample
 
 # Image folders to search, relative to the folder of the JSON-lines file.
@@ -37,7 +37,8 @@ def matches(path: Path) -> bool:
 def read(path: Path, images: Path | None) -> tuple[Sample, ...]:
     """Read a JSON-lines file without opening images.
 
-    A line has ``split``, ``file_name``, ``sent`` and ``segmentation`` (a run-length mask, or a list with one mask).
+    A line has ``split``, ``file_name``, ``sent`` and ``segmentation`` (a run-length mask, or a list
+    of masks whose union is meant).
     Optional keys are ``category_name``, ``sample_id`` (default: the line number) and ``no_target``, true if the
     expression refers to nothing. Other keys are ignored.
 
@@ -96,14 +97,15 @@ def _sample(record: dict[str, Any], number: int, name: str, folder: Path) -> Sam
     for key in ("split", "sent"):
         if not isinstance(record.get(key), str):
             raise BadInputError(f"{name} has no text '{key}'")
-    rle, has_target = only_rle(record.get("segmentation"), name), record.get("no_target") is not True
+    rles, has_target = run_length_masks(record.get("segmentation"), name), record.get("no_target") is not True
+    size = rles[0].get("size", ())
     return Sample(
         sample_id=str(record.get("sample_id", number)),
         split=record["split"],
         image_path=folder / image_file_name(record.get("file_name"), name),
         phrase=record["sent"],
         category=str(record.get("category_name", "unknown")),
-        mask_source=annotated_mask([rle], name) if has_target else empty_rle(*checked_size(rle.get("size"), name)),
+        mask_source=annotated_mask(rles, name, size) if has_target else empty_rle(*checked_size(size, name)),
         has_target=has_target,
     )
 

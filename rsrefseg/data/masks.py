@@ -33,7 +33,7 @@ def annotated_mask(parts: Sequence[Rle | list[Polygon]], name: str, size: Sequen
         parts: run-length masks (counts compressed, as str or bytes, or a list of run lengths) and lists of polygons
             (x1, y1, x2, y2, ...); at least one.
         name: owner of the mask, for messages.
-        size: height and width of the image, for polygons.
+        size: height and width of the image, for polygons and several parts.
     """
     try:
         if len(parts) == 1 and isinstance(parts[0], dict):
@@ -55,17 +55,16 @@ def annotated_mask(parts: Sequence[Rle | list[Polygon]], name: str, size: Sequen
         return BrokenMask(str(error))
 
 
-def only_rle(segmentation: Any, name: str, hint: str = "") -> Rle:
-    """Return the unchecked run-length mask of an annotation, a dict or a list with one dict.
+def run_length_masks(segmentation: Any, name: str, hint: str = "") -> list[Rle]:
+    """Return the unchecked run-length masks of an annotation: a dict, or a list of dicts whose union is meant.
 
     Raises:
         BadInputError: the annotation is something else.
     """
-    if isinstance(segmentation, list) and len(segmentation) == 1:
-        segmentation = segmentation[0]
-    if not isinstance(segmentation, dict):
-        raise BadInputError(f"{name} has no run-length mask (a dict, or a list of one){hint}")
-    return segmentation
+    masks = segmentation if isinstance(segmentation, list) else [segmentation]
+    if not masks or not all(isinstance(mask, dict) for mask in masks):
+        raise BadInputError(f"{name} has no run-length mask (a dict, or a list of dicts){hint}")
+    return masks
 
 
 def checked_rle(rle: Any, name: str) -> Rle:

@@ -5,11 +5,11 @@ from pathlib import Path
 from rsrefseg.engines.errors import BadInputError
 
 from .annotation_files import image_file_name, read_lines
+from .folders import ListedFolder, find_folder, image_folder
 from .samples import Sample
 
 SPLITS = ("train", "val", "test")
 _PREFIX, _SUFFIX = "output_phrase_", ".txt"
-_IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
 
 def has_lists(root: Path) -> bool:
@@ -59,8 +59,8 @@ def _read(
     for split, path in lists.items():
         if split not in SPLITS:
             raise BadInputError(f"'{path}' names the split '{split}', not {', '.join(SPLITS)}: rename or move it")
-    image_folder = _Folder(images or _find(root, image_folders, "image", ", or name it with --images"), suffix)
-    mask_folder = _Folder(_find(root, mask_folders, "mask"), suffix)
+    found = image_folder(root, images, *image_folders), find_folder(root, mask_folders, "mask")
+    image_files, mask_files = (ListedFolder(folder, suffix) for folder in found)
     samples = []
     for split in (split for split in SPLITS if split in lists):
         for number, line_name, line in read_lines(lists[split]):
@@ -68,33 +68,6 @@ def _read(
             if len(words) < 2:
                 raise BadInputError(f"{line_name} is not a file name and an expression: {line.strip()[:40]!r}")
             name, phrase = str(image_file_name(words[0], line_name)), words[1].strip()
-            image, mask = image_folder.file(name), mask_folder.file(name)
+            image, mask = image_files.file(name), mask_files.file(name)
             samples.append(Sample(f"{split}-{number}", split, image, phrase, category="unknown", mask_source=mask))
     return tuple(samples)
-
-
-class _Folder:
-    """A folder that is listed once, because many single look-ups are slow on network disks."""
-
-    def __init__(self, path: Path, suffix: str) -> None:
-        self.path, self.suffix = path, suffix
-        try:
-            self.names = {entry.name for entry in path.iterdir()}
-        except OSError as error:
-            raise BadInputError(f"cannot list the folder '{path}': {error.strerror or error}") from error
-
-    def file(self, name: str) -> Path:
-        """Return the file of that name with or without suffix; if there is none, its expected path."""
-        stem, dot, ending = name.rpartition(".")
-        bare = stem if f"{dot}{ending}".lower() in _IMAGE_SUFFIXES else name
-        likely = name if bare != name else bare + self.suffix
-        candidates = (name, bare + self.suffix, *(bare + other for other in _IMAGE_SUFFIXES))
-        return self.path / next((candidate for candidate in candidates if candidate in self.names), likely)
-
-
-def _find(root: Path, names: tuple[str, ...], what: str, hint: str = "") -> Path:
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    others = "".join(f", nor is there '{name}'" for name in names[1:])
-    raise BadInputError(f"the {what} folder '{root / names[0]}' is missing{others}: complete the download{hint}")

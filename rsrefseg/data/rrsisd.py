@@ -6,7 +6,8 @@ from pathlib import Path
 from rsrefseg.engines.errors import BadInputError
 
 from .annotation_files import image_file_name
-from .masks import annotated_mask, only_rle
+from .folders import ListedFolder, image_folder
+from .masks import annotated_mask, run_length_masks
 from .refs import INSTANCES_FILE, REFS_FILE, Instances, Ref, read_refs
 from .samples import Sample
 
@@ -31,20 +32,28 @@ def read(root: Path, images: Path | None) -> tuple[Sample, ...]:
         BadInputError: a file is missing, broken or contains code, or an expression refers to an unknown id.
     """
     refs_path, instances_path = _find(root, REFS_FILE), _find(root, INSTANCES_FILE)
-    folder = images or root / IMAGE_FOLDER
-    if not folder.is_dir():
-        raise BadInputError(f"the image folder '{folder}' is missing: complete the download, or name it with --images")
+    return read_pair(refs_path, instances_path, image_folder(root, images, IMAGE_FOLDER))
+
+
+def read_pair(refs_path: Path, instances_path: Path, images: Path) -> tuple[Sample, ...]:
+    """Read a pickle of expressions whose masks are run lengths in a JSON file.
+
+    Raises:
+        BadInputError: see ``read``.
+    """
     refs, instances = tuple(read_refs(refs_path)), Instances(instances_path)
-    return tuple(sample for ref in refs for sample in _samples(ref, instances, folder))
+    files = ListedFolder(images, ".jpg")
+    return tuple(sample for ref in refs for sample in _samples(ref, instances, files))
 
 
-def _samples(ref: Ref, instances: Instances, folder: Path) -> Iterator[Sample]:
+def _samples(ref: Ref, instances: Instances, images: ListedFolder) -> Iterator[Sample]:
     """Yield a sample for each sentence of an entry."""
     image, annotation = instances.image(ref), instances.annotation(ref.ann_id, ref)
-    image_path = folder / image_file_name(image.get("file_name", ref.file_name), str(ref))
+    image_path = images.file(str(image_file_name(image.get("file_name", ref.file_name), str(ref))))
     name = instances.annotation_name(ref.ann_id)
     hint = "; polygons, as in NWPU-Refer, are read from its folder 'image' or its file names with 'new_'"
-    mask = annotated_mask([only_rle(annotation.get("segmentation"), name, hint)], name)
+    rles = run_length_masks(annotation.get("segmentation"), name, hint)
+    mask = annotated_mask(rles, name, rles[0].get("size", ()))
     category = instances.category(annotation, ref)
     for order, phrase in enumerate(ref.phrases):
         yield Sample(ref.sample_id(order), ref.split, image_path, phrase, category, mask, not ref.no_target)

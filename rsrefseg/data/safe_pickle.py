@@ -12,10 +12,10 @@ from rsrefseg.engines.errors import BadInputError
 
 from .annotation_files import read_bytes
 
-# 50,000 expressions in two languages, with one string per word, take about 50 MB and 3 million objects.
+# 270,000 expressions (RemoteSAM-270K), with one string per word, take about 110 MB and 9 million objects.
 MAX_PICKLE_BYTES = 256 << 20
-# One byte of pickle can create an object of a hundred bytes: this many fit in a few hundred MB.
-MAX_PICKLE_OBJECTS = 8_000_000
+# One byte of pickle can create an object of about 80 bytes: this many fit in 1.3 GB.
+MAX_PICKLE_OBJECTS = 16_000_000
 _MEMO_WRITERS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 # Opcodes that refer to existing objects.
 _MEMO_OPCODES = _MEMO_WRITERS | {"MEMOIZE", "GET", "BINGET", "LONG_BINGET"}

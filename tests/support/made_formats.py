@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rsrefseg.data.masks import encode_mask
 from tests.support.made_data import write_scenes
 
 HEIGHT, WIDTH = 24, 32
@@ -109,4 +111,76 @@ def write_nwpu(
     return root
 
 
-WRITERS = {"RRSIS-D": write_scenes, "RefSegRS": write_refsegrs, "RISBench": write_risbench, "NWPU-Refer": write_nwpu}
+def write_remotesam(root: Path, refs: str = "refs(unc)_RemoteSAM.p") -> Path:
+    """Write RemoteSAM-270K: made scenes in its places; the annotations name one image .png that is a .jpg."""
+    write_scenes(root)
+    (root / "rrsisd" / "refs(unc).p").rename(root / refs)
+    content = json.loads((root / "rrsisd" / "instances.json").read_text())
+    content["images"][1]["file_name"] = "00002.png"
+    (root / "instances.json").write_text(json.dumps(content))
+    (root / "images" / "rrsisd" / "JPEGImages").rename(root / "JPEGImages")
+    shutil.rmtree(root / "rrsisd")
+    shutil.rmtree(root / "images")
+    return root
+
+
+def write_refdior(root: Path) -> Path:
+    write_lists(root, "images", "masks", ".png")
+    for image in (root / "images").iterdir():
+        Image.open(image).save(image.with_suffix(".jpg"))
+        image.unlink()
+    (root / "phrase_txts").mkdir()
+    for split in ("train", "val", "test"):
+        (root / f"output_phrase_{split}.txt").unlink()
+        entries: dict[str, Any] = {}
+        for of, name, phrase in LINES:
+            if of == split:
+                entries.setdefault(name, {"bbox": [2, 7, 20, 13], "sentences": []})["sentences"].append(phrase)
+        (root / "phrase_txts" / f"{split}.json").write_text(json.dumps(entries))
+    return root
+
+
+AERIAL_D = """<annotation>
+  <filename>{name}.png</filename>
+  <size><width>{width}</width><height>{height}</height></size>
+  <object>
+    <name>ship</name><id>40081</id><segmentation>{first}</segmentation>
+    <expressions>
+      <expression id="0">the ship in the top left</expression>
+      <expression type="enhanced" base_id="0">the vessel, at the quay</expression>
+    </expressions>
+  </object>
+  <object><name>ship</name><id>40082</id><segmentation>{second}</segmentation></object>
+  <groups>
+    <group>
+      <id>1000000</id><category>ship</category><segmentation>{both}</segmentation>
+      <expressions><expression type="unique">all ships</expression></expressions>
+    </group>
+  </groups>
+</annotation>
+"""
+
+
+def write_aerial_d(root: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> Path:
+    for number, split in enumerate(splits):
+        name = f"P0707_patch_{number:06d}"
+        for folder in ("annotations", "images"):
+            (root / split / folder).mkdir(parents=True)
+        picture(number).save(root / split / "images" / f"{name}.png")
+        masks = mask_of(1), mask_of(10), mask_of(1) | mask_of(10)
+        texts = (str(encode_mask(mask)).replace("&", "&amp;").replace("<", "&lt;") for mask in masks)
+        parts = dict(zip(("first", "second", "both"), texts, strict=True))
+        text = AERIAL_D.format(name=name, width=WIDTH, height=HEIGHT, **parts)
+        (root / split / "annotations" / f"{name}.xml").write_text(text)
+    return root
+
+
+WRITERS = {
+    "RRSIS-D": write_scenes,
+    "RemoteSAM-270K": write_remotesam,
+    "RefSegRS": write_refsegrs,
+    "RISBench": write_risbench,
+    "NWPU-Refer": write_nwpu,
+    "RefDIOR": write_refdior,
+    "Aerial-D": write_aerial_d,
+}

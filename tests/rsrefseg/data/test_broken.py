@@ -11,7 +11,14 @@ from rsrefseg.data.formats import open_dataset
 from rsrefseg.data.jsonl import export_jsonl
 from rsrefseg.data.rrsisd import IMAGE_FOLDER
 from tests.support.made_data import change_instances, change_refs, instances_path, refs_path, refusal, write_scenes
-from tests.support.made_formats import nwpu_instances, write_nwpu, write_refsegrs
+from tests.support.made_formats import (
+    nwpu_instances,
+    write_aerial_d,
+    write_nwpu,
+    write_refdior,
+    write_refsegrs,
+    write_remotesam,
+)
 
 Spoil = Callable[[Path], object]
 
@@ -60,6 +67,25 @@ def mixed_pair(root: Path) -> None:
     (root / "new_instances.json").unlink()
 
 
+def remotesam(spoil: Spoil) -> Spoil:
+    return lambda root: (shutil.rmtree(root), write_remotesam(root), spoil(root))
+
+
+def refdior(text: str, file: str = "phrase_txts/val.json") -> Spoil:
+    return lambda root: (shutil.rmtree(root), write_refdior(root), (root / file).write_text(text))
+
+
+def aerial_d(before: str, after: str) -> Spoil:
+    def write(root: Path) -> None:
+        shutil.rmtree(root)
+        (xml,) = (write_aerial_d(root) / "val" / "annotations").iterdir()
+        text = xml.read_text()
+        assert before in text
+        xml.write_text(text.replace(before, after))
+
+    return write
+
+
 BROKEN: list[tuple[Spoil, str]] = [
     (shutil.rmtree, "does not exist"),
     (lambda root: (shutil.rmtree(root), root.mkdir()), "known format (NWPU-Refer: "),
@@ -98,6 +124,19 @@ BROKEN: list[tuple[Spoil, str]] = [
     (lists(b"7 the \xff ship\n"), "output_phrase_val.txt"),
     (lists(b"7 the ship", split="val3"), "'val3'"),
     (lambda root: (lists(b"7 the ship")(root), shutil.rmtree(root / "masks")), "masks' is missing"),
+    (remotesam(lambda root: (root / "refs(unc)_RemoteSAM.p").unlink()), "refs(unc)_RemoteSAM.p' is missing"),
+    (remotesam(lambda root: (root / "instances.json").unlink()), "instances.json'"),
+    (remotesam(lambda root: shutil.rmtree(root / "JPEGImages")), "JPEGImages' is missing"),
+    *((refdior(text), "entry '13' of") for text in ('{"13": []}', '{"13": {"sentences": "x"}}')),
+    (refdior('{"../13": {"sentences": ["x"]}}'), "outside the image folder"),
+    (refdior("{"), "phrase_txts/val.json'"),
+    (lambda root: (refdior("{}")(root), shutil.rmtree(root / "masks")), "masks' is missing"),
+    (aerial_d("</annotation>", ""), "P0707_patch_000001.xml' is cut off"),
+    (aerial_d("<annotation>", "<!DOCTYPE a [<!ENTITY b 'c'>]><annotation>"), "refused"),
+    (aerial_d("P0707_patch_000001.png", "../a.png"), "outside the image folder"),
+    (aerial_d("filename", "file"), "no file name"),
+    *((aerial_d("{'size'", text), "object 40081 of")
+      for text in ("{", "[]{'size'", "__import__('os'){'size'", "(" * 9999)),
     *((json_line(line), "line 9 of")
       for line in ("{", "[]", "{}", "[" * 200_000, '{"split": 3}', '{"file_name": "a.png", "sent": 1}')),
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from rsrefseg.data.formats import open_dataset
-from rsrefseg.data.jsonl import export_jsonl
+from rsrefseg.data.jsonl import common_image_folder, export_jsonl
 from rsrefseg.data.masks import encode_mask
 from rsrefseg.data.rrsisd import IMAGE_FOLDER
 from rsrefseg.data.samples import Dataset, group_by_image
@@ -76,6 +76,17 @@ def test_refsegrs_and_risbench(tmp_path: Path, name: str, images: str, masks: st
     assert first.mask_fingerprint == second.mask_fingerprint != before
 
 
+@pytest.mark.parametrize("refs", ["refs(unc)_RemoteSAM.p", "refs(unc).p"])
+def test_remotesam(tmp_path: Path, refs: str) -> None:
+    root = tmp_path / "set"
+    made.write_remotesam(root, refs)
+    dataset = open_dataset(root)
+    written = write_scenes(tmp_path / "scenes")
+    assert (dataset.name, dataset.splits) == ("RemoteSAM-270K", ALL_SPLITS)
+    assert [sample.image_path.name for sample in dataset.samples[::2]] == [f"{n:05d}.jpg" for n in (1, 2, 3, 4)]
+    assert_masks(dataset, [expected.mask for expected in written])
+
+
 @pytest.mark.parametrize("prefix", ["new_", ""])
 @pytest.mark.parametrize("images", ["image", "image/image"])
 def test_nwpu_refer(tmp_path: Path, prefix: str, images: str) -> None:
@@ -122,6 +133,26 @@ def test_every_format_is_equal_as_json_lines_and_in_other_processes(tmp_path: Pa
         assert box == known
 
 
+def test_refdior(tmp_path: Path) -> None:
+    dataset = open_dataset(made.write_refdior(tmp_path / "set"))
+    assert (dataset.name, dataset.splits) == ("RefDIOR", ALL_SPLITS)
+    assert tuple((sample.split, sample.image_path.stem, sample.phrase) for sample in dataset.samples) == made.LINES
+    assert [sample.sample_id for sample in dataset.samples] == ["train-7-0", "train-7-1", "val-13", "test-4"]
+    assert_masks(dataset, [made.mask_of(int(number)) for _, number, _ in made.LINES])
+
+
+def test_aerial_d_reads_objects_and_groups_with_every_kind_of_expression(tmp_path: Path) -> None:
+    dataset = open_dataset(made.write_aerial_d(tmp_path / "set", splits=("train", "val")))
+    assert (dataset.name, dataset.splits) == ("Aerial-D", ("train", "val"))
+    name = "P0707_patch_000000"
+    assert [(sample.sample_id, sample.phrase, sample.category) for sample in dataset.split("train")] == [
+        (f"train-{name}-object-40081-0", "the ship in the top left", "ship"),
+        (f"train-{name}-object-40081-1", "the vessel, at the quay", "ship"),
+        (f"train-{name}-group-1000000-0", "all ships", "ship"),
+    ]
+    assert_masks(dataset, [made.mask_of(1), made.mask_of(1), made.mask_of(1) | made.mask_of(10)] * 2)
+
+
 def test_the_image_folder_distinguishes_annotation_files_of_the_same_names(tmp_path: Path) -> None:
     root = made.write_nwpu(tmp_path / "set", prefix="")
     assert open_dataset(root).name == "NWPU-Refer"
@@ -151,6 +182,18 @@ def test_a_ref_with_two_sentences_gives_two_samples_of_one_mask(root: Path) -> N
     assert (first.phrase, second.phrase) == ("the ship 0", "that vessel")
     assert first.sample_id != second.sample_id
     assert first.mask_source == second.mask_source
+
+
+def test_several_run_length_masks_of_an_object_are_united(root: Path) -> None:
+    parts = np.zeros((2, 40, 56), dtype=bool)
+    parts[0, 2:9, 3:8] = parts[1, 30:, 40:] = True
+    both = [encode_mask(part) for part in parts]
+    change_instances(root, lambda content: content["annotations"][0].update(segmentation=both))
+    np.testing.assert_array_equal(open_dataset(root).samples[0].mask(), parts.any(axis=0))
+    line = {"split": "test", "file_name": "00001.jpg", "sent": "the ship", "segmentation": both}
+    (root / "one.jsonl").write_text(json.dumps(line))
+    (sample,) = open_dataset(root / "one.jsonl").samples
+    np.testing.assert_array_equal(sample.mask(), parts.any(axis=0))
 
 
 def test_numpy_numbers_byte_order_marks_and_backslashes_are_read(root: Path) -> None:
@@ -233,7 +276,10 @@ def test_an_option_names_another_image_folder(tmp_path: Path, write: Writer) -> 
     write(tmp_path / "set")
     dataset = open_dataset(tmp_path / "set")
     export_jsonl(dataset, tmp_path / "all.jsonl")
-    moved = dataset.samples[0].image_path.parent.rename(tmp_path / "elsewhere")
+    common, moved = common_image_folder(dataset.samples), tmp_path / "elsewhere"
+    for folder in {sample.image_path.parent for sample in dataset.samples}:
+        (moved / folder.relative_to(common)).parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(moved / folder.relative_to(common))
     for path in ("set", "all.jsonl"):
         assert "--images" in refusal(lambda path=path: open_dataset(tmp_path / path))
         verify_samples(open_dataset(tmp_path / path, images=moved), ALL_SPLITS)
