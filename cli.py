@@ -53,6 +53,7 @@ _weights, _recipe, _model, _machine = map(_panel, ("Initial weights", "Recipe", 
 _counts, _protocol, _report, _checkpoint = map(_panel, ("Scenes", "Protocol", "Files to write", "Checkpoint"))
 _graphs, _compiler, _instead, _measured = map(_panel, ("Graphs", "Compiler", "Other reports", "What is measured"))
 _remote, _raster, _maps, _batch = map(_panel, ("Without a GPU", "Rasters", "Maps of rasters", "Many images"))
+_quantized = _panel("INT8 and FP8")
 JsonFlag = Annotated[bool, Option("--json", help="Print one JSON document on standard output, nothing else.")]
 
 
@@ -341,6 +342,21 @@ def export(
     fp32_sums: Annotated[
         str | None, Option(metavar="STAGES", help="With --fp16: stages that sum products in FP32 (parity --audit).")
     ] = None,
+    int8: Annotated[bool, _quantized("--int8", help="Encoders in INT8, for CPUs; with --fp16 for TensorRT.")] = False,
+    fp8: Annotated[bool, _quantized("--fp8", help="Encoders in FP8 (E4M3), for TensorRT on Ada and later.")] = False,
+    data: Annotated[
+        Path | None, _quantized(help="Data set to judge masks on, and to calibrate for openvino and tensorrt.")
+    ] = None,
+    images: ImagesOption = None,
+    split: Annotated[
+        str | None, _quantized(show_default="val", help="Its split, never the one that is scored.")
+    ] = None,
+    max_giou_drop: Annotated[
+        float | None, _quantized(min=0, show_default="0.002", help="Restore layers until gIoU falls by no more.")
+    ] = None,
+    min_iou: Annotated[
+        float | None, _quantized(min=0, max=1, help="Restore layers until no mask's IoU with FP32 is below this.")
+    ] = None,
     out: Annotated[Path | None, Option(help="Bundle; $RSREFSEG_BUNDLE or ./bundle by default.")] = None,
     base: Annotated[bool, Option("--base", help="The shipped tiny base, before any training.")] = False,
     random_weights: Annotated[
@@ -364,10 +380,13 @@ def export(
     from rsrefseg.engines.tensorrt.command import checks_export, with_check
     from rsrefseg.export.export import export_run
     from rsrefseg.export.precision.plan import choose_plan
-    from rsrefseg.export.settings import ExportSettings, Target, parse_fp32_sums, parse_target
+    from rsrefseg.export.settings import ExportSettings, Target, choose_quantization, parse_fp32_sums, parse_target
 
+    runtime = parse_target(target)
+    limits = {"max_giou_drop": max_giou_drop, "min_iou": min_iou}
+    quantization = choose_quantization(int8, fp8, fp16, runtime, data=data, images=images, split=split, **limits)
     settings = ExportSettings(
-        choose_plan(fp16, plan), parse_target(target), attention, opset, parse_fp32_sums(fp32_sums)
+        choose_plan(fp16, plan), runtime, attention, opset, parse_fp32_sums(fp32_sums), quantization
     )
     checked = checks_export(check, settings.runtime is Target.TENSORRT)
     exported = export_run(run, out, settings, preset=random_weights, base=base)

@@ -162,7 +162,7 @@ def infer_batch(
         out=out,
         backend=backend,
         wall_s=round(time.perf_counter() - started, 3),
-        notes=opened.manifest.provenance.notes,
+        notes=opened.manifest.notes,
     )
 
 

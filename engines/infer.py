@@ -163,7 +163,7 @@ def infer_image(
         found = segment_source(segmenter, image, phrases, options, tiles=tiles)
         files = write_results(out, result_stem(image), *found[:2], image, found.provenance, rle, maps)
         results = json.loads(files[-1].read_bytes())["results"]
-        notes = segmenter.bundle.manifest.provenance.notes + found.notes
+        notes = segmenter.bundle.manifest.notes + found.notes
         return InferReport(
             shown_name(image), segmenter.backend_reason, tuple(results), found.provenance, tuple(files), notes
         )

@@ -13,6 +13,8 @@ from rsrefseg.engines.errors import CheckFailedError
 
 from .graph import OPSET
 
+# They read or write bytes as codes with a scale, in sums of 32 bits.
+_QUANTIZED = ("DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear")
 _SUMS = ("LayerNormalization", "ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
 # Positions of the inputs that decide a size, or which part of a tensor is used.
 _SIZE_INPUTS = {
@@ -112,7 +114,8 @@ def _node_faults(node: NodeProto, types: dict[str, int], inputs: set[str], from_
     if any(item.type == item.TENSOR and item.t.data_type == TensorProto.DOUBLE for item in node.attribute):
         yield "has a constant in float64"
     for name in (*node.input, *node.output):
-        if types.get(name) == TensorProto.UINT8 and not (name in inputs and node.op_type == "Cast"):
+        safe = node.op_type in _QUANTIZED or (name in inputs and node.op_type == "Cast")
+        if types.get(name) == TensorProto.UINT8 and not safe:
             yield f"computes on '{name}' in uint8, which wraps around: only cast an input of that type"
     if node.op_type in _SUMS and types.get(node.input[0]) == TensorProto.FLOAT16:
         yield f"has {node.op_type} in half precision, whose sum overflows: keep it in float32"

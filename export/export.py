@@ -20,8 +20,10 @@ from rsrefseg.engines.bundle.manifest import (
     AttentionRecord,
     KeptFp32,
     Manifest,
+    MaskJudgement,
     Preprocessing,
     Provenance,
+    Quantization,
     StageRecord,
     TextPolicy,
 )
@@ -48,6 +50,8 @@ from .checks import check_graph
 from .costs import count_flops, count_weights
 from .graph import export_graph
 from .precision.half_blocks import convert_to_half
+from .quantization.judge import choose_samples
+from .quantization.quantize import quantize_bundle
 from .settings import ExportSettings
 
 # Graphs contain the merged file's weights, some in another shape; reference samples take 16 MiB per image at -l.
@@ -57,13 +61,18 @@ DEFAULT_SETTINGS = ExportSettings()
 
 
 class ExportReport(Record, frozen=True):
-    """The report of an export: per stage, parameters, GFLOP for one image and phrase, and bytes on disk; and notes."""
+    """The report of an export: per stage, parameters, GFLOP for one image and phrase, and bytes on disk; and notes.
+
+    ``quantization`` has the stages that are quantised, ``judgement`` the comparison of their masks with the original's.
+    """
 
     bundle: str
     run: str
     stages: Mapping[str, Mapping[str, float]]
     size_bytes: int
     notes: tuple[str, ...]
+    quantization: Mapping[Stage, Quantization]
+    judgement: MaskJudgement | None
 
     def render(self) -> Any:
         """Return a table for the terminal."""
@@ -71,7 +80,13 @@ class ExportReport(Record, frozen=True):
         table = Table(title, ("stage", "parameters", "GFLOP", "MiB"))
         for name, row in self.stages.items():
             table.add(name, f"{row['parameters']:,}", f"{row['gflop']:.3f}", f"{row['size_bytes'] / 2**20:.2f}")
-        return Group(table.to_rich(), *(f"note: {note}" for note in self.notes))
+        quantized = Table("quantised", ("stage", "layers", "kept in floating point", "largest rel. L2"))
+        for stage, found in self.quantization.items():
+            error = "" if found.relative_l2 is None else f"{found.relative_l2:.1e}"
+            quantized.add(stage, str(found.layers), str(len(found.kept)), error)
+        judged = [f"masks: {self.judgement}"] if self.judgement is not None else []
+        tables = [table.to_rich(), *([quantized.to_rich()] if self.quantization else [])]
+        return Group(*tables, *judged, *(f"note: {note}" for note in self.notes))
 
 
 def export_run(
@@ -115,9 +130,17 @@ def export_run(
         merge(run)
         merged = load_tensors(run.merged_path)
     settings.resolve(config_of(merged))
-    _check_free_space(destination, merged.path)
+    quantization = settings.quantization
+    samples = choose_samples(quantization) if quantization is not None and quantization.data is not None else None
+    _check_free_space(destination, merged.path, 1 if quantization is None else 2)
     with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination, MANIFEST_NAME) as folder:
-        manifest = _write_bundle(folder, run, merged, settings, progress.update)
+        original = folder if quantization is None else folder / "original"
+        original.mkdir(exist_ok=True)
+        manifest = _write_bundle(original, run, merged, settings, progress.update)
+        if quantization is not None:
+            manifest = quantize_bundle(Bundle(original, manifest), folder, quantization, samples, progress.say)
+            shutil.rmtree(original)
+            Bundle.write_manifest(folder, manifest)
         if manifest.presence is None and run.presence_path.exists():
             progress.say(f"'{run.presence_path}' is of an earlier model and left out: run `rsrefseg calibrate` again")
     return ExportReport(
@@ -132,7 +155,11 @@ def export_run(
             for stage, record in manifest.stages.items()
         },
         size_bytes=sum(file.size_bytes for file in manifest.files),
-        notes=settings.notes,
+        notes=(*settings.notes, *manifest.notes),
+        quantization={
+            stage: record.quantization for stage, record in manifest.stages.items() if record.quantization is not None
+        },
+        judgement=manifest.judgement,
     )
 
 
@@ -247,11 +274,11 @@ def _reference_sample(entry: ReferenceInput, tensors: dict[str, Tensor]) -> Refe
     return ReferenceSample(entry.phrases, arrays, np.stack(masks), size)
 
 
-def _check_free_space(destination: Path, merged: Path) -> None:
+def _check_free_space(destination: Path, merged: Path, bundles: int) -> None:
     folder = destination.resolve().parent
     while not folder.exists():
         folder = folder.parent
-    needed = merged.stat().st_size * _FREE_SPACE_FACTOR + _FREE_SPACE_BYTES
+    needed = bundles * merged.stat().st_size * _FREE_SPACE_FACTOR + _FREE_SPACE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise BadInputError(

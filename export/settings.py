@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any, Literal
 
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError
@@ -13,6 +14,7 @@ from rsrefseg.model.config import SAM_MLP_RATIO, ModelConfig, SamConfig
 from .graph import FUSED_OPSET, OPSET
 from .precision.half_blocks import check_plan
 from .precision.plan import PrecisionPlan
+from .quantization.settings import QuantizationSettings
 
 
 class Target(StrEnum):
@@ -50,6 +52,7 @@ class ExportSettings:
         attention: another form of attention, as in ``--attention``.
         opset: ``OPSET``, or ``FUSED_OPSET`` for ``Attention`` nodes.
         fp32_sums: stages whose half blocks sum products in float32.
+        quantization: how the encoders are quantised; None if they are not.
 
     Raises:
         BadInputError: a choice is unknown or contradicts another one.
@@ -60,6 +63,7 @@ class ExportSettings:
     attention: str | None = None
     opset: int = OPSET
     fp32_sums: tuple[Stage, ...] = ()
+    quantization: QuantizationSettings | None = None
 
     def __post_init__(self) -> None:
         if self.fp32_sums and not self.fp16:
@@ -116,6 +120,36 @@ class ExportSettings:
                     "choose another number in --attention"
                 )
         return choice, reason
+
+
+def choose_quantization(
+    int8: bool, fp8: bool, fp16: bool, target: Target | None, **judgement: Any
+) -> QuantizationSettings | None:
+    """Return how ``--int8`` or ``--fp8`` quantise for a target; None without them.
+
+    Args:
+        int8, fp8, fp16: whether these options are given.
+        target: the target, if one is given.
+        judgement: the other fields of ``QuantizationSettings``; None for those that were not given.
+
+    Raises:
+        BadInputError: the options contradict each other.
+    """
+    given = {name: value for name, value in judgement.items() if value is not None}
+    if not int8 and not fp8:
+        if given:
+            raise BadInputError(f"--{next(iter(given)).replace('_', '-')} is for quantised bundles: add --int8")
+        return None
+    if int8 and fp8:
+        raise BadInputError("--int8 and --fp8 contradict each other: give one of them")
+    runtime = target or (Target.TENSORRT if fp16 else Target.ONNXRUNTIME)
+    tensorrt = runtime is Target.TENSORRT
+    if runtime is Target.ONNXRUNTIME_CUDA:
+        raise BadInputError("--int8 is for the targets onnxruntime, openvino and tensorrt: choose one of them")
+    if fp16 and not tensorrt:
+        raise BadInputError("--int8 with --fp16 is for the target tensorrt: leave --fp16 out for CPUs")
+    precision: Literal["int8", "fp8"] = "fp8" if fp8 else "int8"
+    return QuantizationSettings(precision, runtime is not Target.ONNXRUNTIME, tensorrt, **given)
 
 
 def default_attention(config: SamConfig, target: Target = Target.ONNXRUNTIME, fp16: bool = False) -> AttentionChoice:

@@ -89,7 +89,7 @@ def run_bench(request: BenchRequest) -> BenchReport:
     with ExitStack() as stack:
         for runner in runners:
             stack.callback(runner.close)
-        report = _measure(request, scenarios, bundle, runners, [*bundle.manifest.provenance.notes, *notes])
+        report = _measure(request, scenarios, bundle, runners, [*bundle.manifest.notes, *notes])
     if request.report is not None:  # the figure first: if it fails, no file changes
         draw_plot(report, request.report / _FIGURE)
         atomic_write_json(request.report / "report.json", report.to_dict())

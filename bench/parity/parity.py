@@ -76,7 +76,7 @@ def run_parity(
             tensors=_tensor_rows(engine, errors),
             masks=MaskResult.of(masks, limits),
             data=_compare_data(segmenter, *torch_and_samples, f"{data}, split {split}") if torch_and_samples else None,
-            notes=(*manifest.provenance.notes, *([_CPU_NOTE] if on_cpu else [])),
+            notes=(*manifest.notes, *([_CPU_NOTE] if on_cpu else [])),
         )
 
 

@@ -22,7 +22,10 @@ SCHEMA_VERSION = 2
 MANIFEST_NAME = "bundle.json"
 # Reported by every command that runs such a bundle.
 RANDOM_WEIGHTS_NOTE = "the weights are random: sizes and times hold, masks and scores mean nothing"
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8", "fp8"]
+QUANTIZED = ("int8", "fp8")
+# Reported by every command that runs such a bundle.
+NOT_JUDGED_NOTE = "its layers are quantised and its masks were not judged: export it with --data, or run parity --data"
 _DIGEST, _NO_DIGEST = "digest", "0" * 64
 EXPORT_AGAIN = "copy the bundle again, or export it again with `rsrefseg export`"
 
@@ -47,6 +50,62 @@ class KeptFp32(Struct, frozen=True):
 
     module: str
     reason: str
+
+
+class Quantization(Struct, frozen=True, kw_only=True):
+    """How the layers of a graph are quantised: products of activations with a constant matrix.
+
+    Attributes:
+        kind: ``static``, with scales of activations in the graph, or ``dynamic``, with scales taken from each input.
+        layers: number of quantised layers.
+        kept: layers that stay in floating point, with reasons.
+        relative_l2: largest error of an output on the reference samples; ``None`` without them.
+    """
+
+    kind: Literal["static", "dynamic"]
+    layers: _Count
+    kept: tuple[KeptFp32, ...] = ()
+    relative_l2: float | None = None
+
+
+class MaskJudgement(Struct, frozen=True, kw_only=True):
+    """How the masks of a quantised bundle compare with those of the original, on ONNX Runtime's CPU provider.
+
+    Attributes:
+        data: data set, of whose images none was used to calibrate.
+        split: its split.
+        samples: number of samples.
+        giou_before: gIoU of the original.
+        giou_after: gIoU of the quantised bundle.
+        iou_mean: mean IoU of the masks of both.
+        iou_worst: smallest IoU of the masks of both.
+        max_giou_drop: limit for ``giou_before - giou_after``.
+        min_iou: limit for ``iou_worst``; ``None`` for no limit.
+        evaluations: number of times the samples were predicted with a quantised bundle.
+    """
+
+    data: str
+    split: str
+    samples: PositiveInt
+    giou_before: float
+    giou_after: float
+    iou_mean: float
+    iou_worst: float
+    max_giou_drop: float
+    min_iou: float | None
+    evaluations: PositiveInt
+
+    @property
+    def holds(self) -> bool:
+        """Whether the masks are within the limits."""
+        drop = self.giou_before - self.giou_after
+        return drop <= self.max_giou_drop and (self.min_iou is None or self.iou_worst >= self.min_iou)
+
+    def __str__(self) -> str:
+        return (
+            f"gIoU {self.giou_before:.4f} -> {self.giou_after:.4f}, mask IoU {self.iou_mean:.4f} on average and"
+            f" {self.iou_worst:.3f} at worst, {self.samples} samples of {self.split}"
+        )
 
 
 class AttentionRecord(Struct, frozen=True):
@@ -89,6 +148,7 @@ class StageRecord(Struct, frozen=True):
         weight_bytes: size of all constants of the graph as stored, which every run reads, bytes.
         precision_plan: parts of an ``fp16`` graph that stay float32, with reasons.
         fp32_sums: whether an ``fp16`` graph sums its products in float32.
+        quantization: how its layers are quantised; ``None`` in a bundle that is not.
     """
 
     contract: StageContract
@@ -102,8 +162,12 @@ class StageRecord(Struct, frozen=True):
     weight_bytes: _Count
     precision_plan: tuple[KeptFp32, ...] = ()
     fp32_sums: bool = False
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
+        quantized = self.quantization is not None and self.quantization.layers > 0
+        if quantized != (self.precision in QUANTIZED):
+            raise ValueError(f"stage '{self.contract.stage}' is {self.precision} and its quantization says otherwise")
         if self.precision_plan and self.precision == "fp32":
             raise ValueError(f"stage '{self.contract.stage}' is float32 and has a precision plan for half precision")
 
@@ -160,7 +224,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """The content of ``bundle.json``.
 
     ``reference`` holds the parity samples, which random weights may lack; ``presence`` is the calibration of presence
-    scores, if the run has one.
+    scores, if the run has one. ``judgement`` compares the masks of a quantised bundle with those of its original.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -173,6 +237,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     reference: FileRecord | None
     provenance: Provenance
     presence: Presence | None = None
+    judgement: MaskJudgement | None = None
 
     def __post_init__(self) -> None:
         if missing := [stage for stage in Stage if stage not in self.stages]:
@@ -194,6 +259,12 @@ class Manifest(Struct, frozen=True, kw_only=True):
             return None
         hint = f"export it again with --target {targets[0]}"
         return f"the bundle was exported for {attention.target}, so its attention is slower here: {hint}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes that every user of the bundle must see, one line each."""
+        quantized = any(record.precision in QUANTIZED for record in self.stages.values())
+        return (*self.provenance.notes, *([NOT_JUDGED_NOTE] if quantized and self.judgement is None else []))
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

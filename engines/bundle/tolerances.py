@@ -70,12 +70,14 @@ class Verdict:
         return f"FAIL  {measure.value} {self.value:.3g}, must be {measure.sign} {self.tolerance.limit:g}"
 
 
-COARSENESS = ("fp32", "fp16", "bf16")  # from fine to coarse
+COARSENESS = ("fp32", "fp16", "bf16", "int8", "fp8")  # from fine to coarse
 
 _ROUNDING = "float32 sums in another order differ by a few hundred roundings of 6e-8; a wrong operator by far more"
 _EDGE = "such errors flip only pixels whose logit is nearly 0 (see tie_share): none, or one of a large mask"
 _HALF = "weights and products with 11 significant bits (5e-4 each), averaged over hundreds of terms"
 _BRAIN = "weights and products with 8 significant bits (4e-3 each), averaged over hundreds of terms"
+_SEVEN = "activations in 256 steps of their range, weights in 128 (8e-3 each); outliers widen the range"
+_E4M3 = "weights and activations with 4 significant bits (6e-2 each), averaged over hundreds of terms"
 _SMALL = "small masks have few pixels, and edges move by one of them, or by two in bfloat16"
 
 TOLERANCES = (
@@ -91,6 +93,14 @@ TOLERANCES = (
     Tolerance("bf16", Scope.MASKS, Measure.IOU_WORST, 0.9, _SMALL),
     Tolerance("bf16", Scope.MASKS, Measure.IOU_MEAN, 0.99, "three bits fewer than FP16, and twice its allowance"),
     Tolerance("bf16", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "as in FP16: edges move in both directions"),
+    Tolerance("int8", Scope.STAGE, Measure.RELATIVE_L2, 5e-2, _SEVEN),
+    Tolerance("int8", Scope.MASKS, Measure.IOU_WORST, 0.8, _SMALL),
+    Tolerance("int8", Scope.MASKS, Measure.IOU_MEAN, 0.98, "twice the allowance of BF16"),
+    Tolerance("int8", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "as in FP16: edges move in both directions"),
+    Tolerance("fp8", Scope.STAGE, Measure.RELATIVE_L2, 1e-1, _E4M3),
+    Tolerance("fp8", Scope.MASKS, Measure.IOU_WORST, 0.8, _SMALL),
+    Tolerance("fp8", Scope.MASKS, Measure.IOU_MEAN, 0.97, "three times the allowance of BF16"),
+    Tolerance("fp8", Scope.DATA, Measure.GIOU_DIFFERENCE, 0.002, "as in FP16: edges move in both directions"),
 )
 
 

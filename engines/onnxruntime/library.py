@@ -19,3 +19,11 @@ def package() -> Any:
     import onnxruntime
 
     return onnxruntime
+
+
+def quantization() -> Any:
+    """Import ``onnxruntime.quantization``, which needs ``onnx``; see ``package``."""
+    package()
+    import onnxruntime.quantization
+
+    return onnxruntime.quantization

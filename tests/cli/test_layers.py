@@ -23,6 +23,13 @@ LEAVES = {
 }  # fmt: skip
 # What the bundle package offers to the exporter besides.
 BUNDLE = {"bundle.bundle", "bundle.manifest", "bundle.reference", "bundle.comparison", "bundle.tolerances"}
+# The modules that run a quantised graph or bundle to judge it, and what they may use besides.
+JUDGES = {
+    "export/quantization/judge": {"backends", "segmenter"},
+    "export/quantization/quantize": {"onnxruntime.engine"},
+    "export/quantization/quantizer": {"onnxruntime.library"},
+    "export/quantization/sensitivity": {"onnxruntime.library"},
+}
 # What only the leaves import.
 BEHIND_LEAVES = {f"images.{name}" for name in ("bands", "contrast", "names", "photos", "rasters", "scene", "tiles")}
 
@@ -160,7 +167,8 @@ def _may_import(arrow: Arrow, layer: str, target: str) -> bool:
     if layer == "bench":
         return target == "engines" or (target == "rsrefseg" and arrow.where is not Where.MODULE)
     if layer == "export":
-        return target == "rsrefseg" or (target == "engines" and name in LEAVES | BUNDLE)
+        allowed = LEAVES | BUNDLE | JUDGES.get(arrow.importer, set())
+        return target == "rsrefseg" or (target == "engines" and name in allowed)
     if arrow.importer == "rsrefseg":
         return target == "engines" and arrow.where is Where.TYPING
     if arrow.importer == "rsrefseg/__main__":
