@@ -54,7 +54,7 @@ def test_a_manifest_is_written_byte_for_byte_as_it_was_read(folder: Path) -> Non
     assert manifest_bytes(Bundle.open(folder).manifest) == data
     assert list(json.loads(data)) == [
         "schema_version", "preset", "geometry", "stages", "preprocessing", "text", "tokenizer", "reference",
-        "provenance", "presence", "digest",
+        "provenance", "presence", "judgement", "digest",
     ]  # fmt: skip
     assert json.loads(data)["digest"] == digest
     change_manifest(folder, at(f"{ENCODER}.attention.mlp_parts"))  # older bundles lack it

@@ -1,0 +1,239 @@
+"""INT8 export: which layers are quantised, what the masks must hold, and what stays in floating point."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from rsrefseg.engines.backends import select_backend
+from rsrefseg.engines.bundle.bundle import Bundle
+from rsrefseg.engines.bundle.comparison import mask_iou, tensor_error
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.manifest import Manifest
+from rsrefseg.engines.bundle.reference import load_reference
+from rsrefseg.engines.errors import BadInputError, CheckFailedError
+from rsrefseg.engines.segmenter import Segmenter
+from rsrefseg.export.quantization.judge import choose_samples, fewest
+from rsrefseg.export.quantization.layers import find_layers, load_graph
+from rsrefseg.export.quantization.quantize import quantize_bundle
+from rsrefseg.export.quantization.quantizer import quantize_graph
+from rsrefseg.export.quantization.settings import QUANTIZED_STAGES, QuantizationSettings
+from rsrefseg.export.settings import Target, choose_quantization
+from tests.support.exported import Exported, changed_bundle
+
+DYNAMIC = QuantizationSettings()
+
+
+def quantized(source: Bundle, folder: Path, settings: QuantizationSettings = DYNAMIC) -> Bundle:
+    folder.mkdir()
+    samples = None if settings.data is None else choose_samples(settings)
+    manifest: Manifest = quantize_bundle(source, folder, settings, samples, lambda line: None)
+    Bundle.write_manifest(folder, manifest)
+    return Bundle.open(folder)
+
+
+@pytest.fixture(scope="module")
+def int8(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return quantized(bundle, tmp_path_factory.mktemp("int8") / "bundle")
+
+
+def test_the_encoders_are_int8_and_the_rest_as_it_was(bundle: Bundle, int8: Bundle) -> None:
+    for stage in Stage:
+        before, after = bundle.manifest.stages[stage], int8.manifest.stages[stage]
+        if stage not in QUANTIZED_STAGES:
+            assert after == before
+            continue
+        assert after.precision == "int8"
+        assert after.quantization is not None
+        assert after.quantization.kind == "dynamic"
+        layers = find_layers(load_graph(bundle.graph_path(stage)))
+        assert after.quantization.layers == len(layers)
+        assert after.quantization.relative_l2 is not None
+        assert 0 < after.quantization.relative_l2 < 0.05
+        assert after.weight_bytes < before.weight_bytes
+        operators = {node.op_type for node in onnx.load(int8.graph_path(stage)).graph.node}
+        assert "MatMulInteger" in operators
+        assert "LayerNormalization" in operators
+
+
+def test_the_bundle_says_that_its_masks_were_not_judged(bundle: Bundle, int8: Bundle) -> None:
+    assert bundle.manifest.notes == ()
+    assert any("masks were not judged" in note for note in int8.manifest.notes)
+    assert int8.manifest.judgement is None
+
+
+def test_masks_are_near_those_of_float32(bundle: Bundle, int8: Bundle) -> None:
+    ious = []
+    with Segmenter(int8, select_backend("onnxruntime", int8).engine) as segmenter:
+        for sample in load_reference(int8):
+            pixels = np.ascontiguousarray(sample.tensors["image"][0].transpose(1, 2, 0))
+            for found, wanted in zip(
+                segmenter.segment(pixels, sample.phrases), sample.tensors["mask_logits"], strict=True
+            ):
+                ious.append(mask_iou(found.mask_logits > 0, wanted[0] > 0))
+    assert min(ious) > 0.9
+
+
+def test_a_mask_does_not_depend_on_the_other_phrases(int8: Bundle, exported: Exported) -> None:
+    """Dynamic scales follow from a whole run, so each phrase has its own."""
+    sample = load_reference(int8)[0]
+    pixels = np.ascontiguousarray(sample.tensors["image"][0].transpose(1, 2, 0))
+    phrases = ("the red box", "white", "the green box on the left")
+    with Segmenter(int8, select_backend("onnxruntime", int8).engine, cached_phrases=0) as segmenter:
+        together = [one.mask_logits for one in segmenter.segment(pixels, phrases)]
+        alone = [segmenter.segment(pixels, [phrase])[0].mask_logits for phrase in phrases]
+    for first, second in zip(together, alone, strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-4 * np.abs(second).max())
+
+
+def graph_of(nodes: str, shape: list[int], **weights: np.ndarray) -> onnx.ModelProto:
+    graph = onnx.parser.parse_graph(f"g (float{shape} x) => (float[a, b, c] y) {{ {nodes} }}")
+    for node, name in zip(graph.node, ("first/MatMul", "second/MatMul", "third/MatMul"), strict=False):
+        node.name = name
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+
+
+def run(path: Path, x: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    return np.asarray(onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0])
+
+
+RANDOM = np.random.default_rng(0)
+WEIGHT = RANDOM.normal(size=(32, 32)).astype(np.float32)
+
+
+def test_constants_of_three_dimensions_are_no_layers(tmp_path: Path) -> None:
+    """Like SAM's relative positions, which fail at run time if they are quantised per channel."""
+    places = RANDOM.normal(size=(4, 32, 32)).astype(np.float32)
+    model = graph_of("h = MatMul (x, w) y = MatMul (h, places)", [4, 8, 32], w=WEIGHT, places=places)
+    onnx.save(model, tmp_path / "a.onnx")
+    assert quantize_graph(tmp_path / "a.onnx", tmp_path / "b.onnx", DYNAMIC, frozenset(), ()) == 1
+    x = RANDOM.normal(size=(4, 8, 32)).astype(np.float32)
+    assert tensor_error(run(tmp_path / "a.onnx", x), run(tmp_path / "b.onnx", x)).relative_l2 < 0.03
+
+
+def test_weights_behind_a_shared_transpose_are_quantised(tmp_path: Path) -> None:
+    """A module that is computed in parts, as SAM's MLP, shares one transposed weight."""
+    nodes = "t = Transpose <perm = [1, 0]> (w) h = MatMul (x, t) y = MatMul (h, t)"
+    onnx.save(graph_of(nodes, [1, 8, 32], w=WEIGHT), tmp_path / "a.onnx")
+    quantize_graph(tmp_path / "a.onnx", tmp_path / "b.onnx", DYNAMIC, frozenset(), ())
+    operators = [node.op_type for node in onnx.load(tmp_path / "b.onnx").graph.node]
+    assert operators.count("MatMulInteger") == 2
+    assert "Transpose" not in operators
+    x = RANDOM.normal(size=(1, 8, 32)).astype(np.float32)
+    assert tensor_error(run(tmp_path / "a.onnx", x), run(tmp_path / "b.onnx", x)).relative_l2 < 0.03
+
+
+def test_a_graph_written_again_does_not_grow(bundle: Bundle, tmp_path: Path) -> None:
+    """External weights are appended to a file that exists."""
+    out, source = tmp_path / "a.onnx", bundle.graph_path(Stage.SIGLIP_VISION)
+    sizes = []
+    for _ in range(2):
+        quantize_graph(source, out, DYNAMIC, frozenset(), ())
+        sizes.append((tmp_path / "a.onnx.data").stat().st_size)
+    assert sizes[0] == sizes[1]
+
+
+def test_large_equal_values_do_not_overflow(tmp_path: Path) -> None:
+    """On CPUs without VNNI, sums of two 8-bit products overflow 16 bits; with 7-bit weights they fit."""
+    onnx.save(graph_of("y = MatMul (x, w)", [1, 8, 32], w=np.ones((32, 32), np.float32)), tmp_path / "a.onnx")
+    quantize_graph(tmp_path / "a.onnx", tmp_path / "b.onnx", DYNAMIC, frozenset(), ())
+    x = np.ones((1, 8, 32), np.float32)
+    np.testing.assert_allclose(run(tmp_path / "b.onnx", x), 32.0, rtol=1e-3)
+
+
+def with_outliers(bundle: Bundle, folder: Path) -> tuple[Bundle, list[str]]:
+    """Scale a channel of SAM's layer norms up and the weights that read it down: the same function, bad to quantise.
+
+    Returns:
+        The changed bundle, and the layers that read such a channel.
+    """
+    planted: list[str] = []
+
+    def plant(graph: onnx.GraphProto) -> None:
+        tensors = {tensor.name: tensor for tensor in graph.initializer}
+
+        def scale(name: str, factor: float) -> None:
+            value = numpy_helper.to_array(tensors[name]).copy()
+            value[3] *= factor
+            tensors[name].CopyFrom(numpy_helper.from_array(value, name))
+
+        for norm in [node for node in graph.node if node.op_type == "LayerNormalization" and "norm1" in node.name]:
+            for name in norm.input[1:]:
+                scale(name, 3000.0)
+            for node in graph.node:
+                if node.op_type == "MatMul" and node.input[0] == norm.output[0]:
+                    scale(node.input[1], 1 / 3000)
+                    planted.append(node.name.partition("/")[0])
+
+    return Bundle.open(changed_bundle(bundle.root, folder, Stage.SAM_ENCODER, plant)), planted
+
+
+def test_the_gate_restores_layers_with_outliers(bundle: Bundle, exported: Exported, tmp_path: Path) -> None:
+    original, planted = with_outliers(bundle, tmp_path / "original")
+    assert len(planted) == 6  # query, key and value of both blocks
+    naive = quantized(original, tmp_path / "naive").manifest.stages[Stage.SAM_ENCODER].quantization
+    assert naive is not None
+    assert naive.relative_l2 is not None
+    assert naive.relative_l2 > 0.05, "the outliers do no harm"
+    settings = QuantizationSettings(data=exported.data, split="train", min_iou=0.9)
+    gated = quantized(original, tmp_path / "gated", settings).manifest
+    judgement, found = gated.judgement, gated.stages[Stage.SAM_ENCODER].quantization
+    assert judgement is not None
+    assert judgement.holds
+    assert 1 < judgement.evaluations <= 12
+    assert found is not None
+    assert {part.module for part in found.kept} <= set(planted)
+    assert found.kept
+    assert all(part.reason for part in found.kept)
+    assert gated.notes == ()
+
+
+def test_limits_that_nothing_meets_are_refused(bundle: Bundle, exported: Exported, tmp_path: Path) -> None:
+    settings = QuantizationSettings(data=exported.data, split="train", max_giou_drop=-1.0)
+    original, _ = with_outliers(bundle, tmp_path / "original")
+    with pytest.raises(CheckFailedError, match="max-giou-drop"):
+        quantized(original, tmp_path / "out", settings)
+
+
+def test_calibration_and_judgement_share_no_image(exported: Exported) -> None:
+    samples = choose_samples(QuantizationSettings(data=exported.data, split="train"))
+    images = [{sample.image_path for sample in part} for part in samples]
+    assert all(images)
+    assert not images[0] & images[1]
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2, 3, 7, 40, 100, 371])
+def test_few_trials_find_a_number(needed: int) -> None:
+    trials: list[int] = []
+
+    def holds(count: int) -> bool:
+        trials.append(count)
+        return count >= needed
+
+    found = fewest(372, holds)
+    assert needed <= found <= max(2 * needed, 1) or found == 372
+    assert len(trials) <= 12
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"int8": True, "fp8": True}, "contradict"),
+        ({"fp8": True}, "tensorrt"),
+        ({"int8": True, "fp16": True, "target": Target.ONNXRUNTIME}, "fp16"),
+        ({"int8": True, "target": Target.OPENVINO}, "--data"),
+        ({"int8": True, "min_iou": 0.9}, "--data"),
+        ({"data": Path("scenes")}, "--int8"),
+    ],
+)
+def test_options_that_contradict_are_refused(options: dict[str, object], hint: str) -> None:
+    given = {"int8": False, "fp8": False, "fp16": False, "target": None} | options
+    choose: Callable[..., object] = choose_quantization
+    with pytest.raises(BadInputError, match=hint):
+        choose(**given)
