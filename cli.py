@@ -183,8 +183,19 @@ def data_convert(
 @_command(app, "train", "train --data scenes --epochs 1")
 def train(
     context: typer.Context,
-    path: Annotated[Path | None, Option("--data", help="Data set, e.g. an RRSIS-D folder.")] = None,
+    path: Annotated[
+        list[Path] | None,
+        Option("--data", help="Data set, e.g. an RRSIS-D folder; repeatable: their splits are joined."),
+    ] = None,
     images: ImagesOption = None,
+    share: Annotated[
+        list[float] | None,
+        Option(help="Share of a data set's images that an epoch draws, one per --data; 1 by default."),
+    ] = None,
+    drop_shared: Annotated[
+        bool | None,
+        Option("--drop-shared", help="Leave out training images that another --data has in another split."),
+    ] = None,
     config: Annotated[str | None, Option(help="TOML file of settings; b or l: the published recipe.")] = None,
     preset: Annotated[
         str | None, Option(show_default="tiny", help="tiny, s, b or l; otherwise as weights given.")
@@ -237,7 +248,7 @@ def train(
 
     # Every other parameter has the name of a setting: those that were given override the file's.
     own = ("config", "out", "resume", "as_json")
-    given = {name: value for name, value in context.params.items() if value is not None and name not in own}
+    given = {name: value for name, value in context.params.items() if value not in (None, ()) and name not in own}
     report = run_training(given, config, out, resume)
     return None if report is None else print_report(report, as_json)  # only the main process prints
 

@@ -140,9 +140,9 @@ def _data(run: Mapping[str, Any] | None) -> Iterable[tuple[str, str]]:
 
 
 def _data_name(run: Mapping[str, Any]) -> str | None:
-    """Return the last part of the data set's path: the rest says nothing to others."""
-    path = run["data"].get("path")
-    return Path(path).name if isinstance(path, str) else None
+    """Return the last part of the path of each data set: the rest says nothing to others."""
+    paths = run["data"].get("path") or []
+    return ", ".join(Path(path).name for path in ([paths] if isinstance(paths, str) else paths)) or None
 
 
 def _scores(scores: Sequence[Score]) -> str:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
 
 from rsrefseg.engines.errors import BadInputError
@@ -15,6 +14,7 @@ from .formats import open_dataset
 from .parallel import in_processes
 from .phrase_length import phrase_counter
 from .samples import Sample, group_by_image
+from .shared_images import pixel_digest
 from .verify import Problem, mask_problems
 
 EXAMPLES = 5
@@ -172,8 +172,7 @@ def _inspect(group: tuple[Sample, ...]) -> tuple[str, list[tuple[Problem, str]]]
         try:
             image = read_image(path)
             size = (image.shape[0], image.shape[1])
-            # Pixels, not file bytes: a losslessly recompressed copy is the same image.
-            digest = sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+            digest = pixel_digest(image)
         except BadInputError as error:
             problems.append((Problem.UNREADABLE_IMAGE, str(error)))
     for sample in group:

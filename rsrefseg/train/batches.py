@@ -101,13 +101,22 @@ class EpochBatches(Sampler[list[Draw]]):
 
     The last batch may be short. Each of n processes takes every n-th batch, one per round, so that a round has the
     images of one batch with n times the batch size. If the last round has too few batches, the first batches fill it
-    but do not count (``counts``).
+    but do not count (``counts``). ``shares`` (see ``TrainingData``) defaults to all of ``size`` images.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, process: int = 0, processes: int = 1) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        shares: tuple[tuple[int, float], ...] = (),
+    ) -> None:
+        self.batch_size, self.seed = batch_size, seed
         self.process, self.processes = process, processes
-        self.batches = -(-size // batch_size)
+        self.shares = shares or ((size, 1.0),)
+        self.batches = -(-len(_epoch_order(self.shares, seed, 0)) // batch_size)
         self.epoch = 0
         self.first_batch = 0
 
@@ -116,7 +125,7 @@ class EpochBatches(Sampler[list[Draw]]):
         return -(-self.batches // self.processes)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order = _permutation(self.seed, self.epoch, self.size)
+        order = _epoch_order(self.shares, self.seed, self.epoch)
         for round_ in range(self.first_batch, len(self)):
             start = (round_ * self.processes + self.process) % self.batches * self.batch_size
             yield [(index, self.epoch) for index in order[start : start + self.batch_size]]
@@ -128,9 +137,8 @@ class EpochBatches(Sampler[list[Draw]]):
     def drawn(self, rounds: range) -> list[Draw]:
         """Return the draws of all processes in some rounds, each image once."""
         images_a_round = self.batch_size * self.processes
-        taken = _permutation(self.seed, self.epoch, self.size)[
-            rounds.start * images_a_round : rounds.stop * images_a_round
-        ]
+        order = _epoch_order(self.shares, self.seed, self.epoch)
+        taken = order[rounds.start * images_a_round : rounds.stop * images_a_round]
         return [(index, self.epoch) for index in taken]
 
 
@@ -172,6 +180,16 @@ def _start_worker(worker: int) -> None:
 
 
 @lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, size: int) -> tuple[int, ...]:
-    """Return the order of images in an epoch."""
-    return tuple(np.random.default_rng([seed, epoch]).permutation(size).tolist())
+def _epoch_order(shares: tuple[tuple[int, float], ...], seed: int, epoch: int) -> tuple[int, ...]:
+    """Return the order of images in an epoch, which draws a share of each data set.
+
+    Epochs take a data set's images in turn from one permutation: all are drawn before one is drawn again.
+    """
+    drawn, first = [], 0
+    for number, (size, share) in enumerate(shares):
+        count = max(1, round(share * size))
+        turn = np.random.default_rng([seed, number, size]).permutation(size) if count < size else np.arange(size)
+        drawn.append(first + turn[(epoch * count + np.arange(count)) % size])
+        first += size
+    images = np.concatenate(drawn)
+    return tuple(images[np.random.default_rng([seed, epoch]).permutation(len(images))].tolist())

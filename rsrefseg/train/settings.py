@@ -6,10 +6,10 @@ from functools import reduce
 from importlib import resources
 from operator import getitem
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 from msgspec.structs import replace
 
 from rsrefseg.engines.errors import BadInputError
@@ -60,13 +60,37 @@ class PreprocessingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class DataSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of the data set; ``images`` is another image folder than that of its format."""
+    """Settings of the data sets, whose splits are joined.
 
-    path: Path | None = None
+    Attributes:
+        path: folders or files; a TOML file may have a single one.
+        images: another image folder than that of the format, for a single data set.
+        share: share of each data set's training images that an epoch draws; all of them by default.
+        drop_shared: leave out training images that another data set has in its validation or test split.
+        resize_masks: resize masks of another size than their image.
+        train_split, validation_split: names of the splits; an empty one means no validation.
+    """
+
+    path: tuple[Path, ...] = ()
     images: Path | None = None
+    share: tuple[Annotated[float, Meta(gt=0, le=1)], ...] = ()
+    drop_shared: bool = False
     resize_masks: bool = False
     train_split: str = "train"
     validation_split: str | None = "val"
+
+    def __post_init__(self) -> None:
+        if self.share and len(self.share) != len(self.path):
+            raise BadInputError(f"{len(self.share)} --share for {len(self.path)} --data: give one for each, or none")
+        if self.images is not None and len(self.path) > 1:
+            raise BadInputError("--images goes with one --data: put the images into the folders of their formats")
+        if len({path.resolve() for path in self.path}) < len(self.path):
+            raise BadInputError("--data names the same data set twice: name each once, with its --share")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of each data set."""
+        return self.share or (1.0,) * len(self.path)
 
 
 class WeightsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,8 +142,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         recorded |= {"model": record["model"], "preprocessing": _with_profile(before)}
         wanted = _by_table(self.training)
         wanted |= {"model": model.to_dict(), "preprocessing": _with_profile(self.preprocessing.of(before))}
+        data = self.data
+        wanted["data"] = {"share": [*data.shares], "drop_shared": data.drop_shared, "resize_masks": data.resize_masks}
+        recorded["data"] = record["data"]
         for table, values in self.given.items():
-            for name in values if table in wanted else ():
+            for name in values.keys() & wanted.get(table, {}).keys():
                 was, now = recorded[table].get(name), wanted[table][name]
                 if was != now:
                     raise BadInputError(
@@ -172,6 +199,8 @@ def resolve_settings(file: str | None, options: Mapping[str, Any]) -> Settings:
 def _convert(given: Tables, source: str | None) -> Settings:
     """Validate tables; ``source`` is their file, for messages."""
     document: dict[str, Any] = {table: given.get(table, {}) for table in ("model", "preprocessing", "data", "weights")}
+    if isinstance(path := document["data"].get("path"), str | Path):
+        document["data"] = document["data"] | {"path": [path]}
     defaults = FROM_SCRATCH if document["weights"].get("from_scratch") is True else {}
     parts = {name: given[name] for name in ("lora", "loss") if name in given}
     document["training"] = {**defaults, **given.get("training", {}), **parts}
@@ -179,7 +208,7 @@ def _convert(given: Tables, source: str | None) -> Settings:
         return msgspec.convert(document | {"given": given}, Settings, dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$.")
-        path = place.rstrip("`").split(".")
+        path = place.rstrip("`").partition("[")[0].split(".")
         if path[-1] in _TABLES:
             table = path[-1]
             reason += f"; known: {', '.join(_TABLES[table].__struct_fields__)}"

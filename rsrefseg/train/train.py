@@ -1,8 +1,10 @@
 """Trains a model from resolved settings into a run folder."""
 
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +97,12 @@ def train(
                 )
             model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
             base = BaseWeights.from_dict(record["base"])
-            resize_masks = record["data"].get("resize_masks", data.resize_masks)
-            data = msgspec.structs.replace(data, resize_masks=resize_masks)
-        samples, validation = read_samples(data)
-        assert data.path is not None
+            data = _recorded(data, record["data"], out)
+        parts, validation = read_samples(data, watcher.on_note)
+        samples = tuple(chain(*parts))
         contents = {"sha256": samples_digest([*samples, *validation]), "samples": len(samples)}
         if started and any(record["data"].get(name) != value for name, value in contents.items()):
-            raise BadInputError(f"'{data.path}' is not the data set of the run '{out}': its annotations differ")
+            raise BadInputError(f"{_names(data)} is not the data set of the run '{out}': its annotations differ")
         if is_main and not started:
             phrases = [sample.phrase for sample in samples]
             atomic_write_bytes(run.tokenizer_path, tokenizer_for(base, tokenizer, model_config, phrases))
@@ -109,7 +110,9 @@ def train(
             save_reference_inputs(run.reference_inputs_path, reference)
         processes.wait_for_everyone()
         reader = open_tokenizer(run, model_config)
-        training_data = TrainingData(group_by_image(samples), validation, reader, data.resize_masks)
+        grouped = [group_by_image(part) for part in parts]
+        shares = tuple(zip(map(len, grouped), data.shares, strict=True))
+        training_data = TrainingData(tuple(chain(*grouped)), validation, reader, data.resize_masks, shares)
         if warnings := check_phrases([*samples, *validation], reader):
             watcher.on_note(f"{len(warnings)} phrases are not read in full; the first: {warnings[0]}")
         model, _ = prepare_model(base, model_config, config.lora, config.seed)
@@ -121,7 +124,13 @@ def train(
                     "model": model_config.to_dict(),
                     "train": config.to_dict(),
                     "base": base.to_dict(),
-                    "data": {"path": str(data.path.resolve()), "resize_masks": data.resize_masks, **contents},
+                    "data": {
+                        "path": [str(path.resolve()) for path in data.path],
+                        "share": [*data.shares],
+                        "drop_shared": data.drop_shared,
+                        "resize_masks": data.resize_masks,
+                        **contents,
+                    },
                     "parameters": {"trained": parameters.trained, "total": parameters.total},
                     "processes": processes.num_processes,
                     "versions": versions(),
@@ -131,6 +140,23 @@ def train(
             watcher.on_start(parameters, config)
         position = Trainer(model, config, training_data, run, watcher).train(resume)
         return TrainResult(run, position, parameters)
+
+
+def _recorded(data: DataSettings, record: Mapping[str, Any], out: Path) -> DataSettings:
+    """Return the settings of the data sets of a run, with the paths of ``data``.
+
+    Raises:
+        BadInputError: the run has another number of data sets.
+    """
+    kept = {name: record[name] for name in ("drop_shared", "resize_masks") if name in record}
+    share = tuple(record.get("share", (1.0,)))
+    if len(share) != len(data.path):
+        raise BadInputError(f"the run '{out}' has {len(share)} data sets, not {len(data.path)}: name them in its order")
+    return msgspec.structs.replace(data, share=share, **kept)
+
+
+def _names(data: DataSettings) -> str:
+    return ", ".join(f"'{path}'" for path in data.path)
 
 
 def _check_output(path: Path) -> None:

@@ -74,7 +74,7 @@ class Trainer:
         self.watcher = watcher if self.is_main else Watcher()
         self.batches = TrainingBatches(data, model.config, config.phrases_per_image, config.seed)
         place = self.accelerator.process_index, self.accelerator.num_processes
-        self.sampler = EpochBatches(len(data.groups), config.batch_size, config.seed, *place)
+        self.sampler = EpochBatches(len(data.groups), config.batch_size, config.seed, *place, data.shares)
         on_cuda = self.accelerator.device.type == "cuda"
         self.loader = BatchLoader(self.batches, self.sampler, config.workers, pin_memory=on_cuda)
         self.plain_model = model.to(self.accelerator.device)

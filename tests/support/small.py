@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def _boxes(image: np.ndarray, noise: np.random.Generator) -> Iterator[Referral]:
 
 
 def train_small(
-    data: Path,
+    data: Path | Sequence[Path],
     out: Path,
     base: BaseWeights,
     *,
@@ -97,10 +97,13 @@ def train_small(
     model: ModelConfig | None = None,
     watcher: Watcher | None = None,
     resize_masks: bool = False,
+    share: tuple[float, ...] = (),
+    drop_shared: bool = False,
     **overrides: Any,
 ) -> TrainResult:
     """Train a small model; ``overrides`` go to ``small_training``."""
-    choice = DataSettings(path=data, resize_masks=resize_masks)
+    paths = (data,) if isinstance(data, Path) else tuple(data)
+    choice = DataSettings(path=paths, share=share, drop_shared=drop_shared, resize_masks=resize_masks)
     config = small_training(**overrides)
     return train(choice, out, model or small_config(), config, base, resume=resume, watcher=watcher or Watcher())
 

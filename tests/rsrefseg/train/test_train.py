@@ -99,7 +99,7 @@ def test_validation_runs_at_its_interval_and_at_the_end(boxes: Path, base: BaseW
 
 
 def test_without_validation_the_best_is_the_last(boxes: Path, base: BaseWeights, tmp_path: Path) -> None:
-    data = DataSettings(path=boxes, validation_split=None)
+    data = DataSettings(path=(boxes,), validation_split=None)
     result = train(data, tmp_path / "run", small_config(), small_training(), base)
     assert load_tensors(result.run.best_path).header["step"] == result.position.step == 10
     assert result.position.best_giou == -1

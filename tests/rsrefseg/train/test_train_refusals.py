@@ -145,13 +145,13 @@ def test_a_rotated_image_is_compared_after_its_exif_rotation(data: Path) -> None
     exif[0x0112] = 6  # turn clockwise to see it
     Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
     assert Image.open(path).size == (48, 56)
-    train, _ = read_samples(DataSettings(path=data))
+    (train,), _ = read_samples(DataSettings(path=(data,)))
     assert train[0].mask_size == (48, 56)
 
 
 def test_images_may_be_in_another_folder(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = (data / IMAGE_FOLDER).rename(data.with_name("photos"))
-    train, _ = read_samples(DataSettings(path=data, images=photos))
+    (train,), _ = read_samples(DataSettings(path=(data,), images=photos))
     assert train[0].image_path.parent == photos
     command = ("train", "--data", data, "--images", data / "nowhere", "--out", data / "run", "--from-scratch")
     assert_refused(run_here(capsys, *command), "nowhere")
