@@ -67,6 +67,7 @@ class Segmentation:
         valid: (H, W) bool, False in pixels that hold no data and are never part of the mask; ``None`` if all do.
         presence: presence score, 0..1; ``None`` if the model has none.
         cut_logit: pixels with a logit above it are in the mask; infinite if the phrase counts as absent.
+        keep_aspect: whether the image was padded to the network's square instead of stretched.
     """
 
     phrase: str
@@ -77,6 +78,7 @@ class Segmentation:
     valid: npt.NDArray[np.bool_] | None = None
     presence: float | None = None
     cut_logit: float = 0.0
+    keep_aspect: bool = False
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -91,7 +93,7 @@ class Segmentation:
 
     def full_size_logits(self) -> npt.NDArray[np.float32]:
         """Return the logits at the image's size, (H, W) float32; -30 in pixels that hold no data."""
-        logits = upsample_logits(self.mask_logits, self.network_size, self.size)
+        logits = upsample_logits(self.mask_logits, self.network_size, self.size, keep_aspect=self.keep_aspect)
         if self.valid is not None:
             logits[~self.valid] = NO_DATA_LOGIT
         return logits
@@ -150,7 +152,7 @@ class TiledSegmentation(Segmentation):
         for column, (left, right) in enumerate(columns):
             grid = self.mask_logits[row * len(columns) + column].astype(np.float32)
             size = (self.tiling.rows[row][1] - self.tiling.rows[row][0], right - left)
-            logits = upsample_logits(grid, self.network_size, size, inside)
+            logits = upsample_logits(grid, self.network_size, size, inside, self.keep_aspect)
             strip[:, left:right] += logits * down[:, None] * across[column]
 
 

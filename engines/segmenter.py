@@ -122,7 +122,7 @@ class Segmenter:
         """
         pixels, valid = (image.image, image.valid) if isinstance(image, Scene) else (image, None)
         preprocessing = self.bundle.manifest.preprocessing
-        square = stretch(pixels, preprocessing.image_size, preprocessing.resize)[None]
+        square = stretch(pixels, preprocessing.image_size, preprocessing.resize, preprocessing.keep_aspect)[None]
         return EncodedImage(pixels.shape[0], pixels.shape[1], self.engine.encode_image(square), valid)
 
     def segment(
@@ -145,18 +145,16 @@ class Segmenter:
         check_phrases(phrases)
         tokens = [self.tokenizer.encode([phrase]) for phrase in phrases]
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
-        size, network_size = (encoded.height, encoded.width), self.bundle.manifest.geometry.image_size
+        size, preprocessing = (encoded.height, encoded.width), self.bundle.manifest.preprocessing
         (dim,) = self.engine.contract(Stage.SAM_DECODER).dims
         found: list[Segmentation] = []
         for start in range(0, len(phrases), dim.max):
             part = slice(start, start + dim.max)
             logits = self.engine.predict(encoded.features, self._text_features(phrases[part], tokens[part]))
             for phrase, batch, grid in zip(phrases[part], tokens[part], logits, strict=True):
-                found.append(
-                    Segmentation(
-                        phrase, grid[0], size, network_size, batch.warnings, encoded.valid, *self.rule.judge(grid[0])
-                    )
-                )
+                notes, valid, judged = batch.warnings, encoded.valid, self.rule.judge(grid[0])
+                place = (size, preprocessing.image_size)
+                found.append(Segmentation(phrase, grid[0], *place, notes, valid, *judged, preprocessing.keep_aspect))
         return found
 
     def close(self) -> None:

@@ -75,8 +75,11 @@ def segment_tiles(
         if progress is not None:
             progress(index + 1, len(windows))
     notes = [segmenter.tokenizer.encode([phrase]).warnings for phrase in phrases]
-    network_size = segmenter.bundle.manifest.geometry.image_size
+    preprocessing = segmenter.bundle.manifest.preprocessing
+    side, keep_aspect = preprocessing.image_size, preprocessing.keep_aspect
     return [
-        TiledSegmentation(phrase, grids, size, network_size, note, valid, *segmenter.rule.judge(grids), tiling=tiling)
+        TiledSegmentation(
+            phrase, grids, size, side, note, valid, *segmenter.rule.judge(grids), keep_aspect, tiling=tiling
+        )
         for phrase, grids, note in zip(phrases, logits, notes, strict=True)
     ]

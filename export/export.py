@@ -186,6 +186,7 @@ def _write_bundle(
     contracts = stage_contracts(geometry(config))
     tokenizer = open_tokenizer(run, config)
     entries = load_reference_inputs(run.reference_inputs_path)
+    keep_aspect = config.preprocessing.keep_aspect
     references = [(entry, entry.tensors(tokenizer)) for entry in entries]
     attention = settings.resolve(config)
     stages: dict[Stage, StageRecord] = {}
@@ -198,7 +199,7 @@ def _write_bundle(
         del module
         gc.collect()  # the exporter leaves reference cycles that hold the stage's weights
     shutil.copyfile(run.tokenizer_path, folder / TOKENIZER_NAME)
-    write_reference(folder / REFERENCE_NAME, [_reference_sample(*reference) for reference in references])
+    write_reference(folder / REFERENCE_NAME, [_reference_sample(*reference, keep_aspect) for reference in references])
     manifest = Manifest(
         preset=config.preset,
         geometry=geometry(config),
@@ -213,6 +214,7 @@ def _write_bundle(
             sam_std=config.preprocessing.sam_std,
             resize=config.preprocessing.resize,
             profile=config.preprocessing.profile,
+            keep_aspect=keep_aspect,
         ),
         text=TextPolicy(
             padding=config.text_padding, length=config.siglip.text_length, pad_id=config.siglip.pad_token_id
@@ -266,11 +268,11 @@ def _write_stage(
     )
 
 
-def _reference_sample(entry: ReferenceInput, tensors: dict[str, Tensor]) -> ReferenceSample:
+def _reference_sample(entry: ReferenceInput, tensors: dict[str, Tensor], keep_aspect: bool) -> ReferenceSample:
     """Return a reference input with PyTorch's outputs of all stages, and its masks at the image's size."""
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     side, size = tensors["image"].shape[-1], entry.original_size
-    masks = [upsample_logits(logits, side, size) > 0 for logits in arrays["mask_logits"][:, 0]]
+    masks = [upsample_logits(logits, side, size, keep_aspect=keep_aspect) > 0 for logits in arrays["mask_logits"][:, 0]]
     return ReferenceSample(entry.phrases, arrays, np.stack(masks), size)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from rsrefseg.engines.engine import IMAGE_STAGES, Tensors
-from rsrefseg.engines.images.images import stretch
+
 
 from .runner import PHRASE_STAGES, Runner
 from .scenarios import FIRST_PHRASE, STRETCH, TOKENIZE, TOTAL, UPSAMPLE, Scenario, Workload
@@ -119,7 +119,7 @@ def timed_pass(
 
 def _pass_by_stage(runner: Runner, workload: Workload, phrases: Sequence[str]) -> tuple[dict[str, float], None]:
     spans_ms: dict[str, float] = {}
-    image, spans_ms[STRETCH] = timed(lambda: stretch(workload.image, runner.image_size, runner.resize)[None])
+    image, spans_ms[STRETCH] = timed(lambda: runner.stretch(workload.image))
     tokens, spans_ms[TOKENIZE] = timed(lambda: runner.tokenizer.encode(phrases))
     tensors: Tensors = {"image": image, "input_ids": tokens.input_ids, "token_mask": tokens.token_mask}
     for stage in (*IMAGE_STAGES, *PHRASE_STAGES):

@@ -47,8 +47,7 @@ class Runner(ABC):
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self.image_size = bundle.manifest.geometry.image_size
-        self.resize = bundle.manifest.preprocessing.resize
+        self.preprocessing = bundle.manifest.preprocessing
         self.threads = usable_cores()
         self.providers: dict[Stage, str] = {}
         self.precisions: dict[Stage, str] = {}
@@ -82,9 +81,14 @@ class Runner(ABC):
         """Return an output of ``run`` as an array."""
         return np.asarray(tensor)
 
+    def stretch(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Resize an image, (H, W, 3) uint8, to the network's input (1, 3, S, S)."""
+        way = self.preprocessing
+        return stretch(image, way.image_size, way.resize, way.keep_aspect)[None]
+
     def encode(self, image: npt.NDArray[np.uint8]) -> Any:
         """Resize and encode an image, (H, W, 3) uint8; return its features for ``predict``."""
-        square = {"image": stretch(image, self.image_size, self.resize)[None]}
+        square = {"image": self.stretch(image)}
         return {name: tensor for stage in IMAGE_STAGES for name, tensor in self.run(stage, square).items()}
 
     def predict(self, features: Any, phrases: Sequence[str], size: tuple[int, int]) -> Prediction:
@@ -98,7 +102,9 @@ class Runner(ABC):
     def finish(self, mask_logits: Any, size: tuple[int, int]) -> Prediction:
         """Upsample mask logits (P, 1, h, w) from ``run`` to masks of ``size`` (H, W)."""
         logits = self.to_host(mask_logits)[:, 0]
-        return Prediction(logits, np.stack([upsample_logits(grid, self.image_size, size) > 0 for grid in logits]))
+        side, keep_aspect = self.preprocessing.image_size, self.preprocessing.keep_aspect
+        masks = [upsample_logits(grid, side, size, keep_aspect=keep_aspect) > 0 for grid in logits]
+        return Prediction(logits, np.stack(masks))
 
     @contextlib.contextmanager
     def reporting(self, part: str) -> Iterator[None]:

@@ -13,6 +13,7 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.engine import Tensors
 from rsrefseg.engines.errors import MissingPartError
+from rsrefseg.engines.images.images import network_size
 
 from .runner import Prediction, Runner
 
@@ -105,7 +106,9 @@ class TorchRunner(PublishedModel):
 
         with self.reporting("upsampling masks"), self._inference():
             logits = mask_logits.float()
-            square = F.interpolate(logits, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
+            side = self.preprocessing.image_size
+            height, width = network_size(size, side, self.preprocessing.keep_aspect)
+            square = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)[..., :height, :width]
             masks = F.interpolate(square, size, mode="bilinear", align_corners=False) > 0
             return Prediction(self.to_host(logits[:, 0]), self.to_host(masks[:, 0]))
 

@@ -144,11 +144,14 @@ def mask_rows(segmenter: Segmenter, index: int, sample: ReferenceSample, tie_sha
     pixels = np.ascontiguousarray(sample.tensors["image"][0].transpose(1, 2, 0))
     # The stored image has the network's size.
     encoded = replace(segmenter.encode_image(pixels), height=height, width=width)
-    image_size = segmenter.bundle.manifest.geometry.image_size
+    preprocessing = segmenter.bundle.manifest.preprocessing
     rows = []
     for phrase, logits, mask in zip(sample.phrases, sample.tensors["mask_logits"][:, 0], sample.masks, strict=True):
         prediction = segmenter.segment(encoded, [phrase])[0]
-        ties = np.abs(upsample_logits(logits, image_size, sample.original_size)) <= tie_share * np.abs(logits).max()
+        full = upsample_logits(
+            logits, preprocessing.image_size, sample.original_size, keep_aspect=preprocessing.keep_aspect
+        )
+        ties = np.abs(full) <= tie_share * np.abs(logits).max()
         found = prediction.mask
         flipped = found != mask
         error = tensor_error(logits, prediction.mask_logits)

@@ -154,6 +154,7 @@ class Geometry(Struct, frozen=True, forbid_unknown_fields=True):
         prompt_channels: width of SAM's prompts and image embedding (256).
         embedding_grid: side of SAM's image embedding (64).
         mask_grid: side of the mask logits and of the dense prompt (256).
+        high_resolution: whether SAM's decoder also takes two maps of 4 and 2 times the embedding's grid, as SAM 2 does.
     """
 
     image_size: PositiveInt
@@ -164,6 +165,7 @@ class Geometry(Struct, frozen=True, forbid_unknown_fields=True):
     prompt_channels: PositiveInt
     embedding_grid: PositiveInt
     mask_grid: PositiveInt
+    high_resolution: bool = False
 
     def __post_init__(self) -> None:
         for name in ("clip_tokens", "prompt_tokens"):
@@ -193,8 +195,22 @@ def stage_contracts(geometry: Geometry, phrases: Dim = PHRASES, images: Dim = IM
     def clip_features(count: int | Dim) -> TensorSpec:
         return TensorSpec("clip_features", "float32", (count, g.clip_tokens, g.clip_channels))
 
-    def image_embedding(count: int | Dim) -> TensorSpec:
-        return TensorSpec("image_embedding", "float32", (count, g.prompt_channels, g.embedding_grid, g.embedding_grid))
+    def image_maps(count: int | Dim) -> tuple[TensorSpec, ...]:
+        sizes = {"image_embedding": 1, "high_res_1": 2, "high_res_0": 4} if g.high_resolution else {"image_embedding": 1}
+        # Each map has the channels that SAM's decoder has at its resolution.
+        return tuple(
+            TensorSpec(
+                name,
+                "float32",
+                (
+                    count,
+                    g.prompt_channels // (1 if factor == 1 else 2 * factor),
+                    g.embedding_grid * factor,
+                    g.embedding_grid * factor,
+                ),
+            )
+            for name, factor in sizes.items()
+        )
 
     contracts = (
         StageContract(Stage.SIGLIP_VISION, (image,), (clip_features(images),)),
@@ -204,7 +220,7 @@ def stage_contracts(geometry: Geometry, phrases: Dim = PHRASES, images: Dim = IM
             (clip_features(1), word_features, sentence_feature, token_mask),
             (sparse_prompts, mask_prompt),
         ),
-        StageContract(Stage.SAM_ENCODER, (image,), (image_embedding(images),)),
-        StageContract(Stage.SAM_DECODER, (image_embedding(1), sparse_prompts, mask_prompt), (mask_logits,)),
+        StageContract(Stage.SAM_ENCODER, (image,), image_maps(images)),
+        StageContract(Stage.SAM_DECODER, (*image_maps(1), sparse_prompts, mask_prompt), (mask_logits,)),
     )
     return {contract.stage: contract for contract in contracts}

@@ -175,8 +175,8 @@ class StageRecord(Struct, frozen=True):
 class Preprocessing(Struct, frozen=True):
     """The preprocessing of images: the host resizes, the image graphs do the rest.
 
-    Means and standard deviations are per RGB channel, for values in 0..1. No resize keeps the aspect ratio. Only the
-    first, to ``image_size``, runs on the host, with the filter ``resize``. Those inside the graphs are bilinear with
+    Means and standard deviations are per RGB channel, for values in 0..1. Only the first resize, to ``image_size``, runs
+    on the host, with the filter ``resize``; if ``keep_aspect``, it pads instead of stretching. Those inside the graphs are bilinear with
     half-pixel centres, without antialiasing, to ``siglip_size`` and ``sam_size`` (None, as in older bundles: none).
     """
 
@@ -189,6 +189,7 @@ class Preprocessing(Struct, frozen=True):
     sam_size: int | None = None
     resize: Resize = "opencv"
     profile: str = "published"
+    keep_aspect: bool = False
 
 
 class TextPolicy(Struct, frozen=True):

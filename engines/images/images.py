@@ -84,11 +84,14 @@ def read_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> npt.ND
     return read_scene(path, max_pixels).image
 
 
-def stretch(image: npt.NDArray[np.uint8], size: int, resize: Resize = "opencv") -> npt.NDArray[np.uint8]:
+def stretch(
+    image: npt.NDArray[np.uint8], size: int, resize: Resize = "opencv", keep_aspect: bool = False
+) -> npt.NDArray[np.uint8]:
     """Stretch an image (H, W, 3) uint8 to the networks' square input (3, size, size) uint8.
 
-    The resize is bilinear and does not keep the aspect ratio: without antialiasing (``opencv``, OpenCV's INTER_LINEAR,
-    as in the published pipeline) or with it (``pillow``, Pillow's BILINEAR).
+    The resize is bilinear: without antialiasing (``opencv``, OpenCV's INTER_LINEAR, as in the published pipeline) or
+    with it (``pillow``, Pillow's BILINEAR). With ``keep_aspect``, the long side gets ``size`` pixels and black pads the
+    image at its right or bottom.
 
     Raises:
         BadInputError: the array has another shape or type.
@@ -97,32 +100,52 @@ def stretch(image: npt.NDArray[np.uint8], size: int, resize: Resize = "opencv") 
     from PIL import Image
 
     _check_image(image)
+    height, width = network_size(image.shape[:2], size, keep_aspect)
     planes = np.empty((3, size, size), np.uint8)
     if resize == "pillow":
-        resized = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     else:
-        resized = np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
+        resized = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    if (height, width) != (size, size):
+        resized = np.pad(resized, ((0, size - height), (0, size - width), (0, 0)))
     cv2.split(resized, list(planes))
     return planes
 
 
+def network_size(original: tuple[int, int], size: int, keep_aspect: bool) -> tuple[int, int]:
+    """Return the (height, width) in px that an image of ``original`` (H, W) fills of the square input.
+
+    With ``keep_aspect``, sides are rounded half up, as mmcv does.
+    """
+    if not keep_aspect:
+        return size, size
+    scale = size / max(original)
+    height, width = (max(1, int(side * scale + 0.5)) for side in original)
+    return height, width
+
+
 def upsample_logits(
-    logits: npt.NDArray[np.float32], stretched_size: int, original: tuple[int, int], rows: range | None = None
+    logits: npt.NDArray[np.float32],
+    stretched_size: int,
+    original: tuple[int, int],
+    rows: range | None = None,
+    keep_aspect: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Resize mask logits (h, w) float32 to the image's size (H, W) float32, or to some of its rows (len(rows), W).
 
     Two bilinear steps with half-pixel centres and no antialiasing, as published: mask grid -> ``stretched_size`` square
-    -> ``original`` (H, W). Equal to ``F.interpolate(mode="bilinear", align_corners=False)`` twice, including its
+    -> ``original`` (H, W). With ``keep_aspect``, the padding of the square is cropped between them. Equal to ``F.interpolate(mode="bilinear", align_corners=False)`` twice, including its
     float32 weights, from which OpenCV's differ by 2e-5 of the range.
     """
     height, width = original
+    filled = network_size(original, stretched_size, keep_aspect)
     wanted = range(height) if rows is None else rows
-    down = _blocks(logits.shape[0], stretched_size, height)[
+    down = _blocks(logits.shape[0], stretched_size, height, filled[0])[
         wanted.start // _ROWS_PER_BLOCK : -(-wanted.stop // _ROWS_PER_BLOCK)
     ]
     # Of the grid, only the rows that are summed.
     first = down[0][2].start
-    across = _resize(logits[first : down[-1][2].stop].T, _blocks(logits.shape[1], stretched_size, width)).T
+    across = _resize(logits[first : down[-1][2].stop].T, _blocks(logits.shape[1], stretched_size, width, filled[1])).T
     above = down[0][0].start
     inside = tuple((_moved(block, above), weights, _moved(taken, first)) for block, weights, taken in down)
     return _resize(across, inside)[wanted.start - above : wanted.stop - above]
@@ -146,15 +169,15 @@ def _moved(rows: slice, up: int) -> slice:
 
 
 @functools.lru_cache(maxsize=16)  # consecutive phrases, and often images, have the same size
-def _blocks(source: int, between: int, height: int) -> _Blocks:
-    """Return the weights of a resize source -> between -> height in one step, without an array between.
+def _blocks(source: int, between: int, height: int, filled: int) -> _Blocks:
+    """Return the weights of a resize source -> between, cropped to ``filled`` -> height, in one step.
 
     For each block of target rows: the rows, their weights (rows, n), and the n source rows they sum.
     """
     blocks = []
     for start in range(0, height, _ROWS_PER_BLOCK):
         rows = slice(start, min(start + _ROWS_PER_BLOCK, height))
-        second, middle = _weights(between, height, rows)
+        second, middle = _weights(filled, height, rows)
         first, taken = _weights(source, between, middle)
         blocks.append((rows, second @ first, taken))
     return tuple(blocks)

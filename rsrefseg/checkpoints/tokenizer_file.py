@@ -36,7 +36,7 @@ def tokenizer_bytes(path: Path, config: ModelConfig) -> bytes:
         BadInputError: the tokenizer is missing, cannot be read, or belongs to another model.
         MissingPartError: ``spiece.model`` cannot be read here.
     """
-    siglip, content = config.siglip, _read(path)
+    siglip, content = config.siglip, _read(path, keep_case=config.rsrefseg2 is not None)
     found_pad_id = _pad_id(content)
     tokenizer = _opened(content, path, siglip.text_length, config.text_padding, siglip.pad_token_id)
     pad_id = tokenizer.end_id if found_pad_id is None else found_pad_id
@@ -70,8 +70,12 @@ def open_tokenizer(path: Path, length: int, padding: Padding) -> Tokenizer:
     return _opened(_read(path), path, length, padding)
 
 
-def _read(path: Path) -> bytes:
-    """Return the content of ``tokenizer.json``, converted from SentencePiece if necessary."""
+def _read(path: Path, keep_case: bool = False) -> bytes:
+    """Return the content of ``tokenizer.json``, converted from SentencePiece if necessary.
+
+    ``keep_case`` ignores that newer releases of ``transformers`` lower-case text before SigLIP 2's tokenizer; those
+    that RSRefSeg 2 was trained with did not.
+    """
     file = path
     if path.is_dir():
         file = next((path / name for name in (FAST_NAME, SPIECE_NAME) if (path / name).is_file()), path)
@@ -81,10 +85,10 @@ def _read(path: Path) -> bytes:
         raise BadInputError(f"the tokenizer '{file}' does not exist: give a {FAST_NAME} or {SPIECE_NAME}")
     if file.suffix == ".model":
         return convert_spiece(file).to_str(pretty=True).encode() + b"\n"
-    return _with_settings(read_bytes(file, _MAX_FILE_BYTES), file.with_name(TOKENIZER_CONFIG_NAME))
+    return _with_settings(read_bytes(file, _MAX_FILE_BYTES), file.with_name(TOKENIZER_CONFIG_NAME), keep_case)
 
 
-def _with_settings(content: bytes, path: Path) -> bytes:
+def _with_settings(content: bytes, path: Path, keep_case: bool) -> bytes:
     """Return ``tokenizer.json`` with what only the ``tokenizer_config.json`` beside it says: lower case, padding."""
     if not path.is_file():
         return content
@@ -93,7 +97,7 @@ def _with_settings(content: bytes, path: Path) -> bytes:
         tokenizer = FastTokenizer.from_str(content.decode())
     except Exception:  # reported by ``Tokenizer``, which opens the content later
         return content
-    lower = settings.get("tokenizer_class") in _LOWER_CASING
+    lower = settings.get("tokenizer_class") in _LOWER_CASING and not keep_case
     token = settings.get("pad_token")
     token = token.get("content") if isinstance(token, dict) else token
     pad_id = tokenizer.token_to_id(token) if isinstance(token, str) else None

@@ -22,7 +22,7 @@ from .sam_file import OWN_CONSTANTS, hugging_face_name, join_shared_encoding
 from .tensor_files import FLOAT_DTYPES, State
 
 # peft adds this after the name of the module it wraps.
-_PEFT = re.compile(r"^(backbone|clip_vision_encoder|clip_text_encoder)\.base_model\.model\.")
+_PEFT = re.compile(r"^(backbone(?:\.model\.image_encoder)?|clip_vision_encoder|clip_text_encoder)\.base_model\.model\.")
 # Name of the weights of an adapted layer before merging.
 _BASE_LAYER = ".base_layer."
 _ADAPTER = re.compile(r"^(?P<module>.+)\.lora_(?P<half>[AB])(\.\w+)?\.weight$")
@@ -45,7 +45,7 @@ _SECOND_LAYOUT = tuple(
 _CONVOLUTION_BIAS = re.compile(r"^(prompter_down_(?:channel|spatial\.\d+))\.conv\.bias$")
 # Classifiers that only a training against differences between data sets uses.
 _TRAINING_ONLY = ("siglip_domain_classifier.", "sam_domain_classifier.")
-_LAYER = re.compile(r"\.layers\.\d+\.")
+_LAYER = re.compile(r"\.(layers|blocks|convs)\.\d+\.")
 _SHARED = "backbone.shared_image_embedding.positional_embedding"
 _OTHER = "sam_prompt_encoder.model.shared_embedding.positional_embedding"
 _CONSTANTS = (*OWN_CONSTANTS, "attn_prompter.grid_encoding")
@@ -84,6 +84,27 @@ def plain_checkpoint(state: State, alpha: float | None, path: Path, bases: State
     Raises:
         BadInputError: two tensors map to one name, or an adapter cannot be merged.
     """
+    plain = plain_names(state, path)
+    # Adapters of unused parts are unused too.
+    unused = {name: plain.pop(name) for name in list(plain) if _is_left_out(name)}
+    if bases is None and is_partial(state):
+        raise BadInputError(
+            f"'{path}' has only the trained part of an RSRefSeg: give its bases with --sam and --siglip"
+        )
+    _fold_biases(plain)
+    adapters = fold_adapters(plain := {**(bases or {}), **plain}, alpha, path)
+    # Only points and boxes use the prompt encoder's copy, so the two may differ after training.
+    if _SHARED not in plain or _OTHER not in plain or torch.equal(plain[_SHARED], plain[_OTHER]):
+        plain = join_shared_encoding(plain, _SHARED, _OTHER, path)
+    return PublishedCheckpoint(path, plain | unused, adapters)
+
+
+def plain_names(state: State, path: Path) -> State:
+    """Return tensors by their names without the wrappers of peft and of the second layout.
+
+    Raises:
+        BadInputError: two tensors map to one name.
+    """
     plain: State = {}
     for name, tensor in state.items():
         short = _PEFT.sub(r"\1.", name).replace(_BASE_LAYER, ".")
@@ -93,18 +114,7 @@ def plain_checkpoint(state: State, alpha: float | None, path: Path, bases: State
         if short in plain:
             raise BadInputError(f"'{path}' contains '{short}' twice, wrapped and plain: save the model again")
         plain[short] = tensor
-    # Adapters of unused parts are unused too.
-    unused = {name: plain.pop(name) for name in list(plain) if _is_left_out(name)}
-    if bases is None and is_partial(state):
-        raise BadInputError(
-            f"'{path}' has only the trained part of an RSRefSeg: give its bases with --sam and --siglip"
-        )
-    _fold_biases(plain)
-    adapters = _fold_adapters(plain := {**(bases or {}), **plain}, alpha, path)
-    # Only points and boxes use the prompt encoder's copy, so the two may differ after training.
-    if _SHARED not in plain or _OTHER not in plain or torch.equal(plain[_SHARED], plain[_OTHER]):
-        plain = join_shared_encoding(plain, _SHARED, _OTHER, path)
-    return PublishedCheckpoint(path, plain | unused, adapters)
+    return plain
 
 
 def is_partial(state: State) -> bool:
@@ -174,7 +184,7 @@ def _fold_biases(state: State) -> None:
             state[mean] = state[mean].double() - state.pop(name).double()
 
 
-def _fold_adapters(state: State, alpha: float | None, path: Path) -> int:
+def fold_adapters(state: State, alpha: float | None, path: Path) -> int:
     """Add every ``lora_B @ lora_A`` to its weight, scaled by alpha / rank (Hu et al. 2021, section 4.1), in place.
 
     Linear layers have A (r, in) and B (out, r); convolutions have A (r, in, h, w) and B (out, r, 1, 1).
@@ -195,9 +205,9 @@ def _fold_adapters(state: State, alpha: float | None, path: Path) -> int:
             raise BadInputError(f"'{path}' has a LoRA adapter without '{missing}': the checkpoint is incomplete")
         state[name] = _folded(state[name], halves["A"], halves["B"], alpha, f"'{path}': the LoRA adapter of '{name}'")
     # Training adapts a kind of module in all layers, so a file without one of these adapters is not whole.
-    kinds = {_LAYER.sub(".layers.*.", module) for module in adapters}
+    kinds = {_LAYER.sub(r".\1.*.", module) for module in adapters}
     for module in sorted(name.removesuffix(".weight") for name in state if name.endswith(".weight")):
-        if module not in adapters and _LAYER.sub(".layers.*.", module) in kinds:
+        if module not in adapters and _LAYER.sub(r".\1.*.", module) in kinds:
             raise BadInputError(f"'{path}' has no LoRA adapter for '{module}', but for other layers: it is incomplete")
     return len(adapters)
 

@@ -17,6 +17,7 @@ def predict_with(model: RSRefSeg, tokenizer: Tokenizer, rule: MaskRule = MaskRul
     """Return a function that runs ``model``, in eval mode; each call encodes its image once for all phrases."""
     device = model.attn_prompter.grid_encoding.device
     config = model.config
+    keep_aspect = config.preprocessing.keep_aspect
 
     @torch.inference_mode()
     def predict(image: npt.NDArray[np.uint8], phrases: Sequence[str]) -> list[Segmentation]:
@@ -30,7 +31,8 @@ def predict_with(model: RSRefSeg, tokenizer: Tokenizer, rule: MaskRule = MaskRul
         logits = prediction.mask_logits.float().cpu().numpy()[:, 0]
         pairs = zip(phrases, logits, strict=True)
         return [
-            Segmentation(phrase, grid, size, config.image_size, (), None, *rule.judge(grid)) for phrase, grid in pairs
+            Segmentation(phrase, grid, size, config.image_size, (), None, *rule.judge(grid), keep_aspect)
+            for phrase, grid in pairs
         ]
 
     return predict

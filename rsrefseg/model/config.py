@@ -1,6 +1,7 @@
 """Model configurations, validated at construction, and the presets."""
 
 from enum import StrEnum
+from operator import mod
 from typing import Annotated, get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ from rsrefseg.engines.images.images import stretch
 from rsrefseg.engines.records import Record
 from rsrefseg.engines.text import Padding
 
-from .preprocessing import Preprocessing
+from .preprocessing import PROFILES, RSREFSEG2, Preprocessing
 
 # Width of the MLPs in SAM's image encoder, as a multiple of ``embed_dim``.
 SAM_MLP_RATIO = 4
@@ -23,12 +24,17 @@ _Count = Annotated[int, Meta(ge=1)]
 
 
 class Preset(StrEnum):
-    """Named model sizes: ``b`` and ``l`` are the paper's RSRefSeg-b and -l, ``s`` has SigLIP's base size."""
+    """Named model sizes: ``b`` and ``l`` are the paper's RSRefSeg-b and -l, ``s`` has SigLIP's base size.
+
+    ``rsrefseg2`` and its small form ``rsrefseg2-tiny`` have the architecture of RSRefSeg 2.
+    """
 
     TINY = "tiny"
     S = "s"
     B = "b"
     L = "l"
+    RSREFSEG2 = "rsrefseg2"
+    RSREFSEG2_TINY = "rsrefseg2-tiny"
 
 
 class TransformerConfig(Record, frozen=True):
@@ -111,8 +117,47 @@ class SamConfig(Record, frozen=True):
         return 4 * self.grid_size
 
 
+class RSRefSeg2Config(Record, frozen=True):
+    """The parts of RSRefSeg 2 that RSRefSeg lacks: SAM 2.1's Hiera image encoder and the cascaded prompter.
+
+    The four stages of Hiera work on grids of S / 4, S / 8, S / 16 and S / 32 tokens a side, each with twice the channels
+    and heads of the one before; ``SamConfig`` has those of the first, the sum of all blocks and the global blocks.
+
+    Attributes:
+        blocks: number of blocks in each stage.
+        windows: side of the attention windows in each stage, tokens; must divide the grid.
+        background: side of the position embedding that is resized to the first grid, tokens.
+        prompter_width: channels of the prompter's attention and MLPs.
+        prompter_heads: attention heads of the prompter.
+        prompts: number of sparse prompts, a square number.
+    """
+
+    blocks: tuple[int, int, int, int]
+    windows: tuple[int, int, int, int]
+    background: _Count = 7
+    prompter_width: _Count = 512
+    prompter_heads: _Count = 8
+    prompts: _Count = 9
+
+    def __post_init__(self) -> None:
+        _check_heads(self.prompter_width, self.prompter_heads)
+
+    def check(self, sam: SamConfig) -> None:
+        """Check that the stages fit the sizes of ``sam``.
+
+        Raises:
+            BadInputError: the blocks are not ``sam.depth`` in all, or windows do not divide the grids.
+        """
+        if sum(self.blocks) != sam.depth:
+            raise BadInputError(f"{self.blocks} blocks are {sum(self.blocks)} in all, not {sam.depth}")
+        grids = [4 * sam.grid_size >> stage for stage in range(4)]
+        # The first block of a stage has the windows of the stage before and halves their queries.
+        if any(window % 2 for window in self.windows[:3]) or any(map(mod, grids, self.windows)):
+            raise BadInputError(f"windows of {self.windows} tokens do not divide grids of {tuple(grids)}")
+
+
 class ModelConfig(Record, frozen=True):
-    """Configuration of a complete RSRefSeg model.
+    """Configuration of a complete RSRefSeg model, or of an RSRefSeg 2 if ``rsrefseg2`` is given.
 
     ``dense_prompt`` feeds the global activation map to SAM's mask-prompt input (paper, eq. 4); if false, the model uses
     SAM's learned "no mask" embedding. See ``Tokenizer`` for ``text_padding``.
@@ -124,8 +169,11 @@ class ModelConfig(Record, frozen=True):
     dense_prompt: bool = True
     text_padding: Padding = "fixed"
     preprocessing: Preprocessing = Preprocessing()
+    rsrefseg2: RSRefSeg2Config | None = None
 
     def __post_init__(self) -> None:
+        if self.rsrefseg2 is not None:
+            self.rsrefseg2.check(self.sam)
         if self.text_padding not in get_args(Padding):
             raise BadInputError(
                 f"unknown text padding '{self.text_padding}': choose one of {', '.join(get_args(Padding))}"
@@ -138,12 +186,17 @@ class ModelConfig(Record, frozen=True):
 
     def stretch(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Resize an image, (H, W, 3) uint8 RGB, to the input of both image towers, (3, S, S) uint8."""
-        return stretch(image, self.image_size, self.preprocessing.resize)
+        return stretch(image, self.image_size, self.preprocessing.resize, self.preprocessing.keep_aspect)
 
     @property
-    def prompt_grid_size(self) -> int:
-        """Side of the sparse prompt grid: the SigLIP grid halved twice, rounding up (27 -> 14 -> 7)."""
-        return -(-self.siglip.grid_size // 4)
+    def architecture(self) -> str:
+        """``rsrefseg`` or ``rsrefseg2``."""
+        return "rsrefseg" if self.rsrefseg2 is None else "rsrefseg2"
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of sparse prompts; RSRefSeg's are the SigLIP grid halved twice, rounding up (27 -> 14 -> 7)."""
+        return self.rsrefseg2.prompts if self.rsrefseg2 is not None else (-(-self.siglip.grid_size // 4)) ** 2
 
 
 class LoraSettings(Record, frozen=True, kw_only=True):
@@ -194,6 +247,20 @@ def model_config(preset: str) -> ModelConfig:
                 decoder_mlp_dim=256,
                 decoder_num_heads=4,
             )
+        case Preset.RSREFSEG2:
+            # ``siglip2-so400m-patch16-512`` and ``sam2.1-hiera-large``.
+            siglip = SiglipConfig(512, 16, _SO400M_TOWER, _SO400M_TOWER, vocab_size=256000, pad_token_id=0)
+            sam = SamConfig(1024, 144, depth=48, num_heads=2, global_attn_indexes=(23, 33, 43))
+            return _rsrefseg2(preset, siglip, sam, RSRefSeg2Config((2, 6, 36, 4), (8, 4, 16, 8)))
+        case Preset.RSREFSEG2_TINY:
+            tower = TransformerConfig(96, 192, num_hidden_layers=2, num_attention_heads=4)
+            siglip = SiglipConfig(128, 8, tower, tower, vocab_size=512)
+            sam = SamConfig(
+                256, 32, depth=7, num_heads=1, global_attn_indexes=(4,),
+                prompt_channels=64, decoder_mlp_dim=128, decoder_num_heads=4,
+            )  # fmt: skip
+            parts = RSRefSeg2Config((1, 2, 3, 1), (8, 4, 8, 4), prompter_width=64, prompter_heads=4)
+            return _rsrefseg2(preset, siglip, sam, parts)
         case Preset.S:
             siglip, sam = _BASE, _VIT_B
         case Preset.B:
@@ -203,6 +270,11 @@ def model_config(preset: str) -> ModelConfig:
         case _:
             raise BadInputError(f"unknown preset '{preset}': choose one of {', '.join(Preset)}")
     return ModelConfig(Preset(preset), siglip, sam)
+
+
+def _rsrefseg2(preset: str, siglip: SiglipConfig, sam: SamConfig, parts: RSRefSeg2Config) -> ModelConfig:
+    profile = PROFILES[RSREFSEG2]
+    return ModelConfig(preset, siglip, sam, text_padding="longest", preprocessing=profile, rsrefseg2=parts)
 
 
 def named(config: ModelConfig, default: ModelConfig) -> ModelConfig:

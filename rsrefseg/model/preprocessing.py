@@ -1,4 +1,4 @@
-"""The preprocessing of images as data of a model: profiles ``published`` and ``aerial-d``, and a user's own values."""
+"""The preprocessing of images as data of a model: profiles by name, and a user's own values."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -24,11 +24,13 @@ class Preprocessing(Record, frozen=True, kw_only=True):
         image_size: side of the square to which images are resized before the graphs, px; None: that of SAM. Inside the
             graphs, each tower normalises this image and stretches it bilinearly to its own size.
         resize: filter of the resize before the graphs.
+        keep_aspect: resize the long side to ``image_size`` and pad right and bottom with black, instead of stretching.
         siglip_mean, siglip_std, sam_mean, sam_std: normalisation per RGB channel, for values in 0..1.
     """
 
     image_size: Annotated[int, Meta(ge=1)] | None = None
     resize: Resize = "opencv"
+    keep_aspect: bool = False
     siglip_mean: Channels = _HALF
     siglip_std: tuple[_Std, _Std, _Std] = _HALF
     sam_mean: Channels = IMAGENET_MEAN
@@ -41,8 +43,8 @@ class Preprocessing(Record, frozen=True, kw_only=True):
 
 
 OWN = "own"
-PUBLISHED, AERIAL_D = "published", "aerial-d"
-# ``aerial-d`` is that of the public checkpoints `luisml77/rsrefseg`.
+PUBLISHED, AERIAL_D, RSREFSEG2 = "published", "aerial-d", "rsrefseg2"
+# ``aerial-d`` is that of the public checkpoints `luisml77/rsrefseg`, ``rsrefseg2`` that of RSRefSeg 2.
 PROFILES: Mapping[str, Preprocessing] = {
     PUBLISHED: Preprocessing(),
     AERIAL_D: Preprocessing(
@@ -53,6 +55,7 @@ PROFILES: Mapping[str, Preprocessing] = {
         sam_mean=(0.0, 0.0, 0.0),
         sam_std=(1.0, 1.0, 1.0),
     ),
+    RSREFSEG2: Preprocessing(keep_aspect=True),
 }
 
 

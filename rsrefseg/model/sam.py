@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .config import SAM_MLP_RATIO, SamConfig
 from .preprocessing import Preprocessing
 
-_PIXEL_RANGE = 255.0
+PIXEL_RANGE = 255.0
 
 
 class ChannelLayerNorm(nn.Module):
@@ -72,7 +72,7 @@ class SamEncoder(nn.Module):
         )
         _replace_layer_norms(self)
         for name, values in (("mean", preprocessing.sam_mean), ("std", preprocessing.sam_std)):
-            pixels = torch.tensor([value * _PIXEL_RANGE for value in values]).view(1, 3, 1, 1)
+            pixels = torch.tensor([value * PIXEL_RANGE for value in values]).view(1, 3, 1, 1)
             self.register_buffer(f"pixel_{name}", pixels, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -139,19 +139,24 @@ class SamDecoder(nn.Module):
         Returns:
             mask_logits (P, 1, 4g, 4g) float32.
         """
-        decoder = self.mask_decoder
-        dense = self._dense_embedding(mask_prompt)
-        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).unsqueeze(0)
-        tokens = torch.cat([output_tokens.expand(sparse_prompts.shape[0], -1, -1), sparse_prompts], dim=1)
-        source = image_embedding + dense
-        hidden, source_tokens = decoder.transformer(source, self.position_encoding, tokens)
-
-        grid = torch.unflatten(source_tokens.transpose(1, 2), 2, source.shape[-2:])
-        upscaled = decoder.output_upscaling(grid)
-        hyper = decoder.output_hypernetworks_mlps[0](hidden[:, 1])
+        hidden, grid = self.attend(image_embedding, sparse_prompts, mask_prompt)
+        upscaled = self.mask_decoder.output_upscaling(grid)
+        hyper = self.mask_decoder.output_hypernetworks_mlps[0](hidden[:, 1])
         logits: Tensor = hyper.unsqueeze(1) @ upscaled.flatten(2)
         mask_logits: Tensor = torch.unflatten(logits, 2, upscaled.shape[-2:])
         return mask_logits
+
+    def output_tokens(self) -> Tensor:
+        """Return the learned tokens, (5, D): IoU, four masks."""
+        return torch.cat([self.mask_decoder.iou_token.weight, self.mask_decoder.mask_tokens.weight])
+
+    def attend(self, image_embedding: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the transformer: tokens (P, output tokens + M, D) and image features (P, D, g, g)."""
+        source = image_embedding + self._dense_embedding(mask_prompt)
+        outputs = self.output_tokens().unsqueeze(0).expand(sparse_prompts.shape[0], -1, -1)
+        tokens = torch.cat([outputs, sparse_prompts], dim=1)
+        hidden, source_tokens = self.mask_decoder.transformer(source, self.position_encoding, tokens)
+        return hidden, torch.unflatten(source_tokens.transpose(1, 2), 2, source.shape[-2:])
 
     def _dense_embedding(self, mask_prompt: Tensor) -> Tensor:
         if self.dense_prompt:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from rsrefseg.engines.errors import RSRefSegError
-from rsrefseg.engines.images.images import read_image
+from rsrefseg.engines.images.images import network_size, read_image
 
 from ..model.config import ModelConfig
 from .data import TrainingData
@@ -72,8 +72,11 @@ class TrainingBatches(TorchDataset[Batch | RSRefSegError]):
         image = read_image(chosen[0].image_path)
         size = (image.shape[0], image.shape[1])
         masks = [sample.mask_at(size, self.data.resize_masks)[0] for sample in chosen]
-        side, nearest = (self.config.image_size,) * 2, cv2.INTER_NEAREST_EXACT
-        truth = np.stack([cv2.resize(mask.astype(np.uint8), side, interpolation=nearest) for mask in masks])
+        side, nearest = self.config.image_size, cv2.INTER_NEAREST_EXACT
+        height, width = network_size(size, side, self.config.preprocessing.keep_aspect)
+        truth = np.zeros((len(masks), side, side), np.uint8)
+        for target, mask in zip(truth, masks, strict=True):
+            target[:height, :width] = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=nearest)
         return Example(
             torch.from_numpy(self.config.stretch(image)),
             tuple(sample.phrase for sample in chosen),
