@@ -109,10 +109,15 @@ class ExportSettings:
         """
         if self.plan is not None:
             check_plan(self.plan, config)
-        choice, reason = default_attention(config.sam, self.runtime, self.fp16), REASONS[self.runtime]
+        if config.rsrefseg2 is not None:
+            choice, reason = hiera_attention(config.sam, self.runtime), "Hiera has no position bias, so one form"
+        else:
+            choice, reason = default_attention(config.sam, self.runtime, self.fp16), REASONS[self.runtime]
         if self.attention is not None:
             choice = parse_attention(self.attention, choice)
             reason = f"chosen with --attention {self.attention}"
+            if config.rsrefseg2 is not None and choice != AttentionChoice(query_parts=choice.query_parts):
+                raise BadInputError("RSRefSeg 2 has one form of attention: --attention takes global=published:PARTS only")
         for parts in (choice.query_parts, choice.mlp_parts):
             if config.sam.grid_size % parts:
                 raise BadInputError(
@@ -169,6 +174,14 @@ def default_attention(config: SamConfig, target: Target = Target.ONNXRUNTIME, fp
         query_parts=_fewest_parts(config.grid_size, scores_bytes, _SCORES_BYTES),
         mlp_parts=_fewest_parts(config.grid_size, hidden_bytes, _HIDDEN_BYTES) if in_parts else 1,
     )
+
+
+def hiera_attention(config: SamConfig, target: Target) -> AttentionChoice:
+    """Return the attention of RSRefSeg 2: global blocks, with 4 times the heads of the first stage, in parts on CPUs."""
+    if target in (Target.ONNXRUNTIME_CUDA, Target.TENSORRT):
+        return AttentionChoice()
+    scores_bytes = 4 * 4 * config.num_heads * config.grid_size**4
+    return AttentionChoice(query_parts=_fewest_parts(config.grid_size, scores_bytes, _SCORES_BYTES))
 
 
 def _fewest_parts(rows: int, whole_bytes: int, limit_bytes: int) -> int:

@@ -13,12 +13,15 @@ from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.inference.operators import SigmoidGelu, fold_batch_norm
 from rsrefseg.inference.projections import FoldedCrossAttention
+from rsrefseg.inference.rsrefseg2.sam2 import InferenceSam2Encoder
 from rsrefseg.model.config import ModelConfig
 from rsrefseg.model.model import build_stage
 from rsrefseg.model.prompter import ConvNormAct
+from rsrefseg.model.rsrefseg2.prompter import CascadedPrompter
+from rsrefseg.model.rsrefseg2.sam2 import Sam2Encoder
 
 from .arithmetic import Fp32Sums, largest, to_float, to_half
-from .plan import ALWAYS_FP32, HALF_MAX, PrecisionPlan
+from .plan import ALWAYS_FP32, ALWAYS_FP32_RSREFSEG2, HALF_MAX, PrecisionPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,25 @@ RULES: Mapping[Stage, tuple[BlockRule, ...]] = {
         *_SIGLIP,
         BlockRule("head"),
     ),
-    Stage.ATTN_PROMPTER: (BlockRule("down_channel", leaves_half=True), BlockRule("down_spatial")),
+    Stage.ATTN_PROMPTER: (
+        BlockRule("down_channel", leaves_half=True),
+        BlockRule("down_spatial"),
+        *(BlockRule(f"*_attn_layers.*.{part}_*") for part in ("self_attn", "cross_attn", "mlp")),
+        BlockRule("sparse_prompt_mlp"),
+        BlockRule("dense_prompt_conv.0"),
+        BlockRule("dense_prompt_conv.3"),
+    ),
     Stage.SAM_ENCODER: (
         BlockRule("image_encoder.patch_embed"),
         BlockRule("image_encoder.blocks.*.attn", norm="norm1", leaves_half=True),
         BlockRule("image_encoder.blocks.*.mlp"),
         BlockRule("image_encoder.neck.0"),
         BlockRule("image_encoder.neck.2"),
+        BlockRule("hiera.patch_embed"),
+        BlockRule("hiera.blocks.*.attn", norm="layer_norm1", leaves_half=True),
+        BlockRule("hiera.blocks.*.proj"),
+        BlockRule("hiera.blocks.*.mlp"),
+        BlockRule("convs.*"),
     ),
     Stage.SAM_DECODER: (
         BlockRule(f"{_TRANSFORMER}.layers.*.self_attn"),
@@ -74,6 +89,11 @@ TABLES: Mapping[Stage, tuple[str, ...]] = {
     Stage.ATTN_PROMPTER: ("grid_encoding",),
     Stage.SAM_ENCODER: ("image_encoder.pos_embed",),
     Stage.SAM_DECODER: ("position_encoding",),
+}
+
+TABLES_RSREFSEG2: Mapping[Stage, tuple[str, ...]] = {
+    Stage.ATTN_PROMPTER: ("img_pe",),
+    Stage.SAM_ENCODER: (),
 }
 
 
@@ -121,9 +141,10 @@ def convert_to_half(
             _halve(module, name, rule)
             if fp32_sums:
                 sum_in_float32(module.get_submodule(name))
-    for name in TABLES.get(stage, ()):
+    second = isinstance(module, CascadedPrompter | Sam2Encoder | InferenceSam2Encoder)
+    for name in (TABLES_RSREFSEG2 if second else TABLES).get(stage, ()):
         _halve_table(module, name)
-    return {**ALWAYS_FP32[stage], **kept}
+    return {**(ALWAYS_FP32_RSREFSEG2 if second else ALWAYS_FP32)[stage], **kept}
 
 
 def check_plan(plan: PrecisionPlan, config: ModelConfig) -> None:

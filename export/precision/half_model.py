@@ -20,7 +20,7 @@ from rsrefseg.runs.run import exported_run
 
 from .arithmetic import HalfArithmetic
 from .half_blocks import convert_to_half
-from .plan import ALWAYS_FP32, PrecisionPlan
+from .plan import ALWAYS_FP32, ALWAYS_FP32_RSREFSEG2, PrecisionPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,9 @@ def open_half_model(bundle: Path | None, run_path: Path | None) -> HalfModel:
     opened = Bundle.open(bundle)
     run = exported_run(opened.root, opened.manifest.provenance.checkpoint_sha256, run_path)
     records = opened.manifest.stages
+    always = {stage: {*ALWAYS_FP32[stage], *ALWAYS_FP32_RSREFSEG2.get(stage, ())} for stage in records}
     plan = {
-        stage: {part.module: part.reason for part in record.precision_plan if part.module not in ALWAYS_FP32[stage]}
+        stage: {part.module: part.reason for part in record.precision_plan if part.module not in always[stage]}
         for stage, record in records.items()
     }
     return HalfModel(

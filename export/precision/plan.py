@@ -17,6 +17,7 @@ _NORM = "mean and variance of activations that may reach thousands lose digits o
 _RESIDUAL = "the residual sum carries massive activations that may pass 65,504"
 _PIXELS = "the graph's inputs and outputs are float32 (uint8 for images); scaling and resizing pixels costs nothing"
 _SIMILARITY = "L2 norms, logit scale and bias, sigmoid filters: s <v, t> + b decides between phrases"
+_COSINE = "L2 norms and a cosine times the logit scale, around 100: s <v, t> + b is the dense prompt"
 _MASK = "rounding here moves mask edges directly, and it is 0.1% of the work: the sign of its result is the mask"
 _LOGITS = "the similarity map's large common offset leaves few digits for its differences"
 
@@ -56,6 +57,20 @@ ALWAYS_FP32: Mapping[Stage, Mapping[str, str]] = {
     },
 }
 
+# The same for the stages that only RSRefSeg 2 has.
+ALWAYS_FP32_RSREFSEG2: Mapping[Stage, Mapping[str, str]] = {
+    Stage.ATTN_PROMPTER: {
+        ".": _COSINE,
+        "*_attn_layers.*": _RESIDUAL,
+        "*_attn_layers.*.norm_*": _NORM,
+    },
+    Stage.SAM_ENCODER: {
+        ".": _PIXELS,
+        "hiera.blocks.*": _RESIDUAL,
+        "hiera.blocks.*.layer_norm1": _NORM,
+        "hiera.blocks.*.layer_norm2": _NORM,
+    },
+}
 
 # Blocks that stay float32 besides ``ALWAYS_FP32``, with the reason for each, by stage; empty by default.
 PrecisionPlan = Mapping[Stage, Mapping[str, str]]

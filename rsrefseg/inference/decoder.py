@@ -12,7 +12,7 @@ from ..model.sam import ChannelLayerNorm, SamDecoder
 from .projections import FoldedCrossAttention, linear
 
 # Stride of all convolutions here except the last of downscaling, which is pointwise.
-_STRIDE = 2
+STRIDE = 2
 
 
 class TokenLayerNorm(ChannelLayerNorm):
@@ -40,8 +40,7 @@ class InferenceDecoder(nn.Module):
         self.grid_size = original.position_encoding.shape[-1]
         self.prompt_encoder = original.prompt_encoder
         self.mask_decoder = decoder = original.mask_decoder
-        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).detach()
-        self.register_buffer("output_tokens", outputs)
+        self.register_buffer("output_tokens", original.output_tokens().detach())
         self.register_buffer("position_encoding", original.position_encoding.flatten(2).transpose(1, 2).contiguous())
         for name, module in list(decoder.transformer.named_modules()):
             if hasattr(module, "internal_dim"):
@@ -52,7 +51,16 @@ class InferenceDecoder(nn.Module):
 
     def forward(self, image_embedding: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor) -> Tensor:
         """Decode masks; arguments and result are those of ``SamDecoder.forward``."""
-        decoder, side = self.mask_decoder, self.grid_size
+        hidden, keys = self.attend(image_embedding, sparse_prompts, mask_prompt)
+        # (P, g g, 4, 4, D / 8): token, pixel of the first convolution, pixel of the second, channel.
+        first, norm, act, second, last_act = self.mask_decoder.output_upscaling
+        upscaled = act(norm(first(keys).unflatten(2, (STRIDE**2, -1))))
+        upscaled = last_act(second(upscaled).unflatten(3, (STRIDE**2, -1))).flatten(1, 3)
+        hyper = self.mask_decoder.output_hypernetworks_mlps[0](hidden[:, 1])
+        return self.to_grid(upscaled @ hyper.unsqueeze(2))
+
+    def attend(self, image_embedding: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the transformer: tokens (P, output tokens + M, D) and image tokens (P, g g, D)."""
         # Added as tokens: OpenVINO fuses a sum of grids into the preceding convolution and then cannot broadcast one
         # image to several phrases.
         keys = image_embedding.flatten(2).transpose(1, 2) + self._dense_embedding(mask_prompt)
@@ -60,19 +68,17 @@ class InferenceDecoder(nn.Module):
         room = F.pad(sparse_prompts, (0, 0, len(self.output_tokens), 0))
         prompts = room + F.pad(self.output_tokens, (0, 0, 0, sparse_prompts.shape[1]))
         queries = prompts
-        transformer = decoder.transformer
+        transformer = self.mask_decoder.transformer
         for layer in transformer.layers:
             queries, keys = layer(queries=queries, keys=keys, query_pe=prompts, key_pe=self.position_encoding)
         attended = transformer.final_attn_token_to_image(q=queries + prompts, k=keys + self.position_encoding, v=keys)
-        hidden = transformer.norm_final_attn(queries + attended)
+        return transformer.norm_final_attn(queries + attended), keys
 
-        # (P, g g, 4, 4, D / 8): token, pixel of the first convolution, pixel of the second, channel.
-        first, norm, act, second, last_act = decoder.output_upscaling
-        upscaled = act(norm(first(keys).unflatten(2, (_STRIDE**2, -1))))
-        upscaled = last_act(second(upscaled).unflatten(3, (_STRIDE**2, -1))).flatten(1, 3)
-        hyper = decoder.output_hypernetworks_mlps[0](hidden[:, 1])
-        logits: Tensor = (upscaled @ hyper.unsqueeze(2)).view(-1, side, side, _STRIDE, _STRIDE, _STRIDE, _STRIDE)
-        return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 1, side * _STRIDE**2, side * _STRIDE**2)
+    def to_grid(self, logits: Tensor) -> Tensor:
+        """Rearrange logits of 4 x 4 pixels a token, (P, g g 16, 1), to (P, 1, 4g, 4g)."""
+        side = self.grid_size
+        logits = logits.view(-1, side, side, STRIDE, STRIDE, STRIDE, STRIDE)
+        return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 1, side * STRIDE**2, side * STRIDE**2)
 
     def _dense_embedding(self, mask_prompt: Tensor) -> Tensor:
         """Encode mask prompts, (P, 1, 4g, 4g), to (P, g g, D)."""
@@ -81,8 +87,8 @@ class InferenceDecoder(nn.Module):
             nothing: Tensor = self.prompt_encoder.no_mask_embed.weight.view(1, 1, -1)
             return nothing + 0 * mask_prompt[:, :, ::4, ::4].flatten(2).transpose(1, 2)
         first, norm, act, second, second_norm, second_act, last = self.prompt_encoder.mask_downscaling
-        pixels = mask_prompt.view(-1, side, _STRIDE, _STRIDE, side, _STRIDE, _STRIDE).permute(0, 1, 4, 2, 5, 3, 6)
-        rows = act(norm(first(pixels.reshape(-1, side**2, _STRIDE**2, _STRIDE**2))))
+        pixels = mask_prompt.view(-1, side, STRIDE, STRIDE, side, STRIDE, STRIDE).permute(0, 1, 4, 2, 5, 3, 6)
+        rows = act(norm(first(pixels.reshape(-1, side**2, STRIDE**2, STRIDE**2))))
         embedding: Tensor = last(second_act(second_norm(second(rows.flatten(2)))))
         return embedding
 
@@ -94,7 +100,7 @@ def _put_on_tokens(layers: nn.Sequential) -> None:
             # (in, out, y, x) -> (y, x, out; in)
             weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)
             assert layer.bias is not None
-            layers[index] = linear(weight, layer.bias.repeat(_STRIDE**2), weight.dtype)
+            layers[index] = linear(weight, layer.bias.repeat(STRIDE**2), weight.dtype)
         elif isinstance(layer, nn.Conv2d):
             # (out, in, y, x) -> (out; y, x, in)
             weight = layer.weight.permute(0, 2, 3, 1).flatten(1)

@@ -80,11 +80,11 @@ class FoldedSelfAttention(FoldedAttention):
 
 
 class FoldedCrossAttention(FoldedAttention):
-    """Replaces the attention of SAM's mask decoder."""
+    """Replaces the attention of SAM's mask decoder and of the cascaded prompter."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend with query (P, N, C), key and value (P, M, C)."""
-        return self.attend(q, k, v)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend with query (P, N, C), key and value (P, M, D); the mask (P, 1, 1, M) is added to the scores."""
+        return self.attend(q, k, v, mask)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, fused: bool = False) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ..model.prompter import AttnPrompter
+from ..model.rsrefseg2.prompter import CascadedPrompter
+from ..model.rsrefseg2.sam2 import Sam2Decoder, Sam2Encoder
 from ..model.sam import SamDecoder, SamEncoder
 from ..model.siglip import SiglipText, SiglipVision
 from .attention import AttentionChoice
@@ -12,6 +14,8 @@ from .image_encoder import InferenceImageEncoder
 from .operators import TanhGelu, rewrite_gelus
 from .projections import FoldedSelfAttention
 from .prompter import InferencePrompter
+from .rsrefseg2.prompter import fold_prompter
+from .rsrefseg2.sam2 import InferenceSam2Decoder, InferenceSam2Encoder
 
 _PIXEL_RANGE = 255.0
 
@@ -51,6 +55,13 @@ def fold_for_inference(
                 fold_pixels(module.image_encoder.patch_embed.proj, module.pixel_mean, module.pixel_std)
                 module.takes_pixels = True
             module.set_submodule("image_encoder", InferenceImageEncoder(module.image_encoder, attention, fused))
+        case CascadedPrompter():
+            fold_prompter(module, fused)
+        case Sam2Encoder():
+            # The patch embedding pads its input, so a folded mean would change the border.
+            return InferenceSam2Encoder(module, attention.query_parts, fused)
+        case Sam2Decoder():
+            return InferenceSam2Decoder(module, fused)
         case SamDecoder():
             return InferenceDecoder(module, fused)
     return module

@@ -30,7 +30,7 @@ class PrompterAttention(nn.Module):
             project(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for project, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
-        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
         attended = (scores if mask is None else scores + mask).softmax(dim=-1) @ value
         result: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return result

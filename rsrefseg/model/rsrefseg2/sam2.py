@@ -18,17 +18,13 @@ STABILITY_DELTA, STABILITY_THRESHOLD = 0.05, 0.98
 
 
 class Sam2Encoder(nn.Module):
-    """Normalise an image and compute SAM 2's image embedding and its two finer maps with Hiera and its neck.
-
-    If ``takes_pixels``, the weights of the patch embedding include the normalisation and take pixels of 0 to 255.
-    """
+    """Normalise an image and compute SAM 2's image embedding and its two finer maps with Hiera and its neck."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(self, config: SamConfig, second: RSRefSeg2Config, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.takes_pixels = False
         self.hiera = _hiera(config, second)
         self.stage_ends = tuple(sum(second.blocks[: stage + 1]) - 1 for stage in range(4))
         channels, widths = config.prompt_channels, [config.embed_dim << stage for stage in range(4)]
@@ -40,10 +36,6 @@ class Sam2Encoder(nn.Module):
             pixels = torch.tensor([value * PIXEL_RANGE for value in values]).view(1, 3, 1, 1)
             self.register_buffer(f"pixel_{name}", pixels, persistent=False)
 
-    def normalise(self, image: Tensor) -> Tensor:
-        """Return the pixels that the patch embedding takes, float32."""
-        return image.float() if self.takes_pixels else (image.float() - self.pixel_mean) / self.pixel_std
-
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode images.
 
@@ -53,7 +45,7 @@ class Sam2Encoder(nn.Module):
         Returns:
             image_embedding (N, D, g, g), high_res_1 (N, D / 4, 2g, 2g) and high_res_0 (N, D / 8, 4g, 4g), float32.
         """
-        x = self.hiera.patch_embed(self.normalise(image))
+        x = self.hiera.patch_embed((image.float() - self.pixel_mean) / self.pixel_std)
         x = x + self.hiera._get_pos_embed(x.shape[1:3])
         maps = []
         for index, block in enumerate(self.hiera.blocks):
