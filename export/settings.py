@@ -117,7 +117,9 @@ class ExportSettings:
             choice = parse_attention(self.attention, choice)
             reason = f"chosen with --attention {self.attention}"
             if config.rsrefseg2 is not None and choice != AttentionChoice(query_parts=choice.query_parts):
-                raise BadInputError("RSRefSeg 2 has one form of attention: --attention takes global=published:PARTS only")
+                raise BadInputError(
+                    "RSRefSeg 2 has one form of attention: --attention takes global=published:PARTS only"
+                )
         for parts in (choice.query_parts, choice.mlp_parts):
             if config.sam.grid_size % parts:
                 raise BadInputError(
@@ -177,7 +179,7 @@ def default_attention(config: SamConfig, target: Target = Target.ONNXRUNTIME, fp
 
 
 def hiera_attention(config: SamConfig, target: Target) -> AttentionChoice:
-    """Return the attention of RSRefSeg 2: global blocks, with 4 times the heads of the first stage, in parts on CPUs."""
+    """Return the attention of RSRefSeg 2: on CPUs in parts. Global blocks have 4 times the heads of the first stage."""
     if target in (Target.ONNXRUNTIME_CUDA, Target.TENSORRT):
         return AttentionChoice()
     scores_bytes = 4 * 4 * config.num_heads * config.grid_size**4

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from rsrefseg.engines.engine import IMAGE_STAGES, Tensors
 
-
 from .runner import PHRASE_STAGES, Runner
 from .scenarios import FIRST_PHRASE, STRETCH, TOKENIZE, TOTAL, UPSAMPLE, Scenario, Workload
 

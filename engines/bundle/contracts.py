@@ -196,7 +196,9 @@ def stage_contracts(geometry: Geometry, phrases: Dim = PHRASES, images: Dim = IM
         return TensorSpec("clip_features", "float32", (count, g.clip_tokens, g.clip_channels))
 
     def image_maps(count: int | Dim) -> tuple[TensorSpec, ...]:
-        sizes = {"image_embedding": 1, "high_res_1": 2, "high_res_0": 4} if g.high_resolution else {"image_embedding": 1}
+        sizes = (
+            {"image_embedding": 1, "high_res_1": 2, "high_res_0": 4} if g.high_resolution else {"image_embedding": 1}
+        )
         # Each map has the channels that SAM's decoder has at its resolution.
         return tuple(
             TensorSpec(

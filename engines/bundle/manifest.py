@@ -175,9 +175,10 @@ class StageRecord(Struct, frozen=True):
 class Preprocessing(Struct, frozen=True):
     """The preprocessing of images: the host resizes, the image graphs do the rest.
 
-    Means and standard deviations are per RGB channel, for values in 0..1. Only the first resize, to ``image_size``, runs
-    on the host, with the filter ``resize``; if ``keep_aspect``, it pads instead of stretching. Those inside the graphs are bilinear with
-    half-pixel centres, without antialiasing, to ``siglip_size`` and ``sam_size`` (None, as in older bundles: none).
+    Means and standard deviations are per RGB channel, for values in 0..1. Only the first resize, to ``image_size``,
+    runs on the host, with the filter ``resize``; if ``keep_aspect``, it pads instead of stretching. Those inside the
+    graphs are bilinear with half-pixel centres, without antialiasing, to ``siglip_size`` and ``sam_size`` (None, as in
+    older bundles: none).
     """
 
     image_size: int

@@ -134,8 +134,9 @@ def upsample_logits(
     """Resize mask logits (h, w) float32 to the image's size (H, W) float32, or to some of its rows (len(rows), W).
 
     Two bilinear steps with half-pixel centres and no antialiasing, as published: mask grid -> ``stretched_size`` square
-    -> ``original`` (H, W). With ``keep_aspect``, the padding of the square is cropped between them. Equal to ``F.interpolate(mode="bilinear", align_corners=False)`` twice, including its
-    float32 weights, from which OpenCV's differ by 2e-5 of the range.
+    -> ``original`` (H, W). With ``keep_aspect``, the padding of the square is cropped between them. Equal to
+    ``F.interpolate(mode="bilinear", align_corners=False)`` twice, including its float32 weights, from which OpenCV's
+    differ by 2e-5 of the range.
     """
     height, width = original
     filled = network_size(original, stretched_size, keep_aspect)

@@ -1,4 +1,4 @@
-"""Maps checkpoints in the public layout of RSRefSeg 2 (`KyanChen/RSRefSeg2`), with peft's wrappers and Meta's SAM 2 names.
+"""Maps checkpoints in the public layout of RSRefSeg 2, with peft's wrappers and Meta's names of SAM 2.
 
 A file has all weights, those of the frozen towers among them, and the adapters of the training beside them.
 """
@@ -76,9 +76,7 @@ def match_published(checkpoint: PublishedCheckpoint, config: ModelConfig, expect
     """
     ours = {name: tensor for name, tensor in expected.items() if name != _CONSTANT}
     what = f"RSRefSeg 2 of preset '{config.preset}' in the public layout"
-    return match(
-        ours, published_name, checkpoint.tensors, lambda name: name.startswith(_UNUSED), checkpoint.path, what
-    )
+    return match(ours, published_name, checkpoint.tensors, lambda name: name.startswith(_UNUSED), checkpoint.path, what)
 
 
 def published_name(name: str) -> str:

@@ -15,7 +15,7 @@ from .predictions import Predict
 
 def predict_with(model: RSRefSeg, tokenizer: Tokenizer, rule: MaskRule = MaskRule()) -> Predict:  # noqa: B008 (frozen)
     """Return a function that runs ``model``, in eval mode; each call encodes its image once for all phrases."""
-    device = model.attn_prompter.grid_encoding.device
+    device = model.sam_decoder.position_encoding.device
     config = model.config
     keep_aspect = config.preprocessing.keep_aspect
 

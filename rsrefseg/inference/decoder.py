@@ -4,7 +4,6 @@ Its convolutions have kernels as large as their strides, so each one is a linear
 token. Only the mask prompt and the logits, one channel each, are rearranged to a grid.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -120,8 +120,8 @@ class SamConfig(Record, frozen=True):
 class RSRefSeg2Config(Record, frozen=True):
     """The parts of RSRefSeg 2 that RSRefSeg lacks: SAM 2.1's Hiera image encoder and the cascaded prompter.
 
-    The four stages of Hiera work on grids of S / 4, S / 8, S / 16 and S / 32 tokens a side, each with twice the channels
-    and heads of the one before; ``SamConfig`` has those of the first, the sum of all blocks and the global blocks.
+    The four stages of Hiera work on grids of S / 4, S / 8, S / 16 and S / 32 tokens a side, each with twice the
+    channels and heads of the one before; ``SamConfig`` has those of the first, and the number of all blocks.
 
     Attributes:
         blocks: number of blocks in each stage.

@@ -1,6 +1,7 @@
 """A public RSRefSeg 2, rebuilt from transformers and peft by its description, without our code."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 from transformers import Sam2Config, Sam2Model, SiglipTextModel, SiglipVisionModel
 
 from rsrefseg.model.config import ModelConfig, RSRefSeg2Config, SamConfig, SiglipConfig, TransformerConfig, model_config
+from rsrefseg.runs.imported_run import rendered_scenes
 from tests.support.upstream import State, randomize, siglip_config
+from tests.support.words import write_word_tokenizer
 
 
 def small_config2(**overrides: Any) -> ModelConfig:
@@ -59,9 +62,7 @@ def sam2_model(config: ModelConfig) -> Sam2Model:
         "iou_head_hidden_dim": sam.prompt_channels,
         "dynamic_multimask_via_stability": True,
     }
-    return Sam2Model(
-        Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
-    )
+    return Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder))
 
 
 class Attn(nn.Module):
@@ -115,9 +116,7 @@ class Prompter(nn.Module):
         self.two_queries_text_attn_layers = nn.ModuleList(
             layer(dict.fromkeys(names, (c, c)), text_mlps, text_norms) for _ in range(2)
         )
-        self.queries1_to_img_attn_layers = nn.ModuleList(
-            layer(first, {"mlp_img_1": c}, image_norms) for _ in range(2)
-        )
+        self.queries1_to_img_attn_layers = nn.ModuleList(layer(first, {"mlp_img_1": c}, image_norms) for _ in range(2))
         self.prompt_queries2_img_attn_layers = nn.ModuleList(
             layer(prompt_attention, {"mlp_img_1": c, "mlp_prompt_2": d, "mlp_prompt_3": d}, prompt_norms)
             for _ in range(2)
@@ -174,7 +173,7 @@ META = (
     (r"(neck\.convs\.\d)\.", r"\1.conv."),
     (r"patch_embed\.projection", "patch_embed.proj"),
     (r"^no_memory_embedding", "no_mem_embed"),
-    (r"^prompt_encoder\.shared_embedding\.positional_embedding", "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    (r"^prompt_encoder\.shared_embedding\.\w+", "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
     (r"^prompt_encoder\.mask_embed\.conv1", "sam_prompt_encoder.mask_downscaling.0"),
     (r"^prompt_encoder\.mask_embed\.layer_norm1", "sam_prompt_encoder.mask_downscaling.1"),
     (r"^prompt_encoder\.mask_embed\.conv2", "sam_prompt_encoder.mask_downscaling.3"),
@@ -206,7 +205,7 @@ def meta_state(state: State) -> State:
             renamed |= {f"sam_prompt_encoder.point_embeddings.{i}.weight": tensor[i : i + 1] for i in range(4)}
             continue
         for pattern, replacement in META:
-            name = re.sub(pattern, replacement, name)  # noqa: PLW2901
+            name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
     return renamed
 
@@ -214,10 +213,13 @@ def meta_state(state: State) -> State:
 class PublicRSRefSeg2(nn.Module):
     """The published model of one image and one phrase without padding, in eval mode.
 
-    Random weights give flat masks, whose first mask is not stable; ``stable`` scales it, so that it is.
+    The weights are random, and those of the first mask large, so that it is stable for some inputs. ``fell_back`` is
+    whether the last result was one of the other masks.
     """
 
-    def __init__(self, config: ModelConfig, rank: int = 16, seed: int = 3, stable: bool = False) -> None:
+    fell_back = False
+
+    def __init__(self, config: ModelConfig, rank: int = 16, seed: int = 3) -> None:
         super().__init__()
         self.config = config
         self.sam = sam2_model(config)
@@ -247,9 +249,8 @@ class PublicRSRefSeg2(nn.Module):
         self.sam.shared_image_embedding.positional_embedding.data.copy_(encoding)
         text.logit_scale.data.fill_(1.5)
         text.logit_bias.data.fill_(-1.0)
-        if stable:
-            self.sam.mask_decoder.output_hypernetworks_mlps[0].proj_out.weight.data.mul_(500)
-            self.sam.mask_decoder.output_hypernetworks_mlps[0].proj_out.bias.data.mul_(500)
+        for parameter in self.sam.mask_decoder.output_hypernetworks_mlps[0].proj_out.parameters():
+            parameter.data.mul_(500)
 
     def published_state(self) -> State:
         """Return the tensors by the published names."""
@@ -276,15 +277,17 @@ class PublicRSRefSeg2(nn.Module):
         sparse, dense = self.prompter(
             v, words.last_hidden_state, words.pooler_output, text.logit_scale, text.logit_bias
         )
-        masks = self.sam.mask_decoder(
-            image_embeddings=embedding,
-            image_positional_embeddings=self.sam.get_image_wide_positional_embeddings(),
-            sparse_prompt_embeddings=sparse[:, None],
-            dense_prompt_embeddings=self.sam.prompt_encoder.mask_embed(dense),
-            multimask_output=False,
-            high_resolution_features=[s0, s1],
-        )[0]
-        return masks[0, 0, 0]
+        inputs = {
+            "image_embeddings": embedding,
+            "image_positional_embeddings": self.sam.get_image_wide_positional_embeddings(),
+            "sparse_prompt_embeddings": sparse[:, None],
+            "dense_prompt_embeddings": self.sam.prompt_encoder.mask_embed(dense),
+            "high_resolution_features": [s0, s1],
+        }
+        found = self.sam.mask_decoder(multimask_output=False, **inputs)[0][0, 0, 0]
+        others = self.sam.mask_decoder(multimask_output=True, **inputs)[0][0, 0]
+        self.fell_back = any(torch.equal(found, other) for other in others)
+        return found
 
     def mask(self, image: np.ndarray, logits: Tensor) -> np.ndarray:
         """(4g, 4g) logits -> the mask of the image, (H, W) bool."""
@@ -293,6 +296,14 @@ class PublicRSRefSeg2(nn.Module):
         square = F.interpolate(logits[None, None], (side, side), mode="bilinear", align_corners=False)
         full = F.interpolate(square[..., :height, :width], image.shape[:2], mode="bilinear", align_corners=False)
         return (full[0, 0] > 0).numpy()
+
+
+def write_public2(folder: Path, model: PublicRSRefSeg2) -> Path:
+    """Write a checkpoint and a SigLIP folder that has a tokenizer only, as ``public.pth`` and ``siglip``."""
+    torch.save({"state_dict": model.published_state()}, folder / "public.pth")
+    phrases = [referral.phrase for scene in rendered_scenes() for referral in scene.referrals]
+    write_word_tokenizer(folder / "siglip" / "tokenizer.json", phrases, model.config.siglip.vocab_size)
+    return folder / "public.pth"
 
 
 def padded_size(image: np.ndarray, side: int) -> tuple[int, int]:

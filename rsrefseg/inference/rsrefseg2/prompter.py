@@ -20,6 +20,7 @@ def fold_prompter(prompter: CascadedPrompter, fused: bool = False) -> None:
             prompter.set_submodule(name, FoldedCrossAttention(module, fused))
     convolution, norm = prompter.dense_prompt_conv[0], prompter.dense_prompt_conv[1]
     assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
     dtype = convolution.weight.dtype
     prompter.dense_prompt_conv[0] = fuse_conv_bn_eval(convolution.double(), norm.double()).to(dtype)
     prompter.dense_prompt_conv[1] = nn.Identity()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...model.rsrefseg2.sam2 import Sam2Decoder, Sam2Encoder, choose_mask, mask_weights
+from ...model.rsrefseg2.sam2 import Sam2Encoder, choose_mask, mask_weights
 from ..decoder import STRIDE, InferenceDecoder
 from ..operators import ErfGelu
 from ..projections import attention, folded_projections, linear
@@ -28,9 +28,11 @@ class WindowAttention(nn.Module):
         self.window, self.pooled, self.query_parts, self.fused = window, pooled, query_parts, fused
         self.num_heads = original.num_attention_heads
         weights, biases = original.qkv.weight.chunk(3), original.qkv.bias.chunk(3)
-        parts = (linear(weight, bias, weight.dtype) for weight, bias in zip(weights, biases, strict=True))
+        query, key, value = (linear(weight, bias, weight.dtype) for weight, bias in zip(weights, biases, strict=True))
         # A positive scale commutes with the maximum.
-        self.q_proj, self.k_proj, self.v_proj, self.proj = folded_projections(*parts, original.proj, original.scale)
+        self.q_proj, self.k_proj, self.v_proj, self.proj = folded_projections(
+            query, key, value, original.proj, original.scale
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over a grid of tokens, (N, H, W, C) float32; return (N, H, W, D), or half of H and W if pooled."""
@@ -49,7 +51,7 @@ class WindowAttention(nn.Module):
         attended = [attention(part, key, value, fused=self.fused) for part in parts]
         merged = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
         # (N windows, heads, asked asked, C) -> (N, H, W, heads C)
-        merged = merged.unflatten(2, (asked, asked)).unflatten(0, (-1, count, count))
+        merged = torch.unflatten(torch.unflatten(merged, 2, (asked, asked)), 0, (-1, count, count))
         merged = merged.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4).flatten(1, 2)
         result: Tensor = self.proj(merged)
         return result
@@ -57,7 +59,7 @@ class WindowAttention(nn.Module):
     def _windows(self, x: Tensor, side: int) -> Tensor:
         """Reshape (N, H, W, heads C) to (N windows, heads, side side, C)."""
         count = x.shape[1] // side
-        x = x.unflatten(3, (self.num_heads, -1)).unflatten(2, (count, side)).unflatten(1, (count, side))
+        x = x.reshape(-1, count, side, count, side, self.num_heads, x.shape[3] // self.num_heads)
         return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(0, 2)
 
 
@@ -97,17 +99,18 @@ class InferenceSam2Encoder(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     position_encoding: Tensor
+    hiera: Any
 
     def __init__(self, original: Sam2Encoder, query_parts: int = 1, fused: bool = False) -> None:
         super().__init__()
         self.stage_ends = original.stage_ends
         self.register_buffer("pixel_mean", original.pixel_mean)
         self.register_buffer("pixel_std", original.pixel_std)
-        self.hiera = hiera = original.hiera
+        hiera = self.hiera = original.hiera
         grid = hiera.config.image_size[0] // hiera.config.patch_stride[0]
         self.register_buffer("position_encoding", hiera._get_pos_embed((grid, grid)).detach())
         hiera.blocks = nn.ModuleList(InferenceBlock(block, query_parts, fused) for block in hiera.blocks)
-        coarse, embedding, middle, fine = original.convs
+        coarse, embedding, middle, fine = (conv for conv in original.convs if isinstance(conv, nn.Conv2d))
         self.convs = nn.ModuleList(
             (
                 pointwise(coarse),
@@ -131,15 +134,20 @@ class InferenceSam2Encoder(nn.Module):
         return embedding + F.interpolate(coarse, scale_factor=2.0, mode="nearest"), middle, fine
 
 
-def pointwise(first: nn.Module, second: nn.Module | None = None, added: Tensor | None = None) -> nn.Linear:
+def pointwise(first: nn.Conv2d, second: nn.Conv2d | None = None, added: Tensor | None = None) -> nn.Linear:
     """Return one layer on tokens that equals one or two pointwise convolutions, computed in float64."""
-    weight, bias = first.weight.detach().double().flatten(1), first.bias.detach().double()
+    weight, bias = _matrix(first)
     if second is not None:
-        outer = second.weight.detach().double().flatten(1)
-        weight, bias = outer @ weight, outer @ bias + second.bias.detach().double()
+        outer, shift = _matrix(second)
+        weight, bias = outer @ weight, outer @ bias + shift
     if added is not None:
         bias = bias + added.detach().double().flatten()
     return linear(weight, bias, first.weight.dtype)
+
+
+def _matrix(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    assert convolution.bias is not None
+    return convolution.weight.detach().double().flatten(1), convolution.bias.detach().double()
 
 
 class InferenceSam2Decoder(InferenceDecoder):
@@ -150,22 +158,24 @@ class InferenceSam2Decoder(InferenceDecoder):
         fused: write attention as one operator.
     """
 
-    def __init__(self, original: Sam2Decoder, fused: bool = False) -> None:
-        super().__init__(original, fused)
-
     def forward(  # type: ignore[override]
-        self, image_embedding: Tensor, high_res_1: Tensor, high_res_0: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor
+        self,
+        image_embedding: Tensor,
+        high_res_1: Tensor,
+        high_res_0: Tensor,
+        sparse_prompts: Tensor,
+        mask_prompt: Tensor,
     ) -> Tensor:
         """Decode masks; arguments and result are those of ``Sam2Decoder.forward`` in eval mode."""
         hidden, keys = self.attend(image_embedding, sparse_prompts, mask_prompt)
         first, norm, act, second, last_act = self.mask_decoder.output_upscaling
         # As in ``InferenceDecoder``: token, pixel of the first convolution, pixel of the second, channel.
         side = self.grid_size
-        middle = high_res_1.unflatten(3, (side, STRIDE)).unflatten(2, (side, STRIDE)).permute(0, 2, 4, 3, 5, 1)
+        middle = high_res_1.view(-1, high_res_1.shape[1], side, STRIDE, side, STRIDE).permute(0, 2, 4, 3, 5, 1)
         fine = high_res_0.view(-1, high_res_0.shape[1], side, STRIDE, STRIDE, side, STRIDE, STRIDE)
         fine = fine.permute(0, 2, 5, 3, 6, 4, 7, 1).flatten(1, 2).flatten(4, 5).flatten(2, 3)
-        upscaled = first(keys).unflatten(2, (STRIDE**2, -1)) + middle.flatten(3, 4).flatten(1, 2)
-        upscaled = second(act(norm(upscaled))).unflatten(3, (STRIDE**2, -1)) + fine
+        upscaled = torch.unflatten(first(keys), 2, (STRIDE**2, -1)) + middle.flatten(3, 4).flatten(1, 2)
+        upscaled = torch.unflatten(second(act(norm(upscaled))), 3, (STRIDE**2, -1)) + fine
         logits = mask_weights(self.mask_decoder, hidden) @ last_act(upscaled).flatten(1, 3).transpose(1, 2)
         chosen = choose_mask(logits, self.mask_decoder.iou_prediction_head(hidden[:, 1]))
         return self.to_grid(chosen)

@@ -4,9 +4,10 @@ Module names are those of the published checkpoints. Attention and MLPs are resi
 position encodings are added to queries and keys only.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..config import ModelConfig, RSRefSeg2Config
 from .dense_prompt import UpsampledCosine
@@ -27,7 +28,7 @@ class PrompterAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend with query (P, N, Cq), key and value (P, M, Ck); the mask (P, 1, 1, M) is added to the scores."""
         query, key, value = (
-            project(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            torch.unflatten(project(x), 2, (self.num_heads, -1)).transpose(1, 2)
             for project, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
@@ -153,9 +154,7 @@ class PromptLayer(ImageQueryLayer):
     ) -> Tensor:
         """Refine prompts (1 or P, M, D) by text queries and image tokens, and return them as (P, M, D)."""
         p = self.add_attention("self_attn_prompt_1", "norm_prompt_1", p, prompt_place, p + prompt_place, p)
-        p = self.add_attention(
-            "cross_attn_prompt_text_1", "norm_prompt_2", p, prompt_place, text + text_place, text
-        )
+        p = self.add_attention("cross_attn_prompt_text_1", "norm_prompt_2", p, prompt_place, text + text_place, text)
         p = self.add_mlp("mlp_prompt_2", "norm_prompt_3", p)
         p = self.add_attention("cross_attn_prompt_img_1", "norm_prompt_4", p, prompt_place, x + image_place, x)
         return self.add_mlp("mlp_prompt_3", "norm_prompt_5", p)
@@ -169,7 +168,11 @@ class CascadedPrompter(nn.Module):
 
     def __init__(self, config: ModelConfig, second: RSRefSeg2Config) -> None:
         super().__init__()
-        channels, prompt_channels, grid = config.siglip.vision.hidden_size, config.sam.prompt_channels, config.siglip.grid_size
+        channels, prompt_channels, grid = (
+            config.siglip.vision.hidden_size,
+            config.sam.prompt_channels,
+            config.siglip.grid_size,
+        )
         self.grid_size, self.mask_size = grid, config.sam.mask_size
         self.logit_scale, self.logit_bias = (nn.Parameter(torch.tensor([value])) for value in (2.302585, -10.0))
         self.text_query_pe_embedding1 = nn.Parameter(torch.randn(_TEXT_QUERIES, channels) * 0.02)
@@ -209,6 +212,7 @@ class CascadedPrompter(nn.Module):
         attend = ((keep - 1) * 1e4).unsqueeze(1).unsqueeze(1)
         places = (self.text_query_pe_embedding1, self.text_query_pe_embedding2)
         queries = [text_bins(keep) @ word_features] * 2
+        layer: Any
         for layer in self.two_queries_text_attn_layers:
             queries = layer(queries, places, word_features, attend)
 
@@ -224,8 +228,9 @@ class CascadedPrompter(nn.Module):
 
     def _mask_prompt(self, x: Tensor, sentence_feature: Tensor) -> Tensor:
         """Compare image tokens (P, T, C) with the sentence (P, C): scaled cosine on the mask grid, (P, 1, H, W)."""
-        grid = self.dense_prompt_conv(x.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size)))
-        return self.logit_scale.exp() * self.upsampled_cosine(grid, sentence_feature) + self.logit_bias
+        grid = self.dense_prompt_conv(torch.unflatten(x.transpose(1, 2), 2, (self.grid_size, self.grid_size)))
+        similarity: Tensor = self.upsampled_cosine(grid, sentence_feature)
+        return self.logit_scale.exp() * similarity + self.logit_bias
 
 
 def text_bins(keep: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ The encoder is built from ``transformers``. The decoder is segment-anything's, w
 object score and by two maps of higher resolution.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +27,7 @@ class Sam2Encoder(nn.Module):
 
     def __init__(self, config: SamConfig, second: RSRefSeg2Config, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.hiera = _hiera(config, second)
+        self.hiera: Any = _hiera(config, second)
         self.stage_ends = tuple(sum(second.blocks[: stage + 1]) - 1 for stage in range(4))
         channels, widths = config.prompt_channels, [config.embed_dim << stage for stage in range(4)]
         # From the coarsest stage to the finest, as published.
@@ -72,7 +74,12 @@ class Sam2Decoder(SamDecoder):
         return torch.cat([self.obj_score_token.weight, super().output_tokens()])
 
     def forward(  # type: ignore[override]
-        self, image_embedding: Tensor, high_res_1: Tensor, high_res_0: Tensor, sparse_prompts: Tensor, mask_prompt: Tensor
+        self,
+        image_embedding: Tensor,
+        high_res_1: Tensor,
+        high_res_0: Tensor,
+        sparse_prompts: Tensor,
+        mask_prompt: Tensor,
     ) -> Tensor:
         """Decode P masks on one image, or one mask on each of P images.
 
@@ -94,7 +101,8 @@ class Sam2Decoder(SamDecoder):
             chosen = logits[:, :1]
         else:
             chosen = choose_mask(logits, self.mask_decoder.iou_prediction_head(hidden[:, 1])).unsqueeze(1)
-        return chosen.unflatten(2, upscaled.shape[-2:])
+        mask_logits: Tensor = torch.unflatten(chosen, 2, upscaled.shape[-2:])
+        return mask_logits
 
 
 def mask_weights(decoder: nn.Module, hidden: Tensor) -> Tensor:

@@ -1,0 +1,166 @@
+"""The five graphs of RSRefSeg 2 against an independent rebuild of the published model, on ONNX Runtime."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.images.images import upsample_logits
+from rsrefseg.engines.segmenter import Segmenter
+from rsrefseg.export.export import export_run
+from rsrefseg.export.settings import ExportSettings, Target
+from rsrefseg.inference.attention import AttentionChoice
+from rsrefseg.inference.stages import fold_for_inference
+from rsrefseg.model.config import model_config
+from rsrefseg.model.model import build_model
+from rsrefseg.model.rsrefseg2.dense_prompt import UpsampledCosine
+from rsrefseg.model.rsrefseg2.prompter import text_bins
+from rsrefseg.model.stages import model_contracts, run_stage, run_stages
+from rsrefseg.runs.convert import convert_checkpoint
+from tests.support.upstream import randomize
+from tests.support.upstream2 import PublicRSRefSeg2, small_config2, write_public2
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TOLERANCE = 1e-4  # of the largest logit: that of FP32 engines, see engines/bundle/tolerances.py
+SQUARE, WIDE = (60, 60), (40, 60)
+LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Published:
+    """A rebuilt public model and its bundle."""
+
+    model: PublicRSRefSeg2
+    bundle: Path
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    torch.set_num_threads(1)
+    folder, model = tmp_path_factory.mktemp("public"), PublicRSRefSeg2(small_config2())
+    file = write_public2(folder, model)
+    convert_checkpoint(file, folder / "run", config=model.config, siglip=folder / "siglip")
+    export_run(folder / "run", folder / "bundle")
+    return Published(model, folder / "bundle")
+
+
+@pytest.fixture
+def segmenter(published: Published) -> Iterator[Segmenter]:
+    with Segmenter.open(published.bundle, "onnxruntime", threads=1) as opened:
+        yield opened
+
+
+def noise(size: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [SQUARE, WIDE])
+def test_phrases_of_every_length_match_the_public_model_in_one_batch(
+    published: Published, segmenter: Segmenter, size: tuple[int, int]
+) -> None:
+    """The exporter would bake the bins of one length into the graph, and nothing would report it."""
+    image, mask = noise(size), np.arange(LENGTH) < np.arange(1, LENGTH + 1)[:, None]
+    ids = np.where(mask, np.arange(2, 2 + LENGTH), 1)
+    encoded, fell_back = segmenter.encode_image(image), set()
+    for rows in (slice(0, 32), slice(32, 64)):  # long and short phrases side by side
+        found = segmenter.engine.predict(encoded.features, segmenter.engine.encode_text(ids[rows], mask[rows]))
+        for logits, tokens, kept in zip(found, ids[rows], mask[rows], strict=True):
+            expected = published.model(image, torch.from_numpy(tokens[kept])).numpy()
+            assert np.abs(logits[0] - expected).max() <= TOLERANCE * np.abs(expected).max()
+            fell_back.add(published.model.fell_back)
+    if size == SQUARE:
+        assert fell_back == {False, True}, "both ways to choose a mask must occur"
+
+
+@pytest.mark.parametrize("size", [SQUARE, WIDE, WIDE[::-1], (200, 120)])
+def test_masks_match_the_public_model_at_the_size_of_the_image(
+    published: Published, segmenter: Segmenter, size: tuple[int, int]
+) -> None:
+    image, phrases = noise(size), ["the large building", "a ship", "the ship on the left of the white ship"]
+    for phrase, result in zip(phrases, segmenter.segment(image, phrases), strict=True):
+        tokens = segmenter.tokenizer.encode([phrase])
+        logits = published.model(image, torch.from_numpy(tokens.input_ids[tokens.token_mask]))
+        expected, scale = published.model.mask(image, logits), logits.abs().max().item()
+        assert result.mask.shape == size
+        ties = np.abs(result.full_size_logits()) <= TOLERANCE * scale
+        assert np.array_equal(result.mask[~ties], expected[~ties])
+
+
+def test_no_padding_reaches_the_mask(segmenter: Segmenter) -> None:
+    """The mask of a padded image is that of the square image with black below, cropped."""
+    image, square = noise((32, 64)), np.zeros((64, 64, 3), np.uint8)
+    square[:32] = image
+    (wide,), (whole,) = (segmenter.segment(one, ["a ship"]) for one in (image, square))
+    assert np.array_equal(wide.mask_logits, whole.mask_logits)
+    assert np.allclose(wide.full_size_logits()[:-2], whole.full_size_logits()[:30], atol=1e-3)
+
+
+def test_the_bundle_records_the_architecture(segmenter: Segmenter) -> None:
+    manifest = segmenter.bundle.manifest
+    assert (manifest.preprocessing.profile, manifest.preprocessing.keep_aspect) == ("rsrefseg2", True)
+    assert [spec.name for spec in manifest.stages[Stage.SAM_ENCODER].contract.outputs] == [
+        "image_embedding",
+        "high_res_1",
+        "high_res_0",
+    ]
+    assert manifest.geometry.prompt_tokens == 9
+
+
+def test_bins_are_those_of_adaptive_average_pooling() -> None:
+    words = torch.randn(1, LENGTH, 5, dtype=torch.float64)
+    for count in range(1, LENGTH + 1):
+        keep = (torch.arange(LENGTH) < count)[None].double()
+        pooled = torch.nn.functional.adaptive_avg_pool1d(words[:, :count].transpose(1, 2), 3).transpose(1, 2)
+        assert torch.allclose(text_bins(keep) @ words, pooled, atol=1e-12)
+
+
+def test_the_dense_prompt_equals_that_of_resized_features() -> None:
+    features, vector = torch.randn(2, 7, 8, 8, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
+    fine = torch.nn.functional.interpolate(features, (32, 32), mode="bilinear", align_corners=True)
+    expected = torch.nn.functional.cosine_similarity(fine, vector[:, :, None, None], dim=1, eps=0)
+    found = UpsampledCosine(8, 32).double()(features, vector)[:, 0]
+    assert (found - expected).abs().max() < 1e-6  # its constants are float32
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("fused", [False, True])
+def test_folded_stages_equal_the_published_ones_in_float64(parts: int, fused: bool) -> None:
+    model = randomize(build_model(small_config2())).double()
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    ids = torch.randint(200, (2, LENGTH), generator=generator)
+    mask = torch.arange(LENGTH) < torch.tensor([[5], [9]])
+    with patch.object(torch.Tensor, "float", torch.Tensor.double):
+        expected = run_stages(model, image, ids, mask)
+        given = {"image": image, "input_ids": ids, "token_mask": mask, **expected}
+        for stage, contract in model_contracts(model).items():
+            folded = fold_for_inference(model.stage(stage), AttentionChoice(query_parts=parts), fused=fused)
+            for name, found in run_stage(folded, contract, given).items():
+                assert (found - expected[name]).abs().max() <= 1e-12 * expected[name].abs().max()
+
+
+def test_attention_has_one_form() -> None:
+    config = model_config("rsrefseg2")
+    assert ExportSettings().resolve(config)[0] == AttentionChoice(query_parts=4)
+    assert ExportSettings({}, Target.TENSORRT).resolve(config)[0] == AttentionChoice()
+    assert ExportSettings(attention="global=published:8").resolve(config)[0].query_parts == 8
+    with pytest.raises(BadInputError, match="one form of attention"):
+        ExportSettings(attention="windowed=folded").resolve(config)
+
+
+def test_upsampling_crops_the_padding() -> None:
+    logits = torch.randn(1, 1, 16, 16)
+    square = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)
+    expected: Any = torch.nn.functional.interpolate(square[..., :43, :], (40, 60), mode="bilinear", align_corners=False)
+    found = upsample_logits(logits[0, 0].numpy(), 64, (40, 60), keep_aspect=True)
+    assert np.abs(found - expected[0, 0].numpy()).max() < 1e-5
+    rows = upsample_logits(logits[0, 0].numpy(), 64, (40, 60), range(7, 33), keep_aspect=True)
+    assert np.array_equal(rows, found[7:33])
