@@ -7,6 +7,7 @@ import numpy as np
 
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage, TensorSpec
+from ..bundle.manifest import QUANTIZED
 from ..engine import IMAGE_STAGES, Engine, Tensors, check_signature, one_line
 from ..errors import BundleError, RSRefSegError
 from ..system.cores import usable_cores
@@ -58,9 +59,9 @@ class OpenVinoEngine(Engine):
         return f"OpenVINO {version()} {device}, {self._computes(stage).upper()}"
 
     def precision_of(self, stage: Stage) -> str:
-        """Return ``bf16`` or ``fp16`` if the stage computes in it, else the precision of its graph."""
-        computed = self._computes(stage)
-        return computed if computed in ("bf16", "fp16") else super().precision_of(stage)
+        """Return ``bf16`` or ``fp16`` if the stage computes in it and is not quantised, else that of its graph."""
+        computed, written = self._computes(stage), super().precision_of(stage)
+        return computed if computed in ("bf16", "fp16") and written not in QUANTIZED else written
 
     def _computes(self, stage: Stage) -> str:
         """Return the precision that the compiled stage reports, which may be lower than the requested one."""

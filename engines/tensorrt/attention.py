@@ -1,4 +1,4 @@
-"""Finds the attentions of a parsed network, and those that a serialised engine computes in one fused kernel."""
+"""Finds the attentions of a parsed network, those that an engine computes in one kernel, and its quantised products."""
 
 import re
 from collections import defaultdict
@@ -9,6 +9,11 @@ _BETWEEN = {"CAST", "CONSTANT", "ELEMENTWISE", "IDENTITY", "SCALE", "SELECT", "S
 _ONNX_NAME = re.compile(r"\[ONNX Layer: (.*?)\]")
 # An engine holds its program as text: a call of a kernel names the layers that the kernel computes.
 _FUSED_CALL = re.compile(rb'function=\{ name=\w*_mha_\w* [^\n]* layers="([^"]*)"')
+
+
+_TENSOR = re.compile(rb'tensor=\{[^\n]* name="([^"]*)"[^\n]* type=(\w+)')
+_PRODUCT = re.compile(rb'fully_connected=\{ name="[^"]*" output=\{[^}]*\} input=\{"([^"]*)" "([^"]*)"')
+_EIGHT_BITS = (b"int8", b"fp8_e4m3")
 
 
 class Attention(NamedTuple):
@@ -56,6 +61,12 @@ def fused_nodes(engine: bytes) -> frozenset[str]:
     return frozenset(
         name for layers in _FUSED_CALL.findall(engine) for name in _ONNX_NAME.findall(layers.decode(errors="replace"))
     )
+
+
+def count_quantized(engine: bytes) -> int:
+    """Return the number of matrix products of an engine that multiply in INT8 or FP8; merged ones count once."""
+    types = dict(_TENSOR.findall(engine))
+    return sum(all(types.get(name) in _EIGHT_BITS for name in names) for names in _PRODUCT.findall(engine))
 
 
 def _inputs(layer: Any) -> list[Any]:

@@ -6,10 +6,11 @@ from typing import Any
 
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
+from ..bundle.manifest import QUANTIZED
 from ..errors import RSRefSegError
 from ..records import Record
 from ..system.progress import ProgressLine
-from .attention import find_attentions, fused_nodes
+from .attention import count_quantized, find_attentions, fused_nodes
 from .build import BuildOptions, Compiler
 from .footprint import activation_bytes, shared_size, tensor_bytes
 from .library import LOG, open_rtx
@@ -17,6 +18,13 @@ from .library import LOG, open_rtx
 # Compiles for the smallest shared memory and the oldest kernels of the GPUs with fused attention. It is also the
 # nearest to Orin's sm87, which TensorRT-RTX does not have.
 DEFAULT_GPUS = ("sm86",)
+_FP8_GPUS = ("sm89",)  # the oldest that have FP8
+
+
+def default_gpus(bundle: Bundle) -> tuple[str, ...]:
+    """Return the GPUs to compile a bundle for, if none are named."""
+    fp8 = any(record.precision == "fp8" for record in bundle.manifest.stages.values())
+    return _FP8_GPUS if fp8 else DEFAULT_GPUS
 
 
 class StageCheck(Record, frozen=True, kw_only=True):
@@ -29,6 +37,7 @@ class StageCheck(Record, frozen=True, kw_only=True):
         attentions: number of attentions in the network.
         half: number of them in half precision, which alone can be fused.
         fused: number of them that became one kernel.
+        quantized: number of matrix products in INT8 or FP8; those of query, key and value may be merged.
         engine_mib: size of the engine, MiB; 0 if it was not built.
         activation_mib: GPU memory for activations and scratch at the contract's largest sizes, MiB.
         seconds: time to parse and build, s.
@@ -42,6 +51,7 @@ class StageCheck(Record, frozen=True, kw_only=True):
     attentions: int = 0
     half: int = 0
     fused: int = 0
+    quantized: int = 0
     engine_mib: float = 0.0
     activation_mib: float = 0.0
     seconds: float = 0.0
@@ -82,11 +92,11 @@ class CompileReport(Record, frozen=True):
 
         from ..system.tables import Table
 
-        columns = ("stage", "layers", "attentions", "fused", "engine MiB", "activations MiB", "s", "")
+        columns = ("stage", "layers", "attentions", "fused", "8-bit products", "engine MiB", "activations MiB", "s", "")
         table = Table(f"{self.bundle}, compiled by {self.compiler} for {', '.join(self.gpus)}", columns, verdict=True)
         for check in self.stages:
             verdict = "FAIL" if check.fault else "ok" if check.half == check.attentions else "ok, FP32 is not fused"
-            counts = (check.layers, check.attentions, check.fused)
+            counts = (check.layers, check.attentions, check.fused, check.quantized)
             sizes = (f"{size:.1f}" for size in (check.engine_mib, check.activation_mib, check.seconds))
             table.add(check.stage, *map(str, counts), *sizes, verdict)
         notes = [f"{check.stage}: {line}" for check in self.stages for line in check.warnings]
@@ -103,8 +113,8 @@ def check_compilation(bundle: Bundle, stages: tuple[Stage, ...], gpus: tuple[str
         gpus: compute capabilities such as ``sm86``.
 
     Returns:
-        The report. A stage has a fault if its graph does not parse or build, computes in float64, or has an attention
-        in half precision that is not fused.
+        The report. A stage has a fault if its graph does not parse or build, computes in float64, has an attention in
+        half precision that is not fused, or is quantised and none of its products are.
 
     Raises:
         BundleError: a file of the bundle is missing or changed.
@@ -136,6 +146,7 @@ def _check(compiler: Compiler, bundle: Bundle, stage: Stage) -> StageCheck:
             warnings += LOG.warnings
         together = fused_nodes(engine)
         found["fused"] = sum(attention.node in together for attention in attentions)
+        found["quantized"] = count_quantized(engine)
         found["engine_mib"] = round(len(engine) / 2**20, 3)
         found["activation_mib"] = round(activation_bytes(engine) / 2**20, 3)
         if apart := [node for node in halves if node not in together]:
@@ -143,6 +154,8 @@ def _check(compiler: Compiler, bundle: Bundle, stage: Stage) -> StageCheck:
                 f"stage '{stage}': {len(apart)} of {len(halves)} attentions in half precision are not one kernel, the"
                 f" first is node '{apart[0]}': export the bundle again with `rsrefseg export --fp16`"
             )
+        elif record.precision in QUANTIZED and not found["quantized"]:
+            found["fault"] = f"stage '{stage}': no matrix product of its engine is in {record.precision.upper()}"
         elif (node := _float64_node(graph)) is not None:
             found["fault"] = f"stage '{stage}': node '{node}' is in float64, which becomes float32: export it again"
     except RSRefSegError as error:

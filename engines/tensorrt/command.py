@@ -7,7 +7,7 @@ from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..errors import BadInputError, MissingPartError
 from .build import BuildOptions, Compiler
-from .check import DEFAULT_GPUS, CompileReport, check_compilation
+from .check import CompileReport, check_compilation, default_gpus
 from .cuda import Cuda
 from .gpus import parse_gpus
 from .library import gpu_platform, open_rtx, open_tensorrt
@@ -75,7 +75,7 @@ def run_build(request: BuildRequest) -> BuildReport | CompileReport:
     BuildOptions(**requested)
     bundle = Bundle.open(request.bundle)
     if request.check:
-        return check_compilation(bundle, stages, gpus or DEFAULT_GPUS)
+        return check_compilation(bundle, stages, gpus or default_gpus(bundle))
     if gpus is not None:
         return build_portable(bundle, gpus, request.out or Path("engines"), request.force)
     library = open_tensorrt()
@@ -139,4 +139,5 @@ def with_check(export: Any, checked: bool) -> CheckedExport:
     """
     if not checked:
         return CheckedExport(export, None)
-    return CheckedExport(export, check_compilation(Bundle.open(Path(export.bundle)), tuple(Stage), DEFAULT_GPUS))
+    bundle = Bundle.open(Path(export.bundle))
+    return CheckedExport(export, check_compilation(bundle, tuple(Stage), default_gpus(bundle)))

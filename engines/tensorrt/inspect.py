@@ -12,6 +12,7 @@ from ..errors import RSRefSegError
 
 # Parts of the names of matrix products, convolutions and attention.
 _HEAVY = ("conv", "gemm", "matmul", "matrix_multiply", "matrixmultiply", "mha", "attention", "einsum")
+_INT8, _FP8 = ("int8", "i8i8"), ("fp8", "e4m3")
 _HALF, _SINGLE, _TF32 = ("half", "fp16", "float16", "f16f16"), ("float", "fp32", "float32"), ("tf32",)
 _KIND_KEYS = ("LayerType", "ParameterType", "Name", "TacticName")
 _TYPE_KEYS = ("Format/Datatype", "Datatype", "DataType", "Format")
@@ -20,7 +21,7 @@ _OPAQUE = ("foreignnode", "myelin")  # layers that contain a part of a graph and
 
 
 def count_layers(information: str) -> Counter[str]:
-    """Count the heavy layers in the inspector's JSON by precision: FP16, FP32, TF32, or unknown.
+    """Count the heavy layers in the inspector's JSON by precision: FP8, INT8, FP16, FP32, TF32, or unknown.
 
     Raises:
         ValueError: the text is not a JSON object with layers.
@@ -37,7 +38,7 @@ def check_precision(stage: Stage, precision: str, information: str, library: str
 
     Args:
         stage: stage of the engine.
-        precision: ``fp32`` or ``fp16``, from the bundle.
+        precision: ``fp32``, ``fp16``, ``int8`` or ``fp8``, from the bundle.
         information: JSON of the inspector.
         library: name and version of the kind of TensorRT.
 
@@ -45,7 +46,8 @@ def check_precision(stage: Stage, precision: str, information: str, library: str
         The layer counts as text, and a note if they do not confirm the precision.
 
     Raises:
-        RSRefSegError: every heavy layer of an FP16 stage runs in FP32, or one of an FP32 stage in lower precision.
+        RSRefSegError: every heavy layer of an FP16 stage runs in FP32, none of an INT8 or FP8 stage in its
+            precision, or one of an FP32 stage in lower precision.
     """
     try:
         count = count_layers(information)
@@ -57,6 +59,8 @@ def check_precision(stage: Stage, precision: str, information: str, library: str
         wrong = f"requested in FP16, but every matrix product and convolution of its engine runs in FP32 ({text})"
     elif precision == "fp32" and count["FP16"] + count["TF32"]:
         wrong = f"requested in FP32, but its engine computes in lower precision ({text})"
+    elif precision in ("int8", "fp8") and not count[precision.upper()] + count["unknown"]:
+        wrong = f"requested in {precision.upper()}, but no layer of its engine multiplies in it ({text})"
     if wrong is not None:
         raise RSRefSegError(
             f"stage '{stage}': {wrong}: {library} did not keep the graph's types and the engine is discarded;"
@@ -77,6 +81,10 @@ def _precision(layer: Any) -> str | None:
     tensors = [tensor for side in ("Inputs", "Outputs") for tensor in layer.get(side) or [] if isinstance(tensor, dict)]
     types = " ".join(str(tensor.get(key, "")) for tensor in tensors for key in _TYPE_KEYS)
     tactic = str(layer.get("TacticName", ""))
+    if _any(_FP8, f"{types} {tactic}"):
+        return "FP8"
+    if _any(_INT8, f"{types} {tactic}"):
+        return "INT8"
     if _any(_HALF, f"{types} {tactic}"):
         return "FP16"
     if _any(_TF32, tactic):  # also within a part that shows no types

@@ -7,18 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from rsrefseg.engines.onnxruntime.library import quantization
 
-from .layers import find_layers, halve_tables, load_graph
+from .layers import find_layers, halve_tables, load_graph, weight_of
 from .settings import QuantizationSettings
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 # INT8 weights use seven bits: CPUs without VNNI add two products in 16 bits, which eight bits overflow, silently.
 _SEVEN_BITS = True
+_INT8_MAX, _E4M3_MAX = 127, 448
 
 
 def quantize_graph(
@@ -47,16 +49,18 @@ def quantize_graph(
         if layers:
             names = [node.name for nodes in layers.values() for node in nodes]
             made = Path(scratch) / "quantized.onnx"
+            fp8 = settings.precision == "fp8"
+            weights = {nodes[0].input[1]: weight_of(model, nodes) for nodes in layers.values()} if fp8 else {}
             (_static if settings.static else _dynamic)(model, made, names, settings, feeds)
             model = onnx.load(made)
+            if fp8:
+                _to_fp8(model, weights)
         del model.graph.value_info[:]
         onnx.save(model, out, save_as_external_data=True, location=f"{out.name}.data", size_threshold=1024)
     return len(layers)
 
 
-def _dynamic(
-    model: ModelProto, out: Path, names: list[str], settings: QuantizationSettings, feeds: Iterable[Feeds]
-) -> None:
+def _dynamic(model: ModelProto, out: Path, names: list[str], settings: Any, feeds: Any) -> None:
     library = quantization()
     library.quantize_dynamic(
         model,
@@ -73,9 +77,7 @@ def _dynamic(
 def _static(
     model: ModelProto, out: Path, names: list[str], settings: QuantizationSettings, feeds: Iterable[Feeds]
 ) -> None:
-    library = quantization()
-    kind = library.QuantType.QFLOAT8E4M3FN if settings.precision == "fp8" else library.QuantType.QInt8
-    symmetric = settings.tensorrt
+    library, symmetric = quantization(), settings.tensorrt
     library.quantize_static(
         model,
         out,
@@ -84,9 +86,9 @@ def _static(
         op_types_to_quantize=["MatMul"],
         nodes_to_quantize=names,
         per_channel=True,
-        reduce_range=_SEVEN_BITS and settings.precision == "int8",
-        activation_type=kind if symmetric else library.QuantType.QUInt8,
-        weight_type=kind,
+        reduce_range=_SEVEN_BITS,
+        activation_type=library.QuantType.QInt8 if symmetric else library.QuantType.QUInt8,
+        weight_type=library.QuantType.QInt8,
         use_external_data_format=True,
         calibrate_method=library.CalibrationMethod.MinMax,
         extra_options={
@@ -96,6 +98,35 @@ def _static(
             "OpTypesToExcludeOutputQuantization": ["MatMul"],
         },
     )
+
+
+def _to_fp8(model: ModelProto, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Replace symmetric INT8 by FP8 (E4M3) in a graph of Q/DQ nodes, in place; ``weights`` are the original ones.
+
+    ONNX Runtime's own scales for FP8 follow from the deviation of values, and so cut off the largest.
+    """
+    from ml_dtypes import float8_e4m3fn
+
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def replace(name: str, value: npt.NDArray[Any]) -> None:
+        tensors[name].CopyFrom(numpy_helper.from_array(value, name))
+
+    done: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.input[1] in done:
+            continue
+        value, scale, zero = node.input
+        weight = weights.get(value.removesuffix("_quantized"))
+        scales = numpy_helper.to_array(tensors[scale])
+        if weight is not None:
+            scales = np.maximum(np.abs(weight).max(axis=0) / _E4M3_MAX, 1e-7).astype(scales.dtype)
+            replace(value, (weight / scales.astype(np.float32)).astype(float8_e4m3fn))
+            replace(scale, scales)
+        else:
+            replace(scale, np.asarray(scales * (_INT8_MAX / _E4M3_MAX), scales.dtype))
+        replace(zero, np.zeros_like(scales).astype(float8_e4m3fn))
+        done.add(scale)
 
 
 def _reader(library: Any, feeds: Iterable[Feeds]) -> Any:
