@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import BundleError
 from ..hub.fetch import local_folder
+from ..system.digests import sha256_of
 from ..system.files import atomic_write_bytes, recover_directory, sha256_file
 from ..text import Tokenizer
 from .contracts import Stage
@@ -95,7 +96,8 @@ class Bundle:
     def verified_path(self, name: str) -> Path:
         """Return the path of a file of the bundle, after verifying that its bytes are those that were exported.
 
-        The digest is computed on first use, and again only after the file's size, time or inode changed.
+        The digest is computed on first use, and again only after the file's size, time or inode changed. Those of large
+        files are remembered for other processes; see ``sha256_of``.
 
         Raises:
             BundleError: the file is not part of the bundle, missing, cut short or changed.
@@ -107,7 +109,7 @@ class Bundle:
         path, stamp = self.root / name, (state.st_size, state.st_mtime_ns, state.st_ino)
         if self._verified.get(name) != stamp:
             try:
-                digest = sha256_file(path)
+                digest = sha256_of(path)
             except OSError as error:
                 raise BundleError(f"cannot read '{path}': {error.strerror or error}") from error
             if digest != record.sha256:

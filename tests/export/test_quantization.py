@@ -16,6 +16,7 @@ from rsrefseg.engines.bundle.manifest import Manifest
 from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.errors import BadInputError, CheckFailedError
 from rsrefseg.engines.segmenter import Segmenter
+from rsrefseg.engines.tensorrt.check import check_compilation, default_gpus
 from rsrefseg.export.quantization.judge import choose_samples, fewest
 from rsrefseg.export.quantization.layers import find_layers, load_graph
 from rsrefseg.export.quantization.quantize import quantize_bundle
@@ -237,3 +238,47 @@ def test_options_that_contradict_are_refused(options: dict[str, object], hint: s
     choose: Callable[..., object] = choose_quantization
     with pytest.raises(BadInputError, match=hint):
         choose(**given)
+
+
+def static(exported: Exported, **others: object) -> QuantizationSettings:
+    given: dict[str, object] = {"static": True, "data": exported.data, "split": "train"}
+    return QuantizationSettings(**(given | others))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino-fp32"])
+def test_calibrated_graphs_run_on_both_cpu_runtimes(
+    bundle: Bundle, exported: Exported, tmp_path: Path, backend: str
+) -> None:
+    made = quantized(bundle, tmp_path / "out", static(exported))
+    with select_backend(backend, made).engine as engine:
+        for sample in load_reference(made):
+            for stage in QUANTIZED_STAGES:
+                contract = engine.contract(stage)
+                found, wanted = engine.run(stage, sample.inputs(contract)), sample.outputs(contract)
+                assert engine.precision_of(stage) == "int8"
+                assert all(tensor_error(wanted[name], found[name]).relative_l2 < 0.05 for name in wanted)
+
+
+@pytest.mark.parametrize(("precision", "gpu"), [("int8", "sm86"), ("fp8", "sm120")])
+def test_the_compiler_fuses_attention_and_keeps_products_quantised(
+    half_bundle: Bundle, exported: Exported, tmp_path: Path, precision: str, gpu: str
+) -> None:
+    made = quantized(half_bundle, tmp_path / "out", static(exported, tensorrt=True, precision=precision))
+    report = check_compilation(made, QUANTIZED_STAGES, (gpu,))
+    assert report.failure is None
+    for check in report.stages:
+        record = made.manifest.stages[check.stage]
+        assert record.precision == precision
+        assert record.quantization is not None
+        assert record.quantization.relative_l2 is not None
+        assert record.quantization.relative_l2 < 0.1
+        assert check.fused == check.attentions == check.half
+        assert check.quantized > 0
+
+
+def test_fp8_is_refused_for_gpus_without_it(half_bundle: Bundle, exported: Exported, tmp_path: Path) -> None:
+    made = quantized(half_bundle, tmp_path / "out", static(exported, tensorrt=True, precision="fp8"))
+    failure = check_compilation(made, (Stage.SIGLIP_VISION,), ("sm86",)).failure
+    assert failure is not None
+    assert "fp8" in failure
+    assert default_gpus(made) == ("sm89",)
