@@ -1,6 +1,6 @@
 """Matches the tensors of a file with those of a model and reports missing, unknown, misshapen and unused ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,8 +99,18 @@ def fill(module: nn.Module, matches: Matches) -> None:
         BadInputError: a tensor has a value that is not finite in float32.
     """
     state = module.state_dict()
+    for name, tensor in single_precision(matches):
+        state[name].copy_(tensor)
+
+
+def single_precision(matches: Matches) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the tensor of each match; floating-point tensors are or become float32.
+
+    Raises:
+        BadInputError: a tensor has a value that is not finite in float32.
+    """
     for pair in matches.pairs:
-        target = state[pair.name]
-        target.copy_(pair.tensor)
-        if not bool(torch.isfinite(target).all()):
+        tensor = pair.tensor.float() if pair.tensor.is_floating_point() else pair.tensor
+        if not bool(torch.isfinite(tensor).all()):
             raise BadInputError(f"'{matches.path}': tensor '{pair.source_name}' holds values that are not finite")
+        yield pair.name, tensor

@@ -23,7 +23,7 @@ from rsrefseg.engines.system.files import atomic_file, sha256_file
 
 from ..model.config import ModelConfig
 from ..model.model import RSRefSeg, build_stage
-from .key_matching import match_own
+from .key_matching import Matches, match_own, single_precision
 
 FORMAT = "rsrefseg"
 SCHEMA_VERSION = 1
@@ -95,10 +95,21 @@ def load_model(path: Path) -> RSRefSeg:
 
 def model_from(file: TensorFile) -> RSRefSeg:
     """Build the model of a file in float32 and eval mode. Its weights stay mapped from the file until used."""
-    config = config_of(file)
-    with _without_weights():
-        model = RSRefSeg(config).eval()
+    model = _empty(config_of(file))
     _take(model, file.tensors, file.path)
+    return model
+
+
+def model_of(config: ModelConfig, matches: Matches) -> RSRefSeg:
+    """Build a model of the tensors of another file, in eval mode. Float32 tensors are not copied.
+
+    Raises:
+        BadInputError: a tensor has a value that is not finite in float32.
+    """
+    model = _empty(config)
+    # The model has further tensors that follow from these.
+    model.load_state_dict({**model.state_dict(), **dict(single_precision(matches))}, assign=True)
+    model.refresh_position_encodings()
     return model
 
 
@@ -125,6 +136,11 @@ def config_of(file: TensorFile) -> ModelConfig:
 def read_config(path: Path) -> ModelConfig:
     """Return the configuration of a model file without reading its tensors."""
     return config_of(load_tensors(path, _NO_TENSOR))
+
+
+def _empty(config: ModelConfig) -> RSRefSeg:
+    with _without_weights():
+        return RSRefSeg(config).eval()
 
 
 @contextlib.contextmanager

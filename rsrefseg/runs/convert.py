@@ -12,8 +12,8 @@ from rsrefseg.engines.text import Padding
 
 from ..checkpoints import rsrefseg2_layout
 from ..checkpoints.hub import find_model
-from ..checkpoints.key_matching import Matches, fill
-from ..checkpoints.model_file import digest
+from ..checkpoints.key_matching import Matches
+from ..checkpoints.model_file import digest, model_of
 from ..checkpoints.public_files import PublicFiles, fit_config, pin_public_files
 from ..checkpoints.sam_file import SAM_FILES, match_sam
 from ..checkpoints.siglip_folder import SIGLIP_FILES, SIGLIP_SETTINGS, match_siglip
@@ -175,9 +175,7 @@ def _write(
     """Fill a model with matched tensors and write its run; ``files`` are the bases of a partial checkpoint."""
     file, content = matches.path, tokenizer_bytes(tokenizer, config)
     inputs = reference_inputs(data, config)
-    model = build_model(config)
-    fill(model, matches)
-    model.refresh_position_encodings()
+    model = model_of(config, matches)
     base = BaseWeights(BaseKind.CONVERTED, str(file.resolve()), digest(file), files)
     header = {
         "merge": {"adapters": adapters},
