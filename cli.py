@@ -196,7 +196,9 @@ def train(
         bool | None,
         Option("--drop-shared", help="Leave out training images that another --data has in another split."),
     ] = None,
-    config: Annotated[str | None, Option(help="TOML file of settings; b or l: the published recipe.")] = None,
+    config: Annotated[
+        str | None, Option(help="TOML file of settings; b or l: the published recipe; s: a smaller one.")
+    ] = None,
     preset: Annotated[
         str | None, Option(show_default="tiny", help="tiny, s, b or l; otherwise as weights given.")
     ] = None,

@@ -105,8 +105,7 @@ def download_bases(preset: str, say: Callable[[str], None]) -> Downloaded:
                 raise BadInputError(f"'{path}' is not the file on the hub, its SHA-256 differs: delete it, then repeat")
             files.append(BaseFile(str(path), found, path.stat().st_size))
         options.append(f"{base.option} {weights if base.option == '--sam' else folder}")
-    start = "--preset s" if preset == "s" else f"--config {preset}"  # the paper has recipes for b and l
-    return Downloaded(preset, tuple(files), f"rsrefseg train {start} --data PATH {' '.join(options)}")
+    return Downloaded(preset, tuple(files), f"rsrefseg train --config {preset} --data PATH {' '.join(options)}")
 
 
 def bases_of(preset: str) -> tuple[Base, ...]:

@@ -49,7 +49,7 @@ def recorded(run: str = "run") -> TrainConfig:
     return TrainConfig.from_dict(json.loads(Path(run, "run.json").read_text())["train"])
 
 
-@pytest.mark.parametrize("preset", ["b", "l"])
+@pytest.mark.parametrize("preset", ["s", "b", "l"])
 def test_the_shipped_recipes_state_the_published_values(preset: str) -> None:
     settings = resolve_settings(preset, {})
     assert settings.model.preset == Preset(preset)
