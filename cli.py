@@ -356,7 +356,7 @@ def export(
         str | None, Option(metavar="STAGES", help="With --fp16: stages that sum products in FP32 (parity --audit).")
     ] = None,
     int8: Annotated[bool, _quantized("--int8", help="Encoders in INT8, for CPUs; with --fp16 for TensorRT.")] = False,
-    fp8: Annotated[bool, _quantized("--fp8", help="Encoders in FP8 (E4M3), for TensorRT on Ada and later.")] = False,
+    fp8: Annotated[bool, _quantized("--fp8", help="With --fp16: encoders in FP8 (E4M3), for Ada and later.")] = False,
     data: Annotated[
         Path | None, _quantized(help="Data set to judge masks on, and to calibrate for openvino and tensorrt.")
     ] = None,

@@ -14,7 +14,7 @@ from .errors import BadInputError, MissingPartError, NotInstalledError, RSRefSeg
 from .hub.bases import BASES, bases_of, cached_weights
 from .hub.fetch import hub_library
 from .onnxruntime.library import package
-from .system.cores import usable_cores
+from .system.cores import int8_instructions, usable_cores
 from .system.packages import RUNTIME, TRAIN, how_to_install, import_problem, installed_version
 
 _WSL_DRIVER = "/usr/lib/wsl/lib/libcuda.so.1"
@@ -92,7 +92,7 @@ def _onnxruntime() -> str:
     both = installed_version("onnxruntime") and installed_version("onnxruntime-gpu")
     _require("onnxruntime and onnxruntime-gpu are both installed: uninstall both, install one" if both else None)
     _require(unavailable_reason("cpu"))
-    return _runtime()
+    return f"{_runtime()}, {_int8()}"
 
 
 def _openvino() -> str:
@@ -100,7 +100,7 @@ def _openvino() -> str:
 
     _require(unavailable_reason())
     bf16 = "this processor has BF16" if computes_bf16() else "FP32 only, this processor has no BF16"
-    return f"openvino {version()}, {bf16}"
+    return f"openvino {version()}, {bf16}, {_int8()}"
 
 
 def _openvino_gpu() -> str:
@@ -216,6 +216,13 @@ _TARGETS = {
     _onnxruntime: ("onnxruntime", "openvino"),
     _openvino: ("openvino", "onnxruntime"),
 }
+
+
+def _int8() -> str:
+    instructions = int8_instructions()
+    if instructions is None:
+        return "no VNNI or AMX: INT8 bundles run and are smaller, but need not be faster"
+    return f"{instructions}: INT8 bundles are faster"
 
 
 def _runtime() -> str:

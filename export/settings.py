@@ -149,6 +149,8 @@ def choose_quantization(
         return None
     if int8 and fp8:
         raise BadInputError("--int8 and --fp8 contradict each other: give one of them")
+    if fp8 and not fp16:
+        raise BadInputError("--fp8 is for TensorRT with the rest in half precision: add --fp16")
     runtime = target or (Target.TENSORRT if fp16 else Target.ONNXRUNTIME)
     tensorrt = runtime is Target.TENSORRT
     if runtime is Target.ONNXRUNTIME_CUDA:

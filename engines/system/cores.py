@@ -1,10 +1,18 @@
-"""The number of cores that a process may use."""
+"""The number of cores that a process may use, and their instructions for INT8."""
 
 import math
 import os
 from pathlib import Path
 
 _ROOT = Path("/")
+# Flags of /proc/cpuinfo, the best first.
+_INT8_FLAGS = {
+    "amx_int8": "AMX",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "i8mm": "I8MM",
+    "asimddp": "DotProd",
+}
 
 
 def usable_cores(root: Path = _ROOT) -> int:
@@ -43,3 +51,13 @@ def _quota_of(group: Path) -> float | None:
         return quota / period if quota > 0 and period > 0 else None
     except (ValueError, OverflowError):  # "max", nothing, or something unknown
         return None
+
+
+def int8_instructions(root: Path = _ROOT) -> str | None:
+    """Return the name of this processor's instructions for sums of 8-bit products; None if none are known.
+
+    Args:
+        root: folder that contains ``/proc``.
+    """
+    flags = {flag for line in _read_text(root / "proc/cpuinfo").splitlines() for flag in line.lower().split()}
+    return next((name for flag, name in _INT8_FLAGS.items() if flag in flags), None)

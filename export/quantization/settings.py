@@ -43,8 +43,6 @@ class QuantizationSettings:
     min_iou: float | None = None
 
     def __post_init__(self) -> None:
-        if self.precision == "fp8" and not self.tensorrt:
-            raise BadInputError("--fp8 is for NVIDIA GPUs: add --target tensorrt, or use --int8")
         if self.static and self.data is None:
             raise BadInputError(
                 f"--{self.precision} for this target needs scales calibrated on images: add --data, or choose"

@@ -129,8 +129,8 @@ def test_a_graph_cannot_read_weights_outside_its_bundle(runtime: type, folder: P
 
 def test_a_file_is_digested_once_and_again_when_it_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digested: list[str] = []
-    real = bundle_module.sha256_file
-    monkeypatch.setattr(bundle_module, "sha256_file", lambda path: digested.append(path.name) or real(path))
+    real = bundle_module.sha256_of
+    monkeypatch.setattr(bundle_module, "sha256_of", lambda path: digested.append(path.name) or real(path))
     bundle = Bundle.open(folder)
     for _ in range(3):
         bundle.verified_path("tokenizer.json")

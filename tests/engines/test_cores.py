@@ -8,7 +8,7 @@ import pytest
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
-from rsrefseg.engines.system.cores import usable_cores
+from rsrefseg.engines.system.cores import int8_instructions, usable_cores
 
 
 @pytest.fixture
@@ -61,3 +61,19 @@ def test_engines_compute_with_what_a_quota_allows(root: Path, bundle: Bundle, mo
     monkeypatch.setattr(usable_cores, "__defaults__", (root,))
     with OnnxRuntimeEngine(bundle) as engine:
         assert engine._loaded(Stage.SAM_DECODER).get_session_options().intra_op_num_threads == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("fpu avx2 avx512_vnni amx_int8", "AMX"),
+        ("fpu avx2 avx512_vnni", "AVX-512 VNNI"),
+        ("fpu avx2 avx_vnni", "AVX-VNNI"),
+        ("fp asimd asimddp", "DotProd"),
+        ("fpu avx2", None),
+    ],
+)
+def test_the_processor_says_whether_it_has_int8(tmp_path: Path, flags: str, name: str | None) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+    assert int8_instructions(tmp_path) == name

@@ -226,7 +226,7 @@ def test_few_trials_find_a_number(needed: int) -> None:
     ("options", "hint"),
     [
         ({"int8": True, "fp8": True}, "contradict"),
-        ({"fp8": True}, "tensorrt"),
+        ({"fp8": True}, "--fp16"),
         ({"int8": True, "fp16": True, "target": Target.ONNXRUNTIME}, "fp16"),
         ({"int8": True, "target": Target.OPENVINO}, "--data"),
         ({"int8": True, "min_iou": 0.9}, "--data"),
