@@ -124,7 +124,8 @@ class Engine(ABC):
             RSRefSegError: loading or running failed.
         """
         quantization = self.bundle.manifest.stages[Stage.SIGLIP_TEXT].quantization
-        if quantization is not None and quantization.kind == "dynamic" and len(input_ids) > 1:
+        dynamic = quantization is not None and quantization.layers > 0 and quantization.kind == "dynamic"
+        if dynamic and len(input_ids) > 1:
             # Its scales follow from all phrases of a run, so one run would let a phrase change the others' masks.
             pairs = zip(input_ids, token_mask, strict=True)
             return [features for ids, mask in pairs for features in self.encode_text(ids[None], mask[None])]
