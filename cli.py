@@ -318,9 +318,9 @@ def merge(
 
 @_command(app, "convert", "convert model.pth --preset b --tokenizer tokenizer.json --out runs/converted")
 def convert(
-    file: Annotated[Path, Argument(help="RSRefSeg checkpoint in the public layout.")],
+    file: Annotated[Path, Argument(help="RSRefSeg or RSRefSeg 2 checkpoint in the public layout.")],
     out: Annotated[Path, Option(help="Run folder to make.")],
-    preset: Annotated[str | None, _checkpoint(help="s, b or l; by default by the sizes of its towers.")] = None,
+    preset: Annotated[str | None, _checkpoint(help="s, b, l or rsrefseg2; by default by its tensors.")] = None,
     tokenizer: Annotated[Path | None, Option(help="Its tokenizer.json or spiece.model, or their folder.")] = None,
     sam: Annotated[Path | None, _checkpoint(help="SAM's file, folder or hub name, where it has no base.")] = None,
     siglip: Annotated[Path | None, _checkpoint(help="SigLIP's folder or hub name; has the tokenizer.")] = None,
@@ -544,10 +544,10 @@ def infer(
 
 @_command(app, "download", "download b")
 def download(
-    preset: Annotated[str, Argument(help="s, b or l.")],
+    preset: Annotated[str, Argument(help="s, b or l; rsrefseg2-rrsisd or rsrefseg2-refsegrs.")],
     as_json: JsonFlag = False,
 ) -> Any:
-    """Download the published weights of SAM and SigLIP."""
+    """Download the published weights of SAM and SigLIP, or a trained RSRefSeg 2."""
     from rsrefseg.engines.hub.bases import download_bases
     from rsrefseg.engines.system.progress import ProgressLine
 

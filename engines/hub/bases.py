@@ -21,6 +21,7 @@ class Base:
         others: further files that are needed, where the repository has them.
         size_gb: size of the weights: 4 bytes a parameter, GB.
         licence: its licence.
+        sha256: digest of its file of weights, where it is known from elsewhere than the hub.
     """
 
     option: str
@@ -29,6 +30,7 @@ class Base:
     size_gb: float
     others: tuple[str, ...] = ()
     licence: str = "Apache-2.0"
+    sha256: str | None = None
 
 
 def _sam(model: str, size_gb: float) -> Base:
@@ -54,6 +56,14 @@ BASES = {
     "b": (_sam("vit_b", 0.37), _SO400M),
     "l": (_sam("vit_l", 1.25), _SO400M),
 }
+# Trained RSRefSeg 2, each with the tokenizer of its SigLIP 2. Nobody has published the digest of ``rrsisd.pth``.
+_SECOND, _SIGLIP2 = "KyanChen/RSRefSeg2", "google/siglip2-so400m-patch16-512"
+_REFSEGRS_SHA256 = "6018af204120cf14e7555ff067f6fa4a921eba084c33be308bc65bc540f826ee"
+_TOKENIZER = Base("--siglip", _SIGLIP2, "tokenizer.json", 0.03, ("tokenizer_config.json",))
+CHECKPOINTS = {
+    "rsrefseg2-rrsisd": (Base("FILE", _SECOND, "rrsisd.pth", 5.79), _TOKENIZER),
+    "rsrefseg2-refsegrs": (Base("FILE", _SECOND, "refsegrs.pth", 5.79, sha256=_REFSEGRS_SHA256), _TOKENIZER),
+}
 
 
 @dataclass(frozen=True)
@@ -67,11 +77,12 @@ class BaseFile:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """The files of a preset's bases, and the command that trains on them."""
+    """The files of a preset's bases, and the command that trains on them, or that converts a trained checkpoint."""
 
     preset: str
     files: tuple[BaseFile, ...]
-    train: str
+    train: str | None = None
+    convert: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""
@@ -80,32 +91,41 @@ class Downloaded:
     def render(self) -> str:
         """Return the files and the command as text."""
         lines = [f"{file.sha256}  {file.size_bytes / 1e6:10,.1f} MB  {file.path}" for file in self.files]
-        return "\n".join(["SHA-256, size and path:", *lines, "", "train with:", f"  {self.train}"])
+        verb, command = ("train", self.train) if self.train is not None else ("convert", self.convert)
+        return "\n".join(["SHA-256, size and path:", *lines, "", f"{verb} with:", f"  {command}"])
 
 
 def download_bases(preset: str, say: Callable[[str], None]) -> Downloaded:
-    """Download the bases of a preset into the hub's cache and check every file that has a digest there.
+    """Download the bases of a preset into the hub's cache and check every file whose digest is known.
 
     Args:
-        preset: a key of ``BASES``.
+        preset: a key of ``BASES`` or ``CHECKPOINTS``.
         say: called with a line that reports a download.
 
     Raises:
         BadInputError: the preset has no published bases, or a file differs from its digest on the hub.
         MissingPartError: see ``download``.
     """
-    files, options = [], []
-    for base in bases_of(preset):
+    files, places = [], []
+    for base in CHECKPOINTS.get(preset) or bases_of(preset):
         folder = download(base.name, [[base.weights]], (base.weights, *base.others), say=say)
         weights = _weights(base, folder)
         known = _known_digests(base.name, folder.name)
+        if base.sha256 is not None:
+            known[weights.name] = base.sha256
         for path in [weights, *(folder / name for name in base.others if (folder / name).is_file())]:
             found = sha256_file(path)
             if known.get(path.name, found) != found:
-                raise BadInputError(f"'{path}' is not the file on the hub, its SHA-256 differs: delete it, then repeat")
+                raise BadInputError(f"'{path}' is not the published file, its SHA-256 differs: delete it, then repeat")
             files.append(BaseFile(str(path), found, path.stat().st_size))
-        options.append(f"{base.option} {weights if base.option == '--sam' else folder}")
-    return Downloaded(preset, tuple(files), f"rsrefseg train --config {preset} --data PATH {' '.join(options)}")
+        places.append((base.option, folder if base.option == "--siglip" else weights))
+    if preset in CHECKPOINTS:
+        (_, checkpoint), (_, siglip) = places
+        return Downloaded(
+            preset, tuple(files), convert=f"rsrefseg convert {checkpoint} --siglip {siglip} --out runs/{preset}"
+        )
+    options = " ".join(f"{option} {place}" for option, place in places)
+    return Downloaded(preset, tuple(files), f"rsrefseg train --config {preset} --data PATH {options}")
 
 
 def bases_of(preset: str) -> tuple[Base, ...]:
@@ -115,7 +135,9 @@ def bases_of(preset: str) -> tuple[Base, ...]:
         BadInputError: it has no published bases.
     """
     if preset not in BASES:
-        raise BadInputError(f"preset '{preset}' has no bases to download: choose one of {', '.join(BASES)}")
+        raise BadInputError(
+            f"preset '{preset}' has no bases to download: choose one of {', '.join([*BASES, *CHECKPOINTS])}"
+        )
     return BASES[preset]
 
 

@@ -174,6 +174,8 @@ class ModelConfig(Record, frozen=True):
     def __post_init__(self) -> None:
         if self.rsrefseg2 is not None:
             self.rsrefseg2.check(self.sam)
+            if self.text_padding != "longest" or not self.dense_prompt:
+                raise BadInputError("RSRefSeg 2 always has the text padding 'longest' and a dense prompt")
         if self.text_padding not in get_args(Padding):
             raise BadInputError(
                 f"unknown text padding '{self.text_padding}': choose one of {', '.join(get_args(Padding))}"

@@ -11,16 +11,21 @@ from rsrefseg.engines.errors import BadInputError
 from .config import LoraSettings
 from .model import RSRefSeg
 
-# The published module sets: SigLIP attention (and the text head), SAM's attention, MLPs and both neck convolutions.
+# The published module sets: SigLIP attention (and the text head), SAM's attention, MLPs and both neck convolutions; in
+# RSRefSeg 2 Hiera's attention and the four convolutions of its neck.
 TARGET_MODULES = (
     r"siglip_(vision|text)\.encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
     r"|siglip_text\.head"
     r"|sam_encoder\.image_encoder\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(lin1|lin2))"
     r"|sam_encoder\.image_encoder\.neck\.(0|2)"
+    r"|sam_encoder\.hiera\.blocks\.\d+\.attn\.(qkv|proj)"
+    r"|sam_encoder\.convs\.\d+"
 )
 # Stages whose own weights are trained: the prompter, SAM's prompt encoder and mask decoder.
 _TRAINED_STAGES = ("attn_prompter.", "sam_decoder.")
 _FROZEN = ("attn_prompter.logit_scale", "attn_prompter.logit_bias")
+# RSRefSeg 2 trains these as well, and SigLIP's scale and bias.
+_TRAINED_RSREFSEG2 = (*_TRAINED_STAGES, "sam_encoder.conv_s0.", "sam_encoder.conv_s1.", "sam_encoder.no_mem_embed")
 # Parts of SAM that a single-mask prediction does not use, so they receive no gradient.
 _UNUSED = (
     "sam_decoder.prompt_encoder.point_embeddings.",
@@ -82,8 +87,10 @@ def add_lora(model: RSRefSeg, settings: LoraSettings) -> LoraModel:
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=TARGET_MODULES
     )
     tuner = LoraModel(model, {"default": config}, "default")
+    second = model.config.rsrefseg2 is not None
+    trained, frozen = (_TRAINED_RSREFSEG2, ()) if second else (_TRAINED_STAGES, _FROZEN)
     for name, parameter in model.named_parameters():
-        fully = name.startswith(_TRAINED_STAGES) and name not in _FROZEN
+        fully = name.startswith(trained) and name not in frozen
         parameter.requires_grad_((fully or _ADAPTER_MARK in name) and not _is_unused(model, name))
     return tuner
 

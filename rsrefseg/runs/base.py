@@ -62,7 +62,7 @@ class BaseWeights(Record, frozen=True):
         found = load_model(path)
         # A converted model has another epsilon in the decoder's norms; training compensates for it.
         sam = replace(found.config.sam, decoder_norm_epsilon=config.sam.decoder_norm_epsilon)
-        if (found.config.siglip, sam) != (config.siglip, config.sam):
+        if (found.config.siglip, sam, found.config.rsrefseg2) != (config.siglip, config.sam, config.rsrefseg2):
             raise BadInputError(
                 f"the base '{path}' has preset '{found.config.preset}', not the requested '{config.preset}': "
                 "give another --base or --preset"

@@ -17,7 +17,8 @@ _MAX_WEIGHTS = 1 << 25
 
 def transformer_blocks(model: RSRefSeg) -> tuple[nn.Module, ...]:
     """Return the layers of both SigLIP towers and the blocks of SAM's image encoder."""
-    towers = ("siglip_vision.encoder.layers", "sam_encoder.image_encoder.blocks", "siglip_text.encoder.layers")
+    blocks = "sam_encoder.image_encoder.blocks" if model.config.rsrefseg2 is None else "sam_encoder.hiera.blocks"
+    towers = ("siglip_vision.encoder.layers", blocks, "siglip_text.encoder.layers")
     return tuple(chain.from_iterable(model.get_submodule(tower).children() for tower in towers))
 
 

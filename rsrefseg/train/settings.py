@@ -37,7 +37,10 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def config(self) -> ModelConfig:
         """Return the configuration of the model."""
-        return replace(model_config(self.preset), text_padding=self.text_padding, dense_prompt=self.dense_prompt)
+        config = model_config(self.preset)
+        if config.rsrefseg2 is not None:
+            return config  # it has one text padding, and always a dense prompt
+        return replace(config, text_padding=self.text_padding, dense_prompt=self.dense_prompt)
 
 
 class PreprocessingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,74 @@
+"""RSRefSeg 2 trains with LoRA as published, resumes and merges."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rsrefseg.checkpoints.model_file import load_model, save_model
+from rsrefseg.engines.errors import BadInputError
+from rsrefseg.model.config import LoraSettings, model_config
+from rsrefseg.model.lora import add_lora, count_parameters, trainable_parameters
+from rsrefseg.model.model import build_model
+from rsrefseg.runs.base import from_file, from_scratch
+from rsrefseg.runs.merge import merge
+from rsrefseg.train.config import LossWeights
+from rsrefseg.train.settings import ModelSettings
+from tests.support.small import train_small
+from tests.support.upstream2 import small_config2
+from tests.support.words import write_word_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = small_config2()
+PUBLISHED_LOSS = LossWeights(bce=5.0, dice=5.0)
+
+
+def test_the_published_parameters_are_trained_at_full_size() -> None:
+    model = build_model(model_config("rsrefseg2"), device="meta")
+    with torch.device("meta"):
+        add_lora(model, LoraSettings(dropout=0.0))
+    trained = trainable_parameters(model)
+    adapters = {name.partition(".")[0]: 0 for name in trained}
+    for name, parameter in trained.items():
+        if ".lora_" in name:
+            adapters[name.partition(".")[0]] += parameter.numel()
+    # The published count of the vision tower has 211,584 for its pooling head, which no prediction uses.
+    head = 16 * (1152 + 1152) + 2 * 16 * (1152 + 4304)
+    assert (adapters["sam_encoder"], adapters["siglip_vision"]) == (2_661_376, 4_192_768 - head)
+    assert adapters["siglip_text"] + 2 == 4_018_178, "with SigLIP's scale and bias, which are in the prompter here"
+    assert count_parameters(model).attn_prompter == 82_773_312 + 2
+    assert {"sam_encoder.no_mem_embed", "sam_encoder.conv_s0.weight"} <= trained.keys()
+
+
+def test_a_short_training_moves_all_trained_weights_and_merges(boxes: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    save_model(base, build_model(CONFIG, seed=1))
+    write_word_tokenizer(tmp_path / "tokenizer.json", ["the red blue green white box"], CONFIG.siglip.vocab_size)
+    lora = LoraSettings(rank=2, alpha=2, dropout=0.0)
+    run = train_small(boxes, tmp_path / "run", from_file(base), model=CONFIG, loss=PUBLISHED_LOSS, lora=lora).run
+    result = merge(run)
+    assert result.adapters == 25
+    before, after = load_model(base).state_dict(), load_model(run.merged_path).state_dict()
+    still = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    moved = before.keys() - still
+    assert {"sam_encoder.hiera.blocks.3.attn.qkv.weight", "sam_encoder.convs.0.weight", "attn_prompter.img_pe"} <= moved
+    assert "attn_prompter.logit_scale" in moved
+    assert "sam_encoder.hiera.blocks.3.mlp.proj_in.weight" in still
+
+
+def test_gradient_checkpointing_covers_hiera(boxes: Path, tmp_path: Path) -> None:
+    options = {"model": CONFIG, "loss": PUBLISHED_LOSS, "epochs": 1, "lora": None}
+    plain, saving = (
+        train_small(boxes, tmp_path / str(flag), from_scratch(), gradient_checkpointing=flag, **options).run
+        for flag in (False, True)
+    )
+    left, right = (merge(run) and load_model(run.merged_path).state_dict() for run in (plain, saving))
+    assert all(torch.allclose(left[name], tensor, atol=1e-5) for name, tensor in right.items())
+
+
+def test_its_text_padding_and_dense_prompt_cannot_be_changed() -> None:
+    assert ModelSettings(preset="rsrefseg2-tiny").config() == model_config("rsrefseg2-tiny")
+    for change in ({"text_padding": "fixed"}, {"dense_prompt": False}):
+        with pytest.raises(BadInputError, match="RSRefSeg 2"):
+            small_config2(**change)
