@@ -135,9 +135,8 @@ def bases_of(preset: str) -> tuple[Base, ...]:
         BadInputError: it has no published bases.
     """
     if preset not in BASES:
-        raise BadInputError(
-            f"preset '{preset}' has no bases to download: choose one of {', '.join([*BASES, *CHECKPOINTS])}"
-        )
+        names = ", ".join([*BASES, *CHECKPOINTS])
+        raise BadInputError(f"preset '{preset}' has no bases to download: choose one of {names}")
     return BASES[preset]
 
 
