@@ -197,10 +197,10 @@ def train(
         Option("--drop-shared", help="Leave out training images that another --data has in another split."),
     ] = None,
     config: Annotated[
-        str | None, Option(help="TOML file of settings; b or l: the published recipe; s: a smaller one.")
+        str | None, Option(help="TOML file, or b, l or rsrefseg2: the published recipe; s: a smaller one.")
     ] = None,
     preset: Annotated[
-        str | None, Option(show_default="tiny", help="tiny, s, b or l; otherwise as weights given.")
+        str | None, Option(show_default="tiny", help="tiny, s, b, l or rsrefseg2; as weights given.")
     ] = None,
     out: Annotated[Path | None, Option(help="Run folder; the next free ./runs/NNN by default.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue the run in --out (or the latest).")] = False,

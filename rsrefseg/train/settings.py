@@ -21,7 +21,7 @@ from ..model.preprocessing import Channels, Preprocessing, choose_preprocessing
 from ..runs.run import Run
 from .config import FROM_SCRATCH, LossWeights, Precision, TrainConfig
 
-RECIPES = ("s", "b", "l")
+RECIPES = ("s", "b", "l", "rsrefseg2")
 _PUBLIC_FILES = {"sam", "siglip"}
 _BASES = {"base", "from_scratch", "random_weights", *_PUBLIC_FILES}
 
@@ -173,7 +173,7 @@ def resolve_settings(file: str | None, options: Mapping[str, Any]) -> Settings:
     """Merge defaults, file and options; later ones override earlier ones.
 
     Args:
-        file: path of a TOML file, or ``s``, ``b`` or ``l`` for the shipped recipe of that preset.
+        file: path of a TOML file, or the name of a preset with a shipped recipe.
         options: values by field name of the settings classes; ``rank`` also sets ``alpha``.
 
     Raises:

@@ -13,7 +13,7 @@ from rsrefseg.model.model import build_model
 from rsrefseg.runs.base import from_file, from_scratch
 from rsrefseg.runs.merge import merge
 from rsrefseg.train.config import LossWeights
-from rsrefseg.train.settings import ModelSettings
+from rsrefseg.train.settings import ModelSettings, resolve_settings
 from tests.support.small import train_small
 from tests.support.upstream2 import small_config2
 from tests.support.words import write_word_tokenizer
@@ -65,6 +65,13 @@ def test_gradient_checkpointing_covers_hiera(boxes: Path, tmp_path: Path) -> Non
     )
     left, right = (merge(run) and load_model(run.merged_path).state_dict() for run in (plain, saving))
     assert all(torch.allclose(left[name], tensor, atol=1e-5) for name, tensor in right.items())
+
+
+def test_the_recipe_has_the_published_loss_and_adapters() -> None:
+    settings = resolve_settings("rsrefseg2", {})
+    assert settings.training.loss == PUBLISHED_LOSS
+    assert settings.training.lora == LoraSettings(rank=16, alpha=16, dropout=0.0)
+    assert settings.model.config() == model_config("rsrefseg2")
 
 
 def test_its_text_padding_and_dense_prompt_cannot_be_changed() -> None:
