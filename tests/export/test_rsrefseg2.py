@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from rsrefseg.engines.bundle.comparison import tensor_error
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import upsample_logits
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.export.export import export_run
+from rsrefseg.export.precision.arithmetic import HalfArithmetic
+from rsrefseg.export.precision.half_blocks import convert_to_half
 from rsrefseg.export.settings import ExportSettings, Target
 from rsrefseg.inference.attention import AttentionChoice
 from rsrefseg.inference.stages import fold_for_inference
@@ -163,3 +166,37 @@ def test_upsampling_crops_the_padding() -> None:
     assert np.abs(found - expected[0, 0].numpy()).max() < 1e-5
     rows = upsample_logits(logits[0, 0].numpy(), 64, (40, 60), range(7, 33), keep_aspect=True)
     assert np.array_equal(rows, found[7:33])
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_half_precision_stays_within_the_limits_of_parity(folded: bool) -> None:
+    """Both forms: the audit and the bisection use the published one, the export the folded one."""
+    model = randomize(build_model(small_config2()))
+    model.attn_prompter.logit_scale.data.fill_(4.6)  # a factor of 100, as trained
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    ids, mask = torch.randint(200, (2, LENGTH), generator=generator), torch.arange(LENGTH) < torch.tensor([[5], [9]])
+    given = {"image": image, "input_ids": ids, "token_mask": mask}
+    given |= (expected := run_stages(model, **given))
+    for stage, contract in model_contracts(model).items():
+        module = model.stage(stage)
+        if folded:
+            module = fold_for_inference(module, AttentionChoice(), fp16=True)
+        kept = convert_to_half(stage, module)
+        assert "." in kept or stage is Stage.SIGLIP_TEXT, "inputs and outputs are float32"
+        assert any(parameter.dtype == torch.float16 for parameter in module.parameters())
+        with HalfArithmetic():
+            found = run_stage(module, contract, given)
+        for name, tensor in found.items():
+            assert tensor.dtype == torch.float32
+            assert tensor_error(expected[name].numpy(), tensor.numpy()).relative_l2 <= 1e-2
+
+
+def test_a_precision_plan_names_blocks_of_hiera_and_of_the_prompter() -> None:
+    plan = {
+        Stage.SAM_ENCODER: {"hiera.blocks.43.attn": "on trial"},
+        Stage.ATTN_PROMPTER: {"prompt_queries2_img_attn_layers.1.cross_attn_prompt_img_1": "on trial"},
+    }
+    ExportSettings(plan).resolve(model_config("rsrefseg2"))
+    with pytest.raises(BadInputError, match="nearest names are hiera"):
+        ExportSettings({Stage.SAM_ENCODER: {"image_encoder.blocks.3.attn": "x"}}).resolve(model_config("rsrefseg2"))
