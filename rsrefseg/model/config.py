@@ -259,7 +259,7 @@ def model_config(preset: str) -> ModelConfig:
             siglip = SiglipConfig(128, 8, tower, tower, vocab_size=512)
             sam = SamConfig(
                 256, 32, depth=7, num_heads=1, global_attn_indexes=(4,),
-                prompt_channels=64, decoder_mlp_dim=128, decoder_num_heads=4,
+                prompt_channels=64, decoder_mlp_dim=128, decoder_num_heads=2,
             )  # fmt: skip
             parts = RSRefSeg2Config((1, 2, 3, 1), (8, 4, 8, 4), prompter_width=64, prompter_heads=4)
             return _rsrefseg2(preset, siglip, sam, parts)

@@ -19,8 +19,8 @@ def types_of_sums(engine: bytes) -> tuple[set[bytes], set[bytes]]:
     return set(products), set(re.findall(rb"_hmma_(fp\d\d)_traits", engine))
 
 
-def compile_graph(path: Path) -> tuple[set[str], bytes]:
-    """Return the attentions of a graph without dynamic sizes, by ONNX node, and its engine for SM89."""
+def compile_graph(path: Path, capability: str = "SM89") -> tuple[set[str], bytes]:
+    """Return the attentions of a graph without dynamic sizes, by ONNX node, and its engine for a kind of GPU."""
     library = open_rtx()
     trt = library.module
     logger = library.loaders["get_trt_logger"]()
@@ -30,7 +30,7 @@ def compile_graph(path: Path) -> tuple[set[str], bytes]:
     assert parser.parse_from_file(str(path)), [str(parser.get_error(place)) for place in range(parser.num_errors)]
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # engines name nodes
     engine = builder.build_serialized_network(network, config)
     assert engine is not None, f"{path} does not build"

@@ -1,5 +1,6 @@
 """A public RSRefSeg 2, rebuilt from transformers and peft by its description, without our code."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from transformers import Sam2Config, Sam2Model, SiglipTextModel, SiglipVisionModel
 
 from rsrefseg.model.config import ModelConfig, RSRefSeg2Config, SamConfig, SiglipConfig, TransformerConfig, model_config
+from rsrefseg.model.tokenizer import build_word_tokenizer
 from rsrefseg.runs.imported_run import rendered_scenes
 from tests.support.upstream import State, randomize, siglip_config
 from tests.support.words import write_word_tokenizer
@@ -298,11 +300,17 @@ class PublicRSRefSeg2(nn.Module):
         return (full[0, 0] > 0).numpy()
 
 
-def write_public2(folder: Path, model: PublicRSRefSeg2) -> Path:
-    """Write a checkpoint and a SigLIP folder that has a tokenizer only, as ``public.pth`` and ``siglip``."""
+def write_public2(folder: Path, model: PublicRSRefSeg2, padding: bool = False) -> Path:
+    """Write a checkpoint and a SigLIP folder that has a tokenizer only, as ``public.pth`` and ``siglip``.
+
+    With ``padding``, the tokenizer pads with token 0, as that of SigLIP 2 does.
+    """
     torch.save({"state_dict": model.published_state()}, folder / "public.pth")
     phrases = [referral.phrase for scene in rendered_scenes() for referral in scene.referrals]
     write_word_tokenizer(folder / "siglip" / "tokenizer.json", phrases, model.config.siglip.vocab_size)
+    if padding:
+        settings = {"pad_token": build_word_tokenizer(phrases, 200).id_to_token(0)}
+        (folder / "siglip" / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder / "public.pth"
 
 
