@@ -382,7 +382,6 @@ def export(
         str | None,
         _graphs(metavar="windowed=FORM,global=FORM:PARTS,mlp=PARTS", help="Published, additive, folded or padded."),
     ] = None,
-    opset: Annotated[int, _graphs(help="18, or 23 for Attention nodes (ONNX Runtime from 1.23 on).")] = 18,
     check: Annotated[
         bool | None,
         _remote("--check/--no-check", help="Compile the graphs; by default for tensorrt, with tensorrt-rtx installed."),
@@ -398,9 +397,7 @@ def export(
     runtime = parse_target(target)
     limits = {"max_giou_drop": max_giou_drop, "min_iou": min_iou}
     quantization = choose_quantization(int8, fp8, fp16, runtime, data=data, images=images, split=split, **limits)
-    settings = ExportSettings(
-        choose_plan(fp16, plan), runtime, attention, opset, parse_fp32_sums(fp32_sums), quantization
-    )
+    settings = ExportSettings(choose_plan(fp16, plan), runtime, attention, parse_fp32_sums(fp32_sums), quantization)
     checked = checks_export(check, settings.runtime is Target.TENSORRT)
     exported = export_run(run, out, settings, preset=random_weights, base=base)
     return print_report(with_check(exported, checked), as_json)

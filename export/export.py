@@ -35,7 +35,7 @@ from rsrefseg.engines.system.files import atomic_directory, recover_directory
 from rsrefseg.engines.system.progress import ProgressLine
 from rsrefseg.engines.system.tables import Table
 from rsrefseg.evaluation.presence import presence_of
-from rsrefseg.inference.attention import AttentionChoice
+from rsrefseg.inference.attention import AttentionChoice, AttentionForm
 from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model.config import Preset, model_config
 from rsrefseg.model.model import geometry
@@ -257,15 +257,18 @@ def _write_stage(
         data=tuple(file_record(data) for data in sorted(folder.glob(f"{path.name}.data*"))),
         opset=settings.opset,
         precision="fp16" if settings.fp16 else "fp32",
-        attention=AttentionRecord(**asdict(attention), target=settings.runtime, reason=reason)
-        if stage is Stage.SAM_ENCODER
-        else None,
+        attention=_attention_record(attention, settings, reason) if stage is Stage.SAM_ENCODER else None,
         flops=flops,
         parameters=parameters,
         weight_bytes=weight_bytes,
         precision_plan=tuple(KeptFp32(module=part, reason=why) for part, why in parts.items()),
         fp32_sums=fp32_sums,
     )
+
+
+def _attention_record(attention: AttentionChoice, settings: ExportSettings, reason: str) -> AttentionRecord:
+    fused = settings.fused and AttentionForm.FOLDED not in (attention.windowed, attention.whole)
+    return AttentionRecord(**asdict(attention), target=settings.runtime, reason=reason, fused=fused)
 
 
 def _reference_sample(entry: ReferenceInput, tensors: dict[str, Tensor], keep_aspect: bool) -> ReferenceSample:

@@ -30,7 +30,7 @@ class Target(StrEnum):
 REASONS: Mapping[Target, str] = {
     Target.ONNXRUNTIME: "fastest single blocks of preset b with ONNX Runtime on an x86 CPU; parts fit its cache",
     Target.OPENVINO: "fastest single blocks of preset b with OpenVINO in BF16 on an x86 CPU; parts fit its cache",
-    Target.ONNXRUNTIME_CUDA: "fastest image encoder of preset b in FP16 with ONNX Runtime on an NVIDIA H200",
+    Target.ONNXRUNTIME_CUDA: "one node each, for ONNX Runtime's flash attention on CUDA in FP16; not timed",
     Target.TENSORRT: "fewest bytes and operations among the forms that TensorRT-RTX 1.7.1 fuses; not timed",
 }
 # Limits for CPUs: the float32 scores of one part of a global block's queries, the hidden activations of one MLP part.
@@ -50,7 +50,6 @@ class ExportSettings:
         plan: blocks that stay float32 in half precision, besides ``ALWAYS_FP32``; None for float32.
         target: the runtime whose fastest form of attention is used; None for ``runtime``'s default.
         attention: another form of attention, as in ``--attention``.
-        opset: ``OPSET``, or ``FUSED_OPSET`` for ``Attention`` nodes.
         fp32_sums: stages whose half blocks sum products in float32.
         quantization: how the encoders are quantised; None if they are not.
 
@@ -61,20 +60,12 @@ class ExportSettings:
     plan: PrecisionPlan | None = None
     target: Target | None = None
     attention: str | None = None
-    opset: int = OPSET
     fp32_sums: tuple[Stage, ...] = ()
     quantization: QuantizationSettings | None = None
 
     def __post_init__(self) -> None:
         if self.fp32_sums and not self.fp16:
             raise BadInputError("--fp32-sums is for half precision: add --fp16")
-        if self.opset not in (OPSET, FUSED_OPSET):
-            raise BadInputError(f"--opset {self.opset} is unsupported: choose {OPSET}, or {FUSED_OPSET} for Attention")
-        if self.fused and self.runtime is Target.TENSORRT:
-            raise BadInputError(
-                f"--opset {FUSED_OPSET} is not for TensorRT, the default target of --fp16: "
-                f"leave --opset at {OPSET}, or choose another --target"
-            )
         if self.attention is not None:
             parse_attention(self.attention, AttentionChoice())
 
@@ -90,8 +81,13 @@ class ExportSettings:
 
     @property
     def fused(self) -> bool:
-        """Whether attention is one ONNX operator."""
-        return self.opset == FUSED_OPSET
+        """Whether attention is one ONNX operator; SAM's folded form never is."""
+        return self.runtime is Target.ONNXRUNTIME_CUDA
+
+    @property
+    def opset(self) -> int:
+        """The ONNX operator set of the graphs."""
+        return FUSED_OPSET if self.fused else OPSET
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -120,6 +116,11 @@ class ExportSettings:
                 raise BadInputError(
                     "RSRefSeg 2 has one form of attention: --attention takes global=published:PARTS only"
                 )
+        if self.fused and choice.query_parts > 1 and choice.whole is not AttentionForm.FOLDED:
+            raise BadInputError(
+                f"--target {self.runtime} writes one node per attention, which has no parts: "
+                f"leave out ':{choice.query_parts}' in --attention"
+            )
         for parts in (choice.query_parts, choice.mlp_parts):
             if config.sam.grid_size % parts:
                 raise BadInputError(
@@ -165,7 +166,7 @@ def default_attention(config: SamConfig, target: Target = Target.ONNXRUNTIME, fp
     """Return a target's fastest form of attention for a model of this size: one part on GPUs, several on CPUs."""
     match target:
         case Target.ONNXRUNTIME_CUDA:
-            return AttentionChoice(AttentionForm.FOLDED, AttentionForm.FOLDED)
+            return AttentionChoice(AttentionForm.PADDED, AttentionForm.PADDED)
         case Target.TENSORRT:
             return AttentionChoice(AttentionForm.ADDITIVE, AttentionForm.PADDED)
     tokens = config.grid_size**2

@@ -118,6 +118,8 @@ class AttentionRecord(Struct, frozen=True):
         target: the runtime that the form is chosen for.
         reason: the measurement or the option that decided the form.
         mlp_parts: number of parts into which MLPs split their tokens; older bundles lack the field.
+        fused: whether every attention is one ``Attention`` node and no product broadcasts its batch, so that CUDA
+            graphs can replay the stage; older bundles lack the field.
     """
 
     windowed: str
@@ -126,11 +128,13 @@ class AttentionRecord(Struct, frozen=True):
     target: str
     reason: str
     mlp_parts: int = 1
+    fused: bool = False
 
     def __str__(self) -> str:
         parts = f" in {self.query_parts} parts" if self.query_parts > 1 else ""
         mlp = f", MLP in {self.mlp_parts} parts" if self.mlp_parts > 1 else ""
-        return f"windowed {self.windowed}, global {self.whole}{parts}{mlp}, for {self.target}"
+        fused = ", one node each" if self.fused else ""
+        return f"windowed {self.windowed}, global {self.whole}{parts}{mlp}{fused}, for {self.target}"
 
 
 class StageRecord(Struct, frozen=True):

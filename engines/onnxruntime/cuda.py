@@ -20,7 +20,7 @@ from .device_session import RECORDING_OPTIONS, BoundTensor, DeviceSession
 from .engine import FATAL, PROVIDERS, OnnxRuntimeEngine, not_started, unavailable_reason
 from .library import package
 
-# Stages of many small kernels. SAM's encoder has large kernels, and products that must not be recorded.
+# SAM's encoder joins them if its graph says that it has no products that must not be recorded.
 RECORDED = (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
 TO_HOST = (Stage.SIGLIP_TEXT, Stage.SAM_DECODER)  # stages whose outputs go to host memory
 
@@ -102,7 +102,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             vision, sam = (self._loaded(stage) for stage in IMAGE_STAGES)
             feeds = {"image": self._upload(image)}
             first = self._submit(Stage.SIGLIP_VISION, vision, feeds)
-            if vision.may_record(feeds):
+            if vision.may_record(feeds) or sam.may_record(feeds):
                 wait([first])  # nothing else may use the GPU while a run is recorded
             second = self._submit(Stage.SAM_ENCODER, sam, feeds)
             wait([first, second])
@@ -132,7 +132,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     def _load(self, stage: Stage) -> DeviceSession:
         entries, options = {_PLACEMENT_KEY: "1"}, cuda_options(self._place[1]) if self._device == _CUDA else {}
-        recording = RECORDING_OPTIONS if stage in RECORDED and self._device == _CUDA else {}
+        attention = self.bundle.manifest.stages[stage].attention
+        records = stage in RECORDED or (attention is not None and attention.fused)
+        recording = RECORDING_OPTIONS if records and self._device == _CUDA else {}
         refusal = ""
         try:
             session = self._session(stage, entries, options | recording)
@@ -146,8 +148,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         nodes, _ = node_placement(session, provider)
         if nodes == 0:
             raise MissingPartError(f"{provider} runs no node of stage '{stage}': use --backend onnxruntime")
-        to_host, records = stage in TO_HOST, stage in RECORDED
-        return DeviceSession(session, self.contract(stage), self._place, to_host, records, refusal)
+        return DeviceSession(session, self.contract(stage), self._place, stage in TO_HOST, records, refusal)
 
 
 def node_placement(session: Any, provider: str) -> tuple[int | None, str]:

@@ -65,7 +65,6 @@ class RelativePositionAttention(nn.Module):
         grid_size: rows and columns of the token grid.
         window_size: side of the windows; 0 for attention over the whole grid.
         query_parts: parts of a window's (or the grid's) queries; must divide its rows.
-        fused: write attention as one operator, except in the folded form.
     """
 
     column_embedding: Tensor
@@ -78,14 +77,11 @@ class RelativePositionAttention(nn.Module):
         grid_size: int,
         window_size: int = 0,
         query_parts: int = 1,
-        fused: bool = False,
     ) -> None:
         super().__init__()
         self.side = window_size or grid_size
         self.windows = -(-grid_size // self.side)
         self.form, self.grid_size, self.query_parts = form, grid_size, query_parts
-        # ONNX Runtime 1.31 computes Attention wrongly on CUDA where keys have more channels than values.
-        self.fused = fused and form is not AttentionForm.FOLDED
         self.num_heads = original.num_heads
         biases = original.qkv.bias.chunk(3) if original.qkv.bias is not None else (None,) * 3
         query, key, value = (
@@ -127,31 +123,36 @@ class RelativePositionAttention(nn.Module):
             key = nn.functional.pad(key, (0, self.padding)) + self.key_places
         if self.form is AttentionForm.PADDED:
             value = nn.functional.pad(value, (0, self.padding))
-        if not self.fused:
-            # ONNX Runtime and OpenVINO fuse this transpose into the product, but not a transpose that splits heads.
-            key = key.transpose(2, 3)
+        # ONNX Runtime and OpenVINO fuse this transpose into the product, but not a transpose that splits heads.
+        key = key.transpose(2, 3)
         # chunk(1) would export as a Split into one part.
         queries = query.chunk(self.query_parts, dim=2) if self.query_parts > 1 else (query,)
         embeddings = zip(queries, self.row_embeddings, strict=True)
         attended = [self._attend(part, embedding, key, value) for part, embedding in embeddings]
         merged = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
-        # (N windows, heads, side side, C) -> (N, H, W, heads C)
+        # (N windows, heads, side side, C) -> (N window rows, side, windows, side, heads C)
         merged = torch.unflatten(torch.unflatten(merged, 2, (side, side)), 0, (-1, self.windows))
-        merged = merged.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-        merged = torch.unflatten(merged, 0, (-1, self.windows)).flatten(1, 2)
-        projected: Tensor = self.proj(merged[:, : self.grid_size, : self.grid_size].flatten(1, 2))
+        return self._project(merged.permute(0, 3, 1, 4, 2, 5).flatten(4))
+
+    def _project(self, attended: Tensor) -> Tensor:
+        """Merge windows, (N window rows, side, windows, side, heads C), to tokens and project them: (N, H W, C)."""
+        grid = torch.unflatten(attended.flatten(2, 3), 0, (-1, self.windows)).flatten(1, 2)
+        projected: Tensor = self.proj(grid[:, : self.grid_size, : self.grid_size].flatten(1, 2))
         return projected
 
     def _heads(self, x: Tensor) -> Tensor:
         """Reshape (N, H W, heads C) to (N window rows, windows, heads, side, side, C), padded with zeros."""
+        return self._windows(x).permute(0, 2, 4, 1, 3, 5)
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """Reshape (N, H W, heads C) to (N window rows, side, windows, side, heads, C), padded with zeros."""
         channels = x.shape[-1]
         if missing := self.windows * self.side - self.grid_size:
             # Padding columns as values at the end of a row pads only the last two of four axes: ONNX Runtime's CUDA
             # kernel is fast for these axes alone.
             rows = x.reshape(-1, 1, self.grid_size, self.grid_size * channels)
             x = nn.functional.pad(rows, (0, missing * channels, 0, missing))
-        x = x.reshape(-1, self.side, self.windows, self.side, self.num_heads, channels // self.num_heads)
-        return x.permute(0, 2, 4, 1, 3, 5)
+        return x.reshape(-1, self.side, self.windows, self.side, self.num_heads, channels // self.num_heads)
 
     def _attend(self, query: Tensor, row_embedding: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend with the queries in some rows of a window.
@@ -159,8 +160,7 @@ class RelativePositionAttention(nn.Module):
         Args:
             query: (N windows, heads, rows, side, C).
             row_embedding: (rows, C, side), position embedding from these rows to all rows.
-            key: (N windows, heads, C, side side), with the one-hot positions after the channels in the folded form;
-                the last two axes are swapped if ``fused``.
+            key: (N windows, heads, C, side side), with the one-hot positions after the channels in the folded form.
             value: (N windows, heads, side side, C).
 
         Returns:
@@ -170,11 +170,11 @@ class RelativePositionAttention(nn.Module):
         column_bias = (query.transpose(2, 3) @ self.column_embedding).transpose(2, 3)
         if self.form in _FOLDED:
             query = torch.cat([query, row_bias, column_bias], dim=-1)
-            attended = attention(query.flatten(2, 3), key, value, fused=self.fused)
+            attended = attention(query.flatten(2, 3), key, value)
             return attended[..., : self.channels] if self.form is AttentionForm.PADDED else attended
         rows, columns, queries = row_bias.unsqueeze(-1), column_bias.unsqueeze(-2), query.flatten(2, 3)
-        if self.form is AttentionForm.ADDITIVE or self.fused:
-            return attention(queries, key, value, (rows + columns).flatten(4).flatten(2, 3), self.fused)
+        if self.form is AttentionForm.ADDITIVE:
+            return attention(queries, key, value, (rows + columns).flatten(4).flatten(2, 3))
         scores = torch.unflatten(torch.unflatten(queries @ key, 3, (self.side, self.side)), 2, (-1, self.side))
         result: Tensor = (scores + rows + columns).flatten(4).flatten(2, 3).softmax(dim=-1) @ value
         return result

@@ -6,8 +6,9 @@ from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
 
 from ..model.sam import ChannelLayerNorm
-from .attention import AttentionChoice, RelativePositionAttention
+from .attention import AttentionChoice, AttentionForm, RelativePositionAttention
 from .decoder import TokenLayerNorm
+from .fused_attention import FusedRelativePositionAttention
 from .projections import linear
 
 
@@ -20,7 +21,7 @@ class InferenceImageEncoder(nn.Module):
     Args:
         original: source of the weights; not usable afterwards.
         attention: form of the attention blocks.
-        fused: write attention as one operator.
+        fused: write attention as one operator, except in the folded form.
     """
 
     def __init__(self, original: ImageEncoderViT, attention: AttentionChoice, fused: bool = False) -> None:
@@ -30,7 +31,10 @@ class InferenceImageEncoder(nn.Module):
         grid_size = original.pos_embed.shape[1]
         for block in self.blocks:
             form, parts = (attention.windowed, 1) if block.window_size else (attention.whole, attention.query_parts)
-            block.attn = RelativePositionAttention(block.attn, form, grid_size, block.window_size, parts, fused)
+            # ONNX Runtime 1.31 computes Attention wrongly on CUDA where keys have more channels than values.
+            one_node = fused and form is not AttentionForm.FOLDED
+            kind = FusedRelativePositionAttention if one_node else RelativePositionAttention
+            block.attn = kind(block.attn, form, grid_size, block.window_size, parts)
             block.window_size = 0
             if attention.mlp_parts > 1:
                 block.mlp = MlpInParts(block.mlp, attention.mlp_parts)

@@ -44,7 +44,7 @@ class FoldedAttention(nn.Module):
     Args:
         original: has ``q_proj``, ``k_proj``, ``v_proj``, ``out_proj`` and ``num_heads``, and scales by the root of its
             channels per head.
-        fused: write attention as one operator instead of two products around a softmax.
+        fused: write attention as one ONNX operator instead of two products around a softmax.
     """
 
     def __init__(self, original: Any, fused: bool = False) -> None:
@@ -58,12 +58,14 @@ class FoldedAttention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend with query (P, N, C), key and value (P, M, C); the mask (P, 1, N, M) is added to the scores."""
-        queries = self._heads(self.q_proj(query)).transpose(1, 2)
-        keys = self._heads(self.k_proj(key))
-        keys = keys.transpose(1, 2) if self.fused else keys.permute(0, 2, 3, 1)
-        values = self._heads(self.v_proj(value)).transpose(1, 2)
-        attended = attention(queries, keys, values, mask, self.fused)
-        result: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        projected = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        if self.fused:
+            attended = fused_attention(*projected, self.num_heads, mask)
+        else:
+            queries, keys, values = map(self._heads, projected)
+            attended = attention(queries.transpose(1, 2), keys.permute(0, 2, 3, 1), values.transpose(1, 2), mask)
+            attended = attended.transpose(1, 2).flatten(2)
+        result: Tensor = self.out_proj(attended)
         return result
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -87,20 +89,34 @@ class FoldedCrossAttention(FoldedAttention):
         return self.attend(q, k, v, mask)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, fused: bool = False) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Compute attention for scaled queries.
 
     Args:
         query: (P, heads, N, C), scaled.
-        key: (P, heads, C, M), or (P, heads, M, C) if fused.
+        key: (P, heads, C, M).
         value: (P, heads, M, D).
         mask: (P, 1 or heads, N, M), added to the scores.
-        fused: write attention as one operator.
 
     Returns:
         (P, heads, N, D).
     """
-    if fused:
-        return nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=1.0)
     scores = query @ key
     return (scores if mask is None else scores + mask).softmax(dim=-1) @ value
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Compute attention for scaled queries as one node ``Attention`` of opset 23, without transposing to heads.
+
+    Args:
+        query: (P, N, heads C), scaled.
+        key: (P, M, heads C).
+        value: (P, M, heads D).
+        heads: number of heads.
+        mask: (P, 1 or heads, N, M), added to the scores.
+
+    Returns:
+        (P, N, heads D).
+    """
+    attended, *_ = torch.onnx.ops.attention(query, key, value, mask, q_num_heads=heads, kv_num_heads=heads, scale=1.0)
+    return attended

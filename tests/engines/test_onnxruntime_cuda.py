@@ -24,6 +24,8 @@ from rsrefseg.engines.onnxruntime import engine as onnxruntime_engine
 from rsrefseg.engines.onnxruntime.cuda import RECORDED, OnnxRuntimeCudaEngine, cuda_options, node_placement
 from rsrefseg.engines.onnxruntime.device_session import BoundTensor, DeviceSession
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
+from rsrefseg.export.export import export_run
+from rsrefseg.export.settings import ExportSettings, Target
 from tests.support.engines import asked, random_image
 from tests.support.exported import Exported
 from tests.support.made_bundle import PHRASES
@@ -78,6 +80,17 @@ def test_first_and_replayed_runs_give_the_same_bits_as_arrays(exported: Exported
                 assert_same(asked(engine, image, phrases), asked(plain, image, phrases))
         assert recordings(engine) == dict.fromkeys(RECORDED, 3) | {Stage.SIGLIP_VISION: 1, Stage.SAM_ENCODER: 0}
         assert not any(model.refusal for model in engine._models.values())
+
+
+def test_an_encoder_of_attention_nodes_is_replayed_with_the_same_bits(exported: Exported, tmp_path: Path) -> None:
+    settings = ExportSettings(target=Target.ONNXRUNTIME_CUDA)
+    bundle = Bundle.open(Path(export_run(exported.run, tmp_path / "bundle", settings).bundle))
+    sample = load_reference(bundle)[0]
+    with bound(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
+        for _ in range(4):
+            arguments = sample.tensors["image"], sample.phrases
+            assert_same(asked(engine, *arguments), asked(plain, *arguments))
+        assert recordings(engine) == dict.fromkeys(Stage, 1)
 
 
 def test_features_and_answers_outlive_the_next_replay_and_the_engine(bundle: Bundle) -> None:

@@ -9,7 +9,6 @@ from rsrefseg.checkpoints.model_file import load_model
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.export.export import export_run
-from rsrefseg.export.graph import FUSED_OPSET
 from rsrefseg.export.settings import ExportSettings, Target
 from rsrefseg.model.model import RSRefSeg
 from rsrefseg.runs.run import Run
@@ -50,6 +49,18 @@ def half_bundle(exported: Exported, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def fused_bundle(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Attention nodes, and another form of attention than the target's."""
-    settings = ExportSettings(None, Target.OPENVINO, "windowed=additive,global=folded:2,mlp=2", FUSED_OPSET)
-    return _export(exported, tmp_path_factory.mktemp("fused"), settings)
+    """Attention nodes."""
+    return _export(exported, tmp_path_factory.mktemp("fused"), ExportSettings(target=Target.ONNXRUNTIME_CUDA))
+
+
+@pytest.fixture(scope="session")
+def fused_half_bundle(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Attention nodes in half precision."""
+    return _export(exported, tmp_path_factory.mktemp("fused"), ExportSettings({}, Target.ONNXRUNTIME_CUDA))
+
+
+@pytest.fixture(scope="session")
+def mixed_bundle(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Another form of attention than the target's: Attention nodes with a bias, and none for the folded blocks."""
+    settings = ExportSettings(None, Target.ONNXRUNTIME_CUDA, "windowed=additive,global=folded:2,mlp=2")
+    return _export(exported, tmp_path_factory.mktemp("mixed"), settings)

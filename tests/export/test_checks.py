@@ -24,8 +24,10 @@ TEXT = CONTRACTS[Stage.SIGLIP_TEXT]
 (IDS, MASK), (WORDS, SENTENCE) = TEXT.inputs, TEXT.outputs
 
 
-def test_exported_graphs_pass(bundle: Bundle, half_bundle: Bundle, fused_bundle: Bundle, stage: Stage) -> None:
-    for one in (bundle, half_bundle, fused_bundle):
+def test_exported_graphs_pass(
+    bundle: Bundle, half_bundle: Bundle, fused_bundle: Bundle, fused_half_bundle: Bundle, stage: Stage
+) -> None:
+    for one in (bundle, half_bundle, fused_bundle, fused_half_bundle):
         record = one.manifest.stages[stage]
         assert record.contract == CONTRACTS[stage]
         check_graph(one.graph_path(stage), record.contract, record.opset)

@@ -18,6 +18,7 @@ from rsrefseg.export.graph import FUSED_OPSET, OPSET, export_graph
 from rsrefseg.export.precision.half_blocks import convert_to_half
 from rsrefseg.export.settings import default_attention
 from rsrefseg.inference.attention import AttentionForm, RelativePositionAttention
+from rsrefseg.inference.fused_attention import FusedRelativePositionAttention
 from rsrefseg.inference.operators import ErfGelu, TanhGelu
 from rsrefseg.inference.projections import FoldedAttention
 from rsrefseg.inference.stages import fold_for_inference
@@ -99,26 +100,52 @@ def test_norms_and_softmaxes_are_whole_and_the_rest_is_folded(bundle: Bundle, mo
     assert found["Slice"] <= 1, "of the windows' padding, once for both axes"
 
 
-def test_attention_is_one_node_in_opset_23_unless_folded(bundle: Bundle, fused_bundle: Bundle, stage: Stage) -> None:
-    """ONNX Runtime 1.31 computes Attention wrongly on CUDA where keys have more channels than values."""
-    records = bundle.manifest.stages[stage], fused_bundle.manifest.stages[stage]
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+def test_for_cuda_every_attention_is_one_node(
+    bundle: Bundle, fused_bundle: Bundle, fused_half_bundle: Bundle, stage: Stage, half: bool
+) -> None:
+    made = fused_half_bundle if half else fused_bundle
+    records = bundle.manifest.stages[stage], made.manifest.stages[stage]
     assert [record.opset for record in records] == [OPSET, FUSED_OPSET]
-    plain, fused = operators(bundle, stage), operators(fused_bundle, stage)
-    assert plain["Attention"] == 0
-    if stage is Stage.SAM_ENCODER:  # one additive windowed block, one folded global block in two parts
-        assert (fused["Attention"], fused["Softmax"]) == (1, 2)
-    else:
-        assert (fused["Attention"], fused["Softmax"]) == (plain["Softmax"], 0)
+    plain, fused = operators(bundle, stage), operators(made, stage)
+    assert (plain["Attention"], fused["Softmax"]) == (0, 0)
+    assert fused["Attention"] == plain["Softmax"]
+    for node in nodes(made, stage):
+        if node.op_type == "Attention":
+            assert len(node.output) == 1, "a second output excludes flash attention"
+            assert len(node.input) == 3, "a mask excludes flash attention"
 
 
+def test_folded_attention_is_not_one_node(bundle: Bundle, mixed_bundle: Bundle) -> None:
+    """ONNX Runtime 1.31 computes Attention wrongly on CUDA where keys have more channels than values."""
+    for stage in Stage:
+        plain, mixed = operators(bundle, stage), operators(mixed_bundle, stage)
+        if stage is Stage.SAM_ENCODER:  # one additive windowed block, one folded global block in two parts
+            assert (mixed["Attention"], mixed["Softmax"]) == (1, 2)
+        else:
+            assert (mixed["Attention"], mixed["Softmax"]) == (plain["Softmax"], 0)
+
+
+def test_for_cuda_no_product_broadcasts_its_batch(fused_bundle: Bundle) -> None:
+    """ONNX Runtime gives cuBLAS addresses in host memory for such products, which a CUDA graph must not contain."""
+    contract = fused_bundle.manifest.stages[Stage.SAM_ENCODER].contract
+    graph = check_graph(fused_bundle.graph_path(Stage.SAM_ENCODER), contract, FUSED_OPSET).graph
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    ranks |= {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
+    products = [[ranks[name] for name in node.input] for node in graph.node if node.op_type == "MatMul"]
+    assert products
+    assert all(right == 2 or left == right == 3 for left, right in products)
+
+
+@pytest.mark.parametrize("form", [AttentionForm.PADDED, AttentionForm.ADDITIVE])
 @pytest.mark.parametrize("window", [3, 0], ids=["windowed", "global"])
-def test_padded_attention_is_one_node_in_opset_23_with_equal_results(window: int, tmp_path: Path) -> None:
-    """Queries, keys and values have the same number of channels, which all runtimes compute correctly."""
+def test_attention_of_one_node_equals_the_published_one(window: int, form: AttentionForm, tmp_path: Path) -> None:
+    """Padded, queries, keys and values have the same number of channels, which all runtimes compute correctly."""
     original = sam_attention(window or 4)
     published = RelativePositionAttention(original, AttentionForm.PUBLISHED, 4, window)
-    padded = RelativePositionAttention(original, AttentionForm.PADDED, 4, window, fused=True).eval()
+    fused = FusedRelativePositionAttention(original, form, 4, window).eval()
     x, path = torch.randn(2, 16, 24), tmp_path / "attention.onnx"
-    torch.onnx.export(padded, (x,), path, dynamo=True, opset_version=FUSED_OPSET, verbose=False)
+    torch.onnx.export(fused, (x,), path, dynamo=True, opset_version=FUSED_OPSET, verbose=False)
     graph = onnx.load(path).graph
     assert [node.op_type for node in graph.node if node.op_type in ("Attention", "Softmax")] == ["Attention"]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

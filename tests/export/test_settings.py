@@ -32,10 +32,21 @@ def test_on_cpus_the_default_keeps_each_part_small(target: Target, fp16: bool) -
 
 
 def test_on_gpus_the_default_is_one_part() -> None:
-    folded = AttentionChoice(AttentionForm.FOLDED, AttentionForm.FOLDED)
-    fused = AttentionChoice(AttentionForm.ADDITIVE, AttentionForm.PADDED)
-    assert default_attention(model_config("b").sam, Target.ONNXRUNTIME_CUDA) == folded
-    assert default_attention(model_config("b").sam, Target.TENSORRT) == fused
+    cuda = AttentionChoice(AttentionForm.PADDED, AttentionForm.PADDED)
+    tensorrt = AttentionChoice(AttentionForm.ADDITIVE, AttentionForm.PADDED)
+    assert default_attention(model_config("b").sam, Target.ONNXRUNTIME_CUDA) == cuda
+    assert default_attention(model_config("b").sam, Target.TENSORRT) == tensorrt
+
+
+def test_nodes_of_attention_are_for_cuda_only_and_have_no_parts() -> None:
+    assert [target for target in Target if ExportSettings(target=target).fused] == [Target.ONNXRUNTIME_CUDA]
+    for form in AttentionForm:
+        settings = ExportSettings(target=Target.ONNXRUNTIME_CUDA, attention=f"global={form}:4")
+        if form is AttentionForm.FOLDED:
+            assert settings.resolve(model_config("b"))[0].query_parts == 4
+        else:
+            with pytest.raises(BadInputError, match="':4'"):
+                settings.resolve(model_config("b"))
 
 
 def test_without_a_target_half_precision_is_for_tensorrt() -> None:
@@ -65,9 +76,6 @@ def test_another_form_can_be_chosen() -> None:
             {"attention": text}
             for text in ("", "folded", "windowed=fused", "windowed=folded:2", "global=folded:0", "global=:4", "mlp=0")
         ),
-        {"opset": 19},
-        {"opset": 23, "target": Target.TENSORRT},
-        {"opset": 23, "plan": {}},
     ],
 )
 def test_settings_that_no_runtime_could_read_are_refused(settings: dict[str, object]) -> None:
@@ -87,21 +95,28 @@ def test_the_command_refuses_unknown_targets(exported: Exported, capsys: Capsys)
     assert_refused(run_here(capsys, "export", exported.run, "--target", "toaster"), "toaster", *Target)
 
 
-def test_the_manifest_says_for_which_target_attention_was_chosen_and_why(bundle: Bundle, fused_bundle: Bundle) -> None:
+def test_the_manifest_says_for_which_target_attention_was_chosen_and_why(
+    bundle: Bundle, mixed_bundle: Bundle, fused_bundle: Bundle
+) -> None:
     for stage, record in bundle.manifest.stages.items():
         assert (record.attention is not None) is (stage is Stage.SAM_ENCODER)
     default = bundle.manifest.stages[Stage.SAM_ENCODER].attention
     assert default is not None
     assert str(default) == "windowed folded, global additive, for onnxruntime"
     assert default.reason == REASONS[Target.ONNXRUNTIME]
-    chosen = fused_bundle.manifest.stages[Stage.SAM_ENCODER].attention
+    fused = fused_bundle.manifest.stages[Stage.SAM_ENCODER].attention
+    assert str(fused) == "windowed padded, global padded, one node each, for onnxruntime-cuda"
+    chosen = mixed_bundle.manifest.stages[Stage.SAM_ENCODER].attention
     assert chosen is not None
-    assert str(chosen) == "windowed additive, global folded in 2 parts, MLP in 2 parts, for openvino"
+    assert str(chosen) == "windowed additive, global folded in 2 parts, MLP in 2 parts, for onnxruntime-cuda"
     assert "--attention windowed=additive,global=folded:2,mlp=2" in chosen.reason
 
 
-def test_attention_nodes_give_the_same_masks(exported: Exported, fused_bundle: Bundle) -> None:
-    assert run_parity(fused_bundle.root, "onnxruntime", exported.data, "val", exported.run).holds
+def test_attention_nodes_give_the_same_masks(
+    exported: Exported, fused_bundle: Bundle, fused_half_bundle: Bundle, mixed_bundle: Bundle
+) -> None:
+    for bundle in (fused_bundle, fused_half_bundle, mixed_bundle):
+        assert run_parity(bundle.root, "onnxruntime", exported.data, "val", exported.run).holds
 
 
 def test_a_refused_export_of_the_base_leaves_no_run(
