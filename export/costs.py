@@ -1,8 +1,6 @@
 """The cost of a stage: floating-point operations, parameters, and bytes of its graph's constants."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import onnx
 import torch
@@ -20,17 +18,10 @@ def count_flops(module: nn.Module, contract: StageContract) -> int:
     Only matrix products and convolutions count, with 2 FLOPs per multiply-add. Elementwise operations, norms and
     softmax (a few per cent) are excluded, as in published figures.
     """
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.onnx.Attention: _attention_flops})
+    counter = FlopCounterMode(display=False)
     with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad():
         module(*(torch.ones(spec.sized(), dtype=getattr(torch, spec.dtype)) for spec in contract.inputs))
     return counter.get_total_flops()
-
-
-def _attention_flops(
-    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, out_shape: Any = None, **others: Any
-) -> int:
-    """Return the FLOPs of ``Attention`` on tensors of these shapes, (P, N, C), (P, M, C) and (P, M, D)."""
-    return 2 * query[0] * query[1] * key[1] * (key[2] + value[2])
 
 
 def count_weights(model: ModelProto) -> tuple[int, int]:

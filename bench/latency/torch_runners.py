@@ -1,4 +1,4 @@
-"""PyTorch runners: the published model, eager or compiled, in float32 on the CPU or in half precision on a GPU."""
+"""PyTorch runners: the published model in float32 on the CPU, or as fast as PyTorch runs it in float16 on a GPU."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -56,9 +56,13 @@ class PublishedModel(Runner):
 class TorchRunner(PublishedModel):
     """Runs the model in PyTorch. On a GPU, all tensors stay on the device from the image to the masks.
 
+    On a GPU, weights of layers are float16, norms and softmaxes compute in float32 (autocast), every attention is
+    ``scaled_dot_product_attention``, and stages are replayed as CUDA graphs: by ``ReplayedStage``, or by
+    ``torch.compile`` in the mode ``max-autotune``.
+
     Args:
         bundle, run: see ``PublishedModel``.
-        name: one of ``TORCH_RUNNERS``; they select ``torch.compile``, and a GPU with half precision by autocast.
+        name: one of ``TORCH_RUNNERS``; they select ``torch.compile``, and a GPU with half precision.
         device: device to use instead of the one of ``name``, for tests.
 
     Raises:
@@ -82,22 +86,30 @@ class TorchRunner(PublishedModel):
         with self.reporting("loading"):
             model = load_model(self._merged)
             copy_weights(model)
-            model.to(self.device)
-            restore_layer_norms(model)
-            prepared = self._torch.compile if self._compiled else lambda module: module
-            self._stages = {stage: prepared(model.stage(stage)) for stage in Stage}
-        kind = f"{'torch.compile' if self._compiled else 'eager'} {'FP16 (autocast)' if self._half else 'FP32'}"
+            if not self._half:
+                restore_layer_norms(model)
+            self._stages = {stage: self._prepared(model.stage(stage)) for stage in Stage}
+        kind = f"{'torch.compile' if self._compiled else 'eager'} {'FP16 (weights, SDPA)' if self._half else 'FP32'}"
         self.providers = dict.fromkeys(Stage, f"{kind}, {self.device.upper()}")
         self.precisions = dict.fromkeys(Stage, "fp16" if self._half else "fp32")
+
+    def _prepared(self, module: "nn.Module") -> Any:
+        module = (half_with_sdpa(module) if self._half else module).to(self.device)
+        if self._compiled and self._half:
+            return self._torch.compile(module, mode="max-autotune", dynamic=False)
+        if self._compiled:
+            return self._torch.compile(module)
+        return ReplayedStage(module) if self.device == "cuda" else module
 
     def run(self, stage: Stage, tensors: Mapping[str, Any]) -> Tensors:
         """Run the module of a stage and wait for it."""
         contract = self.bundle.manifest.stages[stage].contract
         with self.reporting(f"stage '{stage.value}'"), self._inference():
             results = self._stages[stage](*(self._on_device(tensors[spec.name]) for spec in contract.inputs))
+            results = results if isinstance(results, tuple) else (results,)
             if self.device == "cuda":
+                results = tuple(result.clone() for result in results)  # the next replay overwrites them
                 self._torch.cuda.synchronize()
-        results = results if isinstance(results, tuple) else (results,)
         return {spec.name: result for spec, result in zip(contract.outputs, results, strict=True)}
 
     def finish(self, mask_logits: Any, size: tuple[int, int]) -> Prediction:
@@ -123,12 +135,71 @@ class TorchRunner(PublishedModel):
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
-        autocast = self._torch.autocast(self.device, dtype=self._torch.float16, enabled=self._half)
+        # A recorded graph must not refer to a cache of casts.
+        options = {"dtype": self._torch.float16, "enabled": self._half, "cache_enabled": False}
+        autocast = self._torch.autocast(self.device, **options)
         with self._torch.inference_mode(), autocast:
             yield
 
     def _on_device(self, tensor: Any) -> Any:
         return self._torch.from_numpy(tensor).to(self.device) if isinstance(tensor, np.ndarray) else tensor
+
+
+class ReplayedStage:
+    """Records a stage as a CUDA graph for every set of input shapes and replays it. Its results are overwritten."""
+
+    def __init__(self, module: "nn.Module") -> None:
+        self._module = module
+        self._recordings: dict[tuple[Any, ...], tuple[Any, list[Any], Any]] = {}
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the stage; returns what the module returns."""
+        shapes = tuple(tensor.shape for tensor in inputs)
+        if shapes not in self._recordings:
+            self._recordings[shapes] = self._record(inputs)
+        graph, own, results = self._recordings[shapes]
+        for target, source in zip(own, inputs, strict=True):
+            target.copy_(source)
+        graph.replay()
+        return results
+
+    def _record(self, inputs: tuple[Any, ...]) -> tuple[Any, list[Any], Any]:
+        from torch import cuda
+
+        own = [tensor.clone() for tensor in inputs]
+        stream = cuda.Stream()
+        stream.wait_stream(cuda.current_stream())
+        with cuda.stream(stream):
+            for _ in range(3):  # libraries choose algorithms and allocate in their first runs
+                self._module(*own)
+        cuda.current_stream().wait_stream(stream)
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph):
+            results = self._module(*own)
+        return graph, own, results
+
+
+def half_with_sdpa(module: "nn.Module") -> "nn.Module":
+    """Convert the weights of a stage's layers to float16 and its attention to ``scaled_dot_product_attention``.
+
+    SAM's position bias becomes the mask of its attention; SigLIP's towers call that function already.
+    """
+    from torch import nn
+
+    from rsrefseg.inference.attention import AttentionChoice, AttentionForm
+    from rsrefseg.inference.decoder import InferenceDecoder
+    from rsrefseg.inference.image_encoder import InferenceImageEncoder
+    from rsrefseg.model.sam import SamDecoder, SamEncoder
+
+    if isinstance(module, SamDecoder):
+        module = InferenceDecoder(module, fused=True)
+    elif isinstance(module, SamEncoder):
+        form = AttentionChoice(AttentionForm.ADDITIVE, AttentionForm.ADDITIVE)
+        module.set_submodule("image_encoder", InferenceImageEncoder(module.image_encoder, form, fused=True))
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            part.half()
+    return module
 
 
 def copy_weights(module: "nn.Module") -> None:

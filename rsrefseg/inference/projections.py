@@ -106,7 +106,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Compute attention for scaled queries as one node ``Attention`` of opset 23, without transposing to heads.
+    """Compute attention for scaled queries as one operator: in an ONNX graph, ``Attention`` of opset 23 on tokens.
 
     Args:
         query: (P, N, heads C), scaled.
@@ -118,5 +118,10 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask:
     Returns:
         (P, N, heads D).
     """
-    attended, *_ = torch.onnx.ops.attention(query, key, value, mask, q_num_heads=heads, kv_num_heads=heads, scale=1.0)
-    return attended
+    if torch.onnx.is_in_onnx_export():
+        counts = {"q_num_heads": heads, "kv_num_heads": heads}
+        exported: Tensor = torch.onnx.ops.attention(query, key, value, mask, scale=1.0, **counts)[0]
+        return exported
+    by_head = (torch.unflatten(part, 2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    attended = nn.functional.scaled_dot_product_attention(*by_head, attn_mask=mask, scale=1.0)
+    return attended.transpose(1, 2).flatten(2)

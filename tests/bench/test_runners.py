@@ -4,17 +4,19 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock, patch
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from rsrefseg.bench.latency.correctness import Correctness, check
 from rsrefseg.bench.latency.runner import Runner
 from rsrefseg.bench.latency.runners import EngineRunner, make_runner, open_runners
 from rsrefseg.bench.latency.scenarios import SCENARIOS, STAGES, TOTAL, workload_of
-from rsrefseg.bench.latency.torch_runners import TorchRunner
+from rsrefseg.bench.latency.torch_runners import ReplayedStage, TorchRunner, half_with_sdpa
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.reference import load_reference
@@ -22,7 +24,10 @@ from rsrefseg.engines.bundle.tolerances import Measure
 from rsrefseg.engines.errors import BadInputError, BundleError, MissingPartError, RSRefSegError
 from rsrefseg.engines.onnxruntime.cuda import BoundTensor, OnnxRuntimeCudaEngine
 from rsrefseg.engines.segmenter import Segmenter
+from rsrefseg.model.model import build_model
 from tests.support.exported import Exported
+from tests.support.small import small_config
+from tests.support.stage_inputs import stage_inputs
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,7 @@ def test_tensors_on_a_device_stay_there_from_stage_to_stage(bundle: Bundle) -> N
 
 
 def test_pytorch_in_half_precision_is_within_its_tolerance(exported: Exported, bundle: Bundle) -> None:
-    """Return a GPU runner on the CPU, with the same code under autocast."""
+    """Return a GPU runner on the CPU, with the same code but no CUDA graphs."""
     runner = TorchRunner(bundle, exported.run, "torch-cuda", device="cpu")
     runner.open()
     found = checked(runner)
@@ -70,6 +75,35 @@ def test_pytorch_in_half_precision_is_within_its_tolerance(exported: Exported, b
     assert all(one.failures == () for one in stages)
     assert max(one.errors[Measure.RELATIVE_L2] or 0.0 for one in stages) > 1e-5, "it really was half precision"
     assert set(runner.precisions.values()) == {"fp16"}
+
+
+def test_half_precision_has_half_weights_and_no_attention_but_sdpa() -> None:
+    model = build_model(small_config(), seed=5)
+    inputs = {stage: stage_inputs(model, stage) for stage in Stage}
+    attentions = {Stage.SIGLIP_VISION: 1, Stage.SIGLIP_TEXT: 1, Stage.SAM_ENCODER: 2, Stage.SAM_DECODER: 7}
+    for stage in Stage:
+        module = half_with_sdpa(model.stage(stage))
+        layers = [part for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
+        assert {layer.weight.dtype for layer in layers} == {torch.float16}
+        counted = patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention)
+        with counted as called, torch.inference_mode(), torch.autocast("cpu", torch.float16):
+            module(*inputs[stage])
+        assert called.call_count == attentions.get(stage, 0)
+
+
+def test_a_replayed_stage_copies_its_inputs_and_is_recorded_once_for_each_shape(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("Stream", "current_stream", "stream", "graph", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    module = Mock(side_effect=lambda x: x + 1)
+    stage = ReplayedStage(module)
+    for size in (2, 3, 2, 3):
+        stage(torch.full((size,), float(size)))
+    assert module.call_count == 2 * 4, "three times before the recording and once in it"
+    assert torch.cuda.CUDAGraph.return_value.replay.call_count == 4
+    inputs = [own.tolist() for _, (own,), _ in stage._recordings.values()]
+    assert inputs == [[2, 2], [3, 3, 3]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what is mapped")
