@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ...model.rsrefseg2.sam2 import Sam2Encoder, choose_mask, mask_weights
 from ..decoder import STRIDE, InferenceDecoder
 from ..operators import ErfGelu
-from ..projections import attention, folded_projections, linear
+from ..projections import attention, folded_projections, fused_attention, linear
 
 
 class WindowAttention(nn.Module):
@@ -44,12 +44,16 @@ class WindowAttention(nn.Module):
             query = F.max_pool2d(query.permute(0, 3, 1, 2), STRIDE).permute(0, 2, 3, 1)
             asked = side // STRIDE
         key, value = self._windows(self.k_proj(x), side), self._windows(self.v_proj(x), side)
-        if not self.fused:
-            key = key.transpose(2, 3)
         queries = self._windows(query, asked)
-        parts = queries.chunk(self.query_parts, dim=2) if self.query_parts > 1 else (queries,)
-        attended = [attention(part, key, value, fused=self.fused) for part in parts]
-        merged = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
+        if self.fused:
+            queries, key, value = (part.transpose(1, 2).flatten(2) for part in (queries, key, value))
+            tokens = fused_attention(queries, key, value, self.num_heads)
+            merged = torch.unflatten(tokens, 2, (self.num_heads, -1)).transpose(1, 2)
+        else:
+            key = key.transpose(2, 3)
+            parts = queries.chunk(self.query_parts, dim=2) if self.query_parts > 1 else (queries,)
+            attended = [attention(part, key, value) for part in parts]
+            merged = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
         # (N windows, heads, asked asked, C) -> (N, H, W, heads C)
         merged = torch.unflatten(torch.unflatten(merged, 2, (asked, asked)), 0, (-1, count, count))
         merged = merged.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4).flatten(1, 2)
