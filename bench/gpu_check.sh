@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# What only a machine with a GPU can show: parity and latency of every GPU backend, in FP16 on random weights.
+# What only a machine with a GPU can show: parity and latency of every GPU backend and form of attention beside
+# PyTorch's fastest, and training. Random weights.
 #
 # usage: bash bench/gpu_check.sh [--preset tiny|b|l] [--rounds N] [--out DIR] [--allow-cpu]
 #
-# Each command writes NAME.json and NAME.log to DIR; a failing command does not stop the others.
+# Each command writes NAME.json and NAME.log to DIR; a failing command does not stop the others. gpu_check.json has all
+# of them. Run again, it continues after the commands that passed. DIR/work, with bundles and runs, may be removed.
 # Exit codes: 0 all passed, 1 a command failed, 2 no backend works on a GPU (--allow-cpu checks the CPU instead).
 set -u
 preset=tiny rounds=30 out=gpu_check allow_cpu=
@@ -17,21 +19,28 @@ while (($#)); do
     esac
 done
 python=${RSREFSEG_PYTHON:-.venv/bin/python}
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-mkdir -p "$out" || exit 2
+work=$out/work
+mkdir -p "$work" || exit 2
 failed=0 table=()
 
-step() { # NAME COMMAND...
+record() { # NAME COMMAND...: run a command, unless it passed before; succeeds if the command did
     local name=$1 start=$SECONDS outcome=passed
     shift
-    echo "gpu-check: rsrefseg $*" >&2
-    if ! "$python" -m rsrefseg "$@" --json >"$out/$name.json" 2>"$out/$name.log"; then
-        outcome="FAILED: $(tail -n 1 "$out/$name.log")" failed=1
+    if [[ -f $out/$name.passed ]]; then
+        outcome="passed before"
+    else
+        echo "gpu-check: rsrefseg $*" >&2
+        if "$python" -m rsrefseg "$@" --json >"$out/$name.json" 2>"$out/$name.log"; then
+            touch "$out/$name.passed"
+        else
+            outcome="FAILED: $(tail -n 1 "$out/$name.log")"
+        fi
     fi
     table+=("$(printf '%-28s %6d s  %s' "$name" $((SECONDS - start)) "$outcome")")
-    [[ $outcome == passed ]]
+    [[ $outcome == passed* ]]
 }
+
+step() { record "$@" || { failed=1; return 1; }; }
 
 works() { # BACKEND: whether the doctor says so
     "$python" -c 'import json, sys
@@ -39,20 +48,64 @@ abilities = json.load(open(sys.argv[1]))["abilities"]
 sys.exit(not any(one["works"] and one["name"].endswith(f"({sys.argv[2]})") for one in abilities))' "$out/doctor.json" "$1"
 }
 
+rm -f "$out/doctor.passed" # the machine may have changed
 step doctor doctor
-backends=()
+backends=() cuda=onnxruntime-cuda baselines=torch-cuda,torch-compile-cuda
 for backend in onnxruntime-cuda tensorrt; do works "$backend" && backends+=("$backend"); done
 if ((${#backends[@]} == 0)); then
     [[ $allow_cpu ]] || { echo "gpu-check: no backend works on a GPU here, see $out/doctor.json" >&2; exit 2; }
-    backends=(onnxruntime)
+    backends=(onnxruntime) cuda=onnxruntime baselines=torch
 fi
-bundle=(--bundle "$work/bundle")
-if step export export "$work/run" --random-weights "$preset" --fp16 --out "$work/bundle"; then
+
+for precision in fp16 fp32; do
+    bundle=(--bundle "$work/$precision")
+    half=() && [[ $precision == fp16 ]] && half=(--fp16)
+    model=("$work/run") && [[ ! -f $work/run/merged.safetensors ]] && model+=(--random-weights "$preset")
+    step "export-$precision" export "${model[@]}" "${half[@]}" --no-check --out "$work/$precision" || continue
     for backend in "${backends[@]}"; do
-        if [[ $backend == tensorrt ]] && ! step build build "${bundle[@]}"; then continue; fi
-        step "parity-$backend" parity "${bundle[@]}" --backend "$backend"
-        step "bench-$backend" bench "${bundle[@]}" --backends "$backend" --run "$work/run" --rounds "$rounds"
+        if [[ $backend == tensorrt ]] && ! step "build-$precision" build "${bundle[@]}"; then continue; fi
+        step "parity-$precision-$backend" parity "${bundle[@]}" --backend "$backend"
+        [[ $precision == fp32 ]] ||
+            step "bench-$backend" bench "${bundle[@]}" --backends "$backend" --run "$work/run" --rounds "$rounds"
     done
+done
+
+# Forms of attention of ONNX Runtime on CUDA; the first is the target's own, measured beside PyTorch.
+for form in padded additive folded; do
+    bundle=(--bundle "$work/$form") names=$cuda
+    [[ $form == padded ]] && names=$baselines,$cuda
+    step "export-$form" export "$work/run" --fp16 --target onnxruntime-cuda --out "$work/$form" \
+        --attention "windowed=$form,global=$form" || continue
+    step "parity-$form" parity "${bundle[@]}" --backend "$cuda"
+    step "bench-$form" bench "${bundle[@]}" --backends "$names" --run "$work/run" --rounds "$rounds"
+done
+
+# Training: the log has images/s of every step.
+train=(--data "$work/scenes" --preset "$preset" --random-weights --epochs 1 --batch-size 2 --resume)
+if step scenes data synth "$work/scenes" --train 8 --val 2 --test 0 --overwrite; then
+    for precision in fp32 bf16; do
+        step "train-$precision" train "${train[@]}" --precision "$precision" --out "$work/train-$precision"
+    done
+    step train-checkpointing train "${train[@]}" --gradient-checkpointing --out "$work/train-checkpointing"
 fi
+
+# An answer, not a check: TensorRT-RTX may not support this GPU. Engines for compute capability 8.0 are tried on any.
+record tensorrt-rtx parity --bundle "$work/fp16" --backend tensorrt-rtx
+record tensorrt-rtx-build build --bundle "$work/fp16" --runtime tensorrt-rtx --gpus sm80 --out "$work/engines" &&
+    RSREFSEG_ENGINES=$work/engines record tensorrt-rtx-sm80 parity --bundle "$work/fp16" --backend tensorrt-rtx
+
+"$python" - "$out" "${table[@]}" <<'PYTHON'
+import json
+import sys
+from pathlib import Path
+
+out, steps = Path(sys.argv[1]), []
+for line in sys.argv[2:]:
+    name, seconds, _, outcome = line.split(None, 3)
+    text = (out / f"{name}.json").read_text()
+    report = json.loads(text) if text.strip() else None
+    steps.append({"name": name, "seconds": int(seconds), "outcome": outcome, "report": report})
+(out / "gpu_check.json").write_text(json.dumps(steps, indent=1) + "\n")
+PYTHON
 printf '%s\n' "${table[@]}"
 exit $failed

@@ -22,19 +22,42 @@ def gpu_check(folder: Path, *options: str, python: str = sys.executable) -> subp
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_dry_run_on_the_cpu_checks_parity_and_latency(tmp_path: Path) -> None:
+STEPS = (
+    "doctor",
+    "export-fp16 parity-fp16-onnxruntime bench-onnxruntime export-fp32 parity-fp32-onnxruntime",
+    "export-padded parity-padded bench-padded export-additive parity-additive bench-additive",
+    "export-folded parity-folded bench-folded scenes train-fp32 train-bf16 train-checkpointing",
+)
+
+
+def test_a_dry_run_on_the_cpu_checks_parity_latency_and_training(tmp_path: Path) -> None:
     ran = gpu_check(tmp_path, "--allow-cpu")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert [line.split()[0] for line in ran.stdout.splitlines()] == [
-        "doctor",
-        "export",
-        "parity-onnxruntime",
-        "bench-onnxruntime",
-    ]
-    assert ran.stdout.count("passed") == 4
-    assert json.loads((tmp_path / "gpu_check" / "parity-onnxruntime.json").read_text())["holds"] is True
-    bench = json.loads((tmp_path / "gpu_check" / "bench-onnxruntime.json").read_text())
-    assert bench["machine"]["versions"]["onnxruntime"]
+    steps = json.loads((tmp_path / "gpu_check" / "gpu_check.json").read_text())
+    checks = [step for step in steps if not step["name"].startswith("tensorrt-rtx")]
+    assert [step["name"] for step in checks] == " ".join(STEPS).split()
+    assert {step["outcome"] for step in checks} == {"passed"}
+    assert [line.split()[0] for line in ran.stdout.splitlines()] == [step["name"] for step in steps]
+    reports = {step["name"]: step["report"] for step in steps}
+    assert all(report["holds"] for name, report in reports.items() if name.startswith("parity"))
+    assert reports["bench-padded"]["machine"]["versions"]["onnxruntime"]
+    assert "tensorrt-rtx" in reports, "tried, and its answer recorded, even if it fails"
+
+
+def test_a_second_run_continues_after_what_passed(tmp_path: Path) -> None:
+    double = tmp_path / "python"
+    double.write_text(
+        f'#!/bin/sh\nif [ "$1" = - ] || [ "$1" = -c ] || [ "$3" = doctor ]; then exec {sys.executable} "$@"; fi\n'
+        'case "$3" in bench) test -e fixed;; *) echo "{}";; esac\n'
+    )
+    double.chmod(0o755)
+    assert gpu_check(tmp_path, "--allow-cpu", python=str(double)).returncode == 1
+    (tmp_path / "fixed").touch()
+    ran = gpu_check(tmp_path, "--allow-cpu", python=str(double))
+    assert ran.returncode == 0
+    outcomes = {line.split()[0]: line.split("s  ")[-1] for line in ran.stdout.splitlines()}
+    assert outcomes["export-fp16"] == "passed before"
+    assert outcomes["bench-onnxruntime"] == outcomes["doctor"] == "passed"
 
 
 def test_without_a_gpu_it_ends_with_2(tmp_path: Path) -> None:
@@ -47,12 +70,12 @@ def test_without_a_gpu_it_ends_with_2(tmp_path: Path) -> None:
 def test_a_failing_command_does_not_stop_the_others(tmp_path: Path) -> None:
     double = tmp_path / "python"
     double.write_text(
-        f'#!/bin/sh\ncase "$3" in export|bench) echo "{{}}";; parity) echo crashed >&2; kill -9 $$;;\n'
+        f'#!/bin/sh\ncase "$3" in export|bench) echo "{{}}";; data) exit 1;; parity) echo crashed >&2; kill -9 $$;;\n'
         f'*) exec {sys.executable} "$@";; esac\n'
     )
     double.chmod(0o755)
     ran = gpu_check(tmp_path, "--allow-cpu", "--out", "report", python=str(double))
     assert ran.returncode == 1
     lines = {line.split()[0]: line for line in ran.stdout.splitlines()}
-    assert "FAILED" in lines["parity-onnxruntime"]
+    assert "FAILED" in lines["parity-fp16-onnxruntime"]
     assert "passed" in lines["bench-onnxruntime"]
