@@ -167,7 +167,7 @@ class ReplayedStage:
         from torch import cuda
 
         own = [tensor.clone() for tensor in inputs]
-        stream = cuda.Stream()
+        stream: Any = cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(cuda.current_stream())
         with cuda.stream(stream):
             for _ in range(3):  # libraries choose algorithms and allocate in their first runs

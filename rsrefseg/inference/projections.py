@@ -119,9 +119,7 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask:
         (P, N, heads D).
     """
     if torch.onnx.is_in_onnx_export():
-        counts = {"q_num_heads": heads, "kv_num_heads": heads}
-        exported: Tensor = torch.onnx.ops.attention(query, key, value, mask, scale=1.0, **counts)[0]
-        return exported
-    by_head = (torch.unflatten(part, 2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
-    attended = nn.functional.scaled_dot_product_attention(*by_head, attn_mask=mask, scale=1.0)
+        return torch.onnx.ops.attention(query, key, value, mask, q_num_heads=heads, kv_num_heads=heads, scale=1.0)[0]
+    query, key, value = (torch.unflatten(part, 2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    attended = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=1.0)
     return attended.transpose(1, 2).flatten(2)
