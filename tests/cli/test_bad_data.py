@@ -150,7 +150,7 @@ def test_data_that_is_refused_only_for_its_sizes_is_taken_resized(data: Path, ca
         (["bench", "--backends", " , "], "--backends"),
         (["convert", "no.pth", "--out", "run", "--preset", "huge"], "unknown preset 'huge'"),
         (["convert", "no.pth", "--out", "run"], "the checkpoint 'no.pth' is not a file"),
-        (["convert", "scene.png", "--out", "run"], "--tokenizer"),
+        (["convert", "scene.png", "--out", "run"], "'scene.png' is neither a safetensors file nor a checkpoint"),
         (["data", "check", "data", "--images", "nowhere"], "image folder 'nowhere' does not exist"),
         (["data", "convert", "data", "out.jsonl", "--images", "nowhere"], "image folder 'nowhere' does not exist"),
         (["data", "check", "data", "--tokenizer", "nowhere"], "tokenizer 'nowhere' does not exist"),

@@ -107,6 +107,12 @@ def test_a_converted_checkpoint_predicts_the_same(
     assert_alike(public, Run(Path(report.run)))
 
 
+def test_a_checkpoint_without_a_tokenizer_is_refused(file: Path) -> None:
+    with pytest.raises(BadInputError, match="no tokenizer: give the one of its SigLIP with --tokenizer"):
+        convert_checkpoint(file, file.parent / "run", CONFIG)
+    assert not (file.parent / "run").exists()
+
+
 def test_the_public_model_of_the_tests_has_the_published_names(public: PublicRSRefSeg) -> None:
     vision = "clip_vision_encoder.base_model.model."
     assert public.state_dict().keys() >= {
