@@ -20,7 +20,7 @@ pytestmark = pytest.mark.full_size
 
 SCENE = rendered_scenes()[0]
 IMAGES = {"square": SCENE.image, "wide": SCENE.image[:160]}
-PHRASES = [SCENE.referrals[0].phrase, "Ship"]
+PHRASES = [referral.phrase for referral in SCENE.referrals[:2]]
 TOLERANCE = 1e-4  # of the largest logit
 EXPORT_GB, BUNDLE_FP16_GB = 14, 3.0
 
