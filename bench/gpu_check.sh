@@ -5,21 +5,24 @@
 # usage: bash bench/gpu_check.sh [--preset tiny|b|l] [--rounds N] [--out DIR] [--allow-cpu]
 #
 # Each command writes NAME.json and NAME.log to DIR; a failing command does not stop the others. gpu_check.json has all
-# of them. Run again, it continues after the commands that passed. DIR/work, with bundles and runs, may be removed.
-# Exit codes: 0 all passed, 1 a command failed, 2 no backend works on a GPU (--allow-cpu checks the CPU instead).
+# of them. Run again, it continues after the commands that passed. A DIR with results of other options, backends or code
+# is refused. DIR/work, with bundles and runs, may be removed.
+# Exit codes: 0 all passed, 1 a command failed, 2 no backend works on a GPU (--allow-cpu checks the CPU instead), or an
+# option or DIR was refused.
 set -u
+refuse() { echo "gpu-check: $*" >&2; exit 2; }
+
 preset=tiny rounds=30 out=gpu_check allow_cpu=
 while (($#)); do
     case $1 in
-        --preset) preset=$2; shift 2 ;;
-        --rounds) rounds=$2; shift 2 ;;
-        --out) out=$2; shift 2 ;;
+        --preset | --rounds | --out) (($# > 1)) || refuse "$1 needs a value"; printf -v "${1#--}" %s "$2"; shift 2 ;;
         --allow-cpu) allow_cpu=yes; shift ;;
-        *) echo "gpu-check: unknown option '$1'" >&2; exit 2 ;;
+        *) refuse "unknown option '$1'" ;;
     esac
 done
 python=${RSREFSEG_PYTHON:-.venv/bin/python}
 work=$out/work
+[[ -d $work ]] || rm -f "$out"/{export,build}-*.passed "$out"/{scenes,tensorrt-rtx-build}.passed
 mkdir -p "$work" || exit 2
 failed=0 table=()
 
@@ -53,9 +56,14 @@ step doctor doctor
 backends=() cuda=onnxruntime-cuda baselines=torch-cuda,torch-compile-cuda
 for backend in onnxruntime-cuda tensorrt; do works "$backend" && backends+=("$backend"); done
 if ((${#backends[@]} == 0)); then
-    [[ $allow_cpu ]] || { echo "gpu-check: no backend works on a GPU here, see $out/doctor.json" >&2; exit 2; }
+    [[ $allow_cpu ]] || refuse "no backend works on a GPU here, see $out/doctor.json"
     backends=(onnxruntime) cuda=onnxruntime baselines=torch
 fi
+code=$(cd "${0%/*}" && git rev-parse HEAD 2>/dev/null && git diff HEAD) || code=$("$python" -m rsrefseg --version)
+settings="$preset $rounds ${backends[*]} $(sha256sum <<<"$code")"
+[[ ! -f $out/settings || $settings == "$(cat "$out/settings")" ]] ||
+    refuse "$out has results of other options, backends or code: remove it, or name another folder with --out"
+echo "$settings" >"$out/settings"
 
 for precision in fp16 fp32; do
     bundle=(--bundle "$work/$precision")
@@ -102,8 +110,10 @@ from pathlib import Path
 out, steps = Path(sys.argv[1]), []
 for line in sys.argv[2:]:
     name, seconds, _, outcome = line.split(None, 3)
-    text = (out / f"{name}.json").read_text()
-    report = json.loads(text) if text.strip() else None
+    try:
+        report = json.loads((out / f"{name}.json").read_text())
+    except json.JSONDecodeError:  # of a command that was killed
+        report = None
     steps.append({"name": name, "seconds": int(seconds), "outcome": outcome, "report": report})
 (out / "gpu_check.json").write_text(json.dumps(steps, indent=1) + "\n")
 PYTHON

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +18,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def gpu_check(folder: Path, *options: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-    command = ["bash", str(ROOT / "bench" / "gpu_check.sh"), "--rounds", "3", *options]
+SCRIPT = ROOT / "bench" / "gpu_check.sh"
+
+
+def gpu_check(
+    folder: Path, *options: str, python: str = sys.executable, script: Path = SCRIPT
+) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(script), "--rounds", "3", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RSREFSEG_PYTHON": python}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -53,11 +60,49 @@ def test_a_second_run_continues_after_what_passed(tmp_path: Path) -> None:
     double.chmod(0o755)
     assert gpu_check(tmp_path, "--allow-cpu", python=str(double)).returncode == 1
     (tmp_path / "fixed").touch()
-    ran = gpu_check(tmp_path, "--allow-cpu", python=str(double))
-    assert ran.returncode == 0
-    outcomes = {line.split()[0]: line.split("s  ")[-1] for line in ran.stdout.splitlines()}
-    assert outcomes["export-fp16"] == "passed before"
-    assert outcomes["bench-onnxruntime"] == outcomes["doctor"] == "passed"
+    assert outcomes(gpu_check(tmp_path, "--allow-cpu", python=str(double))) == {
+        "export-fp16": "passed before",
+        "scenes": "passed before",
+        "bench-onnxruntime": "passed",
+        "doctor": "passed",
+    }
+    (tmp_path / "gpu_check" / "work").rmdir()
+    assert outcomes(gpu_check(tmp_path, "--allow-cpu", python=str(double))) == {
+        "export-fp16": "passed",
+        "scenes": "passed",
+        "bench-onnxruntime": "passed before",
+        "doctor": "passed",
+    }
+    other = gpu_check(tmp_path, "--allow-cpu", "--preset", "b", python=str(double))
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "gpu_check has results of other options" in other.stderr
+
+
+def outcomes(ran: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = {line.split()[0]: line.split("s  ")[-1] for line in ran.stdout.splitlines()}
+    return {name: found[name] for name in ("export-fp16", "scenes", "bench-onnxruntime", "doctor")}
+
+
+def test_results_of_other_code_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bench").mkdir()
+    script = Path(shutil.copy(ROOT / "bench" / "gpu_check.sh", tmp_path / "bench"))
+    for command in ("init -q", "add bench", "-c user.name=a -c user.email=b commit -qm c"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    double = tmp_path / "python"
+    double.write_text('#!/bin/sh\ncase "$1" in -c) exit 1;; *) echo "{}";; esac\n')
+    double.chmod(0o755)
+    codes = [gpu_check(tmp_path, "--allow-cpu", python=str(double), script=script).returncode for _ in range(2)]
+    script.write_text(script.read_text() + "# changed\n")
+    codes.append(gpu_check(tmp_path, "--allow-cpu", python=str(double), script=script).returncode)
+    assert codes == [0, 0, 2]
+
+
+@pytest.mark.parametrize("options", [["--preset"], ["--allow-cpu", "--out"], ["--presets", "b"]])
+def test_an_option_without_a_value_or_unknown_is_refused(options: list[str], tmp_path: Path) -> None:
+    ran = gpu_check(tmp_path, *options)
+    assert (ran.returncode, ran.stdout, list(tmp_path.iterdir())) == (2, "", [])
+    assert re.fullmatch(r"gpu-check: .*--(preset|out).*\n", ran.stderr)
 
 
 def test_without_a_gpu_it_ends_with_2(tmp_path: Path) -> None:
@@ -70,12 +115,13 @@ def test_without_a_gpu_it_ends_with_2(tmp_path: Path) -> None:
 def test_a_failing_command_does_not_stop_the_others(tmp_path: Path) -> None:
     double = tmp_path / "python"
     double.write_text(
-        f'#!/bin/sh\ncase "$3" in export|bench) echo "{{}}";; data) exit 1;; parity) echo crashed >&2; kill -9 $$;;\n'
+        f'#!/bin/sh\ncase "$3" in export|bench) echo "{{}}";; data) exit 1;; parity) printf "{{"; kill -9 $$;;\n'
         f'*) exec {sys.executable} "$@";; esac\n'
     )
     double.chmod(0o755)
     ran = gpu_check(tmp_path, "--allow-cpu", "--out", "report", python=str(double))
     assert ran.returncode == 1
     lines = {line.split()[0]: line for line in ran.stdout.splitlines()}
+    assert len(json.loads((tmp_path / "report" / "gpu_check.json").read_text())) == len(lines)
     assert "FAILED" in lines["parity-fp16-onnxruntime"]
     assert "passed" in lines["bench-onnxruntime"]
