@@ -182,20 +182,29 @@ class ReplayedStage:
 def half_with_sdpa(module: "nn.Module") -> "nn.Module":
     """Convert the weights of a stage's layers to float16 and its attention to ``scaled_dot_product_attention``.
 
-    SAM's position bias becomes the mask of its attention; SigLIP's towers call that function already.
+    SAM's position bias becomes the mask of its attention; SigLIP's towers and Hiera call that function already.
     """
     from torch import nn
 
     from rsrefseg.inference.attention import AttentionChoice, AttentionForm
     from rsrefseg.inference.decoder import InferenceDecoder
     from rsrefseg.inference.image_encoder import InferenceImageEncoder
+    from rsrefseg.inference.rsrefseg2.prompter import fold_prompter
+    from rsrefseg.inference.rsrefseg2.sam2 import InferenceSam2Decoder
+    from rsrefseg.model.rsrefseg2.prompter import CascadedPrompter
+    from rsrefseg.model.rsrefseg2.sam2 import Sam2Decoder
     from rsrefseg.model.sam import SamDecoder, SamEncoder
 
-    if isinstance(module, SamDecoder):
-        module = InferenceDecoder(module, fused=True)
-    elif isinstance(module, SamEncoder):
-        form = AttentionChoice(AttentionForm.ADDITIVE, AttentionForm.ADDITIVE)
-        module.set_submodule("image_encoder", InferenceImageEncoder(module.image_encoder, form, fused=True))
+    match module:
+        case CascadedPrompter():
+            fold_prompter(module, fused=True)
+        case Sam2Decoder():
+            module = InferenceSam2Decoder(module, fused=True)
+        case SamDecoder():
+            module = InferenceDecoder(module, fused=True)
+        case SamEncoder():
+            form = AttentionChoice(AttentionForm.ADDITIVE, AttentionForm.ADDITIVE)
+            module.set_submodule("image_encoder", InferenceImageEncoder(module.image_encoder, form, fused=True))
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             part.half()
