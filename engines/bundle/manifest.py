@@ -72,8 +72,8 @@ class MaskJudgement(Struct, frozen=True, kw_only=True):
     """How the masks of a quantised bundle compare with those of the original, on ONNX Runtime's CPU provider.
 
     Attributes:
-        data: data set, of whose images none was used to calibrate.
-        split: its split.
+        data: name of the data set's folder.
+        split: its split. Other images of the same split calibrated static scales.
         samples: number of samples.
         giou_before: gIoU of the original.
         giou_after: gIoU of the quantised bundle.
@@ -81,6 +81,7 @@ class MaskJudgement(Struct, frozen=True, kw_only=True):
         iou_worst: smallest IoU of the masks of both.
         max_giou_drop: limit for ``giou_before - giou_after``.
         min_iou: limit for ``iou_worst``; ``None`` for no limit.
+        min_iou_mean: limit for ``iou_mean``.
         evaluations: number of times the samples were predicted with a quantised bundle.
     """
 
@@ -93,13 +94,15 @@ class MaskJudgement(Struct, frozen=True, kw_only=True):
     iou_worst: float
     max_giou_drop: float
     min_iou: float | None
+    min_iou_mean: float
     evaluations: PositiveInt
 
     @property
     def holds(self) -> bool:
         """Whether the masks are within the limits."""
         drop = self.giou_before - self.giou_after
-        return drop <= self.max_giou_drop and (self.min_iou is None or self.iou_worst >= self.min_iou)
+        worst_holds = self.min_iou is None or self.iou_worst >= self.min_iou
+        return drop <= self.max_giou_drop and self.iou_mean >= self.min_iou_mean and worst_holds
 
     def __str__(self) -> str:
         return (

@@ -57,8 +57,9 @@ def _spread(groups: Sequence[tuple[Sample, ...]], most: int) -> tuple[Sample, ..
 def stage_feeds(bundle: Bundle, samples: Sequence[Sample]) -> dict[Stage, list[Feeds]]:
     """Return the inputs of the encoders for some samples: one per image, and one per phrase for the text tower."""
     tokenizer, preprocessing = bundle.tokenizer(), bundle.manifest.preprocessing
+    size, resize, keep_aspect = preprocessing.image_size, preprocessing.resize, preprocessing.keep_aspect
     images: list[Feeds] = [
-        {"image": stretch(read_scene(group[0].image_path).image, preprocessing.image_size, preprocessing.resize)[None]}
+        {"image": stretch(read_scene(group[0].image_path).image, size, resize, keep_aspect)[None]}
         for group in group_by_image(samples)
     ]
     batches = [tokenizer.encode([sample.phrase]) for sample in samples]
@@ -94,8 +95,9 @@ class Judge:
             wanted = np.unpackbits(packed, count=one.mask.size).astype(np.bool_).reshape(one.mask.shape)
             ious.append(mask_iou(wanted, one.mask))
         settings = self._settings
+        assert settings.data is not None
         return MaskJudgement(
-            data=str(settings.data),
+            data=settings.data.resolve().name,
             split=settings.split,
             samples=len(ious),
             giou_before=self._giou,
@@ -104,6 +106,7 @@ class Judge:
             iou_worst=min(ious),
             max_giou_drop=settings.max_giou_drop,
             min_iou=settings.min_iou,
+            min_iou_mean=settings.min_iou_mean,
             evaluations=self.evaluations,
         )
 

@@ -48,7 +48,7 @@ def quantize_bundle(
         The manifest of the new bundle.
 
     Raises:
-        CheckFailedError: a graph failed its check, or no layer can be quantised within the limits.
+        CheckFailedError: a graph failed its check, or no number of restored layers that was tried holds the limits.
     """
     return _Quantization(source, folder, settings, say).run(samples)
 
@@ -101,8 +101,9 @@ class _Quantization:
         best = fewest(total, holds)
         if best not in found:
             raise CheckFailedError(
-                f"no layer can be quantised within the limits ({found[max(found)]}): change --max-giou-drop or"
-                " --min-iou, or export without --int8"
+                f"none of the {len(found)} numbers of restored layers that were tried, the largest {max(found)} of"
+                f" {total}, holds the limits ({found[max(found)]}, the mean must be {self.settings.min_iou_mean}):"
+                f" change --max-giou-drop or --min-iou, or export without --{self.settings.precision}"
             )
         write(best)
         return msgspec.structs.replace(found[best], evaluations=judge.evaluations)

@@ -21,6 +21,9 @@ Feeds = Mapping[str, npt.NDArray[Any]]
 # INT8 weights use seven bits: CPUs without VNNI add two products in 16 bits, which eight bits overflow, silently.
 _SEVEN_BITS = True
 _INT8_MAX, _E4M3_MAX = 127, 448
+# FP8 keeps its precision down to 2e-5 of its largest value, so scales need not be smaller, and none is a subnormal in
+# FP16 graphs, whose rounding would put weights beyond the largest value, which becomes NaN.
+_FP8_SCALE_MIN = float(np.finfo(np.float16).tiny)
 
 
 def quantize_graph(
@@ -120,13 +123,19 @@ def _to_fp8(model: ModelProto, weights: Mapping[str, npt.NDArray[np.float32]]) -
         weight = weights.get(value.removesuffix("_quantized"))
         scales = numpy_helper.to_array(tensors[scale])
         if weight is not None:
-            scales = np.maximum(np.abs(weight).max(axis=0) / _E4M3_MAX, 1e-7).astype(scales.dtype)
-            replace(value, (weight / scales.astype(np.float32)).astype(float8_e4m3fn))
+            scales = fp8_scales(np.abs(weight).max(axis=0)).astype(scales.dtype)
+            scaled = np.clip(weight / scales.astype(np.float32), -_E4M3_MAX, _E4M3_MAX)
+            replace(value, scaled.astype(float8_e4m3fn))
             replace(scale, scales)
         else:
-            replace(scale, np.asarray(scales * (_INT8_MAX / _E4M3_MAX), scales.dtype))
+            replace(scale, fp8_scales(scales.astype(np.float32) * _INT8_MAX).astype(scales.dtype))
         replace(zero, np.zeros_like(scales).astype(float8_e4m3fn))
         done.add(scale)
+
+
+def fp8_scales(largest: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the scales of FP8 (E4M3) for values with these largest magnitudes."""
+    return np.maximum(np.asarray(largest, np.float32) / np.float32(_E4M3_MAX), np.float32(_FP8_SCALE_MIN))
 
 
 def _reader(library: Any, feeds: Iterable[Feeds]) -> Any:

@@ -12,12 +12,12 @@ from onnx import NodeProto, ValueInfoProto
 from rsrefseg.engines.onnxruntime.library import package
 
 from .layers import find_layers, load_graph, weight_of
-from .quantizer import Feeds
+from .quantizer import Feeds, fp8_scales
 from .settings import QuantizationSettings
 
 _ROWS = 512  # of a layer's activations, which decide its error; their range is that of all rows
 _LAYERS = 64  # whose activations are in memory at a time
-_E4M3_MAX, _E4M3_BITS, _E4M3_LOWEST = 448.0, 3, -6
+_E4M3_BITS, _E4M3_LOWEST = 3, -6
 
 
 def layer_errors(source: Path, settings: QuantizationSettings, feeds: Iterable[Feeds]) -> dict[str, float]:
@@ -81,7 +81,7 @@ def _in_7_bits(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _in_fp8(values: npt.NDArray[np.float32], largest: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    scale = np.maximum(largest, 1e-30) / _E4M3_MAX
+    scale = fp8_scales(largest)
     scaled = values / scale
     exponent = np.maximum(np.floor(np.log2(np.maximum(np.abs(scaled), 1e-30))), _E4M3_LOWEST)
     step = np.exp2(exponent - _E4M3_BITS)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.tolerances import Measure, Scope, tolerances
 from rsrefseg.engines.errors import BadInputError
 
 # Prompter and decoder stay as they are: they are small, and the sign of their result is the mask.
@@ -50,6 +51,12 @@ class QuantizationSettings:
             )
         if self.data is None and self.min_iou is not None:
             raise BadInputError("--min-iou judges masks on a data set: add --data")
+
+    @property
+    def min_iou_mean(self) -> float:
+        """The limit for the mean IoU of masks with those of the original, as for the masks of parity samples."""
+        limits = tolerances(self.precision, Scope.MASKS)
+        return next(one.limit for one in limits if one.measure is Measure.IOU_MEAN)
 
     def opset(self, before: int) -> int:
         """Return the operator set of a quantised graph whose original has ``before``."""

@@ -1,12 +1,15 @@
 """INT8 export: which layers are quantised, what the masks must hold, and what stays in floating point."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from PIL import Image
 
 from rsrefseg.engines.backends import select_backend
 from rsrefseg.engines.bundle.bundle import Bundle
@@ -17,10 +20,11 @@ from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.errors import BadInputError, CheckFailedError
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.tensorrt.check import check_compilation, default_gpus
-from rsrefseg.export.quantization.judge import choose_samples, fewest
+from rsrefseg.export.quantization.judge import choose_samples, fewest, stage_feeds
 from rsrefseg.export.quantization.layers import find_layers, load_graph
 from rsrefseg.export.quantization.quantize import quantize_bundle
 from rsrefseg.export.quantization.quantizer import quantize_graph
+from rsrefseg.export.quantization.sensitivity import layer_errors
 from rsrefseg.export.quantization.settings import QUANTIZED_STAGES, QuantizationSettings
 from rsrefseg.export.settings import Target, choose_quantization
 from tests.support.exported import Exported, changed_bundle
@@ -148,6 +152,20 @@ def test_large_equal_values_do_not_overflow(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(tmp_path / "b.onnx", x), 32.0, rtol=1e-3)
 
 
+def test_small_weights_of_half_precision_graphs_stay_numbers_in_fp8(tmp_path: Path) -> None:
+    """Their scales would be subnormal in FP16, and E4M3 has NaN where other formats have infinity."""
+    weight = (WEIGHT * np.geomspace(1e-4, 1e-1, 32)).astype(np.float16)
+    nodes = "a = Cast <to = 10> (x) b = MatMul (a, w) y = Cast <to = 1> (b)"
+    onnx.save(graph_of(nodes, [1, 8, 32], w=weight), tmp_path / "a.onnx")
+    settings = QuantizationSettings("fp8", static=True, tensorrt=True, data=Path("scenes"))
+    x = RANDOM.normal(size=(1, 8, 32)).astype(np.float32)
+    assert quantize_graph(tmp_path / "a.onnx", tmp_path / "b.onnx", settings, frozenset(), [{"x": x}]) == 1
+    wanted, found = run(tmp_path / "a.onnx", x), run(tmp_path / "b.onnx", x)
+    assert all(tensor_error(wanted[..., one], found[..., one]).relative_l2 < 0.1 for one in range(32))
+    (predicted,) = layer_errors(tmp_path / "a.onnx", settings, [{"x": x}]).values()
+    assert predicted == pytest.approx(tensor_error(wanted, found).relative_l2, rel=0.1)
+
+
 def with_outliers(bundle: Bundle, folder: Path) -> tuple[Bundle, list[str]]:
     """Scale a channel of SAM's layer norms up and the weights that read it down: the same function, bad to quantise.
 
@@ -187,10 +205,13 @@ def test_the_gate_restores_layers_with_outliers(bundle: Bundle, exported: Export
     judgement, found = gated.judgement, gated.stages[Stage.SAM_ENCODER].quantization
     assert judgement is not None
     assert judgement.holds
+    assert judgement.min_iou_mean == 0.98
+    assert judgement.data == exported.data.name  # no path of this machine
+    changed = msgspec.structs.replace(judgement, iou_mean=0.97)
+    assert not changed.holds, "equal gIoU with other masks"
     assert 1 < judgement.evaluations <= 12
     assert found is not None
-    assert {part.module for part in found.kept} <= set(planted)
-    assert found.kept
+    assert {part.module for part in found.kept[: len(planted)]} == set(planted), "others were restored before them"
     assert all(part.reason for part in found.kept)
     assert gated.notes == ()
 
@@ -207,6 +228,17 @@ def test_calibration_and_judgement_share_no_image(exported: Exported) -> None:
     images = [{sample.image_path for sample in part} for part in samples]
     assert all(images)
     assert not images[0] & images[1]
+
+
+def test_calibration_images_are_padded_where_the_model_pads(bundle: Bundle, exported: Exported, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 16), "white").save(tmp_path / "wide.png")
+    (sample, *_), _ = choose_samples(QuantizationSettings(data=exported.data, split="train"))
+    preprocessing = msgspec.structs.replace(bundle.manifest.preprocessing, keep_aspect=True)
+    padding = Bundle(bundle.root, msgspec.structs.replace(bundle.manifest, preprocessing=preprocessing))
+    feeds = stage_feeds(padding, [replace(sample, image_path=tmp_path / "wide.png")])
+    image = feeds[Stage.SAM_ENCODER][0]["image"][0, 0]
+    assert image[0].all()
+    assert not image[-1].any()
 
 
 @pytest.mark.parametrize("needed", [0, 1, 2, 3, 7, 40, 100, 371])
