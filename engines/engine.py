@@ -121,15 +121,15 @@ class Engine(ABC):
             Features and token mask of each phrase; ``predict`` accepts any combination of them.
 
         Raises:
+            BadInputError: the arrays do not fit the contract.
             RSRefSegError: loading or running failed.
         """
-        quantization = self.bundle.manifest.stages[Stage.SIGLIP_TEXT].quantization
-        dynamic = quantization is not None and quantization.layers > 0 and quantization.kind == "dynamic"
-        if dynamic and len(input_ids) > 1:
+        tokens = {"input_ids": input_ids, "token_mask": token_mask}
+        if self.bundle.manifest.stages[Stage.SIGLIP_TEXT].is_dynamic and len(input_ids) > 1:
+            self.contract(Stage.SIGLIP_TEXT).check_inputs(tokens)
             # Its scales follow from all phrases of a run, so one run would let a phrase change the others' masks.
             pairs = zip(input_ids, token_mask, strict=True)
             return [features for ids, mask in pairs for features in self.encode_text(ids[None], mask[None])]
-        tokens = {"input_ids": input_ids, "token_mask": token_mask}
         features = {"token_mask": token_mask, **self.run(Stage.SIGLIP_TEXT, tokens)}
         # Copies: a view would keep the whole batch alive.
         return [{name: array[row].copy() for name, array in features.items()} for row in range(len(input_ids))]
@@ -158,7 +158,7 @@ class Engine(ABC):
         return dict(tensors)
 
     def precision_of(self, stage: Stage) -> str:
-        """Return the precision of a stage: its graph's ``fp32`` or ``fp16``, or ``bf16``. May load the stage."""
+        """Return the precision of a stage, one of ``COARSENESS``. May load the stage."""
         return self.bundle.manifest.stages[stage].precision
 
     @abstractmethod
@@ -209,6 +209,19 @@ class Engine(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def refuse_dynamic(bundle: Bundle, runtime: str) -> None:
+    """Check that no graph of a bundle takes its INT8 scales from each input, which runs on CPUs only.
+
+    Raises:
+        BadInputError: a graph does.
+    """
+    if stage := next((name for name, record in bundle.manifest.stages.items() if record.is_dynamic), None):
+        raise BadInputError(
+            f"{runtime} cannot run stage '{stage}', whose INT8 scales are dynamic, for CPUs: export the bundle with"
+            " --target tensorrt --fp16 --int8 --data, or use --backend onnxruntime"
+        )
 
 
 def check_signature(file: str, contract: StageContract, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:

@@ -108,7 +108,8 @@ def export_run(
 
     Raises:
         BadInputError: the run or preset does not exist, both ``preset`` and ``base`` are given, ``out`` contains
-            something else than a bundle, or the settings name a part that the model lacks.
+            something else than a bundle, the settings name a part that the model lacks, or the data set of
+            ``settings.quantization`` cannot be used.
         CheckFailedError: the merge or a graph failed its check; nothing is written.
         RSRefSegError: the disk is nearly full or the folder cannot be written.
     """
@@ -116,6 +117,8 @@ def export_run(
     check_destination(destination)
     if base and preset is not None:
         raise BadInputError("--base and --random-weights contradict each other: give one of them")
+    quantization = settings.quantization
+    samples = choose_samples(quantization) if quantization is not None and quantization.data is not None else None
     if base:
         settings.resolve(model_config(Preset.TINY))
         run = make_base_run(run_path or next_run())
@@ -130,8 +133,6 @@ def export_run(
         merge(run)
         merged = load_tensors(run.merged_path)
     settings.resolve(config_of(merged))
-    quantization = settings.quantization
-    samples = choose_samples(quantization) if quantization is not None and quantization.data is not None else None
     _check_free_space(destination, merged.path, 1 if quantization is None else 2)
     with ProgressLine(f"exporting {destination}") as progress, atomic_directory(destination, MANIFEST_NAME) as folder:
         original = folder if quantization is None else folder / "original"

@@ -18,7 +18,7 @@ from .quantization.settings import QuantizationSettings
 
 
 class Target(StrEnum):
-    """The runtime a bundle is exported for. Every runtime runs every bundle, but not equally fast."""
+    """The runtime a bundle is exported for. Others also run it, but slower; GPUs refuse dynamic INT8."""
 
     ONNXRUNTIME = "onnxruntime"
     ONNXRUNTIME_CUDA = "onnxruntime-cuda"
@@ -154,8 +154,12 @@ def choose_quantization(
         raise BadInputError("--fp8 is for TensorRT with the rest in half precision: add --fp16")
     runtime = target or (Target.TENSORRT if fp16 else Target.ONNXRUNTIME)
     tensorrt = runtime is Target.TENSORRT
+    if fp8 and not tensorrt:
+        raise BadInputError(f"--fp8 is for the target tensorrt, not {runtime}: leave --target out")
     if runtime is Target.ONNXRUNTIME_CUDA:
         raise BadInputError("--int8 is for the targets onnxruntime, openvino and tensorrt: choose one of them")
+    if given and "data" not in given:
+        raise BadInputError(f"--{next(iter(given)).replace('_', '-')} is for judging masks on a data set: add --data")
     if fp16 and not tensorrt:
         raise BadInputError("--int8 with --fp16 is for the target tensorrt: leave --fp16 out for CPUs")
     precision: Literal["int8", "fp8"] = "fp8" if fp8 else "int8"

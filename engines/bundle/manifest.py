@@ -178,6 +178,11 @@ class StageRecord(Struct, frozen=True):
         if self.precision_plan and self.precision == "fp32":
             raise ValueError(f"stage '{self.contract.stage}' is float32 and has a precision plan for half precision")
 
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether INT8 scales are taken from each input, by operators that only CPUs have."""
+        return self.quantization is not None and self.quantization.layers > 0 and self.quantization.kind == "dynamic"
+
 
 class Preprocessing(Struct, frozen=True):
     """The preprocessing of images: the host resizes, the image graphs do the rest.

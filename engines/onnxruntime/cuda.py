@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
-from ..engine import IMAGE_STAGES, Arrays, Tensors, one_line
+from ..engine import IMAGE_STAGES, Arrays, Tensors, one_line, refuse_dynamic
 from ..errors import MissingPartError, RSRefSegError
 from .device_session import RECORDING_OPTIONS, BoundTensor, DeviceSession
 from .engine import FATAL, PROVIDERS, OnnxRuntimeEngine, not_started, unavailable_reason
@@ -49,6 +49,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         device_id: index of the GPU among the visible ones, as CUDA counts them.
 
     Raises:
+        BadInputError: the bundle has dynamic INT8 scales.
         MissingPartError: ONNX Runtime, its CUDA provider, CUDA's libraries, the driver or the GPU is missing.
     """
 
@@ -56,6 +57,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str = _CUDA, device_id: int = 0) -> None:
         super().__init__(bundle, threads, device)
+        refuse_dynamic(bundle, "onnxruntime-cuda")
         self._place = (device, device_id)
         self._image: Any = None
         self._start_threads()

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
+from ..engine import refuse_dynamic
 from ..errors import BadInputError, MissingPartError
 from .build import BuildOptions, Compiler
 from .check import CompileReport, check_compilation, default_gpus
@@ -74,6 +75,7 @@ def run_build(request: BuildRequest) -> BuildReport | CompileReport:
     requested = {name: value for name, value in options.items() if value is not None}
     BuildOptions(**requested)
     bundle = Bundle.open(request.bundle)
+    refuse_dynamic(bundle, request.runtime)
     if request.check:
         return check_compilation(bundle, stages, gpus or default_gpus(bundle))
     if gpus is not None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
-from ..engine import IMAGE_STAGES, Arrays, Engine, Tensors
+from ..engine import IMAGE_STAGES, Arrays, Engine, Tensors, refuse_dynamic
 from ..errors import BadInputError, BundleError, MissingPartError, RSRefSegError
 from ..system.files import cache_folder
 from .build import Compiler
@@ -40,6 +40,7 @@ class TensorRTEngine(Engine):
         build: whether to build engines; if False, a missing or stale engine is an error.
 
     Raises:
+        BadInputError: the bundle has dynamic INT8 scales.
         MissingPartError: TensorRT, CUDA or a GPU is missing, or ``build`` is False and an engine is missing or stale.
         RSRefSegError: an engine cannot be built.
     """
@@ -49,6 +50,7 @@ class TensorRTEngine(Engine):
     def __init__(self, bundle: Bundle, build: bool = True) -> None:
         super().__init__(bundle)
         self._library, self._cuda = self._open_library(), Cuda()
+        refuse_dynamic(bundle, self.name)
         self._session: Session | None = None
         self._image: DeviceTensor | None = None
         self._image_read: Any = None
@@ -206,6 +208,7 @@ class RtxEngine(TensorRTEngine):
         bundle: the bundle to run.
 
     Raises:
+        BadInputError: the bundle has dynamic INT8 scales.
         MissingPartError: TensorRT-RTX, CUDA or a GPU is missing, or the named folder is for another GPU or version.
         BundleError: the named folder is of another bundle.
         RSRefSegError: an engine cannot be built.

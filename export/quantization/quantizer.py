@@ -135,7 +135,7 @@ def _to_fp8(model: ModelProto, weights: Mapping[str, npt.NDArray[np.float32]]) -
 
 def fp8_scales(largest: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the scales of FP8 (E4M3) for values with these largest magnitudes."""
-    return np.maximum(np.asarray(largest, np.float32) / np.float32(_E4M3_MAX), np.float32(_FP8_SCALE_MIN))
+    return np.asarray(np.maximum(largest / _E4M3_MAX, _FP8_SCALE_MIN), np.float32)
 
 
 def _reader(library: Any, feeds: Iterable[Feeds]) -> Any:

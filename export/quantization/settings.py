@@ -49,8 +49,6 @@ class QuantizationSettings:
                 f"--{self.precision} for this target needs scales calibrated on images: add --data, or choose"
                 " --int8 --target onnxruntime"
             )
-        if self.data is None and self.min_iou is not None:
-            raise BadInputError("--min-iou judges masks on a data set: add --data")
 
     @property
     def min_iou_mean(self) -> float:

@@ -17,7 +17,7 @@ from rsrefseg.engines.onnxruntime.cuda import OnnxRuntimeCudaEngine
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.engines.openvino.engine import OpenVinoEngine
 from tests.support.engines import asked, random_image
-from tests.support.made_bundle import PHRASES, changed_graph
+from tests.support.made_bundle import PHRASES, changed_graph, make_dynamic
 
 Make = Callable[[Bundle], Engine]
 # OpenVINO 2026.4 with one thread does not report that a run fails.
@@ -33,6 +33,13 @@ def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "openvino":
         pytest.importorskip("openvino")
     return MAKERS[request.param]
+
+
+def test_tokens_that_do_not_fit_are_refused_in_dynamic_int8(folder: Path) -> None:
+    """Such bundles run one phrase at a time."""
+    make_dynamic(folder)
+    with OnnxRuntimeEngine(Bundle.open(folder), threads=1) as engine, pytest.raises(BadInputError):
+        engine.encode_text(np.zeros((2, 64), np.int64), np.ones((1, 64), np.bool_))
 
 
 class Loads(OnnxRuntimeEngine):

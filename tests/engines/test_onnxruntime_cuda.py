@@ -17,7 +17,7 @@ from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.engine import IMAGE_STAGES
-from rsrefseg.engines.errors import BundleError, MissingPartError, RSRefSegError
+from rsrefseg.engines.errors import BadInputError, BundleError, MissingPartError, RSRefSegError
 from rsrefseg.engines.onnxruntime import cuda as onnxruntime_cuda
 from rsrefseg.engines.onnxruntime import device_session
 from rsrefseg.engines.onnxruntime import engine as onnxruntime_engine
@@ -28,7 +28,7 @@ from rsrefseg.export.export import export_run
 from rsrefseg.export.settings import ExportSettings, Target
 from tests.support.engines import asked, random_image
 from tests.support.exported import Exported
-from tests.support.made_bundle import PHRASES
+from tests.support.made_bundle import PHRASES, make_dynamic
 
 NO_NODE = "AzureExecutionProvider"  # part of the CPU package; it takes none of these nodes
 without_cuda = pytest.mark.skipif(
@@ -48,6 +48,12 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> 
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         np.testing.assert_array_equal(found[name], array, name, strict=True)
+
+
+def test_dynamic_int8_is_refused(folder: Path) -> None:
+    make_dynamic(folder)
+    with pytest.raises(BadInputError, match="--target tensorrt"):
+        bound(Bundle.open(folder))
 
 
 def test_the_image_is_uploaded_once_and_only_logits_are_downloaded(

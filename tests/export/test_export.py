@@ -17,6 +17,8 @@ from rsrefseg.engines.bundle.manifest import Manifest
 from rsrefseg.engines.errors import BadInputError, CheckFailedError
 from rsrefseg.export import export as export_module
 from rsrefseg.export.export import export_run
+from rsrefseg.export.quantization.settings import QuantizationSettings
+from rsrefseg.export.settings import ExportSettings
 from rsrefseg.model.model import RSRefSeg, geometry
 from rsrefseg.runs.run import Run
 from tests.support import ROOT
@@ -51,6 +53,13 @@ def test_the_same_export_again_gives_the_same_bytes(run: Run, exported: Exported
     stages = report.to_dict()["stages"]
     assert list(stages) == [str(stage) for stage in Stage]
     assert all(row["gflop"] > 0 and row["parameters"] > 0 and row["size_bytes"] > 0 for row in stages.values())
+
+
+def test_data_that_cannot_be_used_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    settings = ExportSettings(quantization=QuantizationSettings(data=tmp_path / "missing"))
+    with pytest.raises(BadInputError, match="missing"):
+        export_run(tmp_path / "run", tmp_path / "bundle", settings, base=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_path_of_this_machine_is_in_any_file(exported: Exported) -> None:

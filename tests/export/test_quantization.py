@@ -262,6 +262,11 @@ def test_few_trials_find_a_number(needed: int) -> None:
         ({"int8": True, "fp16": True, "target": Target.ONNXRUNTIME}, "fp16"),
         ({"int8": True, "target": Target.OPENVINO}, "--data"),
         ({"int8": True, "min_iou": 0.9}, "--data"),
+        ({"int8": True, "max_giou_drop": 0.1}, "--max-giou-drop .* --data"),
+        ({"int8": True, "split": "train"}, "--split .* --data"),
+        ({"int8": True, "images": Path("scenes")}, "--images .* --data"),
+        ({"fp8": True, "fp16": True, "target": Target.OPENVINO}, "--fp8 .* tensorrt"),
+        ({"fp8": True, "fp16": True, "target": Target.ONNXRUNTIME_CUDA}, "--fp8 .* tensorrt"),
         ({"data": Path("scenes")}, "--int8"),
     ],
 )

@@ -194,6 +194,11 @@ def change_stage(folder: Path, stage: Stage, model: onnx.ModelProto | None = Non
     change_manifest(folder, lambda value: value["stages"][stage].update(values))
 
 
+def make_dynamic(folder: Path) -> None:
+    """Record that the text tower is INT8 with dynamic scales; its graph stays as it is."""
+    change_stage(folder, Stage.SIGLIP_TEXT, precision="int8", quantization={"kind": "dynamic", "layers": 1})
+
+
 def change_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change JSON values of ``bundle.json`` and update its digest, as a faulty writer would."""
     path = folder / "bundle.json"

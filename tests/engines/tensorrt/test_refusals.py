@@ -14,7 +14,7 @@ import pytest
 from rsrefseg.engines.backends import select_backend
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.errors import RSRefSegError
+from rsrefseg.engines.errors import BadInputError, RSRefSegError
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.tensorrt.command import BuildRequest, run_build
 from rsrefseg.engines.tensorrt.engine import TensorRTEngine
@@ -22,7 +22,7 @@ from rsrefseg.engines.tensorrt.inspect import check_precision, count_layers
 from tests.support.commands import Ran, assert_refused, run_here
 from tests.support.doubles.cuda_values import DeviceFault, cudaError_t
 from tests.support.doubles.tensorrt_double import VERSIONS, State, doubled
-from tests.support.made_bundle import PHRASES, change_stage
+from tests.support.made_bundle import PHRASES, change_stage, make_dynamic
 from tests.support.places import Capsys
 
 BUILDING = {
@@ -54,6 +54,20 @@ def build(capsys: Capsys, folder: Path, *arguments: str) -> Ran:
     ran = run_here(capsys, "build", "--bundle", folder, *arguments)
     expected = [line for line in ran.err.splitlines(keepends=True) if line.startswith("rsrefseg: ")]
     return replace(ran, err="".join(expected))
+
+
+@pytest.mark.parametrize("options", [(), ("--check",)])
+def test_dynamic_int8_is_refused_before_parsing(
+    trt: State, folder: Path, capsys: Capsys, options: tuple[str, ...]
+) -> None:
+    make_dynamic(folder)
+    assert_refused(build(capsys, folder, *options), "--target tensorrt")
+    with pytest.raises(BadInputError, match="dynamic"):
+        TensorRTEngine(Bundle.open(folder))
+    engine, reason = select_backend("auto", Bundle.open(folder))
+    with engine:
+        assert engine.name == "onnxruntime"
+        assert "not tensorrt: tensorrt cannot run stage 'siglip_text'" in reason
 
 
 def ask(folder: Path, times: int = 1) -> None:
