@@ -221,6 +221,8 @@ _TARGETS = {
 def _int8() -> str:
     instructions = int8_instructions()
     if instructions is None:
+        return "instructions for INT8 unknown"
+    if not instructions:
         return "no VNNI or AMX: INT8 bundles run and are smaller, but need not be faster"
     return f"{instructions}: INT8 bundles are faster"
 

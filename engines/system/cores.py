@@ -54,10 +54,10 @@ def _quota_of(group: Path) -> float | None:
 
 
 def int8_instructions(root: Path = _ROOT) -> str | None:
-    """Return the name of this processor's instructions for sums of 8-bit products; None if none are known.
+    """Return the name of this processor's instructions for sums of 8-bit products; empty without, None if unknown.
 
     Args:
         root: folder that contains ``/proc``.
     """
     flags = {flag for line in _read_text(root / "proc/cpuinfo").splitlines() for flag in line.lower().split()}
-    return next((name for flag, name in _INT8_FLAGS.items() if flag in flags), None)
+    return next((name for flag, name in _INT8_FLAGS.items() if flag in flags), "") if flags else None

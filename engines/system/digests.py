@@ -11,6 +11,7 @@ from ..errors import RSRefSegError
 from .files import atomic_file, cache_folder, sha256_file
 
 _LARGE_BYTES = 16 << 20  # smaller files are read again
+_RECORDS = 1000  # in the cache; the oldest are removed
 _SETTLED_S = 2.0  # a file that changed later may change again within its clock's resolution
 
 
@@ -18,7 +19,8 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file in hex.
 
     A large file is read once: its digest is remembered by absolute path, inode, size and the times of its last changes.
-    A change that the file system does not record, such as a defect of the disk, is only found by reading again.
+    A change that the file system does not record, such as a defect of the disk or a later write through the same
+    ``mmap``, is only found by reading again.
 
     Raises:
         OSError: the file cannot be read.
@@ -31,11 +33,13 @@ def sha256_of(path: Path) -> str:
         found = json.loads(record.read_bytes()) if record is not None else {}
         if isinstance(digest := found.pop("sha256", None), str) and found == stamp:
             return digest
-    digest = sha256_file(path)
     settled = max(stamp["mtime_ns"], stamp["ctime_ns"]) < time.time_ns() - _SETTLED_S * 1e9
+    digest = sha256_file(path)
     if record is not None and settled and _stamp(path) == stamp:
-        with contextlib.suppress(OSError, RSRefSegError), atomic_file(record, durable=False) as temporary:
-            temporary.write_text(json.dumps({**stamp, "sha256": digest}))
+        with contextlib.suppress(OSError, RSRefSegError):
+            with atomic_file(record, durable=False) as temporary:
+                temporary.write_text(json.dumps({**stamp, "sha256": digest}))
+            _drop_oldest(record.parent)
     return digest
 
 
@@ -44,6 +48,12 @@ def _stamp(path: Path) -> dict[str, int]:
     state = path.stat()
     times = {"mtime_ns": state.st_mtime_ns, "ctime_ns": state.st_ctime_ns}
     return {"device": state.st_dev, "inode": state.st_ino, "size": state.st_size, **times}
+
+
+def _drop_oldest(folder: Path) -> None:
+    records = sorted(folder.glob("[0-9a-f]*.json"), key=lambda path: path.stat().st_mtime_ns)
+    for record in records[:-_RECORDS]:
+        record.unlink(missing_ok=True)
 
 
 def _record_path(path: Path) -> Path | None:

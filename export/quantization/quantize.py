@@ -114,7 +114,7 @@ class _Quantization:
         ranked = []
         for stage in QUANTIZED_STAGES:
             feeds = self.feeds[stage][:_SENSITIVITY_INPUTS]
-            errors = layer_errors(self.source.graph_path(stage), self.settings, feeds)
+            errors = layer_errors(self.source.graph_path(stage), self.settings, feeds, self.folder)
             ranked += [(error, stage, module) for module, error in errors.items()]
         return sorted(ranked, key=lambda row: -row[0])
 

@@ -48,10 +48,10 @@ def quantize_graph(
     opset.version = settings.opset(opset.version)
     for file in (out, out.with_name(f"{out.name}.data")):
         file.unlink(missing_ok=True)  # external data is appended
-    with _quiet(), tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize") as scratch:
+    with _quiet(), scratch_folder(out.parent) as scratch:
         if layers:
             names = [node.name for nodes in layers.values() for node in nodes]
-            made = Path(scratch) / "quantized.onnx"
+            made = scratch / "quantized.onnx"
             fp8 = settings.precision == "fp8"
             weights = {nodes[0].input[1]: weight_of(model, nodes) for nodes in layers.values()} if fp8 else {}
             (_static if settings.static else _dynamic)(model, made, names, settings, feeds)
@@ -148,6 +148,21 @@ def _reader(library: Any, feeds: Iterable[Feeds]) -> Any:
             return dict(found) if found is not None else None
 
     return Reader()
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Make a temporary folder inside ``folder``, and let libraries put their temporary files there.
+
+    They are as large as the weights. With the unfinished bundle, the next export removes what a killed one left.
+    """
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".quantize") as scratch:
+        tempfile.tempdir = scratch
+        try:
+            yield Path(scratch)
+        finally:
+            tempfile.tempdir = before
 
 
 @contextmanager

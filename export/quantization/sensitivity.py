@@ -1,6 +1,5 @@
 """Measures how much quantisation changes the result of each layer, all layers of a graph in one run."""
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from onnx import NodeProto, ValueInfoProto
 from rsrefseg.engines.onnxruntime.library import package
 
 from .layers import find_layers, load_graph, weight_of
-from .quantizer import Feeds, fp8_scales
+from .quantizer import Feeds, fp8_scales, scratch_folder
 from .settings import QuantizationSettings
 
 _ROWS = 512  # of a layer's activations, which decide its error; their range is that of all rows
@@ -20,13 +19,16 @@ _LAYERS = 64  # whose activations are in memory at a time
 _E4M3_BITS, _E4M3_LOWEST = 3, -6
 
 
-def layer_errors(source: Path, settings: QuantizationSettings, feeds: Iterable[Feeds]) -> dict[str, float]:
+def layer_errors(
+    source: Path, settings: QuantizationSettings, feeds: Iterable[Feeds], folder: Path
+) -> dict[str, float]:
     """Return the relative L2 error of each layer's product by module, if that layer alone is quantised.
 
     Args:
         source: the original graph.
         settings: kind of quantisation.
         feeds: inputs of the graph; the worst error counts.
+        folder: existing folder for temporary files.
     """
     model, runs = load_graph(source), list(feeds)
     layers = list(find_layers(model).items())
@@ -34,11 +36,11 @@ def layer_errors(source: Path, settings: QuantizationSettings, feeds: Iterable[F
     for start in range(0, len(layers), _LAYERS):
         part = dict(layers[start : start + _LAYERS])
         names = sorted({node.input[0] for nodes in part.values() for node in nodes})
-        with tempfile.TemporaryDirectory(prefix="rsrefseg") as scratch:
+        with scratch_folder(folder) as scratch:
             watched = onnx.ModelProto()
             watched.CopyFrom(model)
             watched.graph.output.extend(ValueInfoProto(name=name) for name in names)
-            path = Path(scratch) / "watched.onnx"
+            path = scratch / "watched.onnx"
             onnx.save(watched, path, save_as_external_data=True, location="weights")
             session = package().InferenceSession(str(path), providers=["CPUExecutionProvider"])
             for feed in runs:

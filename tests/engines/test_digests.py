@@ -1,7 +1,9 @@
 """Digests of large files are remembered, and never believed of a file that has changed."""
 
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,6 +57,38 @@ def test_a_file_that_was_just_written_is_not_remembered(
     path.write_bytes(b"one")
     assert digests.sha256_of(path) == digests.sha256_of(path)
     assert len(reads) == 2
+
+
+def test_the_time_of_a_long_read_does_not_settle_a_file(
+    tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "_SETTLED_S", 60.0)
+    clock, read = [time.time_ns()], digests.sha256_file
+
+    def slow(path: Path) -> str:
+        clock[0] += 3600 * 10**9
+        return read(path)
+
+    monkeypatch.setattr(digests, "sha256_file", slow)
+    monkeypatch.setattr(digests, "time", SimpleNamespace(time_ns=lambda: clock[0]))
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    digests.sha256_of(path)
+    assert not (tmp_path / "cache/rsrefseg/digests").exists()
+
+
+def test_the_oldest_records_are_removed(tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "_RECORDS", 2)
+    paths = [tmp_path / name for name in ("first", "second", "third")]
+    for path in paths:
+        path.write_bytes(b"one")
+        digests.sha256_of(path)
+        for record in (tmp_path / "cache/rsrefseg/digests").iterdir():
+            os.utime(record, ns=(0, record.stat().st_mtime_ns - 10**12))
+    reads.clear()
+    for path in reversed(paths):
+        digests.sha256_of(path)
+    assert reads == paths[:1]
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"{", b'{"sha256": 3}', b"\xff"])
