@@ -130,6 +130,8 @@ class RSRefSeg2Config(Record, frozen=True):
         prompter_width: channels of the prompter's attention and MLPs.
         prompter_heads: attention heads of the prompter.
         prompts: number of sparse prompts, a square number.
+        choose_mask: whether an unstable first mask is replaced by one of the other three, as published. Training
+            changes only the first mask, so this must be false if the others never were trained.
     """
 
     blocks: tuple[int, int, int, int]
@@ -138,6 +140,7 @@ class RSRefSeg2Config(Record, frozen=True):
     prompter_width: _Count = 512
     prompter_heads: _Count = 8
     prompts: _Count = 9
+    choose_mask: bool = True
 
     def __post_init__(self) -> None:
         _check_heads(self.prompter_width, self.prompter_heads)
@@ -176,6 +179,11 @@ class ModelConfig(Record, frozen=True):
             self.rsrefseg2.check(self.sam)
             if self.text_padding != "longest" or not self.dense_prompt:
                 raise BadInputError("RSRefSeg 2 always has the text padding 'longest' and a dense prompt")
+            if self.image_size != self.sam.image_size:
+                raise BadInputError(
+                    f"RSRefSeg 2 reads images of SAM's {self.sam.image_size} px, not {self.image_size} px: "
+                    "leave out image_size, or choose another --profile"
+                )
         if self.text_padding not in get_args(Padding):
             raise BadInputError(
                 f"unknown text padding '{self.text_padding}': choose one of {', '.join(get_args(Padding))}"

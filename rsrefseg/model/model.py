@@ -130,7 +130,7 @@ def build_stage(stage: Stage, config: ModelConfig) -> nn.Module:
                 return Sam2Encoder(config.sam, second, config.preprocessing)
             return SamEncoder(config.sam, config.preprocessing)
         case Stage.SAM_DECODER:
-            return SamDecoder(config.sam, config.dense_prompt) if second is None else Sam2Decoder(config.sam)
+            return SamDecoder(config.sam, config.dense_prompt) if second is None else Sam2Decoder(config.sam, second)
 
 
 def build_model(config: ModelConfig, seed: int = 0, device: str = "cpu") -> RSRefSeg:

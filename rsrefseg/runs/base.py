@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from rsrefseg.engines.errors import BadInputError, MissingPartError
 from rsrefseg.engines.records import Record
 
-from ..checkpoints.model_file import digest, is_random, load_model
+from ..checkpoints.model_file import digest, is_random, load_model, read_config
 from ..checkpoints.public_files import PublicFiles, pin_public_files
 from ..model.config import ModelConfig, Preset
 from ..model.model import RSRefSeg, build_model
@@ -41,8 +41,17 @@ class BaseWeights(Record, frozen=True):
     files: PublicFiles | None = None
     random_weights: bool = False
 
+    def adapted(self, config: ModelConfig) -> ModelConfig:
+        """Return ``config`` with ``choose_mask`` of these weights: false if they are random."""
+        if config.rsrefseg2 is None:
+            return config
+        untrained = self.random_weights or self.kind is BaseKind.SCRATCH
+        found = None if untrained or self.path is None else read_config(Path(self.path)).rsrefseg2
+        choose = found is not None and found.choose_mask
+        return replace(config, rsrefseg2=replace(config.rsrefseg2, choose_mask=choose))
+
     def build(self, config: ModelConfig, seed: int) -> RSRefSeg:
-        """Build the model as it was before training, with the text padding and dense prompt of ``config``.
+        """Build the model as it was before training, with the other options of ``config``.
 
         Raises:
             BadInputError: the file is missing, differs from the recorded one, or has other sizes than ``config``.
@@ -62,7 +71,10 @@ class BaseWeights(Record, frozen=True):
         found = load_model(path)
         # A converted model has another epsilon in the decoder's norms; training compensates for it.
         sam = replace(found.config.sam, decoder_norm_epsilon=config.sam.decoder_norm_epsilon)
-        if (found.config.siglip, sam, found.config.rsrefseg2) != (config.siglip, config.sam, config.rsrefseg2):
+        second = found.config.rsrefseg2
+        if second is not None and config.rsrefseg2 is not None:
+            second = replace(second, choose_mask=config.rsrefseg2.choose_mask)
+        if (found.config.siglip, sam, second) != (config.siglip, config.sam, config.rsrefseg2):
             raise BadInputError(
                 f"the base '{path}' has preset '{found.config.preset}', not the requested '{config.preset}': "
                 "give another --base or --preset"

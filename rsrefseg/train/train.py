@@ -98,6 +98,8 @@ def train(
             model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
             base = BaseWeights.from_dict(record["base"])
             data = _recorded(data, record["data"], out)
+        else:
+            model_config = base.adapted(model_config)
         parts, validation = read_samples(data, watcher.on_note)
         samples = tuple(chain(*parts))
         contents = {"sha256": samples_digest([*samples, *validation]), "samples": len(samples)}

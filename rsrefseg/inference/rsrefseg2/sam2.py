@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...model.rsrefseg2.sam2 import Sam2Encoder, choose_mask, mask_weights
+from ...model.rsrefseg2.sam2 import Sam2Decoder, Sam2Encoder, decode_mask
 from ..decoder import STRIDE, InferenceDecoder
 from ..operators import ErfGelu
 from ..projections import attention, folded_projections, fused_attention, linear
@@ -162,6 +162,10 @@ class InferenceSam2Decoder(InferenceDecoder):
         fused: write attention as one operator.
     """
 
+    def __init__(self, original: Sam2Decoder, fused: bool = False) -> None:
+        super().__init__(original, fused)
+        self.choose_mask = original.choose_mask
+
     def forward(  # type: ignore[override]
         self,
         image_embedding: Tensor,
@@ -180,6 +184,5 @@ class InferenceSam2Decoder(InferenceDecoder):
         fine = fine.permute(0, 2, 5, 3, 6, 4, 7, 1).flatten(1, 2).flatten(4, 5).flatten(2, 3)
         upscaled = torch.unflatten(first(keys), 2, (STRIDE**2, -1)) + middle.flatten(3, 4).flatten(1, 2)
         upscaled = torch.unflatten(second(act(norm(upscaled))), 3, (STRIDE**2, -1)) + fine
-        logits = mask_weights(self.mask_decoder, hidden) @ last_act(upscaled).flatten(1, 3).transpose(1, 2)
-        chosen = choose_mask(logits, self.mask_decoder.iou_prediction_head(hidden[:, 1]))
-        return self.to_grid(chosen)
+        pixels = last_act(upscaled).flatten(1, 3).transpose(1, 2)
+        return self.to_grid(decode_mask(self.mask_decoder, hidden, pixels, self.choose_mask))

@@ -60,13 +60,15 @@ class Sam2Encoder(nn.Module):
 
 
 class Sam2Decoder(SamDecoder):
-    """``SamDecoder`` with the finer maps of SAM 2 and, in eval mode, its choice between four masks.
+    """``SamDecoder`` with the finer maps of SAM 2 and its choice between four masks.
 
-    If the first mask is not stable, the result is that of the other three with the best predicted IoU.
+    If the first mask is not stable, the result is that of the other three with the best predicted IoU. It is always the
+    first mask in training mode, or if ``RSRefSeg2Config.choose_mask`` is false.
     """
 
-    def __init__(self, config: SamConfig) -> None:
+    def __init__(self, config: SamConfig, second: RSRefSeg2Config) -> None:
         super().__init__(config, dense_prompt=True)
+        self.choose_mask = second.choose_mask
         self.obj_score_token = nn.Embedding(1, config.prompt_channels)
 
     def output_tokens(self) -> Tensor:
@@ -96,19 +98,27 @@ class Sam2Decoder(SamDecoder):
         hidden, grid = self.attend(image_embedding, sparse_prompts, mask_prompt)
         first, norm, act, second, last_act = self.mask_decoder.output_upscaling
         upscaled = last_act(second(act(norm(first(grid) + high_res_1))) + high_res_0)
-        logits = mask_weights(self.mask_decoder, hidden) @ upscaled.flatten(2)
-        if self.training:
-            chosen = logits[:, :1]
-        else:
-            chosen = choose_mask(logits, self.mask_decoder.iou_prediction_head(hidden[:, 1])).unsqueeze(1)
-        mask_logits: Tensor = torch.unflatten(chosen, 2, upscaled.shape[-2:])
+        chosen = decode_mask(self.mask_decoder, hidden, upscaled.flatten(2), self.choose_mask and not self.training)
+        mask_logits: Tensor = torch.unflatten(chosen.unsqueeze(1), 2, upscaled.shape[-2:])
         return mask_logits
 
 
-def mask_weights(decoder: nn.Module, hidden: Tensor) -> Tensor:
-    """Return the weights of the four masks, (P, 4, D / 8), from the decoder's tokens (P, 6 + M, D)."""
-    networks = decoder.get_submodule("output_hypernetworks_mlps")
-    return torch.stack([network(hidden[:, 2 + index]) for index, network in enumerate(networks.children())], dim=1)
+def decode_mask(decoder: Any, hidden: Tensor, upscaled: Tensor, choose: bool) -> Tensor:
+    """Return the logits of the chosen mask, or of the first if ``choose`` is false.
+
+    Args:
+        decoder: SAM's mask decoder.
+        hidden: (P, 6 + M, D) float32, its tokens.
+        upscaled: (P, D / 8, pixels) float32.
+        choose: see ``choose_mask``.
+
+    Returns:
+        (P, pixels) float32.
+    """
+    networks = decoder.output_hypernetworks_mlps if choose else decoder.output_hypernetworks_mlps[:1]
+    weights = torch.stack([network(hidden[:, 2 + index]) for index, network in enumerate(networks)], dim=1)
+    logits: Tensor = weights @ upscaled
+    return choose_mask(logits, decoder.iou_prediction_head(hidden[:, 1])) if choose else logits[:, 0]
 
 
 def choose_mask(logits: Tensor, iou: Tensor) -> Tensor:
@@ -121,8 +131,9 @@ def choose_mask(logits: Tensor, iou: Tensor) -> Tensor:
     Returns:
         (P, pixels) float32.
     """
-    certain = (logits[:, 0] > STABILITY_DELTA).to(logits.dtype).sum(dim=1, keepdim=True)
-    possible = (logits[:, 0] > -STABILITY_DELTA).to(logits.dtype).sum(dim=1, keepdim=True)
+    # Half precision cannot count 65,536 pixels.
+    certain = (logits[:, 0] > STABILITY_DELTA).float().sum(dim=1, keepdim=True)
+    possible = (logits[:, 0] > -STABILITY_DELTA).float().sum(dim=1, keepdim=True)
     stable = (certain / possible.clamp_min(1.0) >= STABILITY_THRESHOLD) | (possible == 0)
     best = iou[:, 1:].argmax(dim=1, keepdim=True)
     other = torch.where(best == 0, logits[:, 1], torch.where(best == 1, logits[:, 2], logits[:, 3]))

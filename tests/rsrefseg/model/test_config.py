@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.model.config import ModelConfig, Preset, SiglipConfig, TransformerConfig, model_config
 from rsrefseg.model.model import build_model, geometry
+from rsrefseg.model.preprocessing import PROFILES
 from tests.support.runs import refused
 from tests.support.small import small_config
 
@@ -49,6 +50,7 @@ SAM = small_config().sam
         (lambda: replace(SAM, prompt_channels=36), "prompt_channels"),
         (lambda: replace(SAM, global_attn_indexes=(2,)), "global_attn_indexes"),
         (lambda: small_config(text_padding="none"), "fixed, longest"),
+        (lambda: replace(model_config("rsrefseg2"), preprocessing=PROFILES["aerial-d"]), "1024 px, not 480 px"),
         (lambda: ModelConfig.from_dict({"preset": "b"}), "siglip"),
         (lambda: ModelConfig.from_dict(small_config().to_dict() | {"colour": "red"}), "colour"),
     ],

@@ -6,15 +6,21 @@ import pytest
 import torch
 
 from rsrefseg.checkpoints.model_file import load_model, save_model
+from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError
+from rsrefseg.inference.attention import AttentionChoice
+from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model.config import LoraSettings, model_config
 from rsrefseg.model.lora import add_lora, count_parameters, trainable_parameters
 from rsrefseg.model.model import build_model
+from rsrefseg.model.rsrefseg2.sam2 import choose_mask
+from rsrefseg.model.stages import model_contracts, run_stage, run_stages
 from rsrefseg.runs.base import from_file, from_scratch
 from rsrefseg.runs.merge import merge
 from rsrefseg.train.config import LossWeights
 from rsrefseg.train.settings import ModelSettings, resolve_settings
 from tests.support.small import train_small
+from tests.support.upstream import randomize
 from tests.support.upstream2 import small_config2
 from tests.support.words import write_word_tokenizer
 
@@ -65,6 +71,49 @@ def test_gradient_checkpointing_covers_hiera(boxes: Path, tmp_path: Path) -> Non
     )
     left, right = (merge(run) and load_model(run.merged_path).state_dict() for run in (plain, saving))
     assert all(torch.allclose(left[name], tensor, atol=1e-5) for name, tensor in right.items())
+
+
+def test_only_masks_that_were_trained_are_predicted(boxes: Path, tmp_path: Path) -> None:
+    """Training changes the first of four masks: a base that is random never learns the others."""
+    whole, random = tmp_path / "whole.safetensors", tmp_path / "random.safetensors"
+    save_model(whole, build_model(CONFIG, seed=1))
+    save_model(random, build_model(CONFIG, seed=1), random_weights=True)
+    write_word_tokenizer(tmp_path / "tokenizer.json", ["the red blue green white box"], CONFIG.siglip.vocab_size)
+    options = {"model": CONFIG, "loss": PUBLISHED_LOSS, "epochs": 1, "lora": None}
+    scratch = train_small(boxes, tmp_path / "scratch", from_scratch(), **options).run
+    merge(scratch)
+    assert not load_model(scratch.merged_path).sam_decoder.choose_mask
+    for base, chosen in ((whole, True), (random, False), (scratch.merged_path, False)):
+        config = from_file(base).adapted(CONFIG)
+        assert config.rsrefseg2.choose_mask == from_file(base).build(config, 0).sam_decoder.choose_mask == chosen
+
+
+@torch.no_grad()
+def test_without_the_choice_the_result_is_the_first_mask() -> None:
+    model = randomize(build_model(CONFIG))
+    decoder, contract = model.sam_decoder, model_contracts(model)[Stage.SAM_DECODER]
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        "image": torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8, generator=generator),
+        "input_ids": torch.randint(200, (8, 64), generator=generator),
+        "token_mask": torch.arange(64) < torch.arange(1, 9)[:, None],
+    }
+    given |= run_stages(model, **given)
+    (first,) = run_stage(decoder.train(), contract, given).values()
+    (chosen,) = run_stage(decoder.eval(), contract, given).values()
+    assert (chosen != first).flatten(1).any(dim=1).any(), "a case in which the choice matters"
+    decoder.choose_mask = False
+    (found,) = run_stage(decoder, contract, given).values()
+    assert torch.equal(found, first)
+    (folded,) = run_stage(fold_for_inference(decoder, AttentionChoice()), contract, given).values()
+    assert torch.allclose(folded, first, atol=1e-4 * first.abs().max().item())
+
+
+def test_stability_is_counted_exactly_in_half_precision() -> None:
+    logits = torch.full((1, 4, 65_536), -1.0)
+    logits[:, 0] = 1.0
+    logits[:, 0, :1000] = 0.0  # possible, not certain: 1.5% of the pixels, hence stable
+    assert torch.equal(choose_mask(logits.half(), torch.zeros(1, 4)), logits[:, 0].half())
 
 
 def test_the_recipe_has_the_published_loss_and_adapters() -> None:
