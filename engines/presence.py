@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from .images.images import network_size
 from .records import Record
 
 
@@ -24,14 +25,25 @@ class Presence(Record, frozen=True):
     without_target: int
     checkpoint_sha256: str
 
-    def score(self, mask_logits: npt.NDArray[np.floating]) -> float:
-        """Return the presence score, 0..1, of mask logits (..., h, w); of tiles, the highest counts."""
-        logit = self.scale * max(map(strength, mask_logits.reshape(-1, *mask_logits.shape[-2:]))) + self.bias
+    def score(self, mask_logits: npt.NDArray[np.floating], size: tuple[int, int], keep_aspect: bool) -> float:
+        """Return the presence score, 0..1, of mask logits (..., h, w); of tiles, the highest counts.
+
+        See ``strength`` for ``size``, that of each tile, and ``keep_aspect``.
+        """
+        grids = mask_logits.reshape(-1, *mask_logits.shape[-2:])
+        logit = self.scale * max(strength(grid, size, keep_aspect) for grid in grids) + self.bias
         return float(1 / (1 + np.exp(-logit)))
 
 
-def strength(mask_logits: npt.NDArray[np.floating]) -> float:
-    """Return the mean of the highest hundredth of mask logits (h, w): how surely the model sees any object."""
-    flat = mask_logits.astype(np.float32).ravel()
+def strength(mask_logits: npt.NDArray[np.floating], size: tuple[int, int], keep_aspect: bool) -> float:
+    """Return the mean of the highest hundredth of mask logits: how surely the model sees any object.
+
+    Args:
+        mask_logits: (h, h), on the decoder's grid.
+        size: (H, W) of the image, px.
+        keep_aspect: whether the image was padded to the network's square; logits of the padding do not count.
+    """
+    height, width = network_size(size, mask_logits.shape[0], keep_aspect)
+    flat = mask_logits[:height, :width].astype(np.float32).ravel()
     count = max(1, flat.size // 100)
     return float(np.partition(flat, -count)[-count:].mean())

@@ -43,9 +43,17 @@ class MaskRule:
                 "the model has no presence scores for --absent-below: fit them with `rsrefseg calibrate`, then export"
             )
 
-    def judge(self, mask_logits: npt.NDArray[np.floating]) -> tuple[float | None, float]:
-        """Return the presence score of mask logits (..., h, w), and the logit above which a pixel is in the mask."""
-        score = None if self.presence is None else self.presence.score(mask_logits)
+    def judge(
+        self, mask_logits: npt.NDArray[np.floating], size: tuple[int, int], keep_aspect: bool
+    ) -> tuple[float | None, float]:
+        """Return the presence score of mask logits, and the logit above which a pixel is in the mask.
+
+        Args:
+            mask_logits: (..., h, w), on the decoder's grid.
+            size: (H, W) of the image, or of each tile, px.
+            keep_aspect: whether it was padded to the network's square instead of stretched.
+        """
+        score = None if self.presence is None else self.presence.score(mask_logits, size, keep_aspect)
         if score is not None and score < self.absent_below:
             return score, math.inf
         return score, math.log(self.threshold / (1 - self.threshold))

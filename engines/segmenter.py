@@ -146,15 +146,15 @@ class Segmenter:
         tokens = [self.tokenizer.encode([phrase]) for phrase in phrases]
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         size, preprocessing = (encoded.height, encoded.width), self.bundle.manifest.preprocessing
+        side, keep_aspect = preprocessing.image_size, preprocessing.keep_aspect
         (dim,) = self.engine.contract(Stage.SAM_DECODER).dims
         found: list[Segmentation] = []
         for start in range(0, len(phrases), dim.max):
             part = slice(start, start + dim.max)
             logits = self.engine.predict(encoded.features, self._text_features(phrases[part], tokens[part]))
             for phrase, batch, grid in zip(phrases[part], tokens[part], logits, strict=True):
-                notes, valid, judged = batch.warnings, encoded.valid, self.rule.judge(grid[0])
-                place = (size, preprocessing.image_size)
-                found.append(Segmentation(phrase, grid[0], *place, notes, valid, *judged, preprocessing.keep_aspect))
+                notes, valid, judged = batch.warnings, encoded.valid, self.rule.judge(grid[0], size, keep_aspect)
+                found.append(Segmentation(phrase, grid[0], size, side, notes, valid, *judged, keep_aspect))
         return found
 
     def close(self) -> None:

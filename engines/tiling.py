@@ -77,9 +77,9 @@ def segment_tiles(
     notes = [segmenter.tokenizer.encode([phrase]).warnings for phrase in phrases]
     preprocessing = segmenter.bundle.manifest.preprocessing
     side, keep_aspect = preprocessing.image_size, preprocessing.keep_aspect
+    tile = (tiling.rows[0][1], tiling.columns[0][1])  # all have one size
+    judged = [segmenter.rule.judge(grids, tile, keep_aspect) for grids in logits]
     return [
-        TiledSegmentation(
-            phrase, grids, size, side, note, valid, *segmenter.rule.judge(grids), keep_aspect, tiling=tiling
-        )
-        for phrase, grids, note in zip(phrases, logits, notes, strict=True)
+        TiledSegmentation(phrase, grids, size, side, note, valid, *presence_and_cut, keep_aspect, tiling=tiling)
+        for phrase, grids, note, presence_and_cut in zip(phrases, logits, notes, judged, strict=True)
     ]

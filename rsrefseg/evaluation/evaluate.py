@@ -29,10 +29,10 @@ def predict_with(model: RSRefSeg, tokenizer: Tokenizer, rule: MaskRule = MaskRul
         )
         size = (image.shape[0], image.shape[1])
         logits = prediction.mask_logits.float().cpu().numpy()[:, 0]
-        pairs = zip(phrases, logits, strict=True)
+        judged = [rule.judge(grid, size, keep_aspect) for grid in logits]
         return [
-            Segmentation(phrase, grid, size, config.image_size, (), None, *rule.judge(grid), keep_aspect)
-            for phrase, grid in pairs
+            Segmentation(phrase, grid, size, config.image_size, (), None, *presence_and_cut, keep_aspect)
+            for phrase, grid, presence_and_cut in zip(phrases, logits, judged, strict=True)
         ]
 
     return predict

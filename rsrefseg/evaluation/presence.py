@@ -86,10 +86,10 @@ def calibrate(path: Path | None, data: Path, split: str = "val", images: Path | 
     if current_merge(run) is None:
         merge(run)
     found = run_model(run.path)
-    predict = predict_with(found.model, found.tokenizer)
+    predict, keep_aspect = predict_with(found.model, found.tokenizer), found.model.config.preprocessing.keep_aspect
     with ProgressLine("calibrating") as progress:
         predictions = predict_samples(predict, asked, resize_masks=True, progress=progress.update)
-        pairs = [(strength(one.mask_logits), bool(one.truth.any())) for one in predictions]
+        pairs = [(strength(one.mask_logits, one.mask.shape, keep_aspect), bool(one.truth.any())) for one in predictions]
     strengths, present = np.array([value for value, _ in pairs]), np.array([there for _, there in pairs])
     presence = fit(strengths, present, digest(run.merged_path))
     scores = 1 / (1 + np.exp(-(presence.scale * strengths + presence.bias)))

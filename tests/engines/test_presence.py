@@ -22,7 +22,7 @@ PHOTO = Scene(np.zeros((8, 8, 3), np.uint8))
 
 
 def judged(rule: MaskRule, logits: np.ndarray = RAMP, phrase: str = "the ship") -> Segmentation:
-    return Segmentation(phrase, logits, (8, 8), 8, (), None, *rule.judge(logits))
+    return Segmentation(phrase, logits, (8, 8), 8, (), None, *rule.judge(logits, (8, 8), False))
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
@@ -40,12 +40,24 @@ def test_a_phrase_below_the_limit_of_presence_has_an_empty_mask() -> None:
     assert strong.mask.any()
     assert not weak.mask.any()
     assert judged(MaskRule(0.5, 0.0, PRESENCE), RAMP - 3).mask.any(), "without a limit, the score is only reported"
-    assert MaskRule().judge(RAMP)[0] is None
+    assert MaskRule().judge(RAMP, (8, 8), False)[0] is None
 
 
 def test_of_tiles_the_most_certain_one_decides() -> None:
     tiles = np.stack([RAMP - 9, RAMP, RAMP - 5]).astype(np.float16)
-    assert PRESENCE.score(tiles) == PRESENCE.score(RAMP)
+    assert PRESENCE.score(tiles, (8, 8), False) == PRESENCE.score(RAMP, (8, 8), False)
+
+
+def test_logits_of_the_padding_do_not_count() -> None:
+    padded = RAMP.copy()
+    padded[4:] = 30  # below an image that is twice as wide as high
+    found = PRESENCE.score(np.stack([padded, padded - 1]), (30, 60), True)
+    assert found == pytest.approx(1 / (1 + np.exp(4 - 2 * RAMP[:4].max())))
+    assert found < PRESENCE.score(padded, (30, 60), False)
+    assert MaskRule(0.5, 0.5, PRESENCE).judge(padded, (30, 60), True) == (
+        PRESENCE.score(padded, (30, 60), True),
+        np.inf,
+    )
 
 
 @pytest.mark.parametrize("arguments", [(0.0,), (1.0,), (0.5, -0.1), (0.5, 1.1), (0.5, 0.5)])

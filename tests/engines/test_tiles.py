@@ -160,7 +160,7 @@ def test_tiles_without_data_do_not_count_for_presence(bundle: Bundle) -> None:
     presence = Presence(scale=1, bias=0, auc=1, with_target=1, without_target=1, checkpoint_sha256="0" * 64)
     segmenter.rule = MaskRule(presence=presence)
     (tiled,) = segment_tiles(segmenter, Scene(pixels, valid), PHRASES[:1], Tiling(128, 128, 64, 0))
-    assert tiled.presence == pytest.approx(presence.score(tiled.mask_logits[1:]))
+    assert tiled.presence == pytest.approx(presence.score(tiled.mask_logits[1:], (64, 64), False))
     assert tiled.mask_logits[0].max() < -20
 
 
