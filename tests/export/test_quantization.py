@@ -16,29 +16,18 @@ from rsrefseg.engines.backends import select_backend
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.comparison import mask_iou, tensor_error
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.bundle.manifest import Manifest
 from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.errors import BadInputError, CheckFailedError
 from rsrefseg.engines.segmenter import Segmenter
 from rsrefseg.engines.tensorrt.check import check_compilation, default_gpus
 from rsrefseg.export.quantization.judge import choose_samples, fewest, stage_feeds
 from rsrefseg.export.quantization.layers import find_layers, load_graph
-from rsrefseg.export.quantization.quantize import quantize_bundle
 from rsrefseg.export.quantization.quantizer import quantize_graph
 from rsrefseg.export.quantization.sensitivity import layer_errors
 from rsrefseg.export.quantization.settings import QUANTIZED_STAGES, QuantizationSettings
 from rsrefseg.export.settings import Target, choose_quantization
 from tests.support.exported import Exported, changed_bundle
-
-DYNAMIC = QuantizationSettings()
-
-
-def quantized(source: Bundle, folder: Path, settings: QuantizationSettings = DYNAMIC) -> Bundle:
-    folder.mkdir()
-    samples = None if settings.data is None else choose_samples(settings)
-    manifest: Manifest = quantize_bundle(source, folder, settings, samples, lambda line: None)
-    Bundle.write_manifest(folder, manifest)
-    return Bundle.open(folder)
+from tests.support.quantized import DYNAMIC, quantized, static
 
 
 @pytest.fixture(scope="module")
@@ -290,11 +279,6 @@ def test_options_that_contradict_are_refused(options: dict[str, object], hint: s
         choose(**given)
 
 
-def static(exported: Exported, **others: object) -> QuantizationSettings:
-    given: dict[str, object] = {"static": True, "data": exported.data, "split": "train"}
-    return QuantizationSettings(**(given | others))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino-fp32"])
 def test_calibrated_graphs_run_on_both_cpu_runtimes(
     bundle: Bundle, exported: Exported, tmp_path: Path, backend: str
@@ -307,23 +291,6 @@ def test_calibrated_graphs_run_on_both_cpu_runtimes(
                 found, wanted = engine.run(stage, sample.inputs(contract)), sample.outputs(contract)
                 assert engine.precision_of(stage) == "int8"
                 assert all(tensor_error(wanted[name], found[name]).relative_l2 < 0.05 for name in wanted)
-
-
-@pytest.mark.parametrize(("precision", "gpu"), [("int8", "sm86"), ("fp8", "sm120")])
-def test_the_compiler_fuses_attention_and_keeps_products_quantised(
-    half_bundle: Bundle, exported: Exported, tmp_path: Path, precision: str, gpu: str
-) -> None:
-    made = quantized(half_bundle, tmp_path / "out", static(exported, tensorrt=True, precision=precision))
-    report = check_compilation(made, QUANTIZED_STAGES, (gpu,))
-    assert report.failure is None
-    for check in report.stages:
-        record = made.manifest.stages[check.stage]
-        assert record.precision == precision
-        assert record.quantization is not None
-        assert record.quantization.relative_l2 is not None
-        assert record.quantization.relative_l2 < 0.1
-        assert check.fused == check.attentions == check.half
-        assert check.quantized > 0
 
 
 def test_fp8_is_refused_for_gpus_without_it(half_bundle: Bundle, exported: Exported, tmp_path: Path) -> None:
