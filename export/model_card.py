@@ -120,7 +120,8 @@ def _architecture(facts: CardFacts) -> Iterable[tuple[str, str]]:
         model = facts.run["model"]
         if facts.bundle is None:
             yield "preset", str(model.get("preset"))
-        for part in ("siglip", "sam"):
+        yield "architecture", "RSRefSeg 2" if model.get("rsrefseg2") else "RSRefSeg"
+        for part in ("siglip", "sam", *(["rsrefseg2"] if model.get("rsrefseg2") else [])):
             yield f"{part} configuration", f"`{json.dumps(model.get(part))}`"
         if isinstance(total := facts.run.get("parameters", {}).get("total"), int):
             yield "parameters", f"{total:,}, of which {facts.run['parameters'].get('trained', 0):,} were trained"

@@ -40,7 +40,7 @@ def read(root: Path, images: Path | None) -> tuple[Sample, ...]:
         sample
         for split in _SPLITS
         if (root / split / ANNOTATION_FOLDER).is_dir()
-        for path in sorted((root / split / ANNOTATION_FOLDER).glob("*.xml"))
+        for path in sorted((root / split / ANNOTATION_FOLDER).glob("[!.]*.xml"))  # macOS archives add ._*.xml
         for sample in _samples(path, split, image_folder((images or root) / split, None, IMAGE_FOLDER))
     )
 
@@ -56,7 +56,9 @@ def _samples(path: Path, split: str, images: Path) -> Iterator[Sample]:
             phrases = [expression.text for expression in element.findall("expressions/expression") if expression.text]
             if not phrases:
                 continue
-            name = f"{kind} {element.findtext('id')}"
+            if not (identity := element.findtext("id")):
+                raise BadInputError(f"'{path}' has an element '{kind}' without an id: extract it again")
+            name = f"{kind} {identity}"
             rles = _run_lengths(element, f"{name} of '{path}'")
             mask = annotated_mask(rles, f"{name} of '{path}'", rles[0].get("size", ()))
             for order, phrase in enumerate(phrases):

@@ -16,7 +16,10 @@ _REFS_FILES = ("refs(unc)_RemoteSAM.p", REFS_FILE)
 
 def matches(path: Path) -> bool:
     """Return whether a folder is a RemoteSAM-270K data set, even if a part is missing."""
-    return (path / _REFS_FILES[0]).is_file() or (path / IMAGE_FOLDER).is_dir()
+    if (path / _REFS_FILES[0]).is_file():
+        return True
+    is_rrsisd = any((path / rrsisd.ANNOTATION_FOLDER / file).is_file() for file in (REFS_FILE, INSTANCES_FILE))
+    return (path / IMAGE_FOLDER).is_dir() and not is_rrsisd
 
 
 def read(root: Path, images: Path | None) -> tuple[Sample, ...]:

@@ -23,7 +23,8 @@ def pixel_digest(image: npt.NDArray[np.uint8]) -> str:
 def shared_images(datasets: Sequence[Dataset], train_split: str, workers: int) -> dict[Path, str]:
     """Compare the training images of each data set with the images of all other splits of the other data sets.
 
-    Only images whose sizes occur on both sides are decoded. Images that cannot be read are equal to none.
+    Only images whose sizes occur on both sides are decoded, or all if a header does not tell the size. Images that
+    cannot be read are equal to none.
 
     Args:
         datasets: at least two data sets.
@@ -43,7 +44,8 @@ def shared_images(datasets: Sequence[Dataset], train_split: str, workers: int) -
     pairs = list(permutations(range(len(datasets)), 2))
     candidates: dict[Path, None] = {}
     for one, other in pairs:
-        common = {sizes[path] for path in training[one]} & {sizes[path] for path in held_out[other]}
+        sides = [{sizes[path] for path in paths} for paths in (training[one], held_out[other])]
+        common = set.union(*sides) if any(None in side for side in sides) else set.intersection(*sides)
         candidates |= dict.fromkeys(path for path in (*training[one], *held_out[other]) if sizes[path] in common)
     digests = dict(zip(candidates, in_processes(_digest, list(candidates), workers), strict=True))
     shared: dict[Path, str] = {}

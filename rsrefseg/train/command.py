@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from rsrefseg.engines.errors import MissingPartError
+from rsrefseg.engines.errors import BadInputError, MissingPartError
 from rsrefseg.engines.system.progress import ProgressLine
 
 from ..model.config import ModelConfig, Preset
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..runs.base import BaseWeights
     from .train import TrainResult
     from .trainer import StepReport, Watcher
+
+_SECOND_BASE = "`rsrefseg download rsrefseg2-rrsisd`, `rsrefseg convert` it, then --base RUN/merged.safetensors"
 
 
 def run_training(
@@ -38,6 +40,7 @@ def run_training(
 
     Raises:
         MissingPartError: the settings name no data or weights.
+        BadInputError: the preset does not take these weights.
         RSRefSegError: see ``resolve_settings`` and ``train``.
     """
     settings = resolve_settings(file, options)
@@ -68,12 +71,15 @@ def run_training(
 
 
 def _refuse_missing(settings: Settings, resume: bool) -> None:
-    """Raise MissingPartError if the settings lack data or weights."""
+    """Raise MissingPartError if the settings lack data or weights, BadInputError if the preset has no use for them."""
+    second = settings.model.config().rsrefseg2 is not None
+    if second and settings.weights.sam is not None:
+        raise BadInputError(f"RSRefSeg 2 cannot start from --sam and --siglip: {_SECOND_BASE}, or --from-scratch")
     missing = [] if settings.data.path else ["a data set (--data)"]
     weights, preset = settings.weights, settings.model.preset
     chosen = weights.from_scratch or weights.random_weights or weights.base or weights.sam
     if preset != Preset.TINY and not chosen and not resume:
-        ways = f"--sam and --siglip, see `rsrefseg download {preset}`, or --base"
+        ways = _SECOND_BASE if second else f"--sam and --siglip, see `rsrefseg download {preset}`, or --base"
         missing.append(f"weights for preset '{preset}', which ships none ({ways})")
     if missing:
         raise MissingPartError(f"training still needs {' and '.join(missing)} (see --help)")

@@ -29,18 +29,22 @@ Tables = dict[str, dict[str, Any]]
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of the model to train."""
+    """Settings of the model to train: a preset, and what differs from it."""
 
     preset: Preset = Preset.TINY
-    text_padding: Padding = "fixed"
-    dense_prompt: bool = True
+    text_padding: Padding | None = None
+    dense_prompt: bool | None = None
 
     def config(self) -> ModelConfig:
-        """Return the configuration of the model."""
-        config = model_config(self.preset)
-        if config.rsrefseg2 is not None:
-            return config  # it has one text padding, and always a dense prompt
-        return replace(config, text_padding=self.text_padding, dense_prompt=self.dense_prompt)
+        """Return the configuration of the model.
+
+        Raises:
+            BadInputError: the preset does not have that text padding or dense prompt.
+        """
+        changes = {name: value for name, value in structs.asdict(self).items() if name != "preset"}
+        return replace(
+            model_config(self.preset), **{name: value for name, value in changes.items() if value is not None}
+        )
 
 
 class PreprocessingSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

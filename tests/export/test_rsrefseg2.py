@@ -130,6 +130,10 @@ def test_the_dense_prompt_equals_that_of_resized_features() -> None:
     expected = torch.nn.functional.cosine_similarity(fine, vector[:, :, None, None], dim=1, eps=0)
     found = UpsampledCosine(8, 32).double()(features, vector)[:, 0]
     assert (found - expected).abs().max() < 1e-6  # its constants are float32
+    half = [tensor.bfloat16() for tensor in (features, vector)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = UpsampledCosine(8, 32)(*half)
+    assert torch.equal(found, UpsampledCosine(8, 32)(*(tensor.float() for tensor in half)))
 
 
 @pytest.mark.parametrize("parts", [1, 2])

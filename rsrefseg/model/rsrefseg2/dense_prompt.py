@@ -34,7 +34,10 @@ class UpsampledCosine(nn.Module):
         self.register_buffer("quadratic", quadratic.float(), persistent=False)
 
     def forward(self, features: Tensor, vector: Tensor) -> Tensor:
-        """Compare features (P, C, g, g) with vectors (P, C) and return cosines (P, 1, fine, fine)."""
+        """Compare features (P, C, g, g) with vectors (P, C) and return cosines (P, 1, fine, fine); never in half."""
+        if torch.is_autocast_enabled(features.device.type):
+            with torch.autocast(features.device.type, enabled=False):
+                return self.forward(features.float(), vector.float())
         unit = vector / vector.square().sum(dim=1, keepdim=True).sqrt()
         product = (features * unit[:, :, None, None]).sum(dim=1, keepdim=True)
         upper, lower = features[:, :, :-1], features[:, :, 1:]

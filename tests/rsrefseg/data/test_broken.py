@@ -135,6 +135,7 @@ BROKEN: list[tuple[Spoil, str]] = [
     (aerial_d("<annotation>", "<!DOCTYPE a [<!ENTITY b 'c'>]><annotation>"), "refused"),
     (aerial_d("P0707_patch_000001.png", "../a.png"), "outside the image folder"),
     (aerial_d("filename", "file"), "no file name"),
+    (aerial_d("<id>40081</id>", ""), "P0707_patch_000001.xml' has an element 'object' without an id"),
     *((aerial_d("{'size'", text), "object 40081 of")
       for text in ("{", "[]{'size'", "__import__('os'){'size'", "(" * 9999)),
     *((json_line(line), "line 9 of")

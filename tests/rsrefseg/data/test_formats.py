@@ -87,6 +87,15 @@ def test_remotesam(tmp_path: Path, refs: str) -> None:
     assert_masks(dataset, [expected.mask for expected in written])
 
 
+@pytest.mark.parametrize("file", ["refs(unc).p", "instances.json"])
+def test_rrsisd_may_have_a_folder_jpegimages(tmp_path: Path, file: str) -> None:
+    write_scenes(tmp_path)
+    (tmp_path / "JPEGImages").mkdir()
+    assert open_dataset(tmp_path).name == "RRSIS-D"
+    (tmp_path / "rrsisd" / file).unlink()
+    assert f"rrsisd/{file}' is missing" in refusal(lambda: open_dataset(tmp_path))
+
+
 @pytest.mark.parametrize("prefix", ["new_", ""])
 @pytest.mark.parametrize("images", ["image", "image/image"])
 def test_nwpu_refer(tmp_path: Path, prefix: str, images: str) -> None:
@@ -142,7 +151,9 @@ def test_refdior(tmp_path: Path) -> None:
 
 
 def test_aerial_d_reads_objects_and_groups_with_every_kind_of_expression(tmp_path: Path) -> None:
-    dataset = open_dataset(made.write_aerial_d(tmp_path / "set", splits=("train", "val")))
+    root = made.write_aerial_d(tmp_path / "set", splits=("train", "val"))
+    (root / "val" / "annotations" / "._P0707_patch_000001.xml").write_bytes(b"\0\5\x16\7")  # from a Mac's archive
+    dataset = open_dataset(root)
     assert (dataset.name, dataset.splits) == ("Aerial-D", ("train", "val"))
     name = "P0707_patch_000000"
     assert [(sample.sample_id, sample.phrase, sample.category) for sample in dataset.split("train")] == [

@@ -88,6 +88,16 @@ def test_training_images_held_out_elsewhere_are_named_or_left_out(pair: tuple[Pa
     assert "1 training image" in notes[0]
 
 
+def test_a_held_out_image_stored_rotated_is_found(pair: tuple[Path, Path]) -> None:
+    one, two = pair
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it
+    held_out = Image.open(image_path(one, 8)).transpose(Image.Transpose.ROTATE_90)
+    held_out.save(image_path(two, 2), format="PNG", exif=exif)
+    with refused("1 training image", "'00008.jpg'"):
+        read_samples(DataSettings(path=pair))
+
+
 def test_images_shared_within_a_split_may_stay(pair: tuple[Path, Path]) -> None:
     Image.open(image_path(pair[0], 1)).save(image_path(pair[1], 2), format="PNG")
     (first, second), _ = read_samples(DataSettings(path=pair))

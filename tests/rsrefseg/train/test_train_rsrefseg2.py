@@ -7,7 +7,8 @@ import torch
 
 from rsrefseg.checkpoints.model_file import load_model, save_model
 from rsrefseg.engines.bundle.contracts import Stage
-from rsrefseg.engines.errors import BadInputError
+from rsrefseg.engines.errors import BadInputError, MissingPartError
+from rsrefseg.export.model_card import CardFacts, model_card
 from rsrefseg.inference.attention import AttentionChoice
 from rsrefseg.inference.stages import fold_for_inference
 from rsrefseg.model.config import LoraSettings, model_config
@@ -17,6 +18,7 @@ from rsrefseg.model.rsrefseg2.sam2 import choose_mask
 from rsrefseg.model.stages import model_contracts, run_stage, run_stages
 from rsrefseg.runs.base import from_file, from_scratch
 from rsrefseg.runs.merge import merge
+from rsrefseg.train.command import run_training
 from rsrefseg.train.config import LossWeights
 from rsrefseg.train.settings import ModelSettings, resolve_settings
 from tests.support.small import train_small
@@ -116,6 +118,20 @@ def test_stability_is_counted_exactly_in_half_precision() -> None:
     assert torch.equal(choose_mask(logits.half(), torch.zeros(1, 4)), logits[:, 0].half())
 
 
+def test_missing_weights_lead_to_the_official_checkpoint(boxes: Path) -> None:
+    with pytest.raises(MissingPartError, match=r"download rsrefseg2-rrsisd.*convert.*--base"):
+        run_training({"path": [boxes]}, "rsrefseg2")
+    with pytest.raises(BadInputError, match="--sam and --siglip"):
+        run_training({"path": [boxes], "sam": "sam.pth", "siglip": "siglip"}, "rsrefseg2")
+
+
+def test_the_model_card_names_the_architecture() -> None:
+    record = {"model": CONFIG.to_dict(), "base": from_scratch().to_dict(), "data": {}}
+    card = model_card(CardFacts("made/run", None, record, (), {}, random_weights=False))
+    assert "RSRefSeg 2" in card
+    assert "rsrefseg2 configuration" in card
+
+
 def test_the_recipe_has_the_published_loss_and_adapters() -> None:
     settings = resolve_settings("rsrefseg2", {})
     assert settings.training.loss == PUBLISHED_LOSS
@@ -126,5 +142,7 @@ def test_the_recipe_has_the_published_loss_and_adapters() -> None:
 def test_its_text_padding_and_dense_prompt_cannot_be_changed() -> None:
     assert ModelSettings(preset="rsrefseg2-tiny").config() == model_config("rsrefseg2-tiny")
     for change in ({"text_padding": "fixed"}, {"dense_prompt": False}):
+        with pytest.raises(BadInputError, match="RSRefSeg 2"):
+            resolve_settings("rsrefseg2", change).model.config()
         with pytest.raises(BadInputError, match="RSRefSeg 2"):
             small_config2(**change)
