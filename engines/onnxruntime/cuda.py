@@ -20,7 +20,8 @@ from .device_session import RECORDING_OPTIONS, BoundTensor, DeviceSession
 from .engine import FATAL, PROVIDERS, OnnxRuntimeEngine, not_started, unavailable_reason
 from .library import package
 
-# SAM's encoder joins them if its graph says that it has no products that must not be recorded.
+# SAM's encoder joins them if its graph says that it has no products that must not be recorded; RSRefSeg 2's prompter
+# has such products.
 RECORDED = (Stage.SIGLIP_VISION, Stage.SIGLIP_TEXT, Stage.ATTN_PROMPTER, Stage.SAM_DECODER)
 TO_HOST = (Stage.SIGLIP_TEXT, Stage.SAM_DECODER)  # stages whose outputs go to host memory
 
@@ -135,7 +136,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     def _load(self, stage: Stage) -> DeviceSession:
         entries, options = {_PLACEMENT_KEY: "1"}, cuda_options(self._place[1]) if self._device == _CUDA else {}
         attention = self.bundle.manifest.stages[stage].attention
-        records = stage in RECORDED or (attention is not None and attention.fused)
+        second = self.bundle.manifest.preprocessing.profile == "rsrefseg2"
+        broadcasts = second and stage is Stage.ATTN_PROMPTER  # products of one image's features and several phrases
+        records = (stage in RECORDED and not broadcasts) or (attention is not None and attention.fused)
         recording = RECORDING_OPTIONS if records and self._device == _CUDA else {}
         refusal = ""
         try:

@@ -109,7 +109,7 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask:
     """Compute attention for scaled queries as one operator: in an ONNX graph, ``Attention`` of opset 23 on tokens.
 
     Args:
-        query: (P, N, heads C), scaled.
+        query: (1 or P, N, heads C), scaled.
         key: (P, M, heads C).
         value: (P, M, heads D).
         heads: number of heads.
@@ -118,6 +118,8 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask:
     Returns:
         (P, N, heads D).
     """
+    if query.shape[0] != key.shape[0]:  # a product broadcasts them, the operator does not
+        query = query.expand(key.shape[0], -1, -1)
     if torch.onnx.is_in_onnx_export():
         return torch.onnx.ops.attention(query, key, value, mask, q_num_heads=heads, kv_num_heads=heads, scale=1.0)[0]
     query, key, value = (torch.unflatten(part, 2, (heads, -1)).transpose(1, 2) for part in (query, key, value))

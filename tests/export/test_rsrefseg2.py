@@ -1,5 +1,6 @@
 """The five graphs of RSRefSeg 2 against an independent rebuild of the published model, on ONNX Runtime."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +8,21 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
+from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.comparison import tensor_error
 from rsrefseg.engines.bundle.contracts import Stage
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.images.images import upsample_logits
+from rsrefseg.engines.onnxruntime.cuda import OnnxRuntimeCudaEngine
 from rsrefseg.engines.segmenter import Segmenter
+from rsrefseg.export.checks import check_graph
 from rsrefseg.export.export import export_run
+from rsrefseg.export.graph import FUSED_OPSET, export_graph
 from rsrefseg.export.precision.arithmetic import HalfArithmetic
 from rsrefseg.export.precision.half_blocks import convert_to_half
 from rsrefseg.export.settings import ExportSettings, Target
@@ -27,6 +34,7 @@ from rsrefseg.model.rsrefseg2.dense_prompt import UpsampledCosine
 from rsrefseg.model.rsrefseg2.prompter import text_bins
 from rsrefseg.model.stages import model_contracts, run_stage, run_stages
 from rsrefseg.runs.convert import convert_checkpoint
+from tests.support.stage_inputs import as_tuple, stage_inputs
 from tests.support.upstream import randomize
 from tests.support.upstream2 import PublicRSRefSeg2, small_config2, write_public2
 
@@ -151,6 +159,45 @@ def test_folded_stages_equal_the_published_ones_in_float64(parts: int, fused: bo
             folded = fold_for_inference(model.stage(stage), AttentionChoice(query_parts=parts), fused=fused)
             for name, found in run_stage(folded, contract, given).items():
                 assert (found - expected[name]).abs().max() <= 1e-12 * expected[name].abs().max()
+
+
+@pytest.mark.parametrize("stage", Stage, ids=str)
+def test_for_cuda_every_attention_is_one_node(stage: Stage, tmp_path: Path) -> None:
+    model, path = randomize(build_model(small_config2())), tmp_path / f"{stage}.onnx"
+    contract, module, wanted = model_contracts(model)[stage], model.stage(stage), {}
+    for phrases in (1, 3):
+        with torch.no_grad():
+            wanted[phrases] = as_tuple(module(*stage_inputs(model, stage, phrases)))
+    export_graph(fold_for_inference(module, AttentionChoice(), fused=True), contract, path, FUSED_OPSET)
+    graph = check_graph(path, contract, FUSED_OPSET).graph
+    operators = Counter(node.op_type for node in graph.node)
+    attentions = dict(zip(Stage, (1, 1, 26, 6, 7), strict=True))
+    assert (operators["Attention"], operators["Softmax"]) == (attentions[stage], 0)
+    assert bool(broadcast_products(graph)) == (stage is Stage.ATTN_PROMPTER), "its graph is not recorded"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for phrases, expected in wanted.items():
+        inputs = zip(contract.inputs, stage_inputs(model, stage, phrases), strict=True)
+        found = session.run(None, {spec.name: tensor.numpy() for spec, tensor in inputs})
+        for one, reference in zip(found, expected, strict=True):
+            assert one.shape == tuple(reference.shape)
+            assert np.abs(one - reference.numpy()).max() <= TOLERANCE * reference.abs().max().item()
+
+
+def test_on_cuda_the_prompter_is_not_replayed_because_its_products_broadcast(published: Published) -> None:
+    with OnnxRuntimeCudaEngine(Bundle.open(published.bundle), threads=1, device="cpu") as engine:
+        for _ in range(3):
+            ids, mask = np.full((2, LENGTH), 5), np.arange(LENGTH) < np.array([[3], [9]])
+            engine.predict(engine.encode_image(noise((64, 64))), engine.encode_text(ids, mask))
+        recordings = {stage: len(model.recordings) for stage, model in engine._models.items()}
+    assert recordings == dict.fromkeys(Stage, 1) | {Stage.ATTN_PROMPTER: 0, Stage.SAM_ENCODER: 0}
+
+
+def broadcast_products(graph: onnx.GraphProto) -> set[tuple[int, ...]]:
+    """Return the numbers of axes of products in which a batch is broadcast, which a CUDA graph must not contain."""
+    axes = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    axes |= {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
+    products = {tuple(axes[name] for name in node.input) for node in graph.node if node.op_type == "MatMul"}
+    return {(left, right) for left, right in products if right != 2 and not left == right == 3}
 
 
 def test_attention_has_one_form() -> None:
