@@ -113,13 +113,16 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask:
         key: (P, M, heads C).
         value: (P, M, heads D).
         heads: number of heads.
-        mask: (P, 1 or heads, N, M), added to the scores.
+        mask: (P, 1 or heads, 1 or N, M), added to the scores.
 
     Returns:
         (P, N, heads D).
     """
-    if query.shape[0] != key.shape[0]:  # a product broadcasts them, the operator does not
+    # The operator broadcasts neither queries nor the rows of a mask.
+    if query.shape[0] != key.shape[0]:
         query = query.expand(key.shape[0], -1, -1)
+    if mask is not None and mask.shape[2] != query.shape[1]:
+        mask = mask.expand(-1, -1, query.shape[1], -1)
     if torch.onnx.is_in_onnx_export():
         return torch.onnx.ops.attention(query, key, value, mask, q_num_heads=heads, kv_num_heads=heads, scale=1.0)[0]
     query, key, value = (torch.unflatten(part, 2, (heads, -1)).transpose(1, 2) for part in (query, key, value))
