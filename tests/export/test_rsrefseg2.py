@@ -34,6 +34,7 @@ from rsrefseg.model.rsrefseg2.dense_prompt import UpsampledCosine
 from rsrefseg.model.rsrefseg2.prompter import text_bins
 from rsrefseg.model.stages import model_contracts, run_stage, run_stages
 from rsrefseg.runs.convert import convert_checkpoint
+from tests.support.engines import random_image
 from tests.support.stage_inputs import as_tuple, stage_inputs
 from tests.support.upstream import randomize
 from tests.support.upstream2 import PublicRSRefSeg2, small_config2, write_public2
@@ -184,10 +185,10 @@ def test_for_cuda_every_attention_is_one_node(stage: Stage, tmp_path: Path) -> N
 
 
 def test_on_cuda_the_prompter_is_not_replayed_because_its_products_broadcast(published: Published) -> None:
-    with OnnxRuntimeCudaEngine(Bundle.open(published.bundle), threads=1, device="cpu") as engine:
+    bundle, ids, mask = Bundle.open(published.bundle), np.full((2, LENGTH), 5), np.arange(LENGTH) < [[3], [9]]
+    with OnnxRuntimeCudaEngine(bundle, threads=1, device="cpu") as engine:
         for _ in range(3):
-            ids, mask = np.full((2, LENGTH), 5), np.arange(LENGTH) < np.array([[3], [9]])
-            engine.predict(engine.encode_image(noise((64, 64))), engine.encode_text(ids, mask))
+            engine.predict(engine.encode_image(random_image(bundle)), engine.encode_text(ids, mask))
         recordings = {stage: len(model.recordings) for stage, model in engine._models.items()}
     assert recordings == dict.fromkeys(Stage, 1) | {Stage.ATTN_PROMPTER: 0, Stage.SAM_ENCODER: 0}
 
