@@ -35,10 +35,10 @@ def make(request: pytest.FixtureRequest) -> Make:
     return MAKERS[request.param]
 
 
-def test_tokens_that_do_not_fit_are_refused_in_dynamic_int8(folder: Path) -> None:
+def test_tokens_that_do_not_fit_are_refused_in_dynamic_int8(folder: Path, tmp_path: Path) -> None:
     """Such bundles run one phrase at a time."""
-    make_dynamic(folder)
-    with OnnxRuntimeEngine(Bundle.open(folder), threads=1) as engine, pytest.raises(BadInputError):
+    dynamic = Bundle.open(make_dynamic(folder, tmp_path / "bundle"))
+    with OnnxRuntimeEngine(dynamic, threads=1) as engine, pytest.raises(BadInputError):
         engine.encode_text(np.zeros((2, 64), np.int64), np.ones((1, 64), np.bool_))
 
 

@@ -50,10 +50,9 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> 
         np.testing.assert_array_equal(found[name], array, name, strict=True)
 
 
-def test_dynamic_int8_is_refused(folder: Path) -> None:
-    make_dynamic(folder)
+def test_dynamic_int8_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="--target tensorrt"):
-        bound(Bundle.open(folder))
+        bound(Bundle.open(make_dynamic(folder, tmp_path / "bundle")))
 
 
 def test_the_image_is_uploaded_once_and_only_logits_are_downloaded(

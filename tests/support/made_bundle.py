@@ -194,9 +194,11 @@ def change_stage(folder: Path, stage: Stage, model: onnx.ModelProto | None = Non
     change_manifest(folder, lambda value: value["stages"][stage].update(values))
 
 
-def make_dynamic(folder: Path) -> None:
-    """Record that the text tower is INT8 with dynamic scales; its graph stays as it is."""
-    change_stage(folder, Stage.SIGLIP_TEXT, precision="int8", quantization={"kind": "dynamic", "layers": 1})
+def make_dynamic(folder: Path, copy: Path) -> Path:
+    """Copy a bundle and record that its text tower is INT8 with dynamic scales; the graph stays as it is."""
+    shutil.copytree(folder, copy)
+    change_stage(copy, Stage.SIGLIP_TEXT, precision="int8", quantization={"kind": "dynamic", "layers": 1})
+    return copy
 
 
 def change_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:

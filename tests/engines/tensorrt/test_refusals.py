@@ -58,9 +58,9 @@ def build(capsys: Capsys, folder: Path, *arguments: str) -> Ran:
 
 @pytest.mark.parametrize("options", [(), ("--check",)])
 def test_dynamic_int8_is_refused_before_parsing(
-    trt: State, folder: Path, capsys: Capsys, options: tuple[str, ...]
+    trt: State, folder: Path, tmp_path: Path, capsys: Capsys, options: tuple[str, ...]
 ) -> None:
-    make_dynamic(folder)
+    folder = make_dynamic(folder, tmp_path / "dynamic")
     assert_refused(build(capsys, folder, *options), "--target tensorrt")
     with pytest.raises(BadInputError, match="dynamic"):
         TensorRTEngine(Bundle.open(folder))
