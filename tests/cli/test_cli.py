@@ -87,7 +87,7 @@ def test_the_defaults_that_help_shows_for_training_are_those_of_the_settings() -
     shown = {parameter.name: parameter for parameter in command.params if isinstance(parameter.show_default, str)}
     assert len(shown) >= 15
     for name, parameter in shown.items():
-        parts = (adapted.model, adapted.data, adapted.training, adapted.training.lora)
+        parts = (adapted.model.config(), adapted.data, adapted.training, adapted.training.lora)
         values = [next(getattr(part, name) for part in parts if hasattr(part, name))]
         if isinstance(values[0], bool):
             options = parameter.opts if values[0] else parameter.secondary_opts
