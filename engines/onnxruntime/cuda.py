@@ -136,8 +136,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     def _load(self, stage: Stage) -> DeviceSession:
         entries, options = {_PLACEMENT_KEY: "1"}, cuda_options(self._place[1]) if self._device == _CUDA else {}
         attention = self.bundle.manifest.stages[stage].attention
-        second = self.bundle.manifest.preprocessing.profile == "rsrefseg2"
-        broadcasts = second and stage is Stage.ATTN_PROMPTER  # products of one image's features and several phrases
+        # RSRefSeg 2's prompter has products of one image's features and several phrases.
+        broadcasts = self.bundle.manifest.geometry.high_resolution and stage is Stage.ATTN_PROMPTER
         records = (stage in RECORDED and not broadcasts) or (attention is not None and attention.fused)
         recording = RECORDING_OPTIONS if records and self._device == _CUDA else {}
         refusal = ""
