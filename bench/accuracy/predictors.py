@@ -22,6 +22,7 @@ class Predictor(NamedTuple):
         model_sha256: digest of the file with the weights: merged or, for a run without a merge, trained weights. For a
             bundle, digest of the merged model it was exported from; None for random weights.
         bundle_sha256: digest of the bundle's manifest, which lists the digests of all its files; None without a bundle.
+        notes: notes on the bundle, one line each.
     """
 
     predict: "Predict"
@@ -29,6 +30,7 @@ class Predictor(NamedTuple):
     runtime: str
     model_sha256: str | None
     bundle_sha256: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -53,10 +55,15 @@ def open_predictor(
         from rsrefseg.engines.segmenter import Segmenter
 
         with Segmenter.open(bundle, backend or Backend.AUTO, absent_below=absent_below) as segmenter:
-            provenance = segmenter.bundle.manifest.provenance
-            name = f"bundle {segmenter.bundle.root}{', random weights' if provenance.random_weights else ''}"
-            runtime, digest = segmenter.engine.name, segmenter.bundle.digest or None
-            yield Predictor(segmenter.segment, name, runtime, provenance.checkpoint_sha256, digest)
+            opened = segmenter.bundle
+            yield Predictor(
+                segmenter.segment,
+                name=f"bundle {opened.root}",
+                runtime=segmenter.engine.name,
+                model_sha256=opened.manifest.provenance.checkpoint_sha256,
+                bundle_sha256=opened.digest or None,
+                notes=opened.manifest.notes,
+            )
         return
     from rsrefseg.engines.segmentation import MaskRule
     from rsrefseg.evaluation.evaluate import predict_with

@@ -103,6 +103,7 @@ class EvaluationReport:
             "runtime": self.predictor.runtime,
             "model_sha256": self.predictor.model_sha256,
             "bundle_sha256": self.predictor.bundle_sha256,
+            "notes": list(self.predictor.notes),
             "data": str(self.request.data),
             "data_format": self.data_format,
             "split": self.request.split,
@@ -150,7 +151,8 @@ class EvaluationReport:
 
     def _notes(self) -> list[str]:
         without = self.metrics.no_target_samples
-        notes = [f"{without} of the samples have no target"] if without else []
+        notes = [f"note: {note}" for note in self.predictor.notes]
+        notes += [f"{without} of the samples have no target"] if without else []
         notes += [f"{self.resized_masks} masks were resized to their image's size"] if self.resized_masks else []
         if self.request.save_predictions is not None:
             notes.append(f"{self.metrics.samples} predictions written to {self.request.save_predictions}")

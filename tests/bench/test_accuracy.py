@@ -96,7 +96,7 @@ def test_a_run_is_evaluated_merged_or_not_and_never_by_a_stale_merge(exported: E
     weights = run_model(run).model.state_dict()
     merged.rename(aside)
     folded = evaluate(exported.data, run=run)
-    assert folded.predictor[1:] == (f"run {run}", "torch", sha256_file(best), None)
+    assert folded.predictor[1:] == (f"run {run}", "torch", sha256_file(best), None, ())
     folded_weights = run_model(run).model.state_dict()
     assert all(np.allclose(folded_weights[name], value) for name, value in weights.items())
     # Training continued: another best.safetensors than the merge was made of.

@@ -16,6 +16,7 @@ from rsrefseg.engines.backends import select_backend
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.comparison import mask_iou, tensor_error
 from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.manifest import NOT_JUDGED_NOTE
 from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.errors import BadInputError, CheckFailedError
 from rsrefseg.engines.segmenter import Segmenter
@@ -26,7 +27,9 @@ from rsrefseg.export.quantization.quantizer import quantize_graph
 from rsrefseg.export.quantization.sensitivity import layer_errors
 from rsrefseg.export.quantization.settings import QUANTIZED_STAGES, QuantizationSettings
 from rsrefseg.export.settings import Target, choose_quantization
+from tests.support.commands import run_here
 from tests.support.exported import Exported, changed_bundle
+from tests.support.places import Capsys
 from tests.support.quantized import DYNAMIC, quantized, static
 
 
@@ -56,8 +59,17 @@ def test_the_encoders_are_int8_and_the_rest_as_it_was(bundle: Bundle, int8: Bund
 
 def test_the_bundle_says_that_its_masks_were_not_judged(bundle: Bundle, int8: Bundle) -> None:
     assert bundle.manifest.notes == ()
-    assert any("masks were not judged" in note for note in int8.manifest.notes)
+    assert int8.manifest.notes == (NOT_JUDGED_NOTE,)
     assert int8.manifest.judgement is None
+
+
+def test_infer_and_eval_say_so_in_one_line(int8: Bundle, exported: Exported, tmp_path: Path, capsys: Capsys) -> None:
+    data = ("--data", exported.data, "--split", "val")
+    image = next(exported.data.rglob("*.jpg"))
+    for arguments in (("infer", image, "the red box", "--out", tmp_path), ("eval", *data)):
+        on = ("--bundle", int8.root, "--backend", "onnxruntime")
+        assert run_here(capsys, *arguments, *on).out.count(f"note: {NOT_JUDGED_NOTE}") == 1
+        assert run_here(capsys, *arguments, *on, "--json").result["notes"] == [NOT_JUDGED_NOTE]
 
 
 def test_masks_are_near_those_of_float32(bundle: Bundle, int8: Bundle) -> None:
