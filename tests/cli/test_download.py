@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from rsrefseg.engines import doctor
 from tests.support.commands import assert_refused, run_here
-from tests.support.hub_server import Hub, hub_server
+from tests.support.hub_server import Hub, hub_of_this_process
 from tests.support.places import Capsys
 from tests.support.upstream import brought_config, segment_anything_sam, write_siglip_folder
 
@@ -36,14 +36,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, b
 
 @pytest.fixture
 def hub(published: dict[str, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hub_server() as server:
+    with hub_of_this_process(tmp_path, monkeypatch) as server:
         for name, files in published.items():
             server.put(name, **files)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.chdir(tmp_path)
         yield server
 
 

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from rsrefseg.engines.hub import bases
 from tests.support.commands import run_here
-from tests.support.hub_server import Hub, hub_server
+from tests.support.hub_server import Hub, hub_of_this_process
 from tests.support.places import Capsys
 from tests.support.upstream2 import PublicRSRefSeg2, small_config2, write_public2
 
@@ -18,17 +17,10 @@ CHECKPOINT, SIGLIP = "KyanChen/RSRefSeg2", "google/siglip2-so400m-patch16-512"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     file = write_public2(tmp_path, PublicRSRefSeg2(small_config2()))
-    with hub_server() as server:
+    tokenizer = tmp_path / "siglip" / "tokenizer.json"
+    with hub_of_this_process(tmp_path, monkeypatch) as server:
         server.put(CHECKPOINT, **{"rrsisd.pth": file.read_bytes(), "refsegrs.pth": b"another file"})
-        server.put(
-            SIGLIP,
-            **{"tokenizer.json": (tmp_path / "siglip" / "tokenizer.json").read_bytes(), "model.safetensors": b"x"},
-        )
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.chdir(tmp_path)
+        server.put(SIGLIP, **{"tokenizer.json": tokenizer.read_bytes(), "model.safetensors": b"x"})
         yield server
 
 
