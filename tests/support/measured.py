@@ -1,7 +1,6 @@
 """Commands measured in processes of their own."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,14 @@ from typing import Any, NamedTuple
 from tests.support.commands import ENTRY
 
 GIB = 2**30
+# Starts a command and writes its peak memory in KiB. A process inherits the peak of the one that starts it, so this
+# small one stands between the tests and the command.
+_WATCH = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
 
 
 class Measured(NamedTuple):
@@ -24,14 +31,13 @@ class Measured(NamedTuple):
 
 def measured(folder: Path, *arguments: str) -> Measured:
     """Run a command with ``--json`` in a new process and measure it."""
-    with tempfile.TemporaryFile() as out:
+    with tempfile.TemporaryFile() as out, tempfile.NamedTemporaryFile("r") as peak:
+        command = [sys.executable, "-P", "-c", ENTRY, *arguments, "--json"]
         start = time.perf_counter()
-        child = subprocess.Popen([sys.executable, "-P", "-c", ENTRY, *arguments, "--json"], cwd=folder, stdout=out)
-        _, status, usage = os.wait4(child.pid, 0)
+        subprocess.run([sys.executable, "-c", _WATCH, peak.name, *command], cwd=folder, stdout=out, check=True)
         wall_s = time.perf_counter() - start
-        assert os.waitstatus_to_exitcode(status) == 0, arguments
         out.seek(0)
-        return Measured(json.load(out), wall_s, usage.ru_maxrss * 1024 / GIB)
+        return Measured(json.load(out), wall_s, int(peak.read()) * 1024 / GIB)
 
 
 def size_of(bundle: Path) -> int:
