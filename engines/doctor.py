@@ -11,7 +11,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from .errors import BadInputError, MissingPartError, NotInstalledError, RSRefSegError
-from .hub.bases import BASES, bases_of, cached_weights
+from .hub.bases import BASES, CHECKPOINTS, bases_of, cached_weights
 from .hub.fetch import hub_library
 from .onnxruntime.library import package
 from .system.cores import int8_instructions, usable_cores
@@ -169,7 +169,7 @@ def _bundle(targets: Sequence[str]) -> tuple[Ability, ...]:
 
 
 def _weights(preset: str) -> str:
-    """Name the published weights of a preset in the hub's cache; those of a large file have its SHA-256 as name."""
+    """Name the weights of a preset or checkpoint in the hub's cache; those of a large file have its SHA-256 as name."""
     found = {base: cached_weights(base) for base in bases_of(preset)}
     named = ", ".join(f"{base.name} {base.size_gb} GB" for base, path in found.items() if path is None)
     if named:
@@ -207,6 +207,7 @@ _CHECKS: dict[str, Callable[[], str]] = {
     "train, merge and export (torch)": _training,
     "train on an NVIDIA GPU": _cuda_training,
     **{f"train preset {preset} from published weights": partial(_weights, preset) for preset in BASES},
+    **{f"convert the published checkpoint {name}": partial(_weights, name) for name in CHECKPOINTS},
 }
 
 # Targets of an export that suit a runtime, the best runtime and the best target first.

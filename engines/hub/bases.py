@@ -107,7 +107,7 @@ def download_bases(preset: str, say: Callable[[str], None]) -> Downloaded:
         MissingPartError: see ``download``.
     """
     files, places = [], []
-    for base in CHECKPOINTS.get(preset) or bases_of(preset):
+    for base in bases_of(preset):
         folder = download(base.name, [[base.weights]], (base.weights, *base.others), say=say)
         weights = _weights(base, folder)
         known = _known_digests(base.name, folder.name)
@@ -129,15 +129,15 @@ def download_bases(preset: str, say: Callable[[str], None]) -> Downloaded:
 
 
 def bases_of(preset: str) -> tuple[Base, ...]:
-    """Return the bases of a preset.
+    """Return what is downloaded for a key of ``BASES`` or ``CHECKPOINTS``.
 
     Raises:
-        BadInputError: it has no published bases.
+        BadInputError: there is nothing to download for it.
     """
-    if preset not in BASES:
-        names = ", ".join([*BASES, *CHECKPOINTS])
-        raise BadInputError(f"preset '{preset}' has no bases to download: choose one of {names}")
-    return BASES[preset]
+    published = BASES | CHECKPOINTS
+    if preset not in published:
+        raise BadInputError(f"preset '{preset}' has no bases to download: choose one of {', '.join(published)}")
+    return published[preset]
 
 
 def cached_weights(base: Base) -> Path | None:

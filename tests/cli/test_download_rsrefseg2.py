@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rsrefseg.engines import doctor
 from rsrefseg.engines.hub import bases
 from tests.support.commands import run_here
 from tests.support.hub_server import Hub, hub_of_this_process
@@ -24,13 +25,24 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield server
 
 
+def ability() -> tuple[bool, str]:
+    name = "convert the published checkpoint rsrefseg2-rrsisd"
+    return next((one.works, one.detail) for one in doctor.examine().abilities if one.name == name)
+
+
 def test_a_checkpoint_is_downloaded_with_its_tokenizer_and_converted(
     hub: Hub, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    works, detail = ability()
+    assert not works
+    assert "`rsrefseg download rsrefseg2-rrsisd` gets them (KyanChen/RSRefSeg2 5.79 GB" in detail
     ran = run_here(capsys, "download", "rsrefseg2-rrsisd", "--json")
     assert ran.code == 0, ran.err
     assert [Path(file["path"]).name for file in ran.result["files"]] == ["rrsisd.pth", "tokenizer.json"]
     assert ran.result["train"] is None
+    works, detail = ability()
+    assert works, detail
+    assert ran.result["files"][0]["sha256"][:12] in detail
     monkeypatch.setattr("rsrefseg.runs.convert.model_config", lambda _: small_config2())
     converted = run_here(capsys, *ran.result["convert"].removeprefix("rsrefseg ").split())
     assert converted.code == 0, converted.err

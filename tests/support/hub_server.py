@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import constants
 
 SECRET = "hf_secretsecretsecretsecret"
-_LARGE = (".onnx", ".data", ".safetensors")
+_LARGE = (".onnx", ".data", ".pth", ".safetensors")
 _REPO = r"(?P<name>[^/]+/[^/]+)"
 
 
