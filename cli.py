@@ -458,7 +458,10 @@ def bench(
     bundle: BundleOption = None,
     backends: Annotated[
         str,
-        Option(metavar="NAMES", help="Comma-separated: torch, torch-compile, onnx-naive, torch-cuda, and backends."),
+        Option(
+            metavar="NAMES",
+            help="Comma-separated: torch, torch-compile, onnx-naive, torch-cuda, BACKEND or BACKEND@BUNDLE.",
+        ),
     ] = "torch,auto",
     run: RunOption = None,
     rounds: Annotated[int, _measured(min=3, help="At most; each measures every runner once.")] = 30,

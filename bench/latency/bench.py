@@ -14,6 +14,7 @@ import msgspec
 
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.manifest import StageRecord
 from rsrefseg.engines.bundle.reference import load_reference
 from rsrefseg.engines.errors import MissingPartError
 from rsrefseg.engines.system.files import atomic_write_json, atomic_write_text
@@ -22,7 +23,7 @@ from rsrefseg.engines.system.progress import ProgressLine
 from ..system.health import Watch
 from ..system.machine import busy_notes, memory_notes, others_busy_share, this_machine
 from ..system.peaks import Peaks, measure_peaks
-from .correctness import Correctness, check
+from .correctness import Correctness, check, mask_ious
 from .measure import LEAST_ROUNDS, Times, measure, warm_up
 from .plot import draw_plot
 from .report import BenchReport, Measurement, RunnerRecord
@@ -41,7 +42,8 @@ class BenchRequest:
     """Options of a measurement.
 
     Attributes:
-        backends: comma-separated names of runners, in the order of the report; ratios refer to the first.
+        backends: comma-separated names of runners (see ``make_runner``), in the order of the report; ratios refer to
+            the first.
         bundle: bundle folder; default is ``$RSREFSEG_BUNDLE`` or ``./bundle``.
         run: run with the bundle's model, for PyTorch; default is the latest run.
         rounds: maximum number of rounds.
@@ -68,10 +70,10 @@ class BenchRequest:
 
 
 def run_bench(request: BenchRequest) -> BenchReport:
-    """Measure runners on one bundle and compare them.
+    """Measure runners on bundles of one model and compare them.
 
     Raises:
-        BundleError: the bundle is incomplete, was changed, or has no reference samples.
+        BundleError: a bundle is incomplete or was changed, or the first has no reference samples.
         BadInputError: a runner or scenario is unknown, or the run does not contain the bundle's model.
         MissingPartError: a runner cannot run here, or matplotlib is missing for the report.
         OSError: the report cannot be written.
@@ -103,6 +105,7 @@ def _measure(
     samples = load_reference(bundle)
     workload = workload_of(samples)
     correctness: dict[str, dict[tuple[str, str], Correctness]] = {}
+    ious: dict[str, list[float]] = {}
     with ProgressLine("measuring", live=False) as progress:
         for line in notes:
             progress.say(line)
@@ -117,6 +120,8 @@ def _measure(
             progress.say(f"{runner.name}: loading, checking and warming up")
             runner.load()
             correctness[runner.name] = check(runner, scenarios, samples[0])
+            if not bundle.manifest.provenance.random_weights:
+                ious[runner.name] = mask_ious(runner, samples)
             if not warm_up(runner, scenarios, workload):
                 notes.append(f"{runner.name} was not stable at the end of its warm-up: its first rounds may be slower")
 
@@ -137,9 +142,12 @@ def _measure(
             precisions=runner.precisions,
             startup=startup,
             correct=not any(one.failures for one in correctness[runner.name].values()),
+            bundle_digest=runner.bundle.digest,
+            mask_ious=ious.get(runner.name, []),
         )
         for runner, startup in zip(runners, startups, strict=True)
     ]
+    graphs = {runner.name: runner.bundle.manifest.stages for runner in runners}
     rounds = len(times[runners[0].name, FIRST_PHRASE.name, TOTAL])
     notes += [*busy_notes(busy), *health.notes(), *_notes(records, peaks, rounds)]
     return BenchReport(
@@ -153,7 +161,7 @@ def _measure(
         rounds=rounds,
         machine=this_machine(),
         runners=records,
-        measurements=list(measurements(times, scenarios, records, correctness, bundle, peaks)),
+        measurements=list(measurements(times, scenarios, records, correctness, graphs, peaks)),
         peaks=peaks,
         expected_rooflines_ms=expected_rooflines(bundle.manifest.stages),
         others_busy=busy,
@@ -167,10 +175,13 @@ def measurements(
     scenarios: Sequence[Scenario],
     runners: Sequence[RunnerRecord],
     correctness: Mapping[str, Mapping[tuple[str, str], Correctness]],
-    bundle: Bundle,
+    graphs: Mapping[str, Mapping[Stage, StageRecord]],
     peaks: Mapping[str, Peaks],
 ) -> Iterator[Measurement]:
-    """Yield summaries of times by scenario, span and runner; ratios refer to the first runner."""
+    """Yield summaries of times by scenario, span and runner; ratios refer to the first runner.
+
+    ``graphs`` has the stages of each runner's bundle.
+    """
     for scenario, span in ((one, span) for one in scenarios for span in one.spans):
         for runner in runners:
             times_ms = times[runner.name, scenario.name, span]
@@ -179,7 +190,7 @@ def measurements(
             if span == TOTAL and scenario is not FIRST_PHRASE:
                 first_ms = times[runner.name, FIRST_PHRASE.name, TOTAL]
                 share = median(mine / first for mine, first in zip(times_ms, first_ms, strict=True))
-            stages = [bundle.manifest.stages[stage] for stage in _stages(scenario, span)]
+            stages = [graphs[runner.name][stage] for stage in _stages(scenario, span)]
             roofline = roofline_of(stages, peaks[runner.device], runner.precisions, scenario.phrases)
             yield Measurement(
                 **msgspec.structs.asdict(summary),
@@ -210,4 +221,4 @@ def _notes(runners: Sequence[RunnerRecord], peaks: Mapping[str, Peaks], rounds: 
         known = peaks[runner.device].flops_per_s
         if known and (missing := sorted(set(runner.precisions.values()).difference(known))):
             kinds = " and ".join(missing).upper()
-            yield f"no roofline for {runner.name}: no peak in {kinds} was measured (on a CPU that takes PyTorch)"
+            yield f"no roofline for {runner.name}: no peak in {kinds} was measured"

@@ -54,6 +54,16 @@ def check(runner: Runner, scenarios: Sequence[Scenario], sample: ReferenceSample
     return found
 
 
+def mask_ious(runner: Runner, samples: Sequence[ReferenceSample]) -> list[float]:
+    """Return the IoU of each reference mask with that of a loaded runner."""
+    ious = []
+    for sample in samples:
+        features = runner.encode(stored_image(sample))
+        found = runner.predict(features, sample.phrases, sample.original_size).masks
+        ious += [mask_iou(one, other) for one, other in zip(sample.masks, found, strict=True)]
+    return ious
+
+
 def _check_masks(runner: Runner, features: Any, count: int, sample: ReferenceSample) -> Correctness:
     known = min(count, len(sample.phrases))
     # The sample's phrases are distributed evenly from the first to the last place of the batch.

@@ -1,6 +1,7 @@
 """Report of a benchmark: records, and tables for the terminal and for Markdown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from statistics import mean
 from typing import Any
 
 from msgspec import Struct
@@ -56,7 +57,18 @@ class Measurement(Summary, frozen=True, kw_only=True):
 
 
 class RunnerRecord(Struct, frozen=True):
-    """A runner without its times; ``device`` is a key of ``peaks``; ``providers`` and ``precisions`` are by stage."""
+    """A runner without its times.
+
+    Attributes:
+        name: its name; see ``make_runner``.
+        device: key of ``peaks``.
+        threads: number of CPU threads.
+        providers, precisions: device or provider, and precision of products, by stage.
+        startup: start-up times and memory.
+        correct: whether all its results are within the tolerances.
+        bundle_digest: digest of its bundle.
+        mask_ious: IoU of each mask of the reference samples with FP32 PyTorch; empty for random weights.
+    """
 
     name: str
     device: str
@@ -65,6 +77,8 @@ class RunnerRecord(Struct, frozen=True):
     precisions: dict[Stage, str]
     startup: Startup
     correct: bool
+    bundle_digest: str
+    mask_ious: list[float]
 
 
 class BenchReport(Record, frozen=True, kw_only=True):
@@ -158,6 +172,11 @@ def _facts(report: BenchReport) -> list[str]:
         f"Software: {machine.system}, Python {machine.python}, "
         + ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
         f"Bundle: {report.bundle}, preset {report.preset}, {report.bundle_digest[:12]}{weights}",
+        *(
+            f"Bundle of {runner.name}: {runner.bundle_digest[:12]}"
+            for runner in report.runners
+            if runner.bundle_digest != report.bundle_digest
+        ),
         f"Measured: {report.date}, `{report.command}`",
         f"Image: {height} x {width} px; {report.rounds} interleaved rounds; in brackets 95% intervals of medians",
         *(f"Peaks of {device}: {_peaks(peaks)} ({peaks.how})" for device, peaks in report.peaks.items()),
@@ -182,6 +201,7 @@ def _wrong_lines(report: BenchReport) -> Iterator[str]:
 
 
 def _scenario_table(report: BenchReport, scenario: Scenario) -> Table:
+    ious = {runner.name: runner.mask_ious for runner in report.runners}
     rows = [
         {
             **({"span": one.span} if scenario.by_stage else {}),
@@ -196,6 +216,7 @@ def _scenario_table(report: BenchReport, scenario: Scenario) -> Table:
             "of first": "" if one.share_of_first is None else f"{one.share_of_first:.1%}",
             "roofline ms": "" if one.roofline is None else f"{format_sig3(one.roofline.least_ms)} {one.roofline.bound}",
             "of it": "" if one.roofline is None else f"{one.roofline.least_ms / one.p50_ms:.0%}",
+            "mask IoU": _mean_and_worst([] if scenario.by_stage else ious[one.runner]),
             "error": one.error,
         }
         for one in report.measurements
@@ -229,6 +250,10 @@ def _with_interval(value: float | None, low: float | None, high: float | None, u
     if value is None or low is None or high is None:
         return ""
     return f"{format_sig3(value)}{unit} ({format_sig3(low)} - {format_sig3(high)})"
+
+
+def _mean_and_worst(ious: Sequence[float]) -> str:
+    return f"{mean(ious):.4f} (worst {min(ious):.3f})" if ious else ""
 
 
 def _figure(value: float | None) -> str:

@@ -24,7 +24,7 @@ DEVICES = {
     "AGX Orin": Peaks("cuda", {"fp16": 42.6e12}, 0.205e12, "published"),
     "Orin Nano Super": Peaks("cuda", {"fp16": 16.7e12}, 0.102e12, "published"),
 }
-_WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+_WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 
 
 class Roofline(Struct, frozen=True):
@@ -51,7 +51,7 @@ def roofline_of(
     Args:
         stages: stages to run. Operations refer to the ``opt`` sizes of a contract and scale in proportion.
         peaks: peak performance of the device.
-        precisions: precision of products by stage (``fp32``, ``fp16``, ``bf16``), which limits the size of weights.
+        precisions: precision of products by stage, which limits the size of weights.
         phrases: number of phrases per batch.
     """
     flops, moved, least_ms = 0, 0, {"compute": 0.0, "memory": 0.0}

@@ -39,7 +39,7 @@ class Runner(ABC):
         device: ``cpu``, ``cuda`` or ``intel-gpu``.
         threads: number of CPU threads, equal for all runners.
         providers: name of the device or provider of each stage; set by ``load``.
-        precisions: precision of the products of each stage, ``fp32``, ``fp16`` or ``bf16``; set by ``load``.
+        precisions: precision of the products of each stage (``COARSENESS``); set by ``load``.
     """
 
     name: str

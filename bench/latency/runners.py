@@ -18,6 +18,7 @@ from .naive_export import NAIVE, NaiveRunner
 from .runner import Prediction, Runner
 from .torch_runners import TORCH, TORCH_RUNNERS, TorchRunner
 
+_AT = "@"  # between a backend and its bundle
 RUNNERS = (*TORCH_RUNNERS, NAIVE, *Backend)
 _DEVICES: Mapping[str, str] = {
     Backend.ONNXRUNTIME_CUDA: "cuda",
@@ -28,11 +29,16 @@ _DEVICES: Mapping[str, str] = {
 
 
 class EngineRunner(Runner):
-    """Runs a backend of the engines through ``Segmenter`` without its cache of phrases."""
+    """Runs a backend of the engines through ``Segmenter`` without its cache of phrases.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: the backend with its bundle.
+        folder: the engine's bundle as named in ``BACKEND@BUNDLE``; empty for the bundle of all other runners.
+    """
+
+    def __init__(self, engine: Engine, folder: str = "") -> None:
         super().__init__(engine.bundle)
-        self.name, self.engine = engine.name, engine
+        self.name, self.engine = f"{engine.name}{_AT}{folder}" if folder else engine.name, engine
         self.device = _DEVICES.get(engine.name, "cpu")
         self._segmenter = Segmenter(engine.bundle, engine, cached_phrases=0)
 
@@ -70,12 +76,26 @@ class EngineRunner(Runner):
 
 
 def make_runner(name: str, bundle: Bundle, run: Path | None) -> Runner:
-    """Create a runner; ``run`` is the run with the bundle's model, for PyTorch (default: the latest).
+    """Create a runner.
+
+    Args:
+        name: one of ``RUNNERS``, or ``BACKEND@BUNDLE`` for a backend with another bundle of the same model.
+        bundle: the bundle of all other runners.
+        run: run with the bundle's model, for PyTorch; by default the latest.
 
     Raises:
-        BadInputError: no runner has that name.
+        BadInputError: no runner has that name, or the other bundle is of another model.
+        BundleError: the other bundle is missing or incomplete.
         MissingPartError: the runner cannot run here.
     """
+    backend, _, folder = name.partition(_AT)
+    if folder:
+        if backend not in tuple(Backend):
+            raise BadInputError(f"{backend} runs the model of a run, not a bundle: leave out '{_AT}{folder}'")
+        other = Bundle.open(folder)
+        if other.manifest.provenance.checkpoint_sha256 != bundle.manifest.provenance.checkpoint_sha256:
+            raise BadInputError(f"the bundle '{folder}' is of another model: export it from the same run")
+        return EngineRunner(select_backend(backend, other).engine, folder)
     if name in TORCH_RUNNERS:
         return TorchRunner(bundle, run, name)
     if name == NAIVE:
@@ -96,7 +116,7 @@ def open_runners(names: Sequence[str], bundle: Bundle, run: Path | None) -> tupl
     wanted = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not wanted:
         raise BadInputError("no runner named: give --backends, e.g. torch,onnxruntime")
-    if unknown := [name for name in wanted if name not in RUNNERS]:
+    if unknown := [name for name in wanted if name.partition(_AT)[0] not in RUNNERS]:
         raise BadInputError(f"unknown runner '{unknown[0]}': known are {', '.join(RUNNERS)}")
     opened: dict[str, Runner] = {}
     notes = []
@@ -110,4 +130,6 @@ def open_runners(names: Sequence[str], bundle: Bundle, run: Path | None) -> tupl
             notes.append(f"without {name}: {error}")
         else:
             opened.setdefault(runner.name, runner)
+            if runner.bundle.root != bundle.root:
+                notes += [f"{runner.name}: {note}" for note in runner.bundle.manifest.notes]
     return list(opened.values()), notes

@@ -1,5 +1,6 @@
 """Judges a quantised bundle by its masks: against those of the original bundle, on samples it was not calibrated on."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -116,23 +117,20 @@ class Judge:
 
 
 def fewest(count: int, holds: Callable[[int], bool], budget: int = MAX_EVALUATIONS) -> int:
-    """Return a small number for which ``holds`` is true, by doubling and then halving; ``count`` if none was found.
+    """Return a small number for which ``holds`` is true, or ``count``, which is never tried.
+
+    0 is tried first, then the geometric mean of the largest number that failed and the smallest that held: of many
+    layers, a few are usually enough.
 
     Args:
-        count: the number that needs no trial.
+        count: a number for which ``holds`` is known to be true.
         holds: a trial; assumed to be true for every number above one for which it is true.
         budget: the largest number of trials.
     """
-    low, high, trials = -1, 0, 0
-    while high < count and trials < budget:
-        trials += 1
-        if holds(high):
+    failed, held = -1, count
+    for _ in range(budget):
+        if held - failed == 1:
             break
-        low, high = high, min(count, max(1, 2 * high))
-    else:
-        high = count
-    while high - low > 1 and trials < budget:
-        trials += 1
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
+        middle = max(failed + 1, math.isqrt(max(failed, 0) * held))
+        failed, held = (failed, middle) if holds(middle) else (middle, held)
+    return held

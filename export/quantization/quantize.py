@@ -48,7 +48,7 @@ def quantize_bundle(
         The manifest of the new bundle.
 
     Raises:
-        CheckFailedError: a graph failed its check, or no number of restored layers that was tried holds the limits.
+        CheckFailedError: a graph failed its check, or the limits do not hold unless nearly all layers are restored.
     """
     return _Quantization(source, folder, settings, say).run(samples)
 
@@ -99,11 +99,12 @@ class _Quantization:
 
         total = sum(record.quantization.layers for record in self._write({}) if record.quantization)
         best = fewest(total, holds)
-        if best not in found:
+        if best == total:
+            most = max(found)
             raise CheckFailedError(
-                f"none of the {len(found)} numbers of restored layers that were tried, the largest {max(found)} of"
-                f" {total}, holds the limits ({found[max(found)]}, the mean must be {self.settings.min_iou_mean}):"
-                f" change --max-giou-drop or --min-iou, or export without --{self.settings.precision}"
+                f"the masks do not hold the limits even with {most} of {total} layers restored ({found[most]}, the mean"
+                f" must be {self.settings.min_iou_mean}): raise --max-giou-drop, lower --min-iou, or export without"
+                f" --{self.settings.precision}"
             )
         write(best)
         return msgspec.structs.replace(found[best], evaluations=judge.evaluations)
@@ -131,6 +132,15 @@ class _Quantization:
         source, path = self.source.manifest.stages[stage], self.folder / f"{stage}.onnx"
         graph = self.source.graph_path(stage)
         layers = quantize_graph(graph, path, self.settings, frozenset(kept), self.feeds[stage])
+        quantization = Quantization(
+            kind="static" if self.settings.static else "dynamic",
+            layers=layers,
+            kept=tuple(KeptFp32(module=module, reason=reason) for module, reason in kept.items()),
+        )
+        if not layers:
+            for record in (source.graph, *source.data):
+                shutil.copyfile(self.source.verified_path(record.name), self.folder / record.name)
+            return msgspec.structs.replace(source, quantization=quantization)
         opset = self.settings.opset(source.opset)
         model = check_graph(path, source.contract, opset)
         data = path.with_name(f"{path.name}.data")
@@ -139,13 +149,9 @@ class _Quantization:
             graph=file_record(path),
             data=(file_record(data),) if data.exists() else (),
             opset=opset,
-            precision=self.settings.precision if layers else source.precision,
+            precision=self.settings.precision,
             weight_bytes=count_weights(model)[1],
-            quantization=Quantization(
-                kind="static" if self.settings.static else "dynamic",
-                layers=layers,
-                kept=tuple(KeptFp32(module=module, reason=reason) for module, reason in kept.items()),
-            ),
+            quantization=quantization,
         )
 
     def _with_errors(self) -> dict[Stage, StageRecord]:

@@ -29,7 +29,7 @@ _FP8_SCALE_MIN = float(np.finfo(np.float16).tiny)
 def quantize_graph(
     source: Path, out: Path, settings: QuantizationSettings, kept: frozenset[str], feeds: Iterable[Feeds]
 ) -> int:
-    """Quantise the layers of a graph, except those to keep.
+    """Quantise the layers of a graph, except those to keep. Nothing is written if none is left.
 
     Args:
         source: the original graph.
@@ -43,21 +43,22 @@ def quantize_graph(
     """
     model = load_graph(source)
     layers = {module: nodes for module, nodes in find_layers(model).items() if module not in kept}
+    for file in (out, out.with_name(f"{out.name}.data")):
+        file.unlink(missing_ok=True)  # external data is appended
+    if not layers:
+        return 0
     halve_tables(model)
     (opset,) = (item for item in model.opset_import if not item.domain)
     opset.version = settings.opset(opset.version)
-    for file in (out, out.with_name(f"{out.name}.data")):
-        file.unlink(missing_ok=True)  # external data is appended
     with _quiet(), scratch_folder(out.parent) as scratch:
-        if layers:
-            names = [node.name for nodes in layers.values() for node in nodes]
-            made = scratch / "quantized.onnx"
-            fp8 = settings.precision == "fp8"
-            weights = {nodes[0].input[1]: weight_of(model, nodes) for nodes in layers.values()} if fp8 else {}
-            (_static if settings.static else _dynamic)(model, made, names, settings, feeds)
-            model = onnx.load(made)
-            if fp8:
-                _to_fp8(model, weights)
+        names = [node.name for nodes in layers.values() for node in nodes]
+        made = scratch / "quantized.onnx"
+        fp8 = settings.precision == "fp8"
+        weights = {nodes[0].input[1]: weight_of(model, nodes) for nodes in layers.values()} if fp8 else {}
+        (_static if settings.static else _dynamic)(model, made, names, settings, feeds)
+        model = onnx.load(made)
+        if fp8:
+            _to_fp8(model, weights)
         del model.graph.value_info[:]
         onnx.save(model, out, save_as_external_data=True, location=f"{out.name}.data", size_threshold=1024)
     return len(layers)

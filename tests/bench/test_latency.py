@@ -1,6 +1,7 @@
 """A benchmark from bundle to report, with stubs for start-up and peaks (see ``tests/slow/test_bench.py``)."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,13 @@ from rsrefseg.bench.latency.startup import Startup
 from rsrefseg.bench.system.peaks import Peaks
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.contracts import Stage
+from rsrefseg.engines.bundle.manifest import NOT_JUDGED_NOTE
+from rsrefseg.engines.bundle.reference import load_reference
 from tests.support.commands import assert_refused, run_here
 from tests.support.exported import Exported, spoiled_bundle
+from tests.support.made_bundle import change_manifest
 from tests.support.places import Capsys
+from tests.support.quantized import quantized
 
 ROUNDS = 3
 PEAKS = Peaks("cpu", {"fp32": 1e13}, 1e12, "by hand")
@@ -96,10 +101,11 @@ def test_manually_computed_values(exported: Exported) -> None:
         for scenario in scenarios
     }
     runners = [
-        RunnerRecord(name, "cpu", 1, {}, dict.fromkeys(Stage, "fp16"), Startup(), correct=True) for name in rounds
+        RunnerRecord(name, "cpu", 1, {}, dict.fromkeys(Stage, "fp16"), Startup(), True, "", []) for name in rounds
     ]
     nothing: dict[str, dict] = {"slow": {}, "fast": {}}
-    found = by_key(list(measurements(times, scenarios, runners, nothing, Bundle.open(exported.bundle), {"cpu": PEAKS})))
+    graphs = dict.fromkeys(rounds, Bundle.open(exported.bundle).manifest.stages)
+    found = by_key(list(measurements(times, scenarios, runners, nothing, graphs, {"cpu": PEAKS})))
     fast, eight = found["fast", FIRST_PHRASE.name, TOTAL], found["fast", "next_8_phrases", TOTAL]
     assert fast.ratio is not None
     assert fast.ratio.median == pytest.approx(3.0)
@@ -120,6 +126,38 @@ def test_a_fast_wrong_result_is_marked_and_exits_with_1(exported: Exported, tmp_
     wrong = [one["span"] for one in document["measurements"] if (one["correctness"] or {}).get("failures")]
     assert wrong == [TOTAL, Stage.SAM_DECODER], "what was measured is reported all the same"
     assert "WRONG: onnxruntime" in run_here(capsys, "bench", "--bundle", spoiled, *options).out
+
+
+def test_bundles_of_one_model_are_compared(exported: Exported, tmp_path: Path) -> None:
+    int8 = quantized(Bundle.open(exported.bundle), tmp_path / "int8")
+    names = ["onnxruntime", f"onnxruntime@{int8.root}"]
+    report = run_bench(BenchRequest(",".join(names), exported.bundle, None, 3, scenarios="stages"))
+    fp32, other = report.runners
+    assert [fp32.name, other.name] == names
+    assert (fp32.bundle_digest, other.bundle_digest) == (report.bundle_digest, int8.digest)
+    assert (fp32.precisions[Stage.SAM_ENCODER], other.precisions[Stage.SAM_ENCODER]) == ("fp32", "int8")
+    masks = sum(len(sample.phrases) for sample in load_reference(int8))
+    assert fp32.mask_ious == [1.0] * masks
+    assert 0.8 < min(other.mask_ious) < 1.0
+    assert len(other.mask_ious) == masks
+    assert f"{names[1]}: {NOT_JUDGED_NOTE}" in report.notes
+    assert by_key(report.measurements)[names[1], STAGES.name, Stage.SAM_DECODER].roofline is not None
+    alone = run_bench(BenchRequest("onnxruntime", int8.root, None, 1, scenarios="first_phrase"))
+    assert alone.runners[0].mask_ious == other.mask_ious
+
+
+def test_only_backends_take_a_bundle_and_only_of_the_same_model(
+    exported: Exported, tmp_path: Path, capsys: Capsys
+) -> None:
+    other = Path(shutil.copytree(exported.bundle, tmp_path / "other"))
+    change_manifest(other, lambda value: value["provenance"].update(checkpoint_sha256="1" * 64))
+    for backends, fact in (
+        (f"torch@{other}", "not a bundle"),
+        (f"onnxruntime@{other}", "another model"),
+        (f"onnxruntime@{tmp_path / 'none'}", "no bundle at"),
+        (f"tensorflow@{other}", "unknown runner"),
+    ):
+        assert_refused(run_here(capsys, "bench", "--bundle", exported.bundle, "--backends", backends), fact)
 
 
 def test_what_disturbs_is_noted(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

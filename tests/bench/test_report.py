@@ -61,6 +61,8 @@ def report() -> BenchReport:
             precisions=dict.fromkeys(Stage, "fp32"),
             startup=Startup(812.0, 1500.0, 3100.0, 2900.0, 4400.0, 9100.0, 5123.4),
             correct=name != WRONG,
+            bundle_digest=("b" if name == WRONG else "1") * 64,
+            mask_ious=[0.9, 1.0],
         )
         for name in SPEEDS
     ]
@@ -68,7 +70,7 @@ def report() -> BenchReport:
         date="2026-01-02T03:04:05+00:00",
         command="rsrefseg bench --backends torch,onnxruntime,openvino",
         bundle="bundle",
-        bundle_digest="113883c7b730" + "0" * 52,
+        bundle_digest="1" * 64,
         preset="b",
         random_weights=False,
         image_size=(800, 1200),
@@ -104,6 +106,8 @@ def test_rows_have_time_ratio_error_and_roofline_and_startup_its_steps(report: B
     assert onnxruntime["vs torch"] == "3.20x (2.88 - 3.52)"
     assert torch["vs torch"] == ""
     assert onnxruntime["error"] == "IoU 0.9991"
+    assert onnxruntime["mask IoU"] == "0.9500 (worst 0.900)"
+    assert "mask IoU" not in rows(report, "Stages one by one")[0]
     assert onnxruntime["of first"] == "2.9%"
     assert "of first" not in rows(report, "First phrase")[0], "a column that says nothing"
     assert len(rows(report, "Stages one by one")) == len(SPEEDS) * len(STAGES.spans)
@@ -134,7 +138,14 @@ def test_markdown_terminal_and_json_agree(report: BenchReport) -> None:
     for one in document["measurements"]:
         assert format_sig3(one["p50_ms"]) in markdown
     assert [one["runner"] for one in document["measurements"] if one["correctness"] and one["correctness"]["failures"]]
-    for fact in (report.date, report.command, report.bundle_digest[:12], "800 x 1200 px", report.machine.cpu):
+    for fact in (
+        report.date,
+        report.command,
+        report.bundle_digest[:12],
+        "800 x 1200 px",
+        report.machine.cpu,
+        "openvino: bbbbbbbbbbbb",
+    ):
         assert fact in markdown
         assert fact in terminal
     assert "](report.png)" in markdown
