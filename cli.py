@@ -220,6 +220,9 @@ def train(
     gradient_checkpointing: Annotated[
         bool | None, _machine(show_default="no-gradient-checkpointing", help="Less memory for more time, same result.")
     ] = None,
+    compile: Annotated[
+        bool | None, _machine("--compile", help="Compile transformer blocks; needs a C++ compiler such as g++.")
+    ] = None,
     phrases_per_image: Annotated[
         int | None, _recipe(show_default="4; 6 from scratch", help="Phrases drawn per image and epoch.")
     ] = None,

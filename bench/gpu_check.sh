@@ -95,6 +95,7 @@ if step scenes data synth "$work/scenes" --train 8 --val 2 --test 0 --overwrite;
         step "train-$precision" train "${train[@]}" --precision "$precision" --out "$work/train-$precision"
     done
     step train-checkpointing train "${train[@]}" --gradient-checkpointing --out "$work/train-checkpointing"
+    step train-compile train "${train[@]}" --precision fp32 --compile --out "$work/train-compile"
 fi
 
 # An answer, not a check: TensorRT-RTX may not support this GPU. Engines for compute capability 8.0 are tried on any.

@@ -40,7 +40,7 @@ class TrainConfig(Record, frozen=True, kw_only=True):
 
     ``batch_size`` is the number of images per batch and process. Each image has up to ``phrases_per_image`` phrases,
     which are drawn again in each epoch. A step consists of ``gradient_accumulation`` batches per process.
-    ``gradient_checkpointing`` trades time for memory without changing the result.
+    ``gradient_checkpointing`` trades time for memory without changing the result. ``compile`` runs ``torch.compile``.
     """
 
     epochs: _AtLeast1 = 200
@@ -54,6 +54,7 @@ class TrainConfig(Record, frozen=True, kw_only=True):
     max_grad_norm: _Positive | None = None
     gradient_accumulation: _AtLeast1 = 1
     gradient_checkpointing: bool = False
+    compile: bool = False
     lora: LoraSettings | None = LoraSettings()
     loss: LossWeights = LossWeights()
     precision: Precision = Precision.AUTO

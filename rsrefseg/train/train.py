@@ -21,6 +21,7 @@ from ..runs.reference_inputs import pick_reference_inputs, save_reference_inputs
 from ..runs.run import Run, versions
 from ..runs.tokenizer import open_tokenizer, tokenizer_for
 from ..runs.trained import prepare_model
+from .compiling import check_compiler
 from .config import TrainConfig
 from .data import TrainingData, check_phrases, read_samples, samples_digest
 from .processes import refuse_sharding, this_process
@@ -78,6 +79,7 @@ def train(
     Raises:
         BadInputError: the data, base or folder cannot be used, or ``out`` already contains a run and ``resume`` is not
             set.
+        MissingPartError: ``config.compile`` is set and there is no compiler.
         RSRefSegError: the disk is full, the device runs out of memory, or the loss is no longer finite.
     """
     refuse_sharding()
@@ -100,6 +102,8 @@ def train(
             data = _recorded(data, record["data"], out)
         else:
             model_config = base.adapted(model_config)
+        if config.compile:
+            check_compiler(processes.device)
         parts, validation = read_samples(data, watcher.on_note)
         samples = tuple(chain(*parts))
         contents = {"sha256": samples_digest([*samples, *validation]), "samples": len(samples)}

@@ -23,6 +23,7 @@ from ..runs.trained import trained_state
 from .batch_norm import count_phrases, share_batch_norms
 from .batches import Batch, BatchLoader, EpochBatches, TrainingBatches
 from .checkpointing import checkpoint_blocks
+from .compiling import compile_blocks
 from .config import Precision, TrainConfig
 from .data import TrainingData
 from .losses import segmentation_loss
@@ -79,6 +80,8 @@ class Trainer:
         self.loader = BatchLoader(self.batches, self.sampler, config.workers, pin_memory=on_cuda)
         self.plain_model = model.to(self.accelerator.device)
         share_batch_norms(model)
+        if config.compile:
+            compile_blocks(model)
         if config.gradient_checkpointing:
             checkpoint_blocks(model)
         optimizer = torch.optim.AdamW(
@@ -194,7 +197,9 @@ class Trainer:
         self._checkpoint()
 
     def _validate(self, epoch: int, log: MetricsLog | None) -> None:
-        with self.accelerator.autocast():
+        # Compiling for the shapes of single images takes longer than it saves.
+        eager = torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
+        with self.accelerator.autocast(), eager:
             result = validate(self.plain_model, self.data)
         if log is not None:
             log.write(step=self.position.step, epoch=epoch, validation=result.to_dict())

@@ -33,7 +33,7 @@ STEPS = (
     "doctor",
     "export-fp16 parity-fp16-onnxruntime bench-onnxruntime export-fp32 parity-fp32-onnxruntime",
     "export-padded parity-padded bench-padded export-additive parity-additive bench-additive",
-    "export-folded parity-folded bench-folded scenes train-fp32 train-bf16 train-checkpointing",
+    "export-folded parity-folded bench-folded scenes train-fp32 train-bf16 train-checkpointing train-compile",
 )
 
 

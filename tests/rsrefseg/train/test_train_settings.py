@@ -97,6 +97,7 @@ def test_a_run_continues_with_the_same_settings_only(settings: str, capsys: Capt
         (("--epochs", "2"), "epochs 1, not 2"),
         (("--rank", "4"), "not 4"),
         (("--precision", "bf16"), "precision fp32, not bf16"),
+        (("--compile",), "compile False, not True"),
         (("--text-padding", "longest"), "text_padding fixed, not longest"),
     ):
         assert_refused(run_here(capsys, *again, *option), "run", fact, "--out")
