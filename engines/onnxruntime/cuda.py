@@ -16,7 +16,7 @@ from ..bundle.bundle import Bundle
 from ..bundle.contracts import Stage
 from ..engine import IMAGE_STAGES, Arrays, Tensors, one_line, refuse_dynamic
 from ..errors import MissingPartError, RSRefSegError
-from .device_session import RECORDING_OPTIONS, BoundTensor, DeviceSession
+from .device_session import RECORDING_OPTIONS, BoundTensor, DeviceSession, PendingTensor
 from .engine import FATAL, PROVIDERS, OnnxRuntimeEngine, not_started, unavailable_reason
 from .library import package
 
@@ -37,8 +37,9 @@ _SIZES = {
 class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     """Runs every stage on one GPU, one call at a time.
 
-    An image is uploaded once for both encoders, which run in parallel; mask logits are downloaded once per call of
-    ``predict``. Features of phrases stay on the host, so that any of them can be combined. Stages run in two worker
+    An image is uploaded once for both encoders, which run in parallel with each other and with the text encoder: an
+    error of theirs may be raised by the call that uses their outputs. Mask logits are downloaded once per call of
+    ``predict``. Features of phrases stay on the host, so that any of them can be combined. Stages run in three worker
     threads of the engine, because ONNX Runtime keeps separate handles and recordings for each thread.
 
     ``device="cpu"`` runs the same code without a GPU.
@@ -61,6 +62,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         refuse_dynamic(bundle, "onnxruntime-cuda")
         self._place = (device, device_id)
         self._image: Any = None
+        self._encoders: list[Future[Tensors]] = []  # the latest runs of both image encoders
         self._start_threads()
         if device == _CUDA and (reason := cuda_unavailable_reason(device_id)) is not None:
             raise MissingPartError(reason)
@@ -80,40 +82,51 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         with self._lock:
             return {
                 name: tensor.value.numpy() if isinstance(tensor, BoundTensor) else tensor
-                for name, tensor in tensors.items()
+                for name, tensor in _computed(tensors).items()
             }
 
     def close(self) -> None:
         """Free all sessions and their device memory, once the current call has ended."""
         with self._lock:
             self._image = None
-            for thread in (self._vision_thread, self._other_thread):
+            for thread in (self._vision_thread, self._text_thread, self._other_thread):
                 thread.shutdown()
+            self._encoders = []
             self._start_threads()
             super().close()
 
     def _start_threads(self) -> None:
-        self._vision_thread, self._other_thread = (ThreadPoolExecutor(1, self.name) for _ in range(2))
+        self._vision_thread, self._text_thread, self._other_thread = (
+            ThreadPoolExecutor(1, self.name) for _ in range(3)
+        )
 
     def _run(self, stage: Stage, model: Any, feeds: Mapping[str, Any]) -> Tensors:
         with self._lock:
             model = self._loaded(stage)  # `close` may have ended the threads in which `model` was recorded
-            return self._submit(stage, model, feeds).result()
+            if stage is not Stage.SIGLIP_TEXT or model.may_record(feeds):
+                wait(self._encoders)
+            return self._submit(stage, model, _computed(feeds)).result()
 
     def _encode_image(self, image: npt.NDArray[np.uint8]) -> Tensors:
         with self._lock:
             vision, sam = (self._loaded(stage) for stage in IMAGE_STAGES)
+            wait(self._encoders)  # they read the memory of the new image
             feeds = {"image": self._upload(image)}
-            first = self._submit(Stage.SIGLIP_VISION, vision, feeds)
-            if vision.may_record(feeds) or sam.may_record(feeds):
-                wait([first])  # nothing else may use the GPU while a run is recorded
-            second = self._submit(Stage.SAM_ENCODER, sam, feeds)
-            wait([first, second])
-        return first.result() | second.result()
+            records = vision.may_record(feeds) or sam.may_record(feeds)
+            self._encoders = runs = []
+            for stage, model in zip(IMAGE_STAGES, (vision, sam), strict=True):
+                runs.append(self._submit(stage, model, feeds))
+                if records:
+                    runs[-1].result()  # nothing else may use the GPU while a run is recorded
+        return {
+            spec.name: PendingTensor(run, spec)
+            for stage, run in zip(IMAGE_STAGES, runs, strict=True)
+            for spec in self.contract(stage).outputs
+        }
 
     def _submit(self, stage: Stage, model: DeviceSession, feeds: Mapping[str, Any]) -> Future[Tensors]:
-        thread = self._vision_thread if stage is Stage.SIGLIP_VISION else self._other_thread
-        return thread.submit(self._run_session, stage, model, feeds)
+        threads = {Stage.SIGLIP_VISION: self._vision_thread, Stage.SIGLIP_TEXT: self._text_thread}
+        return threads.get(stage, self._other_thread).submit(self._run_session, stage, model, feeds)
 
     def _run_session(self, stage: Stage, model: DeviceSession, feeds: Mapping[str, Any]) -> Tensors:
         try:
@@ -154,6 +167,11 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         if nodes == 0:
             raise MissingPartError(f"{provider} runs no node of stage '{stage}': use --backend onnxruntime")
         return DeviceSession(session, self.contract(stage), self._place, stage in TO_HOST, records, refusal)
+
+
+def _computed(tensors: Mapping[str, Any]) -> Tensors:
+    """Wait for pending tensors."""
+    return {name: one.bound() if isinstance(one, PendingTensor) else one for name, one in tensors.items()}
 
 
 def node_placement(session: Any, provider: str) -> tuple[int | None, str]:

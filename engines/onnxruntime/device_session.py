@@ -6,12 +6,13 @@ kernels, and cuDNN keeps its plan for each number of phrases.
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..bundle.contracts import Dim, StageContract
+from ..bundle.contracts import Dim, StageContract, TensorSpec
 from ..engine import Tensors, one_line
 from .engine import TYPES
 from .library import package
@@ -36,6 +37,24 @@ class BoundTensor:
     def of(cls, value: Any) -> "BoundTensor":
         """Describe an ``OrtValue``."""
         return cls(value, TYPES.get(value.data_type(), value.data_type()), tuple(value.shape()))
+
+
+class PendingTensor:
+    """A tensor for one image that a worker thread computes: its numpy dtype name and shape.
+
+    Args:
+        results: the outputs of its stage.
+        spec: its contract.
+    """
+
+    def __init__(self, results: Future[Tensors], spec: TensorSpec) -> None:
+        self.dtype, self.shape = spec.dtype, spec.sized(images=1)
+        self._results, self._name = results, spec.name
+
+    def bound(self) -> BoundTensor:
+        """Wait for the tensor and return it; raise the error of its stage."""
+        tensor: BoundTensor = self._results.result()[self._name]
+        return tensor
 
 
 class DeviceSession:

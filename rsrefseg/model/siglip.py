@@ -60,7 +60,11 @@ class SiglipVision(nn.Module):
 
 
 class SiglipText(nn.Module):
-    """Encode tokens to word features and one sentence feature, under either padding policy."""
+    """Encode tokens to word features and one sentence feature, under either padding policy.
+
+    Phrases have one length L. Under ``fixed`` a shorter one is not exact: SigLIP was trained without a mask, so that
+    every position attends to the padding, and the last position, a padding token, is pooled.
+    """
 
     def __init__(self, config: SiglipConfig, padding: Padding) -> None:
         super().__init__()

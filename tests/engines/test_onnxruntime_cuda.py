@@ -22,7 +22,7 @@ from rsrefseg.engines.onnxruntime import cuda as onnxruntime_cuda
 from rsrefseg.engines.onnxruntime import device_session
 from rsrefseg.engines.onnxruntime import engine as onnxruntime_engine
 from rsrefseg.engines.onnxruntime.cuda import RECORDED, OnnxRuntimeCudaEngine, cuda_options, node_placement
-from rsrefseg.engines.onnxruntime.device_session import BoundTensor, DeviceSession
+from rsrefseg.engines.onnxruntime.device_session import DeviceSession, PendingTensor
 from rsrefseg.engines.onnxruntime.engine import OnnxRuntimeEngine
 from rsrefseg.export.export import export_run
 from rsrefseg.export.settings import ExportSettings, Target
@@ -68,7 +68,7 @@ def test_the_image_is_uploaded_once_and_only_logits_are_downloaded(
         texts = engine.encode_text(tokens.input_ids, tokens.token_mask)
         fetched.clear()  # what is made of phrases is kept on the host
         encoded = engine.encode_image(image)
-        assert all(isinstance(tensor, BoundTensor) for tensor in encoded.values())
+        assert all(isinstance(tensor, PendingTensor) for tensor in encoded.values())
         logits = engine.predict(encoded, texts)
     assert uploads == [image.shape]
     assert fetched == [logits.shape]
@@ -133,11 +133,38 @@ def test_a_stage_keeps_its_thread_and_runs_alone_while_it_may_be_recorded(
                 pool.submit(asked, engine, random_image(bundle, seed), PHRASES).result()
         assert recordings(engine)[Stage.SIGLIP_VISION] == 1
     threads = {stage: {thread for other, _, thread in events if other is stage} for stage in Stage}
-    vision = threads.pop(Stage.SIGLIP_VISION)
-    assert len(vision) == len(set.union(*threads.values())) == 1
-    assert vision != set.union(*threads.values())
+    vision, text, others = (
+        threads.pop(Stage.SIGLIP_VISION),
+        threads.pop(Stage.SIGLIP_TEXT),
+        set.union(*threads.values()),
+    )
+    assert len(vision) == len(text) == len(others) == 1
+    assert len(vision | text | others) == 3
     encoders = [(stage, event) for stage, event, _ in events if stage in IMAGE_STAGES]
     assert encoders == [(stage, event) for stage in IMAGE_STAGES for event in ("begins", "ends")] * 3
+
+
+def test_text_is_encoded_while_both_image_encoders_run(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing encoder is reported by the call that uses its output, and the next image is not affected."""
+    run, together, image = OnnxRuntimeCudaEngine._run_session, threading.Barrier(3), random_image(bundle)
+
+    def met(engine: OnnxRuntimeCudaEngine, stage: Stage, model: DeviceSession, feeds: Mapping[str, Any]) -> Any:
+        if stage in (*IMAGE_STAGES, Stage.SIGLIP_TEXT):
+            together.wait(timeout=60)
+        return run(engine, stage, model, feeds)
+
+    with bound(bundle) as engine, OnnxRuntimeEngine(bundle, threads=1) as plain:
+        wanted = asked(plain, image, PHRASES)
+        for _ in range(3):  # until all are recorded
+            asked(engine, image, PHRASES)
+        monkeypatch.setattr(OnnxRuntimeCudaEngine, "_run_session", met)
+        assert_same(asked(engine, image, PHRASES), wanted)
+        failing = Mock(**{"run.side_effect": RuntimeError("out of memory")}, may_record=lambda feeds: False)
+        with monkeypatch.context() as broken:
+            broken.setitem(engine._models, Stage.SAM_ENCODER, failing)
+            with pytest.raises(RSRefSegError, match="'sam_encoder' failed in onnxruntime: out of memory"):
+                asked(engine, image, PHRASES)
+        assert_same(asked(engine, image, PHRASES), wanted)
 
 
 @pytest.mark.parametrize("stage", RECORDED)
