@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from .train import TrainResult
     from .trainer import StepReport, Watcher
 
-_SECOND_BASE = "`rsrefseg download rsrefseg2-rrsisd`, `rsrefseg convert` it, then --base RUN/merged.safetensors"
+_SECOND_WEIGHTS = (
+    "`rsrefseg download rsrefseg2-rrsisd`, `rsrefseg convert` it, then --base RUN/merged.safetensors, or --from-scratch"
+)
 
 
 def run_training(
@@ -74,12 +76,12 @@ def _refuse_missing(settings: Settings, resume: bool) -> None:
     """Raise MissingPartError if the settings lack data or weights, BadInputError if the preset has no use for them."""
     second = settings.model.config().rsrefseg2 is not None
     if second and settings.weights.sam is not None:
-        raise BadInputError(f"RSRefSeg 2 cannot start from --sam and --siglip: {_SECOND_BASE}, or --from-scratch")
+        raise BadInputError(f"RSRefSeg 2 cannot start from --sam and --siglip: {_SECOND_WEIGHTS}")
     missing = [] if settings.data.path else ["a data set (--data)"]
     weights, preset = settings.weights, settings.model.preset
     chosen = weights.from_scratch or weights.random_weights or weights.base or weights.sam
     if preset != Preset.TINY and not chosen and not resume:
-        ways = _SECOND_BASE if second else f"--sam and --siglip, see `rsrefseg download {preset}`, or --base"
+        ways = _SECOND_WEIGHTS if second else f"--sam and --siglip, see `rsrefseg download {preset}`, or --base"
         missing.append(f"weights for preset '{preset}', which ships none ({ways})")
     if missing:
         raise MissingPartError(f"training still needs {' and '.join(missing)} (see --help)")

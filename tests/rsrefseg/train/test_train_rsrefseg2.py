@@ -119,7 +119,7 @@ def test_stability_is_counted_exactly_in_half_precision() -> None:
 
 
 def test_missing_weights_lead_to_the_official_checkpoint(boxes: Path) -> None:
-    with pytest.raises(MissingPartError, match=r"download rsrefseg2-rrsisd.*convert.*--base"):
+    with pytest.raises(MissingPartError, match=r"download rsrefseg2-rrsisd.*convert.*--base.*--from-scratch"):
         run_training({"path": [boxes]}, "rsrefseg2")
     with pytest.raises(BadInputError, match="--sam and --siglip"):
         run_training({"path": [boxes], "sam": "sam.pth", "siglip": "siglip"}, "rsrefseg2")
