@@ -11,8 +11,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import rasterio
 import torch
 
+from rsrefseg.engines.batch import infer_images
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.bundle.comparison import tensor_error
 from rsrefseg.engines.bundle.contracts import Stage
@@ -35,6 +37,7 @@ from rsrefseg.model.rsrefseg2.prompter import text_bins
 from rsrefseg.model.stages import model_contracts, run_stage, run_stages
 from rsrefseg.runs.convert import convert_checkpoint
 from tests.support.engines import random_image
+from tests.support.rasters import write_raster
 from tests.support.stage_inputs import as_tuple, stage_inputs
 from tests.support.upstream import randomize
 from tests.support.upstream2 import PublicRSRefSeg2, small_config2, write_public2
@@ -112,6 +115,21 @@ def test_no_padding_reaches_the_mask(segmenter: Segmenter) -> None:
     (wide,), (whole,) = (segmenter.segment(one, ["a ship"]) for one in (image, square))
     assert np.array_equal(wide.mask_logits, whole.mask_logits)
     assert np.allclose(wide.full_size_logits()[:-2], whole.full_size_logits()[:30], atol=1e-3)
+
+
+def test_tiles_of_a_narrow_scene_are_padded_as_images_are(
+    published: Published, segmenter: Segmenter, tmp_path: Path
+) -> None:
+    scene, path, out = noise((40, 128)), tmp_path / "scene.tif", tmp_path / "out"
+    write_raster(path, scene.transpose(2, 0, 1))
+    options = {"tile": "64", "overlap": 0, "probability": "float"}
+    infer_images([str(path), "a ship"], bundle=published.bundle, backend="onnxruntime", out=out, **options)
+    (left,) = segmenter.segment(scene[:, :64], ["a ship"])
+    with rasterio.open(out / "scene_probability.tif") as raster:
+        found = raster.read(1)[:, :64]
+    expected = 1 / (1 + np.exp(-left.full_size_logits()))
+    assert np.ptp(expected) > 0.1
+    assert np.abs(found - expected).max() <= 1e-3
 
 
 def test_the_bundle_records_the_architecture(segmenter: Segmenter) -> None:
