@@ -200,7 +200,7 @@ def segment_source(
         if tiling is None:
             check_size(shown_name(image), source.size[1], source.size[0], options.max_pixels)
             scene = source.read_all()
-            _check_valid(image, scene)
+            _check_scene(image, scene, source.size, options)
             with turn or nullcontext():
                 found = segmenter.segment(scene, phrases)
         else:
@@ -212,7 +212,7 @@ def segment_source(
                     f"a tile of {tiling.tile_px} px has more than {limit} pixels: give a smaller --tile"
                 )
             scene = source.reduced(LONGEST_LONG_SIDE)
-            _check_valid(image, scene)
+            _check_scene(image, scene, source.size, options)
         provenance = Provenance.of(image, scene, segmenter, tiling, options.to_dict())
         if tiling is not None:
             settings = {"source_key": source_key(image), "phrases": list(phrases), "provenance": provenance.to_dict()}
@@ -231,7 +231,8 @@ def result_stem(image: str) -> str:
     return Path(image.partition("?")[0] if is_remote(image) else image).stem
 
 
-def _check_valid(image: str, scene: Scene) -> None:
+def _check_scene(image: str, scene: Scene, size: tuple[int, int], options: InferOptions) -> None:
+    options.maps.check_image(scene.raster, size)
     if scene.valid is not None and not scene.valid.any():
         image = shown_name(image)
         raise BadInputError(f"the image '{image}' has no valid pixel: all are nodata, masked or transparent")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInputError
-from .regions import Region
+from ..images.scene import RasterInfo
+from .regions import Placement, Region
 from .vectors import check_vector_file
 
 
@@ -39,13 +40,16 @@ class MapOptions:
         if self.min_area is not None and re.fullmatch(r"\d+(\.\d+)?(m2|px)", self.min_area) is None:
             raise BadInputError(f"'{self.min_area}' is not an area: give it as 50m2 or 20px")
 
-    def check_place(self, on_earth: bool) -> None:
-        """Check that the options suit a raster.
+    def check_image(self, raster: RasterInfo | None, size: tuple[int, int]) -> None:
+        """Check that the options suit an image of ``size`` (H, W), px; ``raster`` is ``None`` for a photo.
 
         Raises:
-            BadInputError: areas are in square metres, but the raster has no place on earth.
+            BadInputError: a photo has no maps, or areas are in square metres and the raster has no place on earth.
         """
-        if not on_earth and self.min_area is not None and self.min_area.endswith("m2"):
+        if raster is None and self != MapOptions():
+            raise BadInputError("a photo has no maps: --probability, --vector, --simplify and --min-area need a raster")
+        in_metres = self.min_area is not None and self.min_area.endswith("m2")
+        if raster is not None and in_metres and not Placement.of(raster, size).on_earth:
             raise BadInputError(f"the raster has no place on earth: give --min-area in px, not {self.min_area}")
 
     def keeps(self, region: Region) -> bool:

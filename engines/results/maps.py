@@ -114,8 +114,8 @@ def open_maps(
     """
     import rasterio
 
+    options.check_image(raster, size)
     placement = Placement.of(raster, size)
-    options.check_place(placement.on_earth)
     profile = {
         "driver": "GTiff", "height": size[0], "width": size[1], "count": len(phrases), "crs": raster.crs,
         "transform": rasterio.Affine(*raster.transform), "interleave": "band", "tiled": True, "blockxsize": _BLOCK,

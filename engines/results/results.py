@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BadInputError
 from ..images.names import is_remote
 from ..images.scene import RasterInfo, Scene
 from ..segmentation import Segmentation, TiledSegmentation
@@ -69,6 +68,8 @@ def write_results(
         RSRefSegError: the disk is full or the folder cannot be written.
     """
     scene = image if isinstance(image, Scene) else Scene(image)
+    height, width = scene.size if scene.raster is None else segmentations[0].size
+    maps.check_image(scene.raster, (height, width))
     path, key = (source_name(source), source_key(source)) if source is not None else (None, None)
     json_path = result_path(out_dir, stem, source)
     json_path.unlink(missing_ok=True)  # it is written last and vouches for the other files
@@ -76,8 +77,6 @@ def write_results(
     overlay_path = out_dir / f"{stem}_overlay.png"
     overlay = Overlay(scene.image)
     if scene.raster is None:
-        if maps != _NOTHING:
-            raise BadInputError("a photo has no maps: --probability, --vector, --simplify and --min-area need a raster")
         files = [out_dir / f"{stem}_{_slug(found.phrase)}_mask.png" for found in segmentations]
         results = _write_masks(files, segmentations, overlay)
     else:
@@ -90,7 +89,6 @@ def write_results(
         for result, segmentation in zip(results, segmentations, strict=True):
             result["rle"] = encode_rle(segmentation.mask)
     _write_png(overlay_path, overlay.render())
-    height, width = scene.size if scene.raster is None else segmentations[0].size
     document = {
         "schema_version": RESULT_SCHEMA_VERSION,
         "source": path,

@@ -259,6 +259,23 @@ def test_a_run_that_fails_before_its_first_tile_leaves_nothing(folder: Path, tmp
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.parametrize("tile", ["64", "off"])
+@pytest.mark.parametrize(("suffix", "option"), [("png", {"probability": "uint8"}), ("tif", {"min_area": "5m2"})])
+def test_maps_that_do_not_suit_the_image_are_refused_before_it_is_segmented(
+    folder: Path, tmp_path: Path, suffix: str, option: dict[str, str], tile: str
+) -> None:
+    path, out = tmp_path / f"a.{suffix}", tmp_path / "out"
+    Image.fromarray(np.moveaxis(squares(4), 0, 2)).save(path)  # neither has a place on earth
+    before = infer_image(str(path), PHRASES[:1], folder, "onnxruntime", out, tile=tile).files
+    contents = [file.read_bytes() for file in before]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxRuntimeEngine, "encode_image", None)
+        with pytest.raises(BadInputError):
+            infer_image(str(path), PHRASES[:1], folder, "onnxruntime", out, tile=tile, **option)
+    assert [file.read_bytes() for file in before] == contents
+    assert not list(out.glob(".*"))
+
+
 def test_strips_of_a_wide_scene_stay_small(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row of tiles as high as the scene."""
     monkeypatch.setattr("rsrefseg.engines.segmentation._STRIP_PIXELS", 2000)
