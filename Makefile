@@ -1,7 +1,7 @@
 # make demo    the whole job on made scenes, minutes on two CPU cores
 # make test    lint, types and the fast tests
 # make test-slow    kills, several processes, real benches, wheels in fresh environments
-# make test-full    presets and public checkpoints at full size: about 40 minutes, 12 GB of memory, 20 GB of disk
+# make test-full    presets and public checkpoints at full size: an hour or more, 12 GB of memory, 20 GB of disk
 # make docs    the documentation site in ./site, with its command reference
 # make gpu-check    on a CUDA machine: parity, latency and training, one JSON in ./gpu_check;
 #                   TensorRT with EXTRAS=cuda,tensorrt,train, options as in GPU_CHECK='--preset b --out DIR'
