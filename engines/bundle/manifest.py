@@ -20,11 +20,10 @@ from .contracts import Geometry, PositiveInt, Stage, StageContract
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "bundle.json"
-# Reported by export, infer, parity and bench.
+# Reported by export, infer, eval, parity and bench, as is NOT_JUDGED_NOTE.
 RANDOM_WEIGHTS_NOTE = "the weights are random: sizes and times hold, masks and scores mean nothing"
 Precision = Literal["fp32", "fp16", "int8", "fp8"]
 QUANTIZED = ("int8", "fp8")
-# Reported by export, infer, eval, parity and bench.
 NOT_JUDGED_NOTE = "the bundle is quantised and its masks were not judged: export it with --data, or run parity --data"
 _DIGEST, _NO_DIGEST = "digest", "0" * 64
 EXPORT_AGAIN = "copy the bundle again, or export it again with `rsrefseg export`"
