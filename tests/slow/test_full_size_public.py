@@ -44,3 +44,10 @@ def test_masks_are_those_of_the_rebuild(public: Converted, capsys: pytest.Captur
         print(f"\n    public: {public.summary()}, mask logits {errors} of the maximum", flush=True)
     assert max(errors.values()) <= TOLERANCE
     assert public.exporting.peak_gib * 2**30 <= EXPORT_GB * 1e9
+
+
+def test_infer_on_onnx_runtime_answers_each_phrase(public: Converted, capsys: pytest.CaptureFixture[str]) -> None:
+    found = public.infer(SCENE.image, PHRASES)
+    with capsys.disabled():
+        print(f"\n    public: infer, cold: {found.wall_s:.0f} s, {found.peak_gib:.2f} GiB", flush=True)
+    assert len(found.document["results"]) == len(PHRASES)

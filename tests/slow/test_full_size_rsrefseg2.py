@@ -17,7 +17,7 @@ pytestmark = pytest.mark.full_size
 SCENE = rendered_scenes()[0]
 IMAGES = {"square": SCENE.image, "wide": SCENE.image[:160]}
 PHRASES = [referral.phrase for referral in SCENE.referrals[:2]]
-EXPORT_GB, BUNDLE_FP16_GB = 14, 3.0
+EXPORT_GB, INFER_GB, BUNDLE_FP16_GB = 14, 8, 3.0
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,14 @@ def test_masks_are_those_of_the_rebuild(public: Converted, capsys: pytest.Captur
         print(f"\n    rsrefseg2: {public.summary()}, mask logits {errors} of the maximum", flush=True)
     assert max(errors.values()) <= TOLERANCE
     assert public.exporting.peak_gib * 2**30 <= EXPORT_GB * 1e9
+
+
+def test_infer_on_onnx_runtime_answers_each_phrase(public: Converted, capsys: pytest.CaptureFixture[str]) -> None:
+    found = public.infer(SCENE.image, PHRASES)
+    with capsys.disabled():
+        print(f"\n    rsrefseg2: infer, cold: {found.wall_s:.0f} s, {found.peak_gib:.2f} GiB", flush=True)
+    assert len(found.document["results"]) == len(PHRASES)
+    assert found.peak_gib * 2**30 <= INFER_GB * 1e9
 
 
 def test_the_bundle_in_half_precision_is_small(public: Converted, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from torch import Tensor, from_numpy
 
 from rsrefseg.engines.segmenter import Segmenter
@@ -36,6 +37,11 @@ class Converted(NamedTuple):
                 assert wanted.std() > 1e-3
                 errors[name] = float(np.abs(found - wanted).max() / np.abs(wanted).max())
         return errors
+
+    def infer(self, image: np.ndarray, phrases: list[str]) -> Measured:
+        """Run ``infer`` on ONNX Runtime."""
+        Image.fromarray(image).save(self.folder / "image.png")
+        return measured(self.folder, "infer", "image.png", *phrases, "--bundle", "bundle", "--backend", "onnxruntime")
 
     def summary(self) -> str:
         """Return durations, memory and sizes."""
