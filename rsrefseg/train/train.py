@@ -120,7 +120,7 @@ def train(
         shares = tuple(zip(map(len, grouped), data.shares, strict=True))
         training_data = TrainingData(tuple(chain(*grouped)), validation, reader, data.resize_masks, shares)
         if warnings := check_phrases([*samples, *validation], reader):
-            watcher.on_note(f"{len(warnings)} phrases are not read in full; the first: {warnings[0]}")
+            watcher.on_note(f"phrases not read in full: {len(warnings)}; the first: {warnings[0]}")
         model, _ = prepare_model(base, model_config, config.lora, config.seed)
         parameters = count_parameters(model)
         if is_main and not started:
