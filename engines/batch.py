@@ -134,16 +134,10 @@ def infer_batch(
     job = Job(opened.root.resolve(), opened.digest, tuple(phrases), options, out.resolve())
     items = work_list(images, out, shard)
     name = f"results-{shard.replace('/', '-of-')}.csv" if shard else "results.csv"
-    table = Table(out / name)
-    seconds = seconds_of(table.path) if resume else {}
-    work: list[Work] = []
-    for number, item in enumerate(items):
-        rows = job.finished(item, seconds) if resume else None
-        if rows is None:
-            work.append((number, item))
-        else:
-            table.add(number, rows, append=False)
-    table.write()
+    seconds = seconds_of(out / name) if resume else {}
+    found = {number: job.finished(item, seconds) if resume else None for number, item in enumerate(items)}
+    table = Table(out / name, {number: rows for number, rows in found.items() if rows is not None})
+    work = [(number, item) for number, item in enumerate(items) if found[number] is None]
     failed, backend = [], ""
     with ProgressLine("images") as progress:
         for done, result in enumerate(_run(job, work, cluster), len(items) - len(work) + 1):

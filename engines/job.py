@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from .errors import BundleError, MissingPartError
 from .images.names import is_remote, shown_name, without_secrets
+from .images.rasters import files_of
 from .infer import InferOptions, result_stem, segment_source
 from .records import Record
 from .results.results import result_path, write_results
@@ -122,9 +123,10 @@ class Job(Record, frozen=True):
                 return None
             oldest = min(path.with_name(name).stat().st_mtime for name in names)
             if not is_remote(item.image):
-                image, file = Path(item.image), Path(item.image).stat()
-                # The time of change is that of a copy or move, too.
-                if max(file.st_mtime, file.st_ctime) > oldest and sha256_file(image) != made["source_sha256"]:
+                files = files_of(item.image)
+                is_newer = any(_changed(file) > oldest for file in files)
+                # Of a VRT, only its own digest is recorded.
+                if is_newer and (len(files) > 1 or sha256_file(files[0]) != made["source_sha256"]):
                     return None
             known = [seconds.get((shown_name(item.image), phrase)) for phrase in self.phrases]
             return self._rows(item, path, document, known[0])
@@ -134,3 +136,9 @@ class Job(Record, frozen=True):
     def _rows(self, item: Item, path: Path, document: dict[str, Any], seconds: float | None) -> list[Row]:
         shown = seconds if seconds is None else round(seconds, 3)
         return rows_of(shown_name(item.image), document, path.relative_to(self.out), shown)
+
+
+def _changed(file: Path) -> float:
+    """Return when a file was last written, copied or moved, seconds since the epoch."""
+    found = file.stat()
+    return max(found.st_mtime, found.st_ctime)

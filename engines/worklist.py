@@ -46,6 +46,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         BadInputError: no phrase is left, or an image follows a phrase.
     """
     first, *others = arguments
+    if not first.strip():
+        raise BadInputError("the image has an empty name: give a file, a folder or a list")
     images = [first, *itertools.takewhile(_names_images, others)]
     phrases = others[len(images) - 1 :]
     if late := [phrase for phrase in phrases if _names_images(phrase)]:
@@ -162,9 +164,12 @@ def _lines(path: str) -> list[str]:
 
 def _csv(path: str) -> list[str]:
     rows = csv.DictReader(_text(path).splitlines())
-    if _CSV_COLUMN not in (rows.fieldnames or ()):
-        raise BadInputError(f"the list '{path}' has no column '{_CSV_COLUMN}': name it in the first line")
-    return [row[_CSV_COLUMN] for row in rows if row[_CSV_COLUMN]]
+    try:
+        if _CSV_COLUMN not in (rows.fieldnames or ()):
+            raise BadInputError(f"the list '{path}' has no column '{_CSV_COLUMN}': name it in the first line")
+        return [row[_CSV_COLUMN] for row in rows if row[_CSV_COLUMN]]
+    except csv.Error as error:
+        raise BadInputError(f"the list '{path}' is not a CSV file that can be read: {error}") from error
 
 
 def _text(path: str) -> str:

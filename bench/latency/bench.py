@@ -64,7 +64,7 @@ class BenchRequest:
     def command(self) -> str:
         """The equivalent command line."""
         names = ("backends", "bundle", "run", "rounds", "minutes", "scenarios")
-        options = {name: value for name in names if (value := getattr(self, name))}
+        options = {name: value for name in names if (value := getattr(self, name)) not in (None, "")}
         given = (part for name, value in options.items() for part in (f"--{name}", str(value)))
         return shlex.join(["rsrefseg", "bench", *given])
 

@@ -29,8 +29,8 @@ class Startup(Struct, frozen=True):
     Attributes:
         import_ms: import of the runtime and check that it can run here, after Python, numpy and this package are
             imported.
-        open_ms: search for the model's files and computation of their digests, which loads them into the disk cache.
-            ``onnx-naive`` verifies the model that its cached graphs were exported from.
+        open_ms: search for the model's files and check of their digests; a bundle's large unchanged files are not read
+            again, a run's are. ``onnx-naive`` verifies the model that its cached graphs were exported from.
         load_ms: reading the weights and preparing all stages. Work that a runtime defers to the first run, such as
             ``torch.compile``, is part of ``first_answer_ms``.
         load_least_ms, load_most_ms: shortest and longest ``load_ms``; the three times above are medians.

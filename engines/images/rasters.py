@@ -48,10 +48,9 @@ class Raster:
         descriptions = [text or "" for text in dataset.descriptions]
         choice = choose_bands(name, descriptions, colours, bands)
         notes = [choice.note] if choice.note else []
-        if dataset.gcps[0]:
-            notes.append(
-                "the raster is placed by ground control points only: results are in pixels (gdalwarp places it)"
-            )
+        is_placed = dataset.crs is not None and not dataset.transform.is_identity
+        if not is_placed and (reason := _why_in_pixels(dataset)):
+            notes.append(f"{reason}: results are in pixels")
         self._bands = choice.bands
         kinds = [str(dataset.dtypes[band - 1]) for band in self._bands]
         if any(kind.startswith("complex") for kind in kinds):
@@ -63,7 +62,7 @@ class Raster:
         self._colours = self._colour_table(colours[self._bands[0] - 1], bands)
         self._limits = None if self._colours is not None else self._limits_of()
         self.info = RasterInfo(
-            crs=dataset.crs.to_wkt() if dataset.crs else None,
+            crs=dataset.crs.to_wkt() if is_placed else None,
             transform=tuple(dataset.transform)[:6],
             bands=self._bands,
             descriptions=tuple(descriptions[band - 1] for band in self._bands),
@@ -211,6 +210,18 @@ def open_dataset(name: Path | str, mode: str = "r", **profile: Any) -> Any:
         return rasterio.open(name, mode, **profile)
 
 
+def files_of(image: str) -> list[Path]:
+    """Return a local image and, of a VRT, the files that it shows.
+
+    Raises:
+        OSError: the VRT cannot be read.
+    """
+    if not image.lower().endswith(".vrt"):
+        return [Path(image)]
+    with open_dataset(Path(image).absolute()) as dataset:
+        return [Path(name) for name in dataset.files]
+
+
 @contextlib.contextmanager
 def _as_bad_input(name: str) -> Iterator[None]:
     """Raise errors of reading as ``BadInputError``."""
@@ -238,6 +249,15 @@ def gdal_errors() -> tuple[type[Exception], ...]:
     from rasterio.errors import RasterioError
 
     return RasterioError, CPLE_BaseError
+
+
+def _why_in_pixels(dataset: Any) -> str | None:
+    """Return what a raster without a place has instead of a CRS and a transform; None for nothing."""
+    if dataset.gcps[0]:
+        return "the raster is placed by ground control points only (gdalwarp places it)"
+    if dataset.rpcs is not None:
+        return "the raster is placed by RPCs only (gdalwarp -rpc places it)"
+    return "the raster has a CRS but no transform" if dataset.crs is not None else None
 
 
 def _check(name: str, dataset: Any, max_pixels: int | None) -> None:

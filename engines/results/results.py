@@ -32,7 +32,7 @@ _NOTHING = MapOptions()
 
 
 def write_results(
-    out_dir: Path,
+    out_dir: Path | str,
     stem: str,
     image: npt.NDArray[np.uint8] | Scene,
     segmentations: Sequence[Segmentation],
@@ -67,6 +67,7 @@ def write_results(
         BadInputError: an option does not suit the image.
         RSRefSegError: the disk is full or the folder cannot be written.
     """
+    out_dir = Path(out_dir)
     scene = image if isinstance(image, Scene) else Scene(image)
     height, width = scene.size if scene.raster is None else segmentations[0].size
     maps.check_image(scene.raster, (height, width))

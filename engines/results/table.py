@@ -56,18 +56,20 @@ class Table:
     """A table that is complete at any moment up to the rows that were added last.
 
     Args:
-        path: the CSV file. An earlier one is replaced.
+        path: the CSV file. An earlier one is replaced by the first call of ``add`` or ``write``.
+        finished: rows of an earlier run that stay, by the position of their image in the work list.
 
     Raises:
         BadInputError: the file is another table.
         RSRefSegError: the file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, finished: Mapping[int, list[Row]]) -> None:
         if path.exists() and not path.read_bytes().startswith(",".join(COLUMNS).encode()):
             raise BadInputError(f"'{path}' is not a table of infer: choose another --out")
         self.path = path
-        self._rows: dict[int, list[Row]] = {}
+        self._rows = dict(finished)
+        self._is_written = False
 
     def write(self) -> None:
         """Write all rows in the order of the work list, atomically."""
@@ -77,22 +79,24 @@ class Table:
         ):
             csv.writer(stream).writerow(COLUMNS)
             self._append(stream, (row for number in sorted(self._rows) for row in self._rows[number]))
+        self._is_written = True
 
-    def add(self, number: int, rows: list[Row], append: bool = True) -> None:
-        """Add the rows of an image, and ``append`` them to the file.
+    def add(self, number: int, rows: list[Row]) -> None:
+        """Add the rows of an image to the file.
 
         Args:
             number: position of the image in the work list.
             rows: its rows.
-            append: False before the file is written.
         """
         self._rows[number] = rows
-        if append:
-            try:
-                with self.path.open("a", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-                    self._append(stream, rows)
-            except OSError as error:
-                raise unwritable(self.path, error) from error
+        if not self._is_written:
+            self.write()
+            return
+        try:
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+                self._append(stream, rows)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def _append(self, stream: Any, rows: Iterable[Row]) -> None:
         csv.DictWriter(stream, COLUMNS, restval="").writerows(rows)

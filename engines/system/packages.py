@@ -1,5 +1,6 @@
 """Third-party packages: which one a failed import belongs to, and how to install it."""
 
+import sys
 from traceback import walk_tb
 
 _SAME_NAME = ("msgspec", "numpy", "psutil", "rasterio", "rich", "safetensors", "tokenizers", "typer")
@@ -44,6 +45,8 @@ def import_problem(error: BaseException) -> str | None:
 
     A broken package may raise any error, e.g. OSError for a shared library that cannot be loaded.
     """
+    if isinstance(error, ImportError) and error.name in sys.stdlib_module_names and sys.version_info < (3, 11):
+        return "this command needs Python 3.11 or later: 3.10 can only run bundles"
     names = [error.name] if isinstance(error, ImportError) and error.name else []
     frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
     names += [frame.f_globals.get("__name__", "") for frame in reversed(frames)]

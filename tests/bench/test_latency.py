@@ -49,6 +49,11 @@ def report(exported: Exported, folder: Path, no_other_processes: None) -> BenchR
     return run_bench(request)
 
 
+def test_the_command_of_a_report_has_every_option_that_was_given() -> None:
+    assert "--minutes 0" in BenchRequest("torch", minutes=0).command
+    assert "--scenarios" not in BenchRequest("torch").command
+
+
 def by_key(found: list[Measurement]) -> dict[tuple[str, str, str], Measurement]:
     return {(one.runner, one.scenario, one.span): one for one in found}
 

@@ -76,6 +76,12 @@ def test_doctor_shows_a_broken_package(package: str, place: Path) -> None:
     assert any(package in ability["detail"] and "libnothing" in ability["detail"] for ability in broken)
 
 
+def test_a_module_that_python_3_10_lacks_names_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 12))
+    for error in (ImportError("cannot import name 'StrEnum'", name="enum"), ModuleNotFoundError(name="tomllib")):
+        assert "Python 3.11" in str(packages.import_problem(error))
+
+
 def test_every_declared_package_is_known() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = (project["dependencies"], project["optional-dependencies"]["train"])

@@ -5,8 +5,10 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import rasterio.shutil
 
 from rsrefseg.engines.batch import BatchReport, infer_batch, infer_images
 from rsrefseg.engines.errors import BadInputError
@@ -14,6 +16,7 @@ from rsrefseg.engines.infer import InferOptions, InferReport
 from rsrefseg.engines.segmenter import Segmenter
 from tests.support.batches import PHRASES, batch_job, table, write_scenes, written
 from tests.support.killing import Moment, run_job
+from tests.support.rasters import colour_bands, write_raster
 
 OPTIONS = InferOptions("onnxruntime")
 Run = Callable[..., BatchReport]
@@ -107,6 +110,25 @@ def test_resume_redoes_what_changed_and_nothing_else(
     assert run(copies, resume=True, options=InferOptions("onnxruntime", tile="20")).resumed == 0
     assert run(copies, resume=True, phrases=PHRASES[:1]).resumed == 0
     assert run(copies, resume=False).resumed == 0
+
+
+def test_resume_redoes_a_vrt_whose_files_changed(run: Run, tmp_path: Path) -> None:
+    source = write_raster(tmp_path / "source.tif", colour_bands(40)).path
+    (scenes := tmp_path / "mosaics").mkdir()
+    rasterio.shutil.copy(source, scenes / "mosaic.vrt", driver="VRT")
+    assert run(scenes).images == 1
+    assert run(scenes, resume=True).resumed == 1
+    os.utime(source, (2**33, 2**33))
+    assert run(scenes, resume=True).resumed == 0
+
+
+@pytest.mark.parametrize("options", [{"backend": "x"}, {"threshold": 1.0}, {"absent_below": 0.5}])
+def test_a_refused_option_keeps_an_earlier_table(run: Run, tmp_path: Path, options: dict[str, Any]) -> None:
+    run()
+    before = (tmp_path / "out/results.csv").read_bytes()
+    with pytest.raises(BadInputError):
+        run(options=InferOptions(**{"backend": "onnxruntime"} | options))
+    assert (tmp_path / "out/results.csv").read_bytes() == before
 
 
 def test_shards_write_tables_of_their_own(run: Run, tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio.shutil
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
+from rasterio.rpc import RPC
 
 from rsrefseg.engines.images import rasters
 from rsrefseg.engines.images.images import read_image, read_scene
 from rsrefseg.engines.images.scene import Scene
+from rsrefseg.engines.results.regions import Placement
 from tests.support.damage import refused
 from tests.support.rasters import KINDS, S2_NAMES, Stored, colour_bands, write_kind, write_raster
 
@@ -255,3 +258,27 @@ def test_a_raster_placed_by_control_points_says_so(tmp_path: Path) -> None:
     assert info is not None
     assert info.crs is None
     assert any("ground control points" in note for note in info.notes)
+
+
+@pytest.mark.parametrize(
+    ("profile", "reason"),
+    [({"crs": "EPSG:32633", "transform": None}, "no transform"), ({"crs": None, "transform": None}, "RPCs")],
+)
+def test_a_raster_without_a_transform_has_no_place_and_says_so(
+    tmp_path: Path, profile: dict[str, Any], reason: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = write_raster(tmp_path / "a.tif", RGB, **profile).path
+    if reason == "RPCs":
+        polynomial = [0.0, *[0.1] * 19]
+        with rasterio.open(path, "r+") as raster:
+            raster.rpcs = RPC(
+                height_off=0, height_scale=1, lat_off=50, lat_scale=1, line_den_coeff=[1.0, *[0.0] * 19],
+                line_num_coeff=polynomial, line_off=80, line_scale=80, long_off=15, long_scale=1,
+                samp_den_coeff=[1.0, *[0.0] * 19], samp_num_coeff=polynomial, samp_off=80, samp_scale=80,
+            )  # fmt: skip
+    info = read_scene(path).raster
+    assert info is not None
+    assert not Placement.of(info, (160, 160)).on_earth
+    assert any(reason in note for note in info.notes)

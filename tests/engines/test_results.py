@@ -84,7 +84,7 @@ def test_files_for_each_phrase_an_overlay_and_the_figures(tmp_path: Path) -> Non
     image = np.full((60, 80, 3), 120, np.uint8)
     masks = {"The Stadium, left!": disc(), "the field": ~disc(), "a ship": np.zeros((60, 80), np.bool_)}
     answers = [found(mask, phrase) for phrase, mask in masks.items()]
-    paths = write_results(tmp_path / "new", "scene", image, answers)
+    paths = write_results(str(tmp_path / "new"), "scene", image, answers)
     assert [path.name for path in paths] == [
         "scene_the-stadium-left-3fc1c54b_mask.png", "scene_the-field-0a59e3db_mask.png",
         "scene_a-ship-acdefc95_mask.png",

@@ -51,7 +51,8 @@ def test_lists_are_relative_to_their_folder(files: Path) -> None:
     (files / "list.csv").write_text('\ufeffsensor,image\nS2,"scenes/b/x.tif"\nS2,missing.tif\n')
     assert places("list.csv") == ["scenes/b/x.tif", "missing.tif"]
     (files / "bare.csv").write_text("scenes/b/x.tif\n")
-    for wrong in ("bare.csv", "none.csv", "none.txt"):
+    (files / "long.csv").write_text(f"image,geometry\na.tif,{'0' * 2**18}\n")
+    for wrong in ("bare.csv", "long.csv", "none.csv", "none.txt"):
         with pytest.raises(BadInputError, match=wrong):
             work_list([wrong], OUT)
 
@@ -91,6 +92,9 @@ def test_no_name_of_a_file_is_a_phrase() -> None:
     named = ["scenes/a/x.tif", "missing.TIF", "scenes", "scenes/*/x.tif", "list.csv", "s3://b/a", "runway"]
     named.append('NETCDF:"cube.nc":red')
     assert split_arguments(["any", *named, *phrases]) == (["any", *named], phrases)
+    for empty in ("", " "):  # a variable of a script that is not set
+        with pytest.raises(BadInputError, match="empty name"):
+            split_arguments([empty, "the ship"])
     for wrong in (["a.tif", "the ship", "b.tif"], ["a.tif", "b.tif"]):  # a phrase too early, and none
         with pytest.raises(BadInputError, match=r"b\.tif"):
             split_arguments(wrong)
