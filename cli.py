@@ -500,7 +500,9 @@ def infer(
     absent_below: Annotated[
         float, Option(min=0, max=1, help="Empty masks for phrases of a lower presence score.")
     ] = 0.0,
-    rle: Annotated[bool, Option("--rle", help="Add COCO run lengths of the masks to the JSON.")] = False,
+    rle: Annotated[
+        bool, Option("--rle", help="Add COCO run lengths of the masks to the JSON; not with tiles.")
+    ] = False,
     bands: Annotated[
         str | None, _raster(metavar="R,G,B", help="Bands by number or description, e.g. 4,3,2 or B04,B03,B02.")
     ] = None,

@@ -84,7 +84,7 @@ def select_backend(name: str, bundle: Bundle, threads: int | None = None) -> Sel
                 with contextlib.suppress(Exception):
                     engine.close()  # the next backend may need its memory
             refusals.append(f"not {candidate}: {_short(error)}")
-            if not isinstance(error, NotInstalledError):
+            if not isinstance(error, NotInstalledError) and sys.stderr is not None:
                 print(f"rsrefseg: auto does not use {candidate}: {_reason(error)}", file=sys.stderr)
         else:
             return Selection(engine, "; ".join([candidate, *reversed(refusals)]))

@@ -14,6 +14,7 @@ from .backends import Backend, select_backend
 from .bundle.bundle import Bundle
 from .bundle.contracts import Stage
 from .engine import Engine, Tensors
+from .errors import BadInputError
 from .images.images import stretch
 from .images.scene import Scene
 from .segmentation import MaskRule, Segmentation
@@ -64,6 +65,8 @@ class Segmenter:
         threshold: float = 0.5,
         absent_below: float = 0.0,
     ) -> None:
+        if cached_phrases < 0:
+            raise BadInputError(f"cached_phrases is {cached_phrases}: give 0 or more")
         self.bundle = bundle
         self.engine = engine
         self.rule = MaskRule(threshold, absent_below, bundle.manifest.presence)

@@ -20,8 +20,9 @@ _NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class Score:
-    """Scores on one split: the data set, the split, the protocol, and metrics by name."""
+    """Scores on one split: what was scored (run or bundle), data set, split, protocol, and metrics by name."""
 
+    model: str
     data: str
     split: str
     protocol: str
@@ -69,17 +70,28 @@ def model_card(facts: CardFacts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def recorded_scores(run: Path, record: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]]) -> list[Score]:
-    """Return the best validation in the log of a run, whose weights are the run's; nothing without a validation."""
-    found = [entry["validation"] for entry in metrics if "validation" in entry]
+def recorded_scores(
+    run: Path, record: Mapping[str, Any], metrics: Iterable[Mapping[str, Any]], step: int | None
+) -> list[Score]:
+    """Return the best validation up to a step in the log of a run; nothing without a validation.
+
+    Args:
+        run: the run's folder.
+        record: its record.
+        metrics: its log.
+        step: step of the merged weights, which are the best up to it; None if no step is recorded.
+    """
+    found = [entry["validation"] for entry in metrics if "validation" in entry and entry["step"] <= (step or 0)]
     best = max(found, key=lambda values: float(values["gIoU"]), default=None)
-    return [] if best is None else [score_of(best, _data_name(record) or run.name, "val")]
+    split = record["data"].get("validation_split") or "val"
+    return [] if best is None else [score_of(best, _data_name(record) or run.name, split)]
 
 
 def score_of(document: Mapping[str, Any], data: str, split: str) -> Score:
     """Return the scores in a validation, or in the JSON of ``rsrefseg eval``."""
     metrics = {name: document[name] for name in _SCORE_COLUMNS if isinstance(document.get(name), float | int)}
-    return Score(data, split, str(document["protocol"]), int(document["samples"]), metrics)
+    model = "run" if document.get("bundle_sha256") is None else "bundle"
+    return Score(model, data, split, str(document["protocol"]), int(document["samples"]), metrics)
 
 
 def _metadata(facts: CardFacts, bases: Sequence[tuple[str, str]]) -> str:
@@ -151,12 +163,12 @@ def _scores(scores: Sequence[Score]) -> str:
         return "None recorded. `rsrefseg push --scores FILE` adds those that `rsrefseg eval --json` printed."
     table = Table(
         "Values are fractions. gIoU is also called mIoU, cIoU oIoU.",
-        ("data", "split", "protocol", "samples", *_SCORE_COLUMNS),
-        words=3,
+        ("of the", "data", "split", "protocol", "samples", *_SCORE_COLUMNS),
+        words=4,
     )
     for score in scores:
         figures = (f"{score.metrics[name]:.4f}" if name in score.metrics else "-" for name in _SCORE_COLUMNS)
-        table.add(score.data, score.split, score.protocol, str(score.samples), *figures)
+        table.add(score.model, score.data, score.split, score.protocol, str(score.samples), *figures)
     return table.to_markdown()
 
 

@@ -106,8 +106,12 @@ def _bundle(folder: Path, name: str, path: Path | None, scores: Sequence[Path]) 
     checkpoint, random = bundle.manifest.provenance.checkpoint_sha256, bundle.manifest.provenance.random_weights
     run = _exported_from(bundle, path)
     record = run.read_record() if run is not None else None
-    found = recorded_scores(run.path, record, read_metrics(run.metrics_path)) if run is not None and record else []
-    found += _given_scores(scores, {bundle.digest, checkpoint} - {None, ""})
+    models, found = {checkpoint}, []
+    if run is not None and record is not None:
+        source = _merged_header(run).get("source", {})
+        models.add(source.get("run_best_sha256"))
+        found = recorded_scores(run.path, record, read_metrics(run.metrics_path), source.get("step"))
+    found += _given_scores(scores, models, bundle)
     return [*files, folder / MANIFEST_NAME], CardFacts(name, bundle, record, found, digests, random)
 
 
@@ -133,8 +137,9 @@ def _run(run: Run, name: str, scores: Sequence[Path]) -> tuple[list[Path], CardF
     paths = (*records, run.tokenizer_path, run.reference_inputs_path, run.merged_path)
     files = [path for path in paths if path.is_file()]
     digests = {path.name: sha256_file(path) for path in files}
-    found = recorded_scores(run.path, record, read_metrics(run.metrics_path))
-    found += _given_scores(scores, {digests[run.merged_path.name]})
+    source = header.get("source", {})
+    found = recorded_scores(run.path, record, read_metrics(run.metrics_path), source.get("step"))
+    found += _given_scores(scores, {digests[run.merged_path.name], source.get("run_best_sha256")})
     return files, CardFacts(name, None, record, found, digests, header.get("random_weights") is True)
 
 
@@ -142,28 +147,34 @@ def _current_header(run: Run) -> dict[str, Any]:
     """Return the header of the run's merged model; raise BadInputError if it is missing or older than the run."""
     if not run.merged_path.is_file():
         raise BadInputError(f"'{run.path}' has no merged model: run `rsrefseg merge {run.path}` first")
-    try:
-        with safe_open(run.merged_path, framework="np") as file:
-            header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
-    except Exception as error:  # safetensors raises its own error
-        raise BadInputError(f"'{run.merged_path}' is damaged: run `rsrefseg merge {run.path}` again") from error
+    header = _merged_header(run)
     merged_from = header.get("source", {}).get("run_best_sha256")
     if run.best_path.is_file() and merged_from != sha256_file(run.best_path):
         raise BadInputError(f"'{run.path}' was trained after its merge: run `rsrefseg merge {run.path}` again")
-    return dict(header)
+    return header
 
 
-def _given_scores(paths: Sequence[Path], models: set[str | None]) -> list[Score]:
-    """Read the JSON of evaluations; ``models`` are the digests that name the pushed model."""
+def _merged_header(run: Run) -> dict[str, Any]:
+    try:
+        with safe_open(run.merged_path, framework="np") as file:
+            return dict(json.loads((file.metadata() or {}).get(_HEADER, "{}")))
+    except Exception as error:  # safetensors raises its own error
+        raise BadInputError(f"'{run.merged_path}' is damaged: run `rsrefseg merge {run.path}` again") from error
+
+
+def _given_scores(paths: Sequence[Path], models: set[str | None], bundle: Bundle | None = None) -> list[Score]:
+    """Read the JSON of evaluations of the model with one of the digests ``models``, or of the pushed ``bundle``."""
     scores = []
     for path in paths:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             score = score_of(document, Path(document["data"]).name, str(document["split"]))
-            digests = {document.get("model_sha256"), document.get("bundle_sha256")}
+            model_sha256, bundle_sha256 = document.get("model_sha256"), document.get("bundle_sha256")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInputError(f"'{path}' is not the output of `rsrefseg eval --json` ({error})") from error
-        if not digests & models:
+        # A bundle's scores depend on its precision, so they are not those of another bundle of the model.
+        is_other_bundle = bundle is not None and bundle_sha256 not in (None, bundle.digest)
+        if is_other_bundle or model_sha256 is None or model_sha256 not in models:
             raise BadInputError(f"'{path}' has the scores of another model: evaluate this one again")
         if document.get("phrases") == "shuffled":
             raise BadInputError(f"'{path}' has the scores of shuffled phrases: evaluate without --shuffle-phrases")

@@ -86,7 +86,9 @@ class Compiler:
         Raises:
             RSRefSegError: TensorRT cannot parse the graph; the message names the node.
         """
-        hint = "export the bundle with this release, or install a TensorRT that knows the operator"
+        hint = (
+            "export the bundle with this release and --target tensorrt, or install a TensorRT that knows the operator"
+        )
         with self.library.step(stage, f"parse '{graph}'", hint):
             parsed: tuple[Any, ...] = self.library.loaders["network_from_onnx_path"](str(graph), strongly_typed=True)
             return parsed

@@ -67,7 +67,7 @@ def run_build(request: BuildRequest) -> BuildReport | CompileReport:
         how, unused = "--runtime tensorrt-rtx", ("stages", "workspace_mib", "optimization_level")
     else:
         how, unused = "a build for this GPU (or add --runtime tensorrt-rtx)", ("gpus", "out")
-    if wrong := [name for name in unused if getattr(request, name) not in (None, False)]:
+    if wrong := [name for name in unused if (value := getattr(request, name)) is not None and value is not False]:
         raise BadInputError(f"--{wrong[0].replace('_', '-')} has no effect with {how}: leave it out")
     if portable and gpus is None and not request.check:
         raise BadInputError("--runtime tensorrt-rtx builds for named GPUs: add --gpus, e.g. --gpus sm86,rtx-4090")

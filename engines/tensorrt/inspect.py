@@ -80,6 +80,7 @@ def _precision(layer: Any) -> str | None:
         return None
     tensors = [tensor for side in ("Inputs", "Outputs") for tensor in layer.get(side) or [] if isinstance(tensor, dict)]
     types = " ".join(str(tensor.get(key, "")) for tensor in tensors for key in _TYPE_KEYS)
+    types = types.lower().replace("uint8", "")  # of the image, which is not computed in
     tactic = str(layer.get("TacticName", ""))
     if _any(_FP8, f"{types} {tactic}"):
         return "FP8"

@@ -15,6 +15,7 @@ from .masks import Rle, annotated_mask, checked_size, empty_rle, rle_box, run_le
 from .samples import Dataset, Sample
 
 # Image folders to search, relative to the folder of the JSON-lines file.
+_SUFFIX = ".jsonl"
 _IMAGE_FOLDERS = ("images", "images/rrsisd/JPEGImages", "JPEGImages", "img_rgb", "image/image", "image", ".")
 
 
@@ -31,7 +32,7 @@ class ExportedLines(Record, frozen=True):
 
 def matches(path: Path) -> bool:
     """Return whether a path is a JSON-lines file."""
-    return path.is_file() and path.suffix == ".jsonl"
+    return path.is_file() and path.suffix == _SUFFIX
 
 
 def read(path: Path, images: Path | None) -> tuple[Sample, ...]:
@@ -57,9 +58,13 @@ def export_jsonl(dataset: Dataset, path: Path) -> ExportedLines:
     ``segmentation`` is a list with one compressed run-length mask, for every kind of source mask.
 
     Raises:
-        BadInputError: a mask is broken.
+        BadInputError: a mask is broken, or the name of the file does not end in ``.jsonl``.
         RSRefSegError: the file cannot be written.
     """
+    if path.suffix != _SUFFIX:
+        raise BadInputError(
+            f"'{path}' does not end in {_SUFFIX}, by which data sets of JSON lines are known: rename it"
+        )
     folder = common_image_folder(dataset.samples)
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
         for sample in dataset.samples:

@@ -43,14 +43,14 @@ WrittenScene = tuple[str, npt.NDArray[np.uint8], Sequence[Referral]]
 def write_rrsisd(root: Path, scenes: Iterable[WrittenScene], overwrite: bool = False) -> None:
     """Write a data set in the RRSIS-D layout, atomically. Equal scenes produce equal bytes in every file.
 
-    With ``overwrite``, an existing folder in this layout is replaced.
+    With ``overwrite``, an existing folder is replaced if it has this layout and nothing else.
 
     Raises:
         BadInputError: the folder is not empty and may not be replaced.
         RSRefSegError: the disk is full or the folder cannot be written.
     """
     occupied = root.exists() and (not root.is_dir() or any(root.iterdir()))
-    if occupied and not (overwrite and rrsisd.matches(root)):
+    if occupied and not (overwrite and _is_replaceable(root)):
         raise BadInputError(f"'{root}' is not empty: name another folder or remove it first")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -103,3 +103,9 @@ def write_rrsisd(root: Path, scenes: Iterable[WrittenScene], overwrite: bool = F
         # A pass through JSON makes the pickle's bytes independent of which equal strings share one object.
         plain = json.loads(json.dumps(refs))
         (annotation_folder / REFS_FILE).write_bytes(pickle.dumps(plain, protocol=_PICKLE_PROTOCOL))
+
+
+def _is_replaceable(root: Path) -> bool:
+    """Return whether a folder has what ``write_rrsisd`` writes and nothing else beside it."""
+    tops = {Path(folder).parts[0] for folder in (rrsisd.ANNOTATION_FOLDER, rrsisd.IMAGE_FOLDER)}
+    return root.is_dir() and rrsisd.matches(root) and {entry.name for entry in root.iterdir()} <= tops

@@ -76,9 +76,9 @@ def verify_samples(dataset: Dataset, splits: Sequence[str], resize_masks: bool =
         if not path.is_file():
             found.setdefault(Problem.MISSING_IMAGE, []).append(f"'{path}'")
             continue
-        size = None if resize_masks else size_in_header(path) or read_image(path).shape[:2]
+        size = size_in_header(path) or read_image(path).shape[:2]
         for sample in group:
-            problems = list(mask_problems(sample, size))
+            problems = list(mask_problems(sample, None if resize_masks else size))
             try:
                 clean_phrase(sample.phrase)
             except BadInputError as error:

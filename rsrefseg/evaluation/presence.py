@@ -83,6 +83,7 @@ def calibrate(path: Path | None, data: Path, split: str = "val", images: Path | 
     dataset = open_dataset(data, images)
     (samples,) = verify_samples(dataset, [split], resize_masks=True)
     asked = with_absent(samples)
+    _refuse_one_kind(np.array([sample.has_target for sample in asked]))
     if current_merge(run) is None:
         merge(run)
     found = run_model(run.path)
@@ -136,11 +137,7 @@ def fit(strengths: npt.NDArray[np.float64], present: npt.NDArray[np.bool_], chec
     Raises:
         BadInputError: there are no phrases of one kind.
     """
-    if present.all() or not present.any():
-        kind = "without" if present.all() else "with"
-        raise BadInputError(
-            f"the split has no phrases {kind} a target, and no two images with objects of different classes"
-        )
+    _refuse_one_kind(present)
     centre, spread = strengths.mean(), strengths.std() or 1.0
     inputs = np.stack([(strengths - centre) / spread, np.ones_like(strengths)], axis=1)
     weights = np.where(present, 0.5 / present.sum(), 0.5 / (~present).sum())
@@ -151,15 +148,24 @@ def fit(strengths: npt.NDArray[np.float64], present: npt.NDArray[np.bool_], chec
         curvature = (inputs * (weights * probability * (1 - probability))[:, None]).T @ inputs + _RIDGE * np.eye(2)
         found += np.linalg.solve(curvature, slope)
     scale, bias = found[0] / spread, found[1] - found[0] * centre / spread
-    ahead = strengths[present][:, None] - strengths[~present][None, :]
+    others = np.sort(strengths[~present])
+    below, up_to = (np.searchsorted(others, strengths[present], side=side) for side in ("left", "right"))
     return Presence(
         scale=float(scale),
         bias=float(bias),
-        auc=float(((ahead > 0) + 0.5 * (ahead == 0)).mean()),
+        auc=float((below + up_to).mean() / 2 / len(others)),
         with_target=int(present.sum()),
         without_target=int((~present).sum()),
         checkpoint_sha256=checkpoint_sha256,
     )
+
+
+def _refuse_one_kind(present: npt.NDArray[np.bool_]) -> None:
+    if present.all() or not present.any():
+        kind = "without" if present.all() else "with"
+        raise BadInputError(
+            f"the split has no phrases {kind} a target, and no two images with objects of different classes"
+        )
 
 
 def presence_of(run: Run, checkpoint_sha256: str) -> Presence | None:

@@ -126,7 +126,7 @@ def from_file(path: Path) -> BaseWeights:
     """
     if not path.is_file():
         raise BadInputError(f"base weights '{path}' do not exist")
-    return BaseWeights(BaseKind.FILE, str(path.resolve()), digest(path), random_weights=is_random(path))
+    return BaseWeights(BaseKind.FILE, str(path.absolute()), digest(path), random_weights=is_random(path))
 
 
 def shipped_base() -> Path:

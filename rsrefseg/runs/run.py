@@ -72,6 +72,17 @@ class Run:
             ) from error
         return record
 
+    def read_training_record(self) -> dict[str, Any]:
+        """Read ``run.json`` of a run that was trained here.
+
+        Raises:
+            BadInputError: see ``read_record``; or the run was exported or converted without training.
+        """
+        record = self.read_record()
+        if not record["train"]:
+            raise BadInputError(f"'{self.path}' was never trained: name the run to continue with --out")
+        return record
+
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that affect a run's result."""

@@ -12,7 +12,7 @@ from rsrefseg.engines.system.progress import ProgressLine
 from ..model.config import ModelConfig, Preset
 from ..runs.run import Run, latest_run, next_run
 from .config import TrainConfig
-from .settings import Settings, resolve_settings
+from .settings import Settings, WeightsSettings, resolve_settings
 
 if TYPE_CHECKING:
     from ..evaluation.metrics import MetricsResult
@@ -57,10 +57,11 @@ def run_training(
     is_preset_named = "preset" in settings.given.get("model", {})
     with ProgressLine(f"training {out}") as progress:
         if resume and run.record_path.is_file():
-            record, model = run.read_record(), settings.model.config()
+            record, model = run.read_training_record(), settings.model.config()
             base = BaseWeights.from_dict(record["base"])
             if base.kind in (BaseKind.FILE, BaseKind.FILES) and not is_preset_named:
                 model = replace(model, preset=record["model"].get("preset"))  # the sizes are those of the files
+            _refuse_other_weights(settings.weights, base, run)
             settings.refuse_changes(run, model)
         else:
             base, model = _base(settings, is_preset_named, progress if is_main else None)
@@ -70,6 +71,29 @@ def run_training(
             settings.data, out, model, settings.training, base, tokenizer=tokenizer, resume=resume, watcher=watcher
         )
     return result if is_main else None
+
+
+def _refuse_other_weights(given: WeightsSettings, base: "BaseWeights", run: Run) -> None:
+    """Check that the given weights, if any, are of the kind, and ``--base`` is the file, that a run was started with.
+
+    Raises:
+        BadInputError: they differ.
+    """
+    from ..runs.base import BaseKind
+
+    kinds = {
+        BaseKind.SCRATCH: given.from_scratch,
+        BaseKind.RANDOM: given.random_weights,
+        BaseKind.FILE: given.base is not None,
+        BaseKind.FILES: given.sam is not None,
+    }
+    kind = next((kind for kind, is_given in kinds.items() if is_given), base.kind)
+    is_other_file = given.base is not None and given.base.resolve() != Path(base.path or "").resolve()
+    if kind is not base.kind or is_other_file:
+        raise BadInputError(
+            f"'{run.path}' was started with other weights ({base.kind.value}): leave them out to continue the run, or "
+            "give another --out"
+        )
 
 
 def _refuse_missing(settings: Settings, resume: bool) -> None:

@@ -149,8 +149,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         recorded |= {"model": record["model"], "preprocessing": _with_profile(before)}
         wanted = _by_table(self.training)
         wanted |= {"model": model.to_dict(), "preprocessing": _with_profile(self.preprocessing.of(before))}
-        data = self.data
-        wanted["data"] = {"share": [*data.shares], "drop_shared": data.drop_shared, "resize_masks": data.resize_masks}
+        wanted["data"] = {"share": [*self.data.shares]}
+        for name in ("drop_shared", "resize_masks", "train_split", "validation_split"):
+            wanted["data"][name] = getattr(self.data, name)
         recorded["data"] = record["data"]
         for table, values in self.given.items():
             for name in values.keys() & wanted.get(table, {}).keys():

@@ -13,6 +13,7 @@ import msgspec
 from rsrefseg.engines.errors import BadInputError
 from rsrefseg.engines.system.files import atomic_write_bytes, unwritable
 
+from ..checkpoints.tokenizer_file import tokenizer_bytes
 from ..data.samples import group_by_image
 from ..model.config import ModelConfig
 from ..model.lora import ParameterCounts, count_parameters
@@ -90,7 +91,7 @@ def train(
         started = _is_started(run, resume)
         processes.wait_for_everyone()  # all processes check before one writes
         if started:
-            record = run.read_record()
+            record = run.read_training_record()
             if (before := record.get("processes")) not in (None, processes.num_processes):
                 # A position counts the batches of all processes.
                 raise BadInputError(
@@ -100,6 +101,8 @@ def train(
             model_config, config = ModelConfig.from_dict(record["model"]), TrainConfig.from_dict(record["train"])
             base = BaseWeights.from_dict(record["base"])
             data = _recorded(data, record["data"], out)
+            if tokenizer is not None and tokenizer_bytes(tokenizer, model_config) != run.tokenizer_path.read_bytes():
+                raise BadInputError(f"'{out}' was started with another tokenizer than '{tokenizer}': leave it out")
         else:
             model_config = base.adapted(model_config)
         if config.compile:
@@ -135,6 +138,8 @@ def train(
                         "share": [*data.shares],
                         "drop_shared": data.drop_shared,
                         "resize_masks": data.resize_masks,
+                        "train_split": data.train_split,
+                        "validation_split": data.validation_split,
                         **contents,
                     },
                     "parameters": {"trained": parameters.trained, "total": parameters.total},
@@ -154,7 +159,8 @@ def _recorded(data: DataSettings, record: Mapping[str, Any], out: Path) -> DataS
     Raises:
         BadInputError: the run has another number of data sets.
     """
-    kept = {name: record[name] for name in ("drop_shared", "resize_masks") if name in record}
+    names = ("drop_shared", "resize_masks", "train_split", "validation_split")
+    kept = {name: record[name] for name in names if name in record}
     share = tuple(record.get("share", (1.0,)))
     if len(share) != len(data.path):
         raise BadInputError(f"the run '{out}' has {len(share)} data sets, not {len(data.path)}: name them in its order")

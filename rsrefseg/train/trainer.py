@@ -28,6 +28,7 @@ from .config import Precision, TrainConfig
 from .data import TrainingData
 from .losses import segmentation_loss
 from .metrics_log import MetricsLog
+from .processes import this_process
 from .schedule import WarmupCosine
 from .state import Position, load_training_state, save_training_state
 from .validation import validate
@@ -230,12 +231,13 @@ def _mixed_precision(precision: Precision) -> str:
     Raises:
         BadInputError: the device does not support the precision.
     """
-    if precision is Precision.FP16 and not torch.cuda.is_available():
+    on_cuda = this_process().device.type == "cuda"
+    if precision is Precision.FP16 and not on_cuda:
         raise BadInputError("--precision fp16 needs a CUDA device: use auto, fp32 or bf16")
     if precision is Precision.AUTO:
-        if torch.cuda.is_available():
-            return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        # On CPUs that only emulate bfloat16 it is slower than float32.
+        # Devices that only emulate bfloat16 are slower in it.
+        if on_cuda:
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16" if native else "no"
     return "no" if precision is Precision.FP32 else precision.value

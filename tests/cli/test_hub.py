@@ -1,5 +1,6 @@
 """Bundles and runs on the hub, against a server on loopback: pushed, fetched, refused."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -115,7 +116,10 @@ def test_a_run_is_pushed_with_its_scores_and_exported_elsewhere(
 ) -> None:
     scored = run_here(capsys, "eval", "--data", "boxes", "--split", "val", "--json")
     Path("scores.json").write_text(scored.out)
-    pushed = client.run("push", "runs/001", NAME, "--scores", "scores.json", "--json")
+    best = hashlib.sha256(Path("runs/001/best.safetensors").read_bytes()).hexdigest()
+    Path("unmerged.json").write_text(json.dumps(scored.result | {"model_sha256": best, "split": "unmerged"}))
+    scores = ("--scores", "scores.json", "--scores", "unmerged.json")
+    pushed = client.run("push", "runs/001", NAME, *scores, "--json")
     assert pushed.code == 0, pushed.err
     assert "best.safetensors" not in pushed.result["files"]
     shutil.rmtree("runs")
@@ -129,7 +133,8 @@ def test_a_run_is_pushed_with_its_scores_and_exported_elsewhere(
     names = [path.name for path in Path("first").glob("*.onnx")]
     assert all(Path("bundle", name).read_bytes() == Path("first", name).read_bytes() for name in names)
     card = (snapshot / "README.md").read_text()
-    assert f"| boxes | val | rsrefseg | {scored.result['samples']} | {scored.result['gIoU']:.4f} |" in card
+    assert "| run | boxes | unmerged |" in card
+    assert f"| run | boxes | val | rsrefseg | {scored.result['samples']} | {scored.result['gIoU']:.4f} |" in card
     assert str(exported.data.parent) not in card, "the user's folders are nobody's business"
     changed = hub.repositories[NAME].files()["tokenizer.json"] + b" "
     hub.put(NAME, **{"tokenizer.json": changed})
@@ -137,11 +142,15 @@ def test_a_run_is_pushed_with_its_scores_and_exported_elsewhere(
 
 
 def test_the_card_of_a_bundle_has_the_facts_of_its_run(demo_place: Path, hub: Hub, client: Client) -> None:
+    with Path("runs/001/metrics.jsonl").open("a") as metrics:  # the training went on after the export
+        later = {"protocol": "rsrefseg", "samples": 4, "gIoU": 0.9876}
+        metrics.write(json.dumps({"step": 10**6, "epoch": 9, "validation": later}) + "\n")
     assert client.run("push", "bundle", NAME).code == 0
     card = hub.repositories[NAME].files()["README.md"].decode()
+    assert "0.9876" not in card
     record = json.loads(Path("runs/001/run.json").read_text())
     assert record["data"]["sha256"] in card
-    assert "| boxes | val | rsrefseg | 4 |" in card
+    assert "| run | boxes | val | rsrefseg | 4 |" in card
     assert "`sam_encoder`" in card
     Path("runs/001/merged.safetensors").write_bytes(b"another")
     assert client.run("push", "bundle", NAME).code == 0
@@ -151,7 +160,11 @@ def test_the_card_of_a_bundle_has_the_facts_of_its_run(demo_place: Path, hub: Hu
 
 def test_what_must_not_be_pushed_is_refused_before_anything_is_sent(demo_place: Path, hub: Hub, client: Client) -> None:
     Path("empty").mkdir()
-    Path("scores.json").write_text(json.dumps({"protocol": "rsrefseg", "samples": 1, "data": "x", "split": "test"}))
+    score = {"protocol": "rsrefseg", "samples": 1, "data": "x", "split": "test"}
+    Path("scores.json").write_text(json.dumps(score))
+    checkpoint = hashlib.sha256(Path("runs/001/merged.safetensors").read_bytes()).hexdigest()
+    of_another_bundle = {"model_sha256": checkpoint, "bundle_sha256": "e" * 64}  # such as its INT8 form
+    Path("int8.json").write_text(json.dumps(score | of_another_bundle))
     shutil.copytree("runs/001", "runs/002")
     Path("runs/002/merged.safetensors").unlink()
     shutil.copytree("runs/001", "runs/003")
@@ -165,6 +178,7 @@ def test_what_must_not_be_pushed_is_refused_before_anything_is_sent(demo_place: 
         (("runs/003", NAME), "rsrefseg merge"),
         (("broken", NAME), "sam_decoder.onnx"),
         (("bundle", NAME, "--scores", "scores.json"), "another model"),
+        (("bundle", NAME, "--scores", "int8.json"), "another model"),
     ):
         assert_refused(client.run("push", *arguments), fact)
     assert hub.requests == []

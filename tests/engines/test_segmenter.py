@@ -106,6 +106,8 @@ def test_an_encoded_image_serves_many_phrases_and_a_known_phrase_is_not_encoded_
 def test_the_phrase_used_longest_ago_is_forgotten(
     bundle: Bundle, engine: CountingEngine, cached: int, encodings: list[int]
 ) -> None:
+    with pytest.raises(BadInputError, match="cached_phrases"):
+        Segmenter(bundle, engine, cached_phrases=-1)
     segmenter = Segmenter(bundle, engine, cached_phrases=cached)
     encoded = segmenter.encode_image(image())
     phrases = ["the red", "the blue", "the red", "a green", "the red", "the blue"]

@@ -56,6 +56,11 @@ def build(capsys: Capsys, folder: Path, *arguments: str) -> Ran:
     return replace(ran, err="".join(expected))
 
 
+def test_an_option_of_value_0_is_not_ignored(folder: Path) -> None:
+    with pytest.raises(BadInputError, match="no effect with --check"):
+        run_build(BuildRequest(folder, check=True, optimization_level=0))
+
+
 @pytest.mark.parametrize("options", [(), ("--check",)])
 def test_dynamic_int8_is_refused_before_parsing(
     trt: State, folder: Path, tmp_path: Path, capsys: Capsys, options: tuple[str, ...]
@@ -163,6 +168,7 @@ def layer(kind: str, types: str, tactic: str = "") -> dict:
         ([layer("gemm", "Float", "sm80_xmma_gemm_f16f16_f16f32_f32")], "1 FP16"),
         (["conv1 + relu", "softmax"], "1 unknown"),
         ([layer("Myelin", "Float", "sm80_xmma_gemm_f32f32_tf32f32_f32")], "1 TF32"),
+        ([layer("Myelin", "Row major linear UInt8 format")], "1 unknown"),
         ([layer("Reformat", "Half") | {"Name": "Reformatting CopyNode for attention"}], "none"),
         ([layer("Myelin", "Float") | {"Name": "{ForeignNode[blocks.0/MatMul...blocks.11/Add]}"}], "1 unknown"),
         ([layer("PointWise", "Float")], "none"),

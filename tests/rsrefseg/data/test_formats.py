@@ -18,6 +18,7 @@ from rsrefseg.data.masks import encode_mask
 from rsrefseg.data.rrsisd import IMAGE_FOLDER
 from rsrefseg.data.samples import Dataset, group_by_image
 from rsrefseg.data.verify import verify_samples
+from rsrefseg.engines.errors import BadInputError
 from tests.support import made_formats as made
 from tests.support.made_data import change_instances, change_refs, instances_path, referral, refusal, write_scenes
 from tests.support.made_formats import HEIGHT, LOW, SQUARE, TRIANGLE, WIDTH, WRITERS
@@ -287,6 +288,8 @@ def test_an_option_names_another_image_folder(tmp_path: Path, write: Writer) -> 
     write(tmp_path / "set")
     dataset = open_dataset(tmp_path / "set")
     export_jsonl(dataset, tmp_path / "all.jsonl")
+    with pytest.raises(BadInputError, match=r"\.jsonl"):
+        export_jsonl(dataset, tmp_path / "all.json")
     common, moved = common_image_folder(dataset.samples), tmp_path / "elsewhere"
     for folder in {sample.image_path.parent for sample in dataset.samples}:
         (moved / folder.relative_to(common)).parent.mkdir(parents=True, exist_ok=True)

@@ -72,3 +72,9 @@ def test_overwrite_replaces_only_a_data_set(tmp_path: Path) -> None:
     for overwrite in (False, True):
         refusal(lambda overwrite=overwrite: write_rrsisd(tmp_path / "mine", scenes, overwrite))
     assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
+    (tmp_path / "scenes" / "notes.txt").write_text("precious")
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "instances.json").write_text("{}")
+    for name in ("scenes", "coco"):
+        refusal(lambda name=name: write_rrsisd(tmp_path / name, scenes, overwrite=True))
+    assert (tmp_path / "scenes" / "notes.txt").is_file()

@@ -1,6 +1,7 @@
 """``calibrate``: presence scores tell phrases with a target from those without, and travel with run and bundle."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from rsrefseg.data.formats import open_dataset
 from rsrefseg.data.samples import group_by_image
 from rsrefseg.engines.bundle.bundle import Bundle
 from rsrefseg.engines.errors import BadInputError
-from rsrefseg.evaluation.presence import fit, presence_of, with_absent
+from rsrefseg.evaluation.presence import calibrate, fit, presence_of, with_absent
 from rsrefseg.runs.run import Run
 from tests.support.exported import Exported
 from tests.support.places import beside_run
@@ -35,6 +36,7 @@ def test_the_auc_counts_pairs_and_a_perfect_separation_stays_finite() -> None:
     assert found.auc == 0.75
     perfect = fit(np.array([5.0, 6.0, -5.0, -6.0]), np.array([True, True, False, False]), "0" * 64)
     assert perfect.auc == 1
+    assert fit(np.ones(4), np.array([True, True, False, False]), "0" * 64).auc == 0.5
     assert np.isfinite([perfect.scale, perfect.bias]).all()
     assert perfect.scale * 5 + perfect.bias > 0 > perfect.scale * -5 + perfect.bias
 
@@ -43,6 +45,14 @@ def test_the_auc_counts_pairs_and_a_perfect_separation_stays_finite() -> None:
 def test_phrases_of_one_kind_only_are_refused(present: list[bool]) -> None:
     with pytest.raises(BadInputError, match="target"):
         fit(np.array([1.0, 2.0]), np.array(present), "0" * 64)
+
+
+def test_a_split_of_one_class_is_refused_before_the_run_is_merged(exported: Exported, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(exported.run, tmp_path / "run")))
+    run.merged_path.unlink()
+    with pytest.raises(BadInputError, match="different classes"):
+        calibrate(run.path, exported.data)
+    assert not run.merged_path.exists()
 
 
 def test_absent_phrases_are_of_classes_that_the_image_does_not_have(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from rsrefseg.model.config import LoraSettings, model_config
 from rsrefseg.runs.base import BaseWeights, from_file
 from rsrefseg.runs.run import Run
 from rsrefseg.runs.tokenizer import open_tokenizer
+from rsrefseg.train import trainer
 from rsrefseg.train.config import Precision
 from rsrefseg.train.data import read_samples
 from rsrefseg.train.settings import DataSettings
@@ -132,6 +134,13 @@ def test_broken_data_is_refused_before_the_first_step(
     assert not Run(tmp_path / "run").record_path.exists()
 
 
+def test_resized_masks_need_whole_images_too(data: Path, base: BaseWeights, tmp_path: Path) -> None:
+    image_path(data, 2).write_bytes(b"")
+    with refused("00002.jpg"):
+        train_small(data, tmp_path / "run", base, resize_masks=True)
+    assert not Run(tmp_path / "run").record_path.exists()
+
+
 def test_a_run_records_that_masks_are_resized(data: Path, base: BaseWeights, tmp_path: Path) -> None:
     shrink(data)
     with pytest.raises(StoppedError):
@@ -222,6 +231,13 @@ def test_half_precision_needs_a_device_that_has_it(boxes: Path, base: BaseWeight
         pytest.skip("this machine trains in fp16")
     with refused("fp16", "CUDA"):
         train_small(boxes, tmp_path / "run", base, precision=Precision.FP16)
+
+
+def test_auto_never_takes_a_precision_that_the_device_emulates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A double of a GPU before Ampere."""
+    monkeypatch.setattr(trainer, "this_process", lambda: SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert trainer._mixed_precision(Precision.AUTO) == "fp16"
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
