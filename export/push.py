@@ -105,9 +105,9 @@ def _bundle(folder: Path, name: str, path: Path | None, scores: Sequence[Path]) 
     digests = {record.name: record.sha256 for record in bundle.manifest.files}
     checkpoint, random = bundle.manifest.provenance.checkpoint_sha256, bundle.manifest.provenance.random_weights
     run = _exported_from(bundle, path)
-    record = run.read_record() if run is not None else None
-    models, found = {checkpoint}, []
-    if run is not None and record is not None:
+    models, found, record = {checkpoint}, [], None
+    if run is not None:
+        record = run.read_record()
         source = _merged_header(run).get("source", {})
         models.add(source.get("run_best_sha256"))
         found = recorded_scores(run.path, record, read_metrics(run.metrics_path), source.get("step"))

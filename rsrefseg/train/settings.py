@@ -23,6 +23,8 @@ from .config import FROM_SCRATCH, LossWeights, Precision, TrainConfig
 
 RECIPES = ("s", "b", "l", "rsrefseg2")
 _PUBLIC_FILES = {"sam", "siglip"}
+# Settings of the data sets that a run records and keeps, besides their paths and shares.
+RECORDED_DATA = ("drop_shared", "resize_masks", "train_split", "validation_split")
 _BASES = {"base", "from_scratch", "random_weights", *_PUBLIC_FILES}
 
 Tables = dict[str, dict[str, Any]]
@@ -99,6 +101,10 @@ class DataSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """The share of each data set."""
         return self.share or (1.0,) * len(self.path)
 
+    def record(self) -> dict[str, Any]:
+        """Return what a run records of them, except their paths."""
+        return {"share": [*self.shares], **{name: getattr(self, name) for name in RECORDED_DATA}}
+
 
 class WeightsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of the initial weights: at most one of ``base``, ``sam`` and ``siglip``, and the two flags."""
@@ -149,9 +155,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         recorded |= {"model": record["model"], "preprocessing": _with_profile(before)}
         wanted = _by_table(self.training)
         wanted |= {"model": model.to_dict(), "preprocessing": _with_profile(self.preprocessing.of(before))}
-        wanted["data"] = {"share": [*self.data.shares]}
-        for name in ("drop_shared", "resize_masks", "train_split", "validation_split"):
-            wanted["data"][name] = getattr(self.data, name)
+        wanted["data"] = self.data.record()
         recorded["data"] = record["data"]
         for table, values in self.given.items():
             for name in values.keys() & wanted.get(table, {}).keys():

@@ -26,7 +26,7 @@ from .compiling import check_compiler
 from .config import TrainConfig
 from .data import TrainingData, check_phrases, read_samples, samples_digest
 from .processes import refuse_sharding, this_process
-from .settings import DataSettings
+from .settings import RECORDED_DATA, DataSettings
 from .state import Position
 from .trainer import Trainer, Watcher
 
@@ -135,11 +135,7 @@ def train(
                     "base": base.to_dict(),
                     "data": {
                         "path": [str(path.resolve()) for path in data.path],
-                        "share": [*data.shares],
-                        "drop_shared": data.drop_shared,
-                        "resize_masks": data.resize_masks,
-                        "train_split": data.train_split,
-                        "validation_split": data.validation_split,
+                        **data.record(),
                         **contents,
                     },
                     "parameters": {"trained": parameters.trained, "total": parameters.total},
@@ -159,8 +155,7 @@ def _recorded(data: DataSettings, record: Mapping[str, Any], out: Path) -> DataS
     Raises:
         BadInputError: the run has another number of data sets.
     """
-    names = ("drop_shared", "resize_masks", "train_split", "validation_split")
-    kept = {name: record[name] for name in names if name in record}
+    kept = {name: record[name] for name in RECORDED_DATA if name in record}
     share = tuple(record.get("share", (1.0,)))
     if len(share) != len(data.path):
         raise BadInputError(f"the run '{out}' has {len(share)} data sets, not {len(data.path)}: name them in its order")
